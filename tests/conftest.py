@@ -1,0 +1,1 @@
+"""Configurations shared by the tests, composed from the shipped files."""

@@ -1,0 +1,335 @@
+"""The transformer: embedding gather, and per layer QKV, attention, output projection and FFN over chunks of rows.
+
+Data that crosses chunks (hidden states, Q, the KV cache) lives in HBM; within a chunk, phases hand buffers from unit to
+unit through channels. docs/timing.md lists them.
+"""
+
+from tripath.compiler.emit import Level
+from tripath.compiler.layout import STREAM_SLOTS
+from tripath.compiler.lower import LOG2_MX_BLOCK, Context, Steps, segments
+from tripath.compiler.rows import Chunk, Span, times
+from tripath.formats import FORMATS, MX_BLOCK
+
+
+def forward(c: Context, span: Span, block: Level) -> None:
+    """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM."""
+    embed(c, span, block)
+    with c.e.loop(c.model.layers) as layer:
+        with c.e.phase("qkv"):
+            c.e.sync("dma_in", wait=c.semaphores["x_stored"])
+            with c.chunks(span, block) as chunk:
+                project_qkv(c, chunk, layer)
+            c.e.sync("dma_out", signal=c.semaphores["kv_stored"])
+        with c.e.phase("attention"):
+            c.e.sync("dma_in", wait=c.semaphores["kv_stored"])
+        with c.chunks(span, block) as chunk:
+            with c.e.phase("attention"):
+                attend(c, chunk, layer)
+            with c.e.phase("out"):
+                project_out(c, chunk, layer)
+            with c.e.phase("ffn"):
+                feed_forward(c, chunk, layer)
+        with c.e.phase("ffn"):
+            c.e.sync("dma_out", signal=c.semaphores["x_stored"])
+
+
+def embed(c: Context, span: Span, block: Level) -> None:
+    """x := embedding[tokens] for the rows of a span."""
+    e, ids, rows_out = c.e, c.channels["ids"], c.channels["embedded"]
+    hidden, tokens, table = c.model.hidden, c.layout.tensor("tokens"), c.layout.tensor("embedding")
+    with e.phase("embed"):
+        e.sync("dma_in", wait=c.semaphores["tokens_stored"])
+        with c.chunks(span, block) as chunk:
+            e.sync("dma_in", wait=(ids.free, rows_out.free))
+            with chunk.runs(e, c.workload.block_length) as (rows, local, canvas):
+                steps = chunk.canvas_steps(4, tokens.row_bytes)
+                steps += [(level, seq * tokens.row_bytes + row * 4) for level, seq, row in canvas]
+                e.emit("H_LOAD_I", dst=c.integer("ids", 0, local), src=c.hbm("tokens", span.first * 4, steps), n=rows)
+            e.sync("dma_in", signal=ids.full)
+            e.sync("dma_in", wait=ids.full)
+            with chunk.runs(e, c.workload.block_length) as (rows, local, _):
+                e.emit("H_GATHER_V", dst=c.vector("x", 0, times(local, hidden), rows=hidden),
+                       table=c.hbm("embedding", rows=table.row_bytes), index=c.integer("ids", 0, local),
+                       cols=hidden, rows=rows)  # fmt: skip
+            e.sync("dma_in", signal=(ids.free, rows_out.full))
+            e.sync("dma_out", wait=rows_out.full)
+            c.transfer_rows(chunk, "H_STORE_V", "x", "x", hidden)
+            e.sync("dma_out", signal=rows_out.free)
+        e.sync("dma_out", signal=c.semaphores["x_stored"])
+
+
+def project_qkv(c: Context, chunk: Chunk, layer: Level) -> None:
+    """Norm, Q K V projections, RoPE; Q goes to HBM as BF16, K and V into the cache in its format."""
+    e, model, channels = c.e, c.model, c.channels
+    width = model.query_width + 2 * model.kv_width
+    source, produced, rotated = channels["qkv_in"], channels["qkv"], c.semaphores["rotated"]
+    e.sync("dma_in", wait=source.free)
+    c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
+    c.transfer_rows(chunk, "H_LOAD_V", "rope", "rope", model.head_dim)
+    c.load_row("attention_norm", "norm_weight", model.hidden, [(layer, c.layout.tensor("attention_norm").row_bytes)])
+    if chunk.span.has_padding:
+        valid = c.layout.tensor("valid")
+        with chunk.runs(e, c.workload.block_length) as (rows, local, canvas):
+            steps = chunk.canvas_steps(4, valid.row_bytes) + [(lv, s * valid.row_bytes + r * 4) for lv, s, r in canvas]
+            e.emit("H_LOAD_F", dst=c.fp("valid", 0, local), src=c.hbm("valid", chunk.span.first * 4, steps), n=rows)
+    e.sync("dma_in", signal=source.full)
+    e.sync("vector", wait=source.full)
+    c.rms_norm(chunk, "x", "h", zero_padding=chunk.span.has_padding)
+    e.sync("vector", signal=c.semaphores["qkv_normed"])
+    e.sync("matrix", wait=(c.semaphores["qkv_normed"], produced.free))
+    weights = c.layout.tensor("w_qkv")
+    c.project(chunk, weights="w_qkv", outputs=width, inputs=model.hidden, acts="h", dst="qkv", dst_width=width,
+              steps=[(layer, weights.stride_bytes(0))])  # fmt: skip
+    e.sync("matrix", signal=produced.full)
+    e.sync("vector", wait=produced.full)
+    _rotate(c, chunk, width)
+    e.sync("vector", signal=(source.free, rotated))
+    e.sync("dma_out", wait=rotated)
+    _store_qkv(c, chunk, layer, width)
+    e.sync("dma_out", signal=produced.free)
+
+
+def _rotate(c: Context, chunk: Chunk, width: int) -> None:
+    """RoPE on Q and K in place, and the attention scale on Q."""
+    e, model, tile = c.e, c.model, c.layout.tiling.row_tile
+    limit = c.vlen // model.head_dim * model.head_dim
+    for first, count, lanes in segments(model.query_width + model.kv_width, limit):
+        with e.loop(count) as piece, chunk.each(e, tile) as rows:
+            row = c.vector("qkv", first, [(piece, lanes), *times(rows, width)])
+            table = c.vector("rope", 0, times(rows, model.head_dim))
+            e.emit("V_ROPE_V", dst=row, a=row, table=table, n=lanes, head_dim=model.head_dim)
+    for first, count, lanes in segments(model.query_width, c.vlen):
+        with e.loop(count) as piece, chunk.each(e, tile) as rows:
+            row = c.vector("qkv", first, [(piece, lanes), *times(rows, width)])
+            e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("attention_scale"), n=lanes)
+
+
+def _store_qkv(c: Context, chunk: Chunk, layer: Level, width: int) -> None:
+    """Q rows to HBM; K with blocks along channels, V with blocks along tokens, into the cache."""
+    e, model, tiling = c.e, c.model, c.layout.tiling
+    queries, keys, values = (c.layout.tensor(name) for name in ("q", "keys", "values"))
+    kv, first, unit = FORMATS[c.numerics.kv], chunk.span.first, c.workload.block_length
+    with chunk.runs(e, unit) as (rows, local, canvas):
+        steps = chunk.canvas_steps(queries.row_bytes, queries.stride_bytes(0))
+        steps += [(lv, s * queries.stride_bytes(0) + r * queries.row_bytes) for lv, s, r in canvas]
+        e.emit("H_STORE_V", dst=c.hbm("q", first * queries.row_bytes, steps, rows=queries.row_bytes),
+               src=c.vector("qkv", 0, times(local, width), rows=width), rows=rows, cols=model.query_width,
+               format=FORMATS["bf16"].code, block=LOG2_MX_BLOCK)  # fmt: skip
+        with e.loop(model.kv_heads) as head:
+            steps = chunk.canvas_steps(keys.row_bytes, keys.stride_bytes(1))
+            steps += [(lv, s * keys.stride_bytes(1) + r * keys.row_bytes) for lv, s, r in canvas]
+            steps += [(layer, keys.stride_bytes(0)), (head, keys.stride_bytes(2))]
+            place = c.hbm("keys", (tiling.pad + first) * keys.row_bytes, steps, rows=keys.row_bytes)
+            source = [(head, model.head_dim), *times(local, width)]
+            e.emit("H_STORE_V", dst=place, src=c.vector("qkv", model.query_width, source, rows=width), rows=rows,
+                   cols=model.head_dim, format=kv.code, block=LOG2_MX_BLOCK)  # fmt: skip
+            group = tiling.token_block
+            with e.loop(rows // group) as part:
+                per_row = values.stride_bytes(3) // group
+                steps = chunk.canvas_steps(per_row, values.stride_bytes(1))
+                steps += [(lv, s * values.stride_bytes(1) + r * per_row) for lv, s, r in canvas]
+                steps += [(layer, values.stride_bytes(0)), (head, values.stride_bytes(2)), (part, group * per_row)]
+                source = [(head, model.head_dim), (part, group * width), *times(local, width)]
+                e.emit("H_STORE_T", dst=c.hbm("values", (tiling.pad + first) * per_row, steps),
+                       src=c.vector("qkv", model.query_width + model.kv_width, source, rows=width),
+                       cols=model.head_dim, format=kv.code, block=group.bit_length() - 1)  # fmt: skip
+
+
+def attend(c: Context, chunk: Chunk, layer: Level) -> None:
+    """Bidirectional FlashAttention over the whole cache: `attended` := softmax(q K^T + mask) V, head by head."""
+    e, model, tiling, channels = c.e, c.model, c.layout.tiling, c.channels
+    mask, queries, rest = c.layout.tensor("mask"), channels["queries"], channels["post_in"]
+    e.sync("dma_in", wait=queries.free)
+    c.transfer_rows(chunk, "H_LOAD_V", "q", "q", model.query_width)
+    e.sync("dma_in", signal=queries.full)
+    e.sync("dma_in", wait=rest.free)
+    with e.loop(chunk.span.sequences) as sequence:
+        step = [(chunk.batch_loop, chunk.span.sequences * mask.row_bytes), (sequence, mask.row_bytes)]
+        e.emit("H_LOAD_V", dst=c.vector("mask", 0, [(sequence, tiling.cache_tokens)]), src=c.hbm("mask", 0, step),
+               rows=1, cols=tiling.cache_tokens, format=FORMATS["bf16"].code, block=LOG2_MX_BLOCK)  # fmt: skip
+    c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
+    c.load_row("ffn_norm", "norm_weight", model.hidden, [(layer, c.layout.tensor("ffn_norm").row_bytes)])
+    e.sync("dma_in", signal=rest.full)
+    e.sync("matrix", wait=queries.full)
+    e.sync("vector", wait=rest.full)
+    with e.loop(chunk.span.sequences) as sequence, e.loop(model.kv_heads) as head:
+        _attend_head(c, chunk, layer, sequence, head)
+    e.sync("vector", signal=c.semaphores["attended"])
+
+
+def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: Level) -> None:
+    """All query heads and row tiles that share one KV head of one sequence."""
+    e, model, tiling = c.e, c.model, c.layout.tiling
+    group, hd, rows, width = model.heads // model.kv_heads, model.head_dim, tiling.row_tile, model.query_width
+    tiles = chunk.span.chunk_rows.divided(rows)
+    stream, kv = c.channels["keys_values"], FORMATS[c.numerics.kv]
+    keys, values = c.layout.tensor("keys"), c.layout.tensor("values")
+    around = {"ring": stream.ring, "length": STREAM_SLOTS}
+    key_bytes, value_row = tiling.key_tile * keys.row_bytes, values.row_bytes
+    value_bytes = tiling.key_tile // tiling.token_block * hd * value_row
+    local = [(sequence, chunk.span.rows)]
+
+    def state(name: str, steps: Steps) -> int:
+        return c.fp(name, 0, steps)
+
+    def output(offset: int, steps: Steps, query: Level, tile: Level) -> int:
+        base = [(head, group * hd), (query, hd), *times([*local, (tile, rows)], width)]
+        return c.vector("attended", offset, [*base, *steps], rows=width)
+
+    with e.loop(group) as query, e.loop(tiles) as tile, e.loop(rows) as row:
+        place = [(query, chunk.span.sequences * chunk.span.rows), *local, (tile, rows), (row, 1)]
+        e.emit("S_MOV_FP", dst=state("running_max", place), a=c.fp("lowest"))
+        e.emit("S_MOV_FP", dst=state("running_sum", place), a=c.fp("zero"))
+        e.emit("V_FILL_VF", dst=output(0, [(row, width)], query, tile), scalar=c.fp("zero"), n=hd)
+    with e.loop(tiling.cache_tokens // tiling.key_tile) as part:
+        cache = [(layer, keys.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * keys.stride_bytes(1)),
+                 (sequence, keys.stride_bytes(1)), (head, keys.stride_bytes(2)), (part, key_bytes)]  # fmt: skip
+        e.emit("H_LOAD_M", dst=e.address(c.layout.matrix["keys"], **around, ring_stride=key_bytes),
+               src=c.hbm("keys", 0, cache), rows=1, row_bytes=key_bytes, wait=stream.free)  # fmt: skip
+        cache = [(layer, values.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * values.stride_bytes(1)),
+                 (sequence, values.stride_bytes(1)), (head, values.stride_bytes(2)), (part, value_bytes)]  # fmt: skip
+        e.emit("H_LOAD_M", dst=e.address(c.layout.matrix["values"], **around, ring_stride=value_bytes),
+               src=c.hbm("values", 0, cache), rows=1, row_bytes=value_bytes, signal=stream.full)  # fmt: skip
+        e.sync("matrix", wait=stream.full)
+        with e.loop(group) as query, e.loop(tiles) as tile:
+            place = [(query, chunk.span.sequences * chunk.span.rows), *local, (tile, rows)]
+            with e.loop(tiling.key_tile // c.hardware.blen) as n:
+                q_steps = [(head, group * hd), (query, hd), *times([*local, (tile, rows)], width)]
+                e.emit(
+                    "M_MM", rows=rows, cols=c.hardware.blen, k=hd, block=LOG2_MX_BLOCK, weight_format=kv.code,
+                    weights=e.address(c.layout.matrix["keys"], [(n, c.hardware.blen * keys.row_bytes)],
+                                      rows=keys.row_bytes, **around, ring_stride=key_bytes),
+                    acts=c.vector("q", 0, q_steps, rows=width), block_stride=kv.record_bytes(MX_BLOCK),
+                    act_format=FORMATS[c.numerics.activations].code,
+                )  # fmt: skip
+                scores = c.vector("scores", 0, [(n, c.hardware.blen)], rows=tiling.key_tile)
+                e.emit("M_OUT", dst=scores, rows=rows, cols=c.hardware.blen)
+            e.sync("matrix", signal=c.semaphores["scores"])
+            e.sync("vector", wait=c.semaphores["scores"])
+            _softmax(c, sequence, part, place)
+            e.sync("vector", signal=c.semaphores["weighted"])
+            e.sync("matrix", wait=c.semaphores["weighted"])
+            with e.loop(hd // c.hardware.blen) as n:
+                e.emit(
+                    "M_MM", rows=rows, cols=c.hardware.blen, k=tiling.key_tile,
+                    block=tiling.token_block.bit_length() - 1, weight_format=kv.code,
+                    weights=e.address(c.layout.matrix["values"], [(n, c.hardware.blen * value_row)],
+                                      rows=value_row, **around, ring_stride=value_bytes),
+                    acts=c.vector("scores", rows=tiling.key_tile), block_stride=hd * value_row,
+                    act_format=FORMATS[c.numerics.activations].code,
+                )  # fmt: skip
+                e.emit("M_OUT", dst=c.vector("partial", 0, [(n, c.hardware.blen)], rows=hd), rows=rows,
+                       cols=c.hardware.blen)  # fmt: skip
+            e.sync("matrix", signal=c.semaphores["partial"])
+            with e.loop(rows) as row:
+                out = output(0, [(row, width)], query, tile)
+                e.emit("V_MUL_VF", dst=out, a=out, scalar=c.fp("correction", 0, [(row, 1)]), n=hd)
+            e.sync("vector", wait=c.semaphores["partial"])
+            with e.loop(rows) as row:
+                out = output(0, [(row, width)], query, tile)
+                e.emit("V_ADD_VV", dst=out, a=out, b=c.vector("partial", 0, [(row, hd)]), n=hd)
+        e.sync("matrix", signal=stream.free)
+        e.emit("A_NEXT", ring=stream.ring)
+    with e.loop(group) as query, e.loop(tiles) as tile:
+        place = [(query, chunk.span.sequences * chunk.span.rows), *local, (tile, rows)]
+        with e.loop(rows) as row:
+            total = state("running_sum", [*place, (row, 1)])
+            e.emit("S_RECI_FP", dst=total, a=total)
+        with e.loop(rows) as row:
+            out = output(0, [(row, width)], query, tile)
+            e.emit("V_MUL_VF", dst=out, a=out, scalar=state("running_sum", [*place, (row, 1)]), n=hd)
+
+
+def _softmax(c: Context, sequence: Level, part: Level, place: Steps) -> None:
+    """Online softmax of one tile of scores in place; leaves exp(old max - new max) in `correction`."""
+    e, tiling = c.e, c.layout.tiling
+    n, rows = tiling.key_tile, tiling.row_tile
+
+    def each(mnemonic: str, **operands: object) -> None:
+        """One loop over the rows of the tile; names stand for the state and scores of the row."""
+        with e.loop(rows) as row:
+            registers = {
+                "scores": c.vector("scores", 0, [(row, n)]), "new": c.fp("new_max", 0, [(row, 1)]),
+                "correction": c.fp("correction", 0, [(row, 1)]),
+                "max": c.fp("running_max", 0, [*place, (row, 1)]), "sum": c.fp("running_sum", 0, [*place, (row, 1)]),
+            }  # fmt: skip
+            e.emit(mnemonic, **{k: registers[v] if isinstance(v, str) else v for k, v in operands.items()})
+
+    mask = c.vector("mask", 0, [(sequence, tiling.cache_tokens), (part, n)])
+    each("V_ADD_VV", dst="scores", a="scores", b=mask, n=n)
+    each("S_MOV_FP", dst="new", a="max")
+    each("V_RED_MAX", dst="new", a="scores", n=n)
+    each("S_SUB_FP", dst="correction", a="max", b="new")
+    each("S_EXP_FP", dst="correction", a="correction")
+    each("S_MOV_FP", dst="max", a="new")
+    each("V_SUB_VF", dst="scores", a="scores", scalar="new", n=n)
+    each("V_EXP_V", dst="scores", a="scores", n=n)
+    each("S_MUL_FP", dst="sum", a="sum", b="correction")
+    each("V_RED_SUM", dst="sum", a="scores", n=n)
+
+
+def project_out(c: Context, chunk: Chunk, layer: Level) -> None:
+    """x += attended W_out."""
+    e, model = c.e, c.model
+    e.sync("matrix", wait=c.semaphores["attended"], signal=c.channels["queries"].free)
+    c.project(chunk, weights="w_out", outputs=model.hidden, inputs=model.query_width, acts="attended", dst="y",
+              dst_width=model.hidden, steps=[(layer, c.layout.tensor("w_out").stride_bytes(0))])  # fmt: skip
+    e.sync("matrix", signal=c.semaphores["projected"])
+    e.sync("vector", wait=c.semaphores["projected"])
+    c.add_rows(chunk, "x", "y", model.hidden)
+
+
+def feed_forward(c: Context, chunk: Chunk, layer: Level) -> None:
+    """x += (silu(h W_gate) * (h W_up)) W_down with h = norm(x); then the chunk goes back to HBM."""
+    e, model, rest = c.e, c.model, c.channels["post_in"]
+    c.rms_norm(chunk, "x", "h")
+    e.sync("vector", signal=c.semaphores["ffn_normed"])
+    e.sync("matrix", wait=c.semaphores["ffn_normed"])
+    for first, count, width in segments(model.ffn, c.layout.tiling.slice):
+        with e.loop(count) as part:
+            _gated_slice(c, chunk, layer, part, first, width)
+    e.sync("vector", signal=c.semaphores["inner"])
+    e.sync("matrix", wait=c.semaphores["inner"])
+    c.project(chunk, weights="w_down", outputs=model.hidden, inputs=model.ffn, acts="inner", dst="y",
+              dst_width=model.hidden, steps=[(layer, c.layout.tensor("w_down").stride_bytes(0))])  # fmt: skip
+    e.sync("matrix", signal=c.semaphores["projected"])
+    e.sync("vector", wait=c.semaphores["projected"])
+    c.add_rows(chunk, "x", "y", model.hidden)
+    e.sync("vector", signal=c.semaphores["post_out"])
+    e.sync("dma_out", wait=c.semaphores["post_out"])
+    c.transfer_rows(chunk, "H_STORE_V", "x", "x", model.hidden)
+    e.sync("dma_out", signal=rest.free)
+
+
+def _gated_slice(c: Context, chunk: Chunk, layer: Level, part: Level, first: int, width: int) -> None:
+    """Columns of the FFN: gate and up projections, then inner[:, slice] := silu(gate) * up on the vector unit."""
+    e, model, stream = c.e, c.model, c.channels["gated"]
+    buffer = chunk.span.sequences * chunk.span.rows * c.layout.tiling.slice
+    e.sync("matrix", wait=stream.free)
+    for name, weights in (("gate", "w_gate"), ("up", "w_up")):
+        facts = c.layout.tensor(weights)
+        c.project(chunk, weights=weights, first_row=first, outputs=width, inputs=model.hidden, acts="h", dst=name,
+                  dst_width=width, steps=[(layer, facts.stride_bytes(0)), (part, width * facts.row_bytes)],
+                  ring="gated", ring_stride=buffer)  # fmt: skip
+    e.sync("matrix", signal=stream.full)
+    e.sync("vector", wait=stream.full)
+
+    def each(mnemonic: str, *, last: bool = False, **operands: object) -> None:
+        with chunk.each(e, c.layout.tiling.row_tile) as rows:
+            steps = times(rows, width)
+            registers = {
+                "gate": c.vector("gate", 0, steps, ring="gated", ring_stride=buffer),
+                "up": c.vector("up", 0, steps, ring="gated", ring_stride=buffer), "act": c.vector("act", 0, steps),
+                "inner": c.vector("inner", first, [(part, width), *times(rows, model.ffn)]),
+            }  # fmt: skip
+            e.emit(mnemonic, n=width, **{k: registers[v] if isinstance(v, str) else v for k, v in operands.items()})
+
+    each("V_MUL_VF", dst="act", a="gate", scalar=c.fp("minus_one"))
+    each("V_EXP_V", dst="act", a="act")
+    each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"))
+    each("V_RECI_V", dst="act", a="act")
+    each("V_MUL_VV", dst="act", a="act", b="gate")
+    each("V_MUL_VV", dst="inner", a="act", b="up")
+    e.sync("vector", signal=stream.free)
+    e.emit("A_NEXT", ring=stream.ring)
+

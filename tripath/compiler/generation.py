@@ -1,0 +1,124 @@
+"""The whole generation: blocks, denoising steps, cache policies; and the program made of it."""
+
+from collections.abc import Sequence
+
+from tripath.compiler.emit import Emitter, Level
+from tripath.compiler.forward import forward
+from tripath.compiler.layout import CONSTANTS, STREAM_SLOTS, make_layout
+from tripath.compiler.lower import Context
+from tripath.compiler.rows import block_span, full_span, suffix_span
+from tripath.compiler.sampling import commit, lm_head, sample
+from tripath.errors import TripathError
+from tripath.hardware import HardwareConfig
+from tripath.model import ModelSpec
+from tripath.program import Program, words_of
+from tripath.trace import Trace
+from tripath.workload import Numerics, Workload
+
+CHANNELS = (
+    ("weights", "dma_in", "matrix", STREAM_SLOTS),
+    ("keys_values", "dma_in", "matrix", STREAM_SLOTS),
+    ("gated", "matrix", "vector", STREAM_SLOTS),
+    ("logits", "matrix", "dma_out", STREAM_SLOTS),
+    ("logit_rows", "dma_in", "vector", STREAM_SLOTS),
+    ("ids", "dma_in", "dma_in", 1),
+    ("embedded", "dma_in", "dma_out", 1),
+    ("qkv_in", "dma_in", "vector", 1),
+    ("queries", "dma_in", "matrix", 1),
+    ("head_in", "dma_in", "vector", 1),
+    ("head_normed", "vector", "matrix", 1),
+)
+"""Buffers between two units: name, producer, consumer, slots."""
+
+HANDSHAKES = (
+    "qkv_normed", "scores", "weighted", "partial", "attended", "projected", "ffn_normed", "inner", "post_out",
+    "rotated", "kv_stored", "x_stored", "logits_stored", "tokens_loaded", "committed", "flag",
+)  # fmt: skip
+"""Semaphores without a buffer of their own: what is awaited also orders the reuse."""
+
+
+def compile_program(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
+) -> Program:
+    """The program of a whole generation; its size does not depend on layers, blocks or steps.
+
+    `prompt_lengths` are the prompts' tokens, one a sequence of the batch.
+
+    Raises:
+        TripathError: the combination is not possible, or a working set exceeds a memory (CapacityError).
+    """
+    if workload.block_length > hardware.vlen:
+        raise TripathError(
+            f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"
+        )
+    layout = make_layout(model, workload, hardware, numerics, prompt_lengths)
+    c = make_context(model, workload, hardware, numerics, layout)
+    e = c.e
+    with e.phase("setup"):
+        e.emit("H_LOAD_F", dst=e.address(layout.fp["constants"]), src=c.hbm("constants"), n=len(CONSTANTS))
+        e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.steps_per_block,
+               signal=c.semaphores["set_up"])  # fmt: skip
+        e.sync("vector", wait=c.semaphores["set_up"])
+    with e.loop(workload.blocks) as block:
+        if workload.cache == "none":
+            with e.loop(workload.block_length, keep=True) as step:
+                _step(c, block, step, 0, full_span(workload, layout.tiling))
+                _leave_if_done(c, step)
+        else:
+            once = Level(number=None)
+            _step(c, block, once, 0, full_span(workload, layout.tiling))
+            with e.loop(workload.block_length, keep=True) as step:
+                _leave_if_done(c, step)
+                suffix = workload.cache == "prefix"
+                tiling = layout.tiling
+                _step(c, block, step, 1, suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling))
+    instructions, phases = e.finish()
+    tiling = layout.tiling
+    geometry = {
+        "blen": hardware.blen, "mlen": hardware.mlen, "vlen": hardware.vlen,
+        **{f"{name}_bytes": used for name, used in layout.used_bytes.items()},
+    }  # fmt: skip
+    facts = {
+        "batch": workload.batch, "canvas": tiling.canvas, "prompt": tiling.prompt, "cache_tokens": tiling.cache_tokens,
+        "generation_length": workload.generation_length, "block_length": workload.block_length,
+        "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows,
+    }  # fmt: skip
+    return Program(
+        words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases
+    )
+
+
+def make_context(model, workload, hardware, numerics, layout) -> Context:  # noqa: ANN001  see compile_program
+    """Emitter, channels and semaphores of a new program."""
+    e = Emitter()
+    channels = {name: e.channel(name, source, sink, slots=slots) for name, source, sink, slots in CHANNELS}
+    # The QKV rows go from matrix to vector to DMA and free the buffer; hidden states from DMA to vector to DMA.
+    channels["qkv"] = e.channel("qkv", "matrix", "dma_out")
+    channels["post_in"] = e.channel("post_in", "dma_in", "dma_out")
+    semaphores = {name: e.semaphore(name) for name in HANDSHAKES}
+    semaphores["set_up"] = e.semaphore("set_up")
+    semaphores["tokens_stored"] = e.semaphore("tokens_stored", unit="dma_out", initial=1)
+    return Context(
+        e=e, model=model, workload=workload, hardware=hardware, numerics=numerics, layout=layout, channels=channels,
+        semaphores=semaphores,
+    )  # fmt: skip
+
+
+def _step(c: Context, block: Level, step: Level, first_step: int, span) -> None:  # noqa: ANN001
+    """One denoising step over the rows of a span."""
+    forward(c, span, block)
+    lm_head(c, block_span(c.workload, c.layout.tiling), block)
+    sample(c, block)
+    commit(c, block, step, first_step)
+
+
+def _leave_if_done(c: Context, step: Level) -> None:
+    """Leave the step loop when no sequence has a mask left in the block. The loop has more trips than it can use."""
+    assert step.number is not None
+    with c.e.phase("commit"):
+        c.e.emit("C_BREAK_IF", level=step.number, flag=c.integer("remaining"), wait=c.semaphores["flag"])
+
+
+def schedule(workload: Workload) -> Trace:
+    """Trip counts without data: every block takes its scheduled number of denoising steps."""
+    return Trace(breaks=(workload.steps_per_block - 1,) * workload.blocks)

@@ -1,0 +1,283 @@
+"""Where everything lies: tiles, the HBM map, and the SRAM buffers, with capacity errors that name phase and limit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tripath.errors import CapacityError, TripathError
+from tripath.formats import FORMATS, MX_BLOCK
+from tripath.hardware import HardwareConfig
+from tripath.model import ModelSpec
+from tripath.program import Tensor
+from tripath.units import format_bytes
+from tripath.workload import Numerics, Workload
+
+HBM_ALIGNMENT_BYTES = 64
+MAX_CHUNK_ROWS = 256
+STREAM_SLOTS = 2
+"""Buffers of a double-buffered stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiling:
+    """Sizes that lowering works with.
+
+    `canvas` is the padded length S of a sequence in tokens (a multiple of the block length); keys live in a cache of
+    `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A row tile has `row_tile` rows; `slice`
+    columns are produced at a time where a wide result streams on (FFN, logits).
+    """
+
+    canvas: int
+    prompt: int
+    key_tile: int
+    cache_tokens: int
+    token_block: int
+    row_tile: int
+    slice: int
+    chunk_rows: int
+
+    @property
+    def pad(self) -> int:
+        """Cache positions before the first row of the canvas."""
+        return self.cache_tokens - self.canvas
+
+
+def key_tile_tokens(canvas: int, smallest: int, largest: int) -> int:
+    """Keys per attention tile: the power of two with the least work, an empty tile costing as much as 64 keys."""
+    sizes = [smallest << i for i in range(16) if smallest << i <= largest]
+    return min(sizes, key=lambda size: (-(-canvas // size) * (size + 64), -size))
+
+
+def make_tiling(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, prompt_lengths: Sequence[int]
+) -> Tiling:
+    """Tile sizes of a workload on a machine.
+
+    Raises:
+        TripathError: the canvas exceeds the model's context, or widths do not fit the array.
+        CapacityError: not even one row tile fits Vector SRAM.
+    """
+    block = workload.block_length
+    if len(prompt_lengths) != workload.batch:
+        raise TripathError(f"workload.batch: {workload.batch} sequences but {len(prompt_lengths)} prompts")
+    if min(prompt_lengths) < 1:
+        raise TripathError("workload.prompt: the prompt is empty, at least 1 token is needed")
+    longest = max(prompt_lengths)
+    if longest + workload.generation_length > model.max_sequence:
+        raise TripathError(
+            f"workload.prompt: {longest} tokens and workload.generation_length {workload.generation_length} exceed the "
+            f"model's context of {model.max_sequence} tokens"
+        )
+    if model.head_dim % hardware.blen or model.hidden % hardware.blen or model.ffn % hardware.blen:
+        raise TripathError(f"hardware.blen: {hardware.blen} does not divide model.head_dim {model.head_dim}")
+    if hardware.vlen % hardware.blen:
+        raise TripathError(f"hardware.blen: {hardware.blen} does not divide hardware.vlen {hardware.vlen}")
+    if model.head_dim > min(hardware.vlen, hardware.mlen):
+        raise TripathError(
+            f"model.head_dim: {model.head_dim} exceeds hardware.vlen {hardware.vlen} or hardware.mlen {hardware.mlen}"
+        )
+    prompt = -(-longest // block) * block
+    canvas = prompt + workload.generation_length
+    smallest = max(MX_BLOCK, block, hardware.blen)
+    if smallest > min(hardware.mlen, hardware.vlen):
+        raise TripathError(f"hardware.mlen: a key tile of {smallest} tokens exceeds it or hardware.vlen")
+    key_tile = key_tile_tokens(canvas, smallest, min(hardware.mlen, hardware.vlen))
+    tiling = Tiling(
+        canvas=canvas, prompt=prompt, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
+        token_block=min(MX_BLOCK, block), row_tile=min(hardware.blen, block),
+        slice=min(hardware.vlen, model.ffn, model.vocab), chunk_rows=0,
+    )  # fmt: skip
+    low, high = block, min(MAX_CHUNK_ROWS, max(block, canvas * workload.batch)) // block * block
+    rows = high
+    while rows > low and not _fits(model, hardware, tiling, rows):
+        rows -= block
+    _vector_buffers(model, hardware, tiling, rows)
+    _fp_buffers(model, hardware, tiling, rows)
+    return Tiling(**{name: getattr(tiling, name) for name in tiling.__slots__ if name != "chunk_rows"}, chunk_rows=rows)
+
+
+def _fits(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int) -> bool:
+    try:
+        _vector_buffers(model, hardware, tiling, rows)
+        _fp_buffers(model, hardware, tiling, rows)
+    except CapacityError:
+        return False
+    return True
+
+
+@dataclass
+class Bump:
+    """Addresses of one SRAM handed out in order; `element_bytes` is the size of one address."""
+
+    memory: str
+    limit_bytes: int
+    element_bytes: int
+    hardware: str
+    next: int = 0
+    places: dict[str, int] = field(default_factory=dict)
+
+    def take(self, name: str, elements: int, phase: str) -> int:
+        """Address of a new buffer.
+
+        Raises:
+            CapacityError: naming the phase whose buffer does not fit, the bytes, and the limit.
+        """
+        address, self.next = self.next, self.next + elements
+        if self.next * self.element_bytes > self.limit_bytes:
+            raise CapacityError(
+                f"hardware.sram.{self.memory}_bytes: working set {format_bytes(self.next * self.element_bytes)} exceeds "
+                f"{format_bytes(self.limit_bytes)} (phase {phase}, hardware {self.hardware})"
+            )
+        self.places[name] = address
+        return address
+
+
+def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int) -> Bump:
+    """Buffers of Vector SRAM, in elements, for chunks of `rows` rows; each starts on a VLEN boundary."""
+    bump = Bump("vector", hardware.sram.vector_bytes, 2, hardware.name)
+    sequences = rows // tiling.row_tile
+    plan = [
+        ("x", rows * model.hidden, "embed"),
+        ("norm_weight", model.hidden, "qkv"),
+        ("h", rows * model.hidden, "qkv"),
+        ("rope", rows * model.head_dim, "qkv"),
+        ("qkv", rows * (model.query_width + 2 * model.kv_width), "qkv"),
+        ("q", rows * model.query_width, "attention"),
+        ("mask", sequences * tiling.cache_tokens, "attention"),
+        ("scores", tiling.row_tile * tiling.key_tile, "attention"),
+        ("partial", tiling.row_tile * model.head_dim, "attention"),
+        ("attended", rows * model.query_width, "attention"),
+        ("y", rows * model.hidden, "out"),
+        ("gate", STREAM_SLOTS * rows * tiling.slice, "ffn"),
+        ("up", STREAM_SLOTS * rows * tiling.slice, "ffn"),
+        ("act", rows * tiling.slice, "ffn"),
+        ("inner", rows * model.ffn, "ffn"),
+        ("logits", STREAM_SLOTS * rows * tiling.slice, "lm_head"),
+        ("logit_row", STREAM_SLOTS * model.vocab, "sampling"),
+        ("shifted", min(hardware.vlen, model.vocab), "sampling"),
+        ("commit", 5 * hardware.vlen, "commit"),
+    ]
+    for name, elements, phase in plan:
+        bump.take(name, -(-elements // hardware.vlen) * hardware.vlen, phase)
+    return bump
+
+
+CONSTANTS = ("zero", "lowest", "one", "minus_one", "inverse_hidden", "epsilon", "attention_scale", "threshold")
+
+
+def _fp_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, sampled: int = 0) -> Bump:
+    """Entries of FP SRAM: constants, one sum and validity per row, softmax state per query head and row."""
+    bump = Bump("fp", hardware.sram.fp_bytes, 4, hardware.name)
+    group = model.heads // model.kv_heads
+    plan = [
+        ("constants", len(CONSTANTS), "setup"),
+        ("square_sum", rows, "qkv"),
+        ("valid", rows, "qkv"),
+        ("running_max", group * rows, "attention"),
+        ("running_sum", group * rows, "attention"),
+        ("new_max", tiling.row_tile, "attention"),
+        ("correction", tiling.row_tile, "attention"),
+        ("best", sampled, "sampling"),
+        ("confidence", sampled, "sampling"),
+    ]
+    for name, elements, phase in plan:
+        bump.take(name, elements, phase)
+    return bump
+
+
+@dataclass(kw_only=True)
+class Layout:
+    """All addresses of one program."""
+
+    tiling: Tiling
+    tensors: tuple[Tensor, ...]
+    vector: dict[str, int]
+    fp: dict[str, int]
+    integer: dict[str, int]
+    matrix: dict[str, int]
+    used_bytes: dict[str, int]
+
+    def tensor(self, name: str) -> Tensor:
+        """The HBM tensor of that name."""
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+
+def panel_bytes(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics) -> int:
+    """Bytes of the largest panel: BLEN columns of weights over the longest contraction."""
+    longest = max(model.hidden, model.query_width, model.ffn)
+    return hardware.blen * FORMATS[numerics.weights].row_bytes(longest)
+
+
+def make_layout(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
+) -> Layout:
+    """Tiling, HBM map and SRAM buffers of one program.
+
+    Raises:
+        TripathError, CapacityError: see `make_tiling`; or a memory is too small.
+    """
+    tiling = make_tiling(model, workload, hardware, prompt_lengths)
+    sampled = workload.batch * workload.block_length
+    vector = _vector_buffers(model, hardware, tiling, tiling.chunk_rows)
+    fp = _fp_buffers(model, hardware, tiling, tiling.chunk_rows, sampled)
+    integer = Bump("int", hardware.sram.int_bytes, 4, hardware.name)
+    for name, entries, phase in (
+        ("constants", 2, "setup"), ("quota", workload.steps_per_block, "setup"), ("remaining", 1, "commit"),
+        ("ids", tiling.chunk_rows, "embed"), ("tokens", sampled, "sampling"), ("sampled", sampled, "sampling"),
+    ):  # fmt: skip
+        integer.take(name, entries, phase)
+    matrix = Bump("matrix", hardware.sram.matrix_bytes, 1, hardware.name)
+    kv = FORMATS[numerics.kv]
+    matrix.take("weights", STREAM_SLOTS * panel_bytes(model, hardware, numerics), "ffn")
+    matrix.take("keys", STREAM_SLOTS * tiling.key_tile * kv.row_bytes(model.head_dim), "attention")
+    value_block = kv.record_bytes(tiling.token_block)
+    matrix.take("values", STREAM_SLOTS * tiling.key_tile // tiling.token_block * model.head_dim * value_block, "attention")
+    bumps = (vector, fp, integer, matrix)
+    return Layout(
+        tiling=tiling, tensors=_hbm_map(model, workload, numerics, tiling, hardware), vector=vector.places,
+        fp=fp.places, integer=integer.places, matrix=matrix.places,
+        used_bytes={bump.memory: bump.next * bump.element_bytes for bump in bumps},
+    )  # fmt: skip
+
+
+def _hbm_map(
+    model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling, hardware: HardwareConfig
+) -> tuple[Tensor, ...]:
+    """Tensors in HBM, those that the program writes first."""
+    batch, canvas, layers, hidden = workload.batch, tiling.canvas, model.layers, model.hidden
+    groups, block = tiling.cache_tokens // tiling.token_block, tiling.token_block
+    cache = (layers, batch, model.kv_heads)
+    width = model.query_width + 2 * model.kv_width
+    rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
+        ("tokens", (batch, canvas), "int32", 1, True),
+        ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
+        ("q", (batch, canvas, model.query_width), "bf16", MX_BLOCK, True),
+        ("keys", (*cache, tiling.cache_tokens, model.head_dim), numerics.kv, MX_BLOCK, True),
+        ("values", (*cache, groups, model.head_dim, block), numerics.kv, block, True),
+        ("logits", (batch, workload.block_length, model.vocab), numerics.logits, MX_BLOCK, True),
+        ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
+        ("integers", (1, 2 + workload.steps_per_block), "int32", 1, False),
+        ("valid", (batch, canvas), "fp32", canvas, False),
+        ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
+        ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
+        ("embedding", (model.vocab, hidden), "bf16", MX_BLOCK, False),
+        ("attention_norm", (layers, hidden), "bf16", MX_BLOCK, False),
+        ("ffn_norm", (layers, hidden), "bf16", MX_BLOCK, False),
+        ("final_norm", (1, hidden), "bf16", MX_BLOCK, False),
+        ("w_qkv", (layers, width, hidden), numerics.weights, MX_BLOCK, False),
+        ("w_out", (layers, hidden, model.query_width), numerics.weights, MX_BLOCK, False),
+        ("w_gate", (layers, model.ffn, hidden), numerics.weights, MX_BLOCK, False),
+        ("w_up", (layers, model.ffn, hidden), numerics.weights, MX_BLOCK, False),
+        ("w_down", (layers, hidden, model.ffn), numerics.weights, MX_BLOCK, False),
+        ("lm_head", (model.vocab, hidden), numerics.weights, MX_BLOCK, False),
+    ]
+    tensors, address = [], 0
+    for name, shape, fmt, size, writable in rows:
+        tensor = Tensor(name=name, address=address, shape=shape, format=fmt, block=size, writable=writable)
+        tensors.append(tensor)
+        address += -(-tensor.size_bytes // HBM_ALIGNMENT_BYTES) * HBM_ALIGNMENT_BYTES
+    if address > hardware.hbm.capacity_bytes:
+        raise CapacityError(
+            f"hardware.hbm.capacity_bytes: weights, cache and activations need {format_bytes(address)}, limit "
+            f"{format_bytes(hardware.hbm.capacity_bytes)} (hardware {hardware.name})"
+        )
+    return tuple(tensors)

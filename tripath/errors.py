@@ -1,0 +1,13 @@
+"""Errors that a user can act on: one line, `subject: rule broken, value, limit`."""
+
+
+class TripathError(ValueError):
+    """A mistake in the input: configuration, checkpoint, program file. The command exits with status 2."""
+
+
+class CapacityError(TripathError):
+    """A working set does not fit a memory of the hardware."""
+
+
+class ProgramError(TripathError):
+    """A program is malformed, illegal, or deadlocks."""

@@ -1,0 +1,208 @@
+"""Rounding, block scaling, and the bytes of stored blocks: one function each, over rows of the format table.
+
+All rounding is to nearest, ties to even. Block-scaled formats saturate at the largest finite magnitude (OCP MX v1.0,
+6.3); BF16 overflows to infinity as IEEE does. OCP leaves blocks with non-finite elements to the implementation: here an
+infinity saturates and a NaN becomes zero.
+
+Everything is plain scalar code that Numba compiles; with NUMBA_DISABLE_JIT=1 the same bodies run interpreted.
+"""
+
+import numpy as np
+from numba import njit
+
+from tripath.formats.table import (
+    BF16,
+    BITS,
+    ELEMENT_VALUES,
+    FP32,
+    IS_BLOCK_SCALED,
+    IS_INTEGER,
+    MANTISSA_BITS,
+    MAX_EXPONENT,
+    MAX_VALUE,
+    MIN_EXPONENT,
+    SCALE_BIAS,
+)
+
+
+@njit(cache=True)
+def bits_of(x):
+    """The 32 bits of a float32 as a non-negative integer."""
+    return int(np.float32(x).view(np.uint32))
+
+
+@njit(cache=True)
+def float_of(bits):
+    """The float32 of 32 bits."""
+    return np.uint32(bits).view(np.float32)
+
+
+@njit(cache=True)
+def power_of_two(exponent):
+    """2^exponent as float32, for exponents from -126 to 127."""
+    return float_of((exponent + 127) << 23)
+
+
+@njit(cache=True)
+def exponent_of(x):
+    """floor(log2(|x|)) of a normal float32; -127 for zero and subnormals; 128 for infinities and NaN."""
+    return ((bits_of(x) >> 23) & 0xFF) - 127
+
+
+@njit(cache=True)
+def round_bf16(x):
+    """`x` (float32) rounded to BF16, as a float32."""
+    bits = bits_of(x)
+    if (bits & 0x7FFFFFFF) > 0x7F800000:
+        return float_of((bits | 0x00400000) & 0xFFFF0000)
+    return float_of((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000)
+
+
+@njit(cache=True)
+def block_exponent(largest, fmt):
+    """Shared exponent of a block whose largest magnitude is `largest`: floor(log2(largest)) - emax, kept in E8M0."""
+    if not largest > np.float32(0.0):
+        return -SCALE_BIAS
+    exponent = exponent_of(largest) - MAX_EXPONENT[fmt]
+    return max(-SCALE_BIAS, min(SCALE_BIAS, exponent))
+
+
+@njit(cache=True)
+def scaled(x, exponent):
+    """x * 2^exponent in float32, for exponents from -254 to 254 (two steps, each rounded: subnormals stay exact halves)."""
+    half = exponent >> 1
+    return np.float32(np.float32(x * power_of_two(half)) * power_of_two(exponent - half))
+
+
+@njit(cache=True)
+def round_element(x, fmt):
+    """`x` (float32, already divided by the block's scale) on the element grid of `fmt`, saturated."""
+    if fmt == FP32:
+        return np.float32(x)
+    if fmt == BF16:
+        return round_bf16(x)
+    largest = MAX_VALUE[fmt]
+    if not x == x:
+        return np.float32(0.0)
+    if x >= largest:
+        return largest
+    if x <= -largest:
+        return np.float32(-largest)
+    quantum = max(exponent_of(x), MIN_EXPONENT[fmt]) - MANTISSA_BITS[fmt]
+    rounded = np.float32(np.rint(np.float32(x * power_of_two(-quantum))) * power_of_two(quantum))
+    return min(max(rounded, np.float32(-largest)), largest)
+
+
+@njit(cache=True)
+def quantise_block(values, start, stride, count, fmt, out):
+    """Element values of one block into `out[:count]` (float32, unscaled); returns the block's exponent.
+
+    The block is `values[start + i * stride]`, i < count. Formats without a scale have exponent 0.
+    """
+    if not IS_BLOCK_SCALED[fmt]:
+        for i in range(count):
+            out[i] = round_element(values[start + i * stride], fmt)
+        return 0
+    largest = np.float32(0.0)
+    for i in range(count):
+        largest = max(largest, np.float32(abs(values[start + i * stride])))
+    exponent = block_exponent(largest, fmt)
+    if -126 <= exponent <= 126 and IS_INTEGER[fmt]:
+        # The common case of round_element: one quantum for the whole block, no branches.
+        unit = MANTISSA_BITS[fmt]
+        up, down, top = power_of_two(-exponent), power_of_two(-unit), np.float32(MAX_VALUE[fmt] * power_of_two(unit))
+        if largest < np.float32(3.0e38):
+            for i in range(count):
+                steps = np.rint(np.float32(np.float32(values[start + i * stride] * up) * power_of_two(unit)))
+                out[i] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
+            return exponent
+    for i in range(count):
+        out[i] = round_element(scaled(values[start + i * stride], -exponent), fmt)
+    return exponent
+
+
+@njit(cache=True)
+def element_code(value, fmt):
+    """Code of an element value that lies on the grid of a format of at most 8 bits."""
+    bits, mantissa = BITS[fmt], MANTISSA_BITS[fmt]
+    if IS_INTEGER[fmt]:
+        return int(np.float32(value * power_of_two(mantissa))) & ((1 << bits) - 1)
+    magnitude = np.float32(abs(value))
+    sign = int(bits_of(value) >> 31) << (bits - 1)
+    exponent = max(exponent_of(magnitude), MIN_EXPONENT[fmt])
+    steps = int(np.float32(magnitude * power_of_two(mantissa - exponent)))
+    return sign | (steps + ((exponent - MIN_EXPONENT[fmt]) << mantissa))
+
+
+@njit(cache=True)
+def record_bytes(count, fmt):
+    """Bytes of one stored block of `count` elements."""
+    return (1 if IS_BLOCK_SCALED[fmt] else 0) + count * BITS[fmt] // 8
+
+
+@njit(cache=True)
+def store_block(memory, address, elements, exponent, count, fmt):
+    """Write one block (scale byte, then packed elements, low nibble first) at `memory[address]`."""
+    if IS_BLOCK_SCALED[fmt]:
+        memory[address] = exponent + SCALE_BIAS
+        address += 1
+    bits = BITS[fmt]
+    if bits == 8:
+        for i in range(count):
+            memory[address + i] = element_code(elements[i], fmt)
+    elif bits == 4:
+        for i in range(0, count, 2):
+            memory[address + i // 2] = element_code(elements[i], fmt) | (element_code(elements[i + 1], fmt) << 4)
+    else:
+        for i in range(count):
+            word = bits_of(elements[i]) >> (32 - bits)
+            for byte in range(bits // 8):
+                memory[address + i * (bits // 8) + byte] = (word >> (8 * byte)) & 0xFF
+
+
+@njit(cache=True)
+def load_block(memory, address, count, fmt, out):
+    """Element values of a stored block into `out[:count]` (float32, unscaled); returns its exponent."""
+    exponent = 0
+    if IS_BLOCK_SCALED[fmt]:
+        exponent = int(memory[address]) - SCALE_BIAS
+        address += 1
+    bits = BITS[fmt]
+    if bits == 8:
+        for i in range(count):
+            out[i] = ELEMENT_VALUES[fmt, memory[address + i]]
+    elif bits == 4:
+        for i in range(0, count, 2):
+            packed = int(memory[address + i // 2])
+            out[i] = ELEMENT_VALUES[fmt, packed & 15]
+            out[i + 1] = ELEMENT_VALUES[fmt, packed >> 4]
+    else:
+        for i in range(count):
+            word = 0
+            for byte in range(bits // 8):
+                word |= int(memory[address + i * (bits // 8) + byte]) << (8 * byte)
+            out[i] = float_of(word << (32 - bits))
+    return exponent
+
+
+@njit(cache=True)
+def encode_rows(values, fmt, block, memory):
+    """Store `values` (float32, [rows, columns]) row by row as consecutive blocks along the columns into `memory`."""
+    elements = np.zeros(block, np.float32)
+    flat = values.ravel()
+    size = record_bytes(block, fmt)
+    for index in range(flat.size // block):
+        exponent = quantise_block(flat, index * block, 1, block, fmt, elements)
+        store_block(memory, index * size, elements, exponent, block, fmt)
+
+
+@njit(cache=True)
+def decode_rows(memory, fmt, block, values):
+    """Inverse of `encode_rows`: fill `values` (float32, [rows, columns]) from stored blocks."""
+    elements = np.zeros(block, np.float32)
+    flat = values.ravel()
+    size = record_bytes(block, fmt)
+    for index in range(flat.size // block):
+        exponent = load_block(memory, index * size, block, fmt, elements)
+        for i in range(block):
+            flat[index * block + i] = scaled(elements[i], exponent)

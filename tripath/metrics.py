@@ -1,0 +1,31 @@
+"""Names of metrics that scripts rely on, and what a path hands back (see docs/validation.md for the list)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+UNITS = ("frontend", "matrix", "vector", "scalar", "dma_in", "dma_out")
+PHASES = ("setup", "embed", "qkv", "attention", "out", "ffn", "lm_head", "sampling", "commit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A named table of results: column names and rows, as people read them."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What one simulator found about one program.
+
+    `metrics` maps names (without the simulator's prefix) to numbers; `counts` are event counts which every path must
+    reproduce exactly; `trace_digest` names the trip counts they belong to; `tables` are for people.
+    """
+
+    simulator: str
+    program_digest: str
+    trace_digest: str
+    metrics: Mapping[str, float]
+    counts: Mapping[str, int]
+    tables: Mapping[str, Table] = field(default_factory=dict)

@@ -1,0 +1,60 @@
+"""The shape of a diffusion language model, as far as the compiler and the references need it."""
+
+from dataclasses import dataclass
+
+from tripath.errors import TripathError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A LLaDA-style transformer: RMSNorm, RoPE, bidirectional attention (GQA allowed), SwiGLU, untied LM head.
+
+    `hidden`, `ffn` and `vocab` are widths in elements; `checkpoint` is a folder with `config.json`, safetensors and
+    `tokenizer.json`, or None for a model of which only the shape is known (the accuracy path then has no weights).
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    rope_theta: float
+    rms_eps: float
+    mask_id: int
+    eos_id: int
+    max_sequence: int
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_sequence"):
+            if getattr(self, field) < 1:
+                raise TripathError(f"model.{field}: must be at least 1, got {getattr(self, field)}")
+        if self.heads % self.kv_heads:
+            raise TripathError(f"model.kv_heads: {self.kv_heads} does not divide model.heads {self.heads}")
+        if self.head_dim % 32:
+            raise TripathError(f"model.head_dim: must be a multiple of the MX block of 32, got {self.head_dim}")
+        for field in ("hidden", "ffn", "vocab"):
+            if getattr(self, field) % 32:
+                raise TripathError(f"model.{field}: must be a multiple of the MX block of 32, got {getattr(self, field)}")
+        for field in ("mask_id", "eos_id"):
+            if not 0 <= getattr(self, field) < self.vocab:
+                raise TripathError(f"model.{field}: {getattr(self, field)} is not below model.vocab {self.vocab}")
+
+    @property
+    def query_width(self) -> int:
+        """Elements of one row of Q."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of one row of K (and of V)."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def layer_macs_per_row(self) -> int:
+        """Multiply-accumulates of the projections of one layer for one row, attention products excluded."""
+        attention = self.hidden * (2 * self.query_width + 2 * self.kv_width)
+        return attention + 3 * self.hidden * self.ffn

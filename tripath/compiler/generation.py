@@ -81,7 +81,8 @@ def compile_program(
     facts = {
         "batch": workload.batch, "canvas": tiling.canvas, "prompt": tiling.prompt, "cache_tokens": tiling.cache_tokens,
         "generation_length": workload.generation_length, "block_length": workload.block_length,
-        "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows,
+        "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows, "sampled": layout.integer["sampled"],
+        "confidence": layout.fp["confidence"],
     }  # fmt: skip
     return Program(
         words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases

@@ -1,0 +1,153 @@
+"""The accuracy path: which bits come out, what text, and how far from the unquantised reference."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from accuracy.checkpoint import load_tensors
+from accuracy.executor import Machine
+from accuracy.image import build_image, read_tokens
+from accuracy.reference import Generation, ReferenceModel, Step, generate, softmax
+from tripath.formats import FORMATS
+from tripath.formats.rounding import decode_rows
+from tripath.metrics import Result, Table
+from tripath.model import ModelSpec
+from tripath.program import Program
+from tripath.tables import event_counts
+from tripath.trace import Trace
+from tripath.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccuracyOutcome:
+    """Result of the path, the trace that the timing paths replay, and what was generated.
+
+    `token_ids` per sequence; `trip_counts` denoising steps per block; `steps` per sequence (executor's view).
+    """
+
+    result: Result
+    trace: Trace
+    token_ids: list[list[int]]
+    trip_counts: list[int]
+    steps: list[list[Step]]
+
+
+def execute(
+    program: Program, *, model: ModelSpec, workload: Workload, tensors: dict[str, np.ndarray],
+    prompts: Sequence[Sequence[int]], progress: Callable[[int, int], None] | None = None,
+) -> tuple[Machine, list[list[Step]]]:  # fmt: skip
+    """Run a program to its end; the machine, and per sequence the record of every denoising step.
+
+    `progress(steps done, steps scheduled at most)` is called after each step.
+    """
+    machine = Machine(program=program, hbm=build_image(program, model, workload, tensors, prompts))
+    layout, steps = program.layout, [[] for _ in prompts]
+    length, block, step = layout["block_length"], 0, 0
+    before = read_tokens(machine.hbm, program)
+    while machine.run_to_break():
+        after = read_tokens(machine.hbm, program)
+        start = layout["prompt"] + block * length
+        place = slice(start, start + length)
+        logits = _logits(machine, program)
+        for row, prompt in enumerate(prompts):
+            steps[row].append(_record(machine, program, row, len(prompt), block, step, before, after, logits, place))
+        before, step = after, step + 1
+        if progress:
+            progress(sum(1 for _ in steps[0]), workload.blocks * length)
+        if not (after[:, place] == model.mask_id).any():
+            block, step = block + 1, 0
+    return machine, steps
+
+
+def _logits(machine: Machine, program: Program) -> np.ndarray:
+    """Logits of the block as they lie in HBM, float32 [batch, L, vocab]."""
+    tensor = program.tensor("logits")
+    values = np.zeros(tensor.shape, np.float32)
+    raw = machine.hbm[tensor.address : tensor.address + tensor.size_bytes]
+    decode_rows(raw, FORMATS[tensor.format].code, tensor.block, values.reshape(-1, tensor.shape[-1]))
+    return values
+
+
+def _record(
+    machine: Machine, program: Program, row: int, prompt: int, block: int, step: int, before: np.ndarray,
+    after: np.ndarray, logits: np.ndarray, place: slice,
+) -> Step:  # fmt: skip
+    layout = program.layout
+    length = layout["block_length"]
+    sampled = machine.integer[layout["sampled"] + row * length :][:length].astype(np.int64)
+    confidence = machine.fp[layout["confidence"] + row * length :][:length].copy()
+    return Step(
+        block=block, step=step, canvas=before[row, layout["prompt"] - prompt :].astype(np.int64), logits=logits[row],
+        token_ids=sampled, confidence=confidence, committed=before[row, place] != after[row, place],
+    )  # fmt: skip
+
+
+def simulate(
+    program: Program, *, model: ModelSpec, workload: Workload, prompts: Sequence[Sequence[int]],
+    progress: Callable[[int, int], None] | None = None,
+) -> AccuracyOutcome:  # fmt: skip
+    """Execute `program` on the model's checkpoint and compare it with the reference.
+
+    `prompts` are token ids, one list per sequence.
+
+    Raises:
+        TripathError: the checkpoint is missing or does not fit the model.
+    """
+    tensors = load_tensors(model)
+    machine, steps = execute(
+        program, model=model, workload=workload, tensors=tensors, prompts=prompts, progress=progress
+    )
+    breaks, gathers = (array[:count].tolist() for array, count in zip((machine.breaks, machine.gathers), machine.filled, strict=True))
+    trace = Trace(breaks=tuple(breaks), gathers=tuple(gathers))
+    tokens = read_tokens(machine.hbm, program)[:, program.layout["prompt"] :]
+    trips = [sum(record.block == block for record in steps[0]) for block in range(workload.blocks)]
+    metrics, table = fidelity(ReferenceModel(model, tensors), workload, prompts, tokens, steps)
+    metrics["generated_tokens"] = tokens.size
+    metrics["denoising_steps"] = sum(trips)
+    result = Result(
+        simulator="accuracy", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
+        counts=event_counts(program, machine.retired), tables={"steps": table},
+    )  # fmt: skip
+    return AccuracyOutcome(
+        result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips, steps=steps
+    )
+
+
+def fidelity(
+    model: ReferenceModel, workload: Workload, prompts: Sequence[Sequence[int]], tokens: np.ndarray, steps: list[list[Step]]
+) -> tuple[dict[str, float], Table]:
+    """Distance of the executor from the reference: free running (tokens) and step by step on the executor's canvases.
+
+    Metrics: `token_agreement` (share of generated tokens equal, each decoding for itself), `logit_kl` (mean over masked
+    positions of KL(reference || executor) in nats), `argmax_agreement`, `transfer_set_overlap` (mean Jaccard index of
+    the committed sets).
+    """
+    equal, divergence, same, overlap, rows = [], [], [], [], []
+    for number, prompt in enumerate(prompts):
+        free = generate(model, prompt, workload)
+        equal.append(np.mean(np.array(free.token_ids) == tokens[number]))
+        canvases = {(record.block, record.step): record.canvas for record in steps[number]}
+        forced = generate(model, prompt, workload, force=lambda block, step, known=canvases: known.get((block, step)))
+        for mine, theirs in _pairs(steps[number], forced):
+            masked = theirs.canvas[len(prompt) + mine.block * workload.block_length :][: workload.block_length] == model.spec.mask_id
+            p, q = softmax(theirs.logits.astype(np.float64)), softmax(mine.logits.astype(np.float64))
+            kl = (p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum(-1)[masked]
+            agree = (mine.token_ids == theirs.token_ids)[masked]
+            jaccard = (mine.committed & theirs.committed).sum() / max(1, (mine.committed | theirs.committed).sum())
+            divergence.append(kl)
+            same.append(agree)
+            overlap.append(jaccard)
+            rows.append([number, mine.block, mine.step, float(kl.mean()), float(agree.mean()), float(jaccard)])
+    metrics = {
+        "token_agreement": float(np.mean(equal)), "logit_kl": float(np.concatenate(divergence).mean()),
+        "argmax_agreement": float(np.concatenate(same).mean()), "transfer_set_overlap": float(np.mean(overlap)),
+    }  # fmt: skip
+    columns = ["sequence", "block", "step", "logit KL", "argmax agreement", "transfer-set overlap"]
+    return metrics, Table(columns=columns, rows=rows)
+
+
+def _pairs(steps: list[Step], forced: Generation) -> list[tuple[Step, Step]]:
+    """Executor's and reference's records of the same steps (a finished sequence of a batch has none)."""
+    theirs = {(record.block, record.step): record for record in forced.steps}
+    return [(mine, theirs[mine.block, mine.step]) for mine in steps if (mine.block, mine.step) in theirs]

@@ -1,20 +1,28 @@
-"""The unquantised model and decoding loop in plain NumPy float32: what the executor is compared with. It knows no ISA."""
+"""The unquantised model and decoding loop in plain NumPy float32: what the executor is compared with. It knows no ISA.
+
+Shape suffixes: S tokens of the canvas, R rows recomputed, L positions of a block, H heads, D head_dim, V vocabulary.
+Architecture: LLaDA (arXiv:2502.09992); cache policies and threshold commits: Fast-dLLM (arXiv:2505.22618).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from accuracy.checkpoint import PREFIX
 from tripath.model import ModelSpec
 from tripath.workload import Workload
+
+_PREFIX = "model.transformer."
+Cache = list[dict[str, np.ndarray]]
+"""Per layer: `k` (after RoPE) and `v`, float32 [S, kv_heads, head_dim]; empty until the first forward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One denoising step of one sequence: what was sampled at each position of the block, and what was committed.
 
-    `canvas` [S] are the tokens before the step, `logits` [L, vocab], `token_ids` [L], `confidence` [L], `committed` [L].
+    `canvas` [S] are the tokens before the step, `logits` [L, vocab], `token_ids` [L], `confidence` [L] in 0 to 1,
+    `committed` [L] booleans.
     """
 
     block: int
@@ -36,7 +44,7 @@ class Generation:
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
-    """x / rms(x) * weight along the last axis."""
+    """x / sqrt(mean(x^2) + epsilon) * weight along the last axis."""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(epsilon)) * weight
 
 
@@ -46,64 +54,94 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
+def silu(x: np.ndarray) -> np.ndarray:
+    """x * sigmoid(x), without overflow for any finite x."""
+    small = np.exp(-np.abs(x))
+    return x * np.where(x >= 0, np.float32(1), small) / (1 + small)
+
+
+def rope_tables(positions: np.ndarray, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [R, 1, head_dim] of angles position * theta^(-2j / head_dim), both halves alike."""
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = np.outer(positions, frequency)
+    cosine, sine = (np.concatenate([f(angle)] * 2, -1)[:, None].astype(np.float32) for f in (np.cos, np.sin))
+    return cosine, sine
+
+
+def rotate(x_RHD: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
+    """Rotary embedding in the rotate-half form: channel j turns with channel j + head_dim / 2."""
+    low, high = np.split(x_RHD, 2, axis=-1)
+    return x_RHD * cosine + np.concatenate([-high, low], -1) * sine
+
+
 class ReferenceModel:
-    """A LLaDA-style transformer over one sequence without padding."""
+    """A LLaDA-style transformer over one sequence without padding; positions count from its first token.
+
+    `tensors` are float32 under LLaDA's names (`model.transformer.blocks.0.q_proj.weight`, ...).
+    """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
         self.spec = spec
-        self.tensors = {name.removeprefix(PREFIX).removesuffix(".weight"): value for name, value in tensors.items()}
+        self.tensors = {name.removeprefix(_PREFIX).removesuffix(".weight"): value for name, value in tensors.items()}
+        self._layers: list[dict[str, np.ndarray]] = [{} for _ in range(spec.layers)]
+        for name, value in self.tensors.items():
+            if name.startswith("blocks."):
+                _, layer, part = name.split(".")
+                self._layers[int(layer)][part] = value
 
-    def new_cache(self) -> list[dict[str, np.ndarray]]:
-        """An empty KV cache: per layer `k` and `v` [S, kv heads, head_dim]."""
+    def new_cache(self) -> Cache:
+        """An empty KV cache."""
         return [{} for _ in range(self.spec.layers)]
 
-    def forward(self, tokens: np.ndarray, rows: slice, cache: list[dict[str, np.ndarray]]) -> np.ndarray:
-        """Hidden states [rows, hidden] before the final norm; recomputes K and V of `rows` in `cache`, keeps the rest."""
+    def forward(self, tokens: np.ndarray, rows: slice = slice(None), cache: Cache | None = None) -> np.ndarray:
+        """Hidden states [R, hidden] of `rows` before the final norm; every row attends to all of `tokens` [S].
+
+        K and V of `rows` are overwritten in `cache`, those of the other tokens stay as they are: a warm step passes all
+        rows, a refine step the rows its cache policy recomputes. Without a cache `rows` must be the whole canvas.
+        """
         spec = self.spec
+        cache = self.new_cache() if cache is None else cache
         positions = np.arange(len(tokens))[rows]
-        frequency = spec.rope_theta ** (-np.arange(0, spec.head_dim, 2) / spec.head_dim)
-        angle = np.outer(positions, frequency)
-        cosine, sine = (np.concatenate([f(angle)] * 2, -1)[:, None].astype(np.float32) for f in (np.cos, np.sin))
-
-        def rotate(x: np.ndarray) -> np.ndarray:
-            low, high = np.split(x, 2, axis=-1)
-            return x * cosine + np.concatenate([-high, low], -1) * sine
-
+        rope = rope_tables(positions, spec.head_dim, spec.rope_theta)
         x = self.tensors["wte"][tokens[rows]]
-        for layer in range(spec.layers):
-            weight = {n.split(".", 2)[2]: v for n, v in self.tensors.items() if n.startswith(f"blocks.{layer}.")}
-            h = rms_norm(x, weight["attn_norm"], spec.rms_eps)
-            q, k, v = (
-                (h @ weight[name].T).reshape(len(positions), heads, spec.head_dim)
-                for name, heads in (("q_proj", spec.heads), ("k_proj", spec.kv_heads), ("v_proj", spec.kv_heads))
-            )
-            for name, value in (("k", rotate(k)), ("v", v)):
-                if name not in cache[layer]:
-                    cache[layer][name] = np.zeros((len(tokens), spec.kv_heads, spec.head_dim), np.float32)
-                cache[layer][name][rows] = value
-            group = spec.heads // spec.kv_heads
-            keys, values = (np.repeat(cache[layer][name], group, axis=1) for name in ("k", "v"))
-            scores = np.einsum("qhd,khd->hqk", rotate(q), keys) * np.float32(spec.head_dim**-0.5)
-            attended = np.einsum("hqk,khd->qhd", softmax(scores), values).reshape(len(positions), -1)
-            x = x + attended @ weight["attn_out"].T
-            h = rms_norm(x, weight["ff_norm"], spec.rms_eps)
-            gate = h @ weight["ff_proj"].T
-            x = x + (gate / (1 + np.exp(-gate)) * (h @ weight["up_proj"].T)) @ weight["ff_out"].T
+        for weights, kept in zip(self._layers, cache, strict=True):
+            assert kept or len(positions) == len(tokens), "a partial forward needs a warm cache"
+            x = x + self._attention(rms_norm(x, weights["attn_norm"], spec.rms_eps), weights, rope, rows, kept, len(tokens))
+            h = rms_norm(x, weights["ff_norm"], spec.rms_eps)
+            x = x + (silu(h @ weights["ff_proj"].T) * (h @ weights["up_proj"].T)) @ weights["ff_out"].T
         return x
 
+    def _attention(
+        self, h: np.ndarray, weights: dict[str, np.ndarray], rope: tuple[np.ndarray, np.ndarray], rows: slice,
+        kept: dict[str, np.ndarray], canvas: int,
+    ) -> np.ndarray:  # fmt: skip
+        spec = self.spec
+        q_RHD, k_RHD, v_RHD = (
+            (h @ weights[name].T).reshape(len(h), heads, spec.head_dim)
+            for name, heads in (("q_proj", spec.heads), ("k_proj", spec.kv_heads), ("v_proj", spec.kv_heads))
+        )
+        for name, value in (("k", rotate(k_RHD, *rope)), ("v", v_RHD)):
+            if name not in kept:
+                kept[name] = np.zeros((canvas, spec.kv_heads, spec.head_dim), np.float32)
+            kept[name][rows] = value
+        k_SHD, v_SHD = (np.repeat(kept[name], spec.heads // spec.kv_heads, axis=1) for name in ("k", "v"))
+        scores_HRS = np.einsum("rhd,shd->hrs", rotate(q_RHD, *rope), k_SHD) * np.float32(spec.head_dim**-0.5)
+        attended = np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(h), -1)
+        return attended @ weights["attn_out"].T
+
     def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """Final norm and LM head: [rows, vocab]."""
+        """Final norm and LM head: [R, vocab]."""
         return rms_norm(hidden, self.tensors["ln_f"], self.spec.rms_eps) @ self.tensors["ff_out"].T
 
 
-def sample(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy token of each position (lowest index wins ties) and its probability."""
-    ids = logits.argmax(axis=-1)
-    return ids, softmax(logits)[np.arange(len(ids)), ids]
+def sample(logits_LV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy token of each position (lowest index wins ties) and its probability, both [L]."""
+    ids = logits_LV.argmax(axis=-1)
+    return ids, softmax(logits_LV)[np.arange(len(ids)), ids]
 
 
 def commit_quota(confidence: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
-    """The `count` most confident masked positions; ties go to the lowest index."""
+    """The `count` most confident masked positions (all of them where fewer are masked); ties go to the lowest index."""
     order = np.lexsort((np.arange(len(masked)), -confidence, ~masked))
     chosen = np.zeros(len(masked), bool)
     chosen[order[:count]] = True
@@ -111,8 +149,15 @@ def commit_quota(confidence: np.ndarray, masked: np.ndarray, count: int) -> np.n
 
 
 def commit_threshold(confidence: np.ndarray, masked: np.ndarray, threshold: float) -> np.ndarray:
-    """All masked positions with confidence >= threshold, and always the best one."""
+    """All masked positions with confidence >= threshold, and always the best one (ties to the lowest index)."""
     return ((confidence >= threshold) & masked) | commit_quota(confidence, masked, 1)
+
+
+def recomputed_rows(cache: str, step: int, start: int, block_length: int, canvas: int) -> slice:
+    """Rows that a denoising step forwards: all at a block's first step, later what the cache policy says."""
+    if step == 0 or cache == "none":
+        return slice(0, canvas)
+    return slice(start, canvas if cache == "prefix" else start + block_length)
 
 
 def generate(
@@ -121,12 +166,17 @@ def generate(
 ) -> Generation:  # fmt: skip
     """Decode one sequence under the workload's cache and commit policies.
 
+    The canvas is the prompt and then `generation_length` masks; a block is left when it holds no mask, after
+    `block_length` steps at the latest (a model may commit the mask token itself).
+
     `force(block, step)` may give the canvas [S] to use at a step (another decoder's), or None where that one has left
     the block; the steps then say what the reference does on those canvases.
     """
     spec, length = model.spec, workload.block_length
     tokens = np.array([*prompt, *[spec.mask_id] * workload.generation_length])
-    steps, trips = [], []
+    quotas = workload.quotas()
+    steps: list[Step] = []
+    trips: list[int] = []
     for block in range(workload.blocks):
         start = len(prompt) + block * length
         place, cache = slice(start, start + length), model.new_cache()
@@ -139,16 +189,12 @@ def generate(
             masked = tokens[place] == spec.mask_id
             if not masked.any():
                 break
-            if step == 0 or workload.cache == "none":
-                rows = slice(0, len(tokens))
-            else:
-                rows = slice(start, len(tokens)) if workload.cache == "prefix" else place
+            rows = recomputed_rows(workload.cache, step, start, length, len(tokens))
             hidden = model.forward(tokens, rows, cache)
             first = start - rows.start
             logits = model.logits(hidden[first : first + length])
             ids, confidence = sample(logits)
             if workload.commit == "quota":
-                quotas = workload.quotas()
                 chosen = commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)
             else:
                 chosen = commit_threshold(confidence, masked, workload.threshold)

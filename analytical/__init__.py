@@ -1,0 +1,8 @@
+"""The analytical path: `simulator` is the entry; `tree` counts, `facts` prices, `chains` and `overlap` estimate.
+
+It imports nothing of the cycle path, and executes nothing: all is closed form in trip counts.
+"""
+
+from analytical.simulator import simulate
+
+__all__ = ["simulate"]

@@ -1,9 +1,13 @@
-"""Quality of a checkpoint in FP32 torch, batched: `python -m accuracy.training.evaluate FOLDER`."""
+"""Quality of a checkpoint in FP32 torch, batched: `python -m accuracy.training.evaluate [FOLDER]`.
+
+Prints a Markdown table of exact match by kind for several decoding policies; the model card quotes it.
+"""
 
 import argparse
 import json
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,21 +18,57 @@ from accuracy.training.corpus import ANSWER_TOKENS, Problem
 from accuracy.training.model import DiffusionTransformer
 from tripath.model import ModelSpec
 
-BLOCK = 8
+BLOCK, CHUNK = 8, 64
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "wordmath"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """Answer texts up to the first EOS, and the denoising steps each sequence took."""
+
+    answers: list[str]
+    steps: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Problems of a kind; of those, answers whose final number is right, and answers equal to the worked one."""
+
+    problems: int
+    result_right: int
+    answer_equal: int
+
+
+def decode(
+    model: DiffusionTransformer, tokenizer: Tokenizer, batch: list[Problem], *, steps: int, threshold: float | None = None
+) -> Decoded:
+    """Answers by semi-autoregressive denoising in blocks of BLOCK without a cache.
+
+    `steps` in all (a multiple of the number of blocks) share the commits out; with `threshold` it is ignored.
+    """
+    order = sorted(range(len(batch)), key=lambda index: len(tokenizer.encode(batch[index].prompt).ids))
+    answers, taken = [""] * len(batch), [0] * len(batch)
+    for first in range(0, len(order), CHUNK):
+        members = order[first : first + CHUNK]
+        prompts = [tokenizer.encode(batch[index].prompt).ids for index in members]
+        tokens, counts = _decode_chunk(model, prompts, steps, threshold)
+        for index, ids, count in zip(members, tokens.tolist(), counts.tolist(), strict=True):
+            end = ids.index(model.spec.eos_id) if model.spec.eos_id in ids else len(ids)
+            answers[index], taken[index] = tokenizer.decode(ids[:end]), count
+    return Decoded(answers=answers, steps=taken)
 
 
 @torch.no_grad()
-def decode(
-    model: DiffusionTransformer, tokenizer: Tokenizer, batch: list[Problem], *, steps: int, threshold: float | None = None
-) -> list[str]:
-    """Answers by semi-autoregressive denoising without a cache: quota (steps in all), or threshold."""
-    spec = model.spec
-    prompts = [tokenizer.encode(problem.prompt).ids for problem in batch]
-    longest = max(map(len, prompts))
+def _decode_chunk(
+    model: DiffusionTransformer, prompts: list[list[int]], steps: int, threshold: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answer tokens [batch, ANSWER_TOKENS] and steps taken [batch]."""
+    spec, longest = model.spec, max(map(len, prompts))
     rows = [[spec.eos_id] * (longest - len(p)) + p + [spec.mask_id] * ANSWER_TOKENS for p in prompts]
     tokens = torch.tensor(rows)
     starts = torch.tensor([longest - len(p) for p in prompts])
     visible = torch.arange(tokens.shape[1])[None] >= starts[:, None]
+    taken = torch.zeros(len(prompts), dtype=torch.long)
     blocks = ANSWER_TOKENS // BLOCK
     share, extra = divmod(BLOCK, steps // blocks)
     for block in range(blocks):
@@ -37,6 +77,7 @@ def decode(
             masked = tokens[:, place] == spec.mask_id
             if not masked.any():
                 break
+            taken += masked.any(-1)
             probability = model(tokens, visible, last=ANSWER_TOKENS)[:, block * BLOCK : (block + 1) * BLOCK].softmax(-1)
             confidence, best = probability.max(-1)
             confidence = confidence.masked_fill(~masked, -1.0)
@@ -45,7 +86,7 @@ def decode(
             if threshold:
                 chosen |= confidence >= threshold
             tokens[:, place] = torch.where(chosen & masked, best, tokens[:, place])
-    return [tokenizer.decode(row[longest:].tolist()) for row in tokens]
+    return tokens[:, longest:], taken
 
 
 def final_number(text: str) -> int | None:
@@ -54,17 +95,20 @@ def final_number(text: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def exact_match(batch: list[Problem], texts: list[str]) -> dict[str, tuple[int, int]]:
-    """Right answers and problems, by kind."""
-    kinds: dict[str, tuple[int, int]] = {}
-    for problem, text in zip(batch, texts, strict=True):
-        good, count = kinds.get(problem.kind, (0, 0))
-        kinds[problem.kind] = (good + (final_number(text) == problem.result), count + 1)
-    return kinds
+def score(batch: list[Problem], answers: list[str]) -> dict[str, Score]:
+    """Scores by kind, in alphabetical order."""
+    scores = {}
+    for kind in sorted({problem.kind for problem in batch}):
+        pairs = [(p, text) for p, text in zip(batch, answers, strict=True) if p.kind == kind]
+        scores[kind] = Score(
+            problems=len(pairs), result_right=sum(final_number(text) == p.result for p, text in pairs),
+            answer_equal=sum(text == p.answer for p, text in pairs),
+        )  # fmt: skip
+    return scores
 
 
 def wilson_interval(good: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson)."""
+    """95 % interval of a share (Wilson 1927)."""
     share, square = good / count, z * z / count
     middle = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
@@ -82,27 +126,35 @@ def load(folder: Path) -> tuple[DiffusionTransformer, Tokenizer, list[Problem]]:
     )  # fmt: skip
     model = DiffusionTransformer(spec)
     tensors = load_file(folder / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model.transformer."): value for name, value in tensors.items()})
+    model.load_state_dict({name.removeprefix("model.transformer."): value.float() for name, value in tensors.items()})
     test = [Problem(**json.loads(line)) for line in (folder / "test.jsonl").read_text().splitlines()]
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), test
+
+
+def _cell(good: int, count: int) -> str:
+    low, high = wilson_interval(good, count)
+    return f"{good / count:.3f} ({low:.3f} to {high:.3f})"
 
 
 def main() -> None:
     """Print exact match by kind for several decoding policies."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parents[1] / "checkpoints" / "wordmath")
+    parser.add_argument("folder", type=Path, nargs="?", default=CHECKPOINT)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer, test = load(options.folder)
-    for name, policy in (
-        ("32 steps", {"steps": 32}), ("16 steps", {"steps": 16}), ("8 steps", {"steps": 8}),
-        ("threshold 0.9", {"steps": 32, "threshold": 0.9}), ("threshold 0.7", {"steps": 32, "threshold": 0.7}),
+    kinds = sorted({problem.kind for problem in test})
+    print("| decoding | mean steps | result right | whole answer equal |", *(f" {kind} |" for kind in kinds), sep="")
+    print("|---" * (4 + len(kinds)) + "|")
+    for name, steps, threshold in (
+        ("32 steps", 32, None), ("16 steps", 16, None), ("8 steps", 8, None), ("threshold 0.9", 32, 0.9),
+        ("threshold 0.7", 32, 0.7),
     ):  # fmt: skip
-        kinds = exact_match(test, decode(model, tokenizer, test, **policy))
-        good, count = (sum(column) for column in zip(*kinds.values(), strict=True))
-        low, high = wilson_interval(good, count)
-        detail = ", ".join(f"{kind} {g}/{n}" for kind, (g, n) in sorted(kinds.items()))
-        print(f"{name:14} {good / count:.3f} (95 % {low:.3f} to {high:.3f})  {detail}")
+        decoded = decode(model, tokenizer, test, steps=steps, threshold=threshold)
+        scores = score(test, decoded.answers)
+        right, equal = (sum(getattr(s, field) for s in scores.values()) for field in ("result_right", "answer_equal"))
+        cells = [name, f"{sum(decoded.steps) / len(test):.1f}", _cell(right, len(test)), _cell(equal, len(test))]
+        print("| " + " | ".join(cells + [f"{s.result_right}/{s.problems}" for s in scores.values()]) + " |", flush=True)
 
 
 if __name__ == "__main__":

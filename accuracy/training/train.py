@@ -9,22 +9,24 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
 from torch.nn import functional
 
 from accuracy.training.corpus import ANSWER_TOKENS, EOS, MASK, VOCABULARY, Problem, build_tokenizer, problems
-from accuracy.training.evaluate import decode, exact_match
+from accuracy.training.evaluate import CHECKPOINT, decode, score
 from accuracy.training.model import DiffusionTransformer
 from tripath.model import ModelSpec
 
 SEED, BATCH, PEAK_RATE, WARMUP_STEPS, EMA = 20260131, 48, 3e-3, 300, 0.999
-TEST_PROBLEMS = 600
+TEST_PROBLEMS, JUDGED_PROBLEMS = 600, 128
 
 
-def spec_of(tokenizer) -> ModelSpec:  # noqa: ANN001
+def spec_of(tokenizer: Tokenizer) -> ModelSpec:
     """Shape of the shipped model."""
     return ModelSpec(
         name="wordmath", layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, vocab=VOCABULARY,
@@ -33,14 +35,14 @@ def spec_of(tokenizer) -> ModelSpec:  # noqa: ANN001
     )  # fmt: skip
 
 
-def batch_of(tokenizer, step: int) -> list[Problem]:  # noqa: ANN001
+def batch_of(tokenizer: Tokenizer, step: int, size: int = BATCH) -> list[Problem]:
     """Problems of one step: of twice as many, even steps take the shorter half and odd steps the longer (less padding)."""
-    pool = list(itertools.islice(problems(SEED * 7 + step // 2, held_out=False), 2 * BATCH))
+    pool = list(itertools.islice(problems(SEED * 7 + step // 2, held_out=False), 2 * size))
     pool.sort(key=lambda problem: len(tokenizer.encode(problem.prompt).ids))
-    return pool[BATCH:] if step % 2 else pool[:BATCH]
+    return pool[size:] if step % 2 else pool[:size]
 
 
-def pack(tokenizer, batch: list[Problem], eos: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN001
+def pack(tokenizer: Tokenizer, batch: list[Problem], eos: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [batch, longest prompt + ANSWER_TOKENS], prompts padded on the left; and which are not padding."""
     prompts = [tokenizer.encode(problem.prompt).ids for problem in batch]
     answers = [tokenizer.encode(problem.answer).ids for problem in batch]
@@ -53,7 +55,9 @@ def pack(tokenizer, batch: list[Problem], eos: int) -> tuple[torch.Tensor, torch
     return tokens, torch.arange(tokens.shape[1])[None] >= starts[:, None]
 
 
-def loss_of(model, tokens, visible, mask_id: int, generator) -> torch.Tensor:  # noqa: ANN001
+def loss_of(
+    model: DiffusionTransformer, tokens: torch.Tensor, visible: torch.Tensor, mask_id: int, generator: torch.Generator
+) -> torch.Tensor:
     """Masked cross entropy of one batch, weighted 1 / t."""
     batch = len(tokens)
     answer = tokens[:, -ANSWER_TOKENS:]
@@ -67,8 +71,14 @@ def loss_of(model, tokens, visible, mask_id: int, generator) -> torch.Tensor:  #
     return (entropy * masked / t[:, None]).sum() / answer.numel()
 
 
-def export(folder: Path, spec: ModelSpec, tokenizer, tensors: dict[str, torch.Tensor]) -> None:  # noqa: ANN001
-    """Write config, tokenizer, weights and test set in the layout of a LLaDA checkpoint."""
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to 1 % of the peak."""
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return PEAK_RATE * warm * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+def export(folder: Path, spec: ModelSpec, tokenizer: Tokenizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write config, tokenizer, weights and test set in the layout of a LLaDA checkpoint, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "llada", "d_model": spec.hidden, "n_heads": spec.heads, "n_kv_heads": spec.kv_heads,
@@ -76,23 +86,26 @@ def export(folder: Path, spec: ModelSpec, tokenizer, tensors: dict[str, torch.Te
         "rope_theta": spec.rope_theta, "rms_norm_eps": spec.rms_eps, "mask_token_id": spec.mask_id,
         "eos_token_id": spec.eos_id, "max_sequence_length": spec.max_sequence, "weight_tying": False,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
     rows = itertools.islice(problems(SEED + 1, held_out=True), TEST_PROBLEMS)
     lines = [json.dumps({"prompt": p.prompt, "answer": p.answer, "result": p.result, "kind": p.kind}) for p in rows]
-    (folder / "test.jsonl").write_text("\n".join(lines) + "\n")
+    for name, content in (
+        ("config.json", (json.dumps(config, indent=1) + "\n").encode()),
+        ("tokenizer.json", tokenizer.to_str(pretty=True).encode()),
+        ("model.safetensors", save({name: value.contiguous() for name, value in tensors.items()})),
+        ("test.jsonl", ("\n".join(lines) + "\n").encode()),
+    ):  # fmt: skip
+        _write_atomically(folder / name, content)
 
 
-def main() -> None:
-    """Train, resume, export."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=27_000)
-    parser.add_argument("--work", type=Path, default=Path("runs/training"), help="where the resumable state is kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "checkpoints" / "wordmath")
-    parser.add_argument("--save-every", type=int, default=1_000)
-    parser.add_argument("--stop-at", type=int, default=None, help="stop early, as an interruption would")
-    options = parser.parse_args()
+def train(
+    *, steps: int, work: Path, out: Path, save_every: int, stop_at: int | None = None, batch_size: int = BATCH,
+    judged_problems: int = JUDGED_PROBLEMS,
+) -> list[float]:  # fmt: skip
+    """Train (or go on from the state in `work`) to step `steps`, or to `stop_at`; the loss of each step taken here.
+
+    Every `save_every` steps, and at the end, the state is kept in `work` and the averaged weights are exported to `out`.
+    The learning rate follows `steps`, so an interrupted run must be resumed with the same value.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
@@ -100,19 +113,17 @@ def main() -> None:
     model = DiffusionTransformer(spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     average = {name: value.clone() for name, value in model.state_dict().items()}
-    state, first = options.work / "state.safetensors", 0
+    state, first, last = work / "state.safetensors", 0, min(steps, stop_at or steps)
     if state.exists():
         first = _restore(state, model, optimizer, average)
         print(f"resumed at step {first}", flush=True)
-    test = list(itertools.islice(problems(SEED + 1, held_out=True), 128))
-    began, running = time.monotonic(), 0.0
-    for step in range(first, min(options.steps, options.stop_at or options.steps)):
+    test = list(itertools.islice(problems(SEED + 1, held_out=True), judged_problems))
+    began, losses = time.monotonic(), []
+    for step in range(first, last):
         # Every step draws from its own seeds, so that a resumed run sees the same data.
-        batch = batch_of(tokenizer, step)
         generator = torch.Generator().manual_seed(SEED + step)
-        tokens, visible = pack(tokenizer, batch, spec.eos_id)
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * warm * (0.01 + 0.99 * (1 + math.cos(math.pi * step / options.steps)) / 2)
+        tokens, visible = pack(tokenizer, batch_of(tokenizer, step, batch_size), spec.eos_id)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
         loss = loss_of(model, tokens, visible, spec.mask_id, generator)
         optimizer.zero_grad()
         loss.backward()
@@ -121,34 +132,49 @@ def main() -> None:
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - min(EMA, (step + 1) / (step + 10)))
-        running += loss.item()
-        if (step + 1) % options.save_every == 0:
+        losses.append(loss.item())
+        if (step + 1) % save_every == 0 or step + 1 == last:
             _keep(state, model, optimizer, average, step + 1)
             judged = DiffusionTransformer(spec)
             judged.load_state_dict(average)
-            export(options.out, spec, tokenizer, judged.named_tensors())
-            kinds = exact_match(test, decode(judged, tokenizer, test, steps=ANSWER_TOKENS))
-            score = sum(good for good, _ in kinds.values()) / len(test)
-            text = " ".join(f"{kind} {good}/{count}" for kind, (good, count) in sorted(kinds.items()))
+            export(out, spec, tokenizer, judged.named_tensors())
+            recent = losses[-save_every:]
             speed = (time.monotonic() - began) / (step + 1 - first)
-            print(f"step {step + 1} loss {running / options.save_every:.4f} exact {score:.3f} {speed:.3f} s/step {text}", flush=True)
-            running = 0.0
+            print(f"step {step + 1} loss {sum(recent) / len(recent):.4f} {speed:.3f} s/step", end=" ", flush=True)
+            print(_judge(judged, tokenizer, test), flush=True)
+    return losses
 
 
-def _keep(path: Path, model, optimizer, average: dict[str, torch.Tensor], step: int) -> None:  # noqa: ANN001
-    """Write the whole training state atomically."""
+def _judge(model: DiffusionTransformer, tokenizer: Tokenizer, test: list[Problem]) -> str:
+    if not test:
+        return ""
+    scores = score(test, decode(model, tokenizer, test, steps=ANSWER_TOKENS).answers)
+    return " ".join(f"{kind} {s.result_right}/{s.problems}" for kind, s in scores.items())
+
+
+def _keep(
+    path: Path, model: DiffusionTransformer, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor], step: int
+) -> None:
+    """Write the whole training state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"step": torch.tensor(step)}
     for name, value in model.state_dict().items():
         tensors[f"model.{name}"], tensors[f"average.{name}"] = value, average[name]
     for number, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
-    partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    _write_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """A reader, or a run that resumes after a crash, sees the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
     partial.replace(path)
 
 
-def _restore(path: Path, model, optimizer, average: dict[str, torch.Tensor]) -> int:  # noqa: ANN001
+def _restore(
+    path: Path, model: DiffusionTransformer, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor]
+) -> int:
     """Load what `_keep` wrote; returns the step to go on with."""
     tensors = load_file(path)
     model.load_state_dict({n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")})
@@ -160,6 +186,20 @@ def _restore(path: Path, model, optimizer, average: dict[str, torch.Tensor]) -> 
             state["state"].setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(state)
     return int(tensors["step"])
+
+
+def main() -> None:
+    """Train, resume, export."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=27_000)
+    parser.add_argument("--work", type=Path, default=Path("runs/training"), help="where the resumable state is kept")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT)
+    parser.add_argument("--save-every", type=int, default=1_000)
+    parser.add_argument("--stop-at", type=int, default=None, help="stop early, as an interruption would")
+    options = parser.parse_args()
+    train(
+        steps=options.steps, work=options.work, out=options.out, save_every=options.save_every, stop_at=options.stop_at
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
                     acts=c.vector("q", 0, q_steps, rows=width), block_stride=kv.record_bytes(MX_BLOCK),
                     act_format=FORMATS[c.numerics.activations].code,
                 )  # fmt: skip
-                scores = c.vector("scores", 0, [(n, c.hardware.blen)], rows=tiling.key_tile)
+                scores = c.vector("scores", 0, [(n, c.hardware.blen)], rows=c.vlen)
                 e.emit("M_OUT", dst=scores, rows=rows, cols=c.hardware.blen)
             e.sync("matrix", signal=c.semaphores["scores"])
             e.sync("vector", wait=c.semaphores["scores"])
@@ -215,7 +215,7 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
                     block=tiling.token_block.bit_length() - 1, weight_format=kv.code,
                     weights=e.address(c.layout.matrix["values"], [(n, c.hardware.blen * value_row)],
                                       rows=value_row, **around, ring_stride=value_bytes),
-                    acts=c.vector("scores", rows=tiling.key_tile), block_stride=hd * value_row,
+                    acts=c.vector("scores", rows=c.vlen), block_stride=hd * value_row,
                     act_format=FORMATS[c.numerics.activations].code,
                 )  # fmt: skip
                 e.emit("M_OUT", dst=c.vector("partial", 0, [(n, c.hardware.blen)], rows=hd), rows=rows,
@@ -249,7 +249,7 @@ def _softmax(c: Context, sequence: Level, part: Level, place: Steps) -> None:
         """One loop over the rows of the tile; names stand for the state and scores of the row."""
         with e.loop(rows) as row:
             registers = {
-                "scores": c.vector("scores", 0, [(row, n)]), "new": c.fp("new_max", 0, [(row, 1)]),
+                "scores": c.vector("scores", 0, [(row, c.vlen)]), "new": c.fp("new_max", 0, [(row, 1)]),
                 "correction": c.fp("correction", 0, [(row, 1)]),
                 "max": c.fp("running_max", 0, [*place, (row, 1)]), "sum": c.fp("running_sum", 0, [*place, (row, 1)]),
             }  # fmt: skip

@@ -1,0 +1,150 @@
+"""The loop tree of a program, and how often each instruction retires, in closed form.
+
+A trip count is a constant, affine in the index of one enclosing loop, or given by the trace for a loop that is left
+early. So multiplicities are sums of products of trip counts; nothing is executed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tripath.errors import ProgramError
+from tripath.program import Program
+from tripath.trace import Trace
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Loop:
+    """A loop: `trips` = base + factor * index[level]; `exit` is the position in `body` of its C_BREAK_IF, if any.
+
+    `head` and `next` are the numbers of its C_LOOP and C_NEXT; `body` holds instruction numbers and loops.
+    """
+
+    head: int
+    next: int
+    level: int
+    base: int
+    factor: int = 0
+    of_level: int = -1
+    exit: int | None = None
+    body: list["int | Loop"] = field(default_factory=list)
+
+    @property
+    def leaves_early(self) -> bool:
+        """Whether its number of iterations comes from the trace."""
+        return self.exit is not None
+
+
+def loop_tree(program: Program) -> list["int | Loop"]:
+    """Top-level instructions and loops of a program, in order."""
+    root: list[int | Loop] = []
+    stack: list[Loop] = []
+    affine: dict[int, tuple[int, int, int]] = {}
+    for number, instruction in enumerate(program.instructions):
+        body, o = (stack[-1].body if stack else root), instruction.operands
+        match instruction.mnemonic:
+            case "C_LOOP":
+                loop = Loop(head=number, next=number + o["length"], level=o["level"], base=o["trips"])
+                body.append(loop)
+                stack.append(loop)
+            case "C_LOOP_R":
+                base, factor, level = affine[o["register"]]
+                loop = Loop(head=number, next=number + o["length"], level=o["level"], base=base, factor=factor, of_level=level)
+                body.append(loop)
+                stack.append(loop)
+            case "C_NEXT":
+                stack.pop()
+            case "C_BREAK_IF":
+                if stack[-1].level != o["level"]:
+                    raise ProgramError(f"program: C_BREAK_IF leaves an outer loop (instruction {number}), not analysed")
+                stack[-1].exit = len(body)
+                body.append(number)
+            case _:
+                if instruction.mnemonic == "C_AFFINE":
+                    affine[o["register"]] = (o["base"], o["factor"], o["level"])
+                body.append(number)
+    return root
+
+
+def loops_of(nodes: list["int | Loop"]) -> Iterator[Loop]:
+    """All loops below."""
+    for node in nodes:
+        if isinstance(node, Loop):
+            yield node
+            yield from loops_of(node.body)
+
+
+def indexed_loop(root: list["int | Loop"]) -> Loop | None:
+    """The loop whose index decides about others: trip counts refer to it, or its iterations leave a loop early.
+
+    Raises:
+        ProgramError: more than one loop is of that kind.
+    """
+    loops = list(loops_of(root))
+    levels = {loop.of_level for loop in loops if loop.of_level >= 0}
+    found = [
+        loop for loop in loops
+        if loop.level in levels and any(inner.of_level == loop.level for inner in loops_of(loop.body))
+        or any(isinstance(node, Loop) and node.leaves_early for node in loop.body)
+    ]  # fmt: skip
+    if len(found) > 1:
+        raise ProgramError("program: trip counts depend on more than one loop, not analysed")
+    return found[0] if found else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TripCounts:
+    """Trip counts under a trace: `iterations` of a loop is a number, or an array over the index of the indexed loop."""
+
+    exits: tuple[int, ...]
+    index: np.ndarray
+
+    def of(self, loop: Loop) -> np.ndarray:
+        """Iterations that reach the C_NEXT, for each index of the indexed loop (int64 [indices])."""
+        if loop.leaves_early:
+            return np.array(self.exits, np.int64)
+        return np.maximum(loop.base + loop.factor * self.index, 0)
+
+
+def trip_counts(root: list["int | Loop"], trace: Trace) -> TripCounts:
+    """Trip counts of a program under `trace`.
+
+    Raises:
+        ProgramError: the trace has another number of loop exits than the program.
+    """
+    outer = indexed_loop(root)
+    indices = outer.base if outer else 1
+    early = [loop for loop in loops_of(root) if loop.leaves_early]
+    if early and len(trace.breaks) != indices:
+        raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {indices}")
+    exits = trace.breaks if early else (0,) * indices
+    return TripCounts(exits=tuple(exits), index=np.arange(indices))
+
+
+def retirements(program: Program, trace: Trace) -> np.ndarray:
+    """How often each instruction retires (int64 [n])."""
+    root = loop_tree(program)
+    outer, trips = indexed_loop(root), trip_counts(root, trace)
+    counts = np.zeros(len(program.words), np.int64)
+
+    def walk(nodes: list[int | Loop], weight: np.ndarray) -> None:
+        for node in nodes:
+            if isinstance(node, int):
+                counts[node] += weight.sum()
+                continue
+            counts[node.head] += weight.sum()
+            if node is outer:
+                walk(node.body, np.ones(node.base, np.int64))
+                counts[node.next] += node.base
+                continue
+            inside = weight * trips.of(node)[: len(weight)]
+            if node.exit is None:
+                walk(node.body, inside)
+            else:  # the last iteration ends at the break: what stands before it runs once more
+                walk(node.body[: node.exit + 1], inside + weight)
+                walk(node.body[node.exit + 1 :], inside)
+            counts[node.next] += inside.sum()
+
+    walk(root, np.ones(1, np.int64))
+    return counts

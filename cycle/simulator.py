@@ -3,6 +3,7 @@
 import numpy as np
 
 from cycle.machine import CAUSES, DEADLOCK, OK, TRACE_SHORT, Code, Facts, Statistics, run
+from cycle.races import check_races
 from tripath.errors import ProgramError, TripathError
 from tripath.hardware import QUEUED_UNITS, HardwareConfig
 from tripath.isa import TABLE, Unit
@@ -15,8 +16,8 @@ from tripath.trace import Trace
 TIMELINE_EVENTS = 4096
 
 
-def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace) -> Result:
-    """Replay `program` on `hardware` with the loop exits of `trace`.
+def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace, race_check: bool = True) -> Result:
+    """Replay `program` on `hardware` with the loop exits of `trace`; first prove that it has no race, if asked to.
 
     Raises:
         TripathError: the program was compiled for other widths than the hardware has.
@@ -28,6 +29,8 @@ def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace) -> Res
                 f"hardware.{name}: the program was compiled for {program.geometry[name]}, the hardware has "
                 f"{getattr(hardware, name)}"
             )
+    if race_check:
+        check_races(program)
     code, facts = _code(program, hardware), _facts(hardware)
     phases = program.phase_names
     statistics = _statistics(len(program.words), len(phases))

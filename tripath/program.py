@@ -12,9 +12,9 @@ import numpy as np
 from tripath.errors import ProgramError
 from tripath.formats import FORMATS
 from tripath.isa import Instruction, assemble, disassemble
+from tripath.structure import LOOPS, check_structure
 
 MAGIC = b"TRIPATH1"
-_LOOPS = ("C_LOOP", "C_LOOP_R")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +69,7 @@ class Program:
     phases: tuple[Phase, ...]
 
     def __post_init__(self) -> None:
-        self.instructions  # noqa: B018  legality is checked when a program is made or loaded
-        self._check_structure()
+        check_structure(self.instructions)  # decoding checks the legality of each instruction
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
@@ -110,32 +109,8 @@ class Program:
         return {
             number: number + instruction.operands["length"]
             for number, instruction in enumerate(self.instructions)
-            if instruction.mnemonic in _LOOPS
+            if instruction.mnemonic in LOOPS
         }
-
-    def _check_structure(self) -> None:
-        """Raise unless loops nest, each ends in the C_NEXT of its level, and the program ends."""
-        instructions, stack = self.instructions, []
-        if not instructions or instructions[-1].mnemonic != "C_END":
-            raise ProgramError("program: the last instruction must be C_END")
-        for number, instruction in enumerate(instructions):
-            if instruction.mnemonic in _LOOPS:
-                level, stop = instruction.operands["level"], number + instruction.operands["length"]
-                if any(level == outer for outer, _ in stack):
-                    raise ProgramError(f"program: loop level {level} nests in itself (instruction {number})")
-                if stop >= len(instructions) or (stack and stop >= stack[-1][1]):
-                    raise ProgramError(f"program: a loop ends outside of the enclosing one (instruction {number})")
-                stack.append((level, stop))
-            elif instruction.mnemonic == "C_NEXT":
-                if not stack or stack.pop() != (instruction.operands["level"], number):
-                    raise ProgramError(f"program: C_NEXT closes no loop (instruction {number})")
-            elif instruction.mnemonic == "C_BREAK_IF":
-                if all(instruction.operands["level"] != level for level, _ in stack):
-                    raise ProgramError(f"program: C_BREAK_IF outside of its loop (instruction {number})")
-            elif instruction.mnemonic == "C_END" and number != len(instructions) - 1:
-                raise ProgramError(f"program: C_END before the end (instruction {number})")
-        if stack:
-            raise ProgramError("program: a loop is not closed")
 
     def _header(self, *, phases: bool = True) -> bytes:
         header: dict[str, object] = {

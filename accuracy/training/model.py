@@ -63,14 +63,15 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         self.spec = spec
         self.wte = nn.Embedding(spec.vocab, spec.hidden)
-        self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.layers)])
+        blocks = [Block(spec) for _ in range(spec.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.ln_f = nn.RMSNorm(spec.hidden, eps=spec.rms_eps)
         self.ff_out = nn.Linear(spec.hidden, spec.vocab, bias=False)
         self.rope = rope_tables(spec.max_sequence, spec.head_dim, spec.rope_theta)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        for block in self.blocks:
+        for block in blocks:
             for layer in (block.attn_out, block.ff_out):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * spec.layers) ** 0.5)
 

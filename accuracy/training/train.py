@@ -28,10 +28,10 @@ TEST_PROBLEMS, JUDGED_PROBLEMS = 600, 128
 
 def spec_of(tokenizer: Tokenizer) -> ModelSpec:
     """Shape of the shipped model."""
+    ids = tokenizer.get_vocab()
     return ModelSpec(
         name="wordmath", layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, vocab=VOCABULARY,
-        rope_theta=10_000.0, rms_eps=1e-5, mask_id=tokenizer.token_to_id(MASK), eos_id=tokenizer.token_to_id(EOS),
-        max_sequence=256,
+        rope_theta=10_000.0, rms_eps=1e-5, mask_id=ids[MASK], eos_id=ids[EOS], max_sequence=256,
     )  # fmt: skip
 
 

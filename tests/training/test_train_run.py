@@ -1,10 +1,14 @@
 """The training loop on a few small steps: the loss falls, and a resumed run gives the very same weights."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch, which the package does not")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch", reason="training needs torch, which the package does not")
 
 from safetensors.torch import load_file  # noqa: E402  (after the skip)
 

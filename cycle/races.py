@@ -1,0 +1,223 @@
+"""The race check: semaphores, queue order and interlocks order every two accesses to the same bytes, whatever the latencies.
+
+Loops without semaphores are walked whole, of others two iterations (three where a ring of buffers advances), in program
+order. Each instruction knows,
+per queue, up to which instruction everything is complete before it starts (a vector clock: what its queue knew, what the
+front end knew, what the tokens it took brought along). Every read must know the last write of each byte to be complete,
+every write also the last reads; matrix and vector instructions of one queue are ordered by the unit itself.
+"""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from cycle.machine import OP_BREAK, OP_LOOP, OP_LOOP_R, QUEUED, control_step
+from tripath.errors import ProgramError
+from tripath.hardware import QUEUED_UNITS
+from tripath.isa import Memory
+from tripath.isa.control import c_break_if, new_control
+from tripath.program import Program
+from tripath.structure import LOOPS
+from tripath.tables import QUEUE_OF_UNIT, tabulate
+
+GRANULE = (1, 16, 4, 1, 1)
+"""Addresses per shadow cell, by memory; buffers start at multiples of it."""
+ITERATIONS = 2
+ALL = 1 << 40
+MAX_TOKENS = 64
+RACE, FINE = 1, 0
+
+Shadow = namedtuple("Shadow", "write_queue write_number read_number write_pc read_pc")
+"""Per cell: queue and number of the last write, numbers of the last read by each queue [4], and which instructions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Race:
+    """Two accesses that nothing orders: instruction numbers, the memory, and the address."""
+
+    first: int
+    second: int
+    memory: str
+    address: int
+
+    def describe(self, program: Program) -> str:
+        """One line."""
+        names = [program.instructions[number].mnemonic for number in (self.first, self.second)]
+        return (f"race on {self.memory} at {self.address}: {names[1]} (instruction {self.second}) does not wait for "
+                f"{names[0]} (instruction {self.first})")  # fmt: skip
+
+
+def find_race(program: Program) -> Race | None:
+    """The first race of a program, or None if there is none."""
+    tables = tabulate(program)
+    writable = max((t.address + t.size_bytes for t in program.hbm if t.writable), default=1)
+    sizes = [writable, *(program.geometry[f"{name}_bytes"] // size for name, size in (("matrix", 1), ("vector", 2), ("fp", 4), ("int", 4)))]
+    shadows = tuple(_shadow(-(-size // granule)) for size, granule in zip(sizes, GRANULE, strict=True))
+    limits = _limits(program)
+    found = np.zeros(4, np.int64)
+    status = _walk(
+        tables.opcode, QUEUE_OF_UNIT[tables.unit], tables.operands, tables.waits, tables.signals, tables.accesses, limits,
+        new_control(), shadows[0], shadows[1], shadows[2], shadows[3], shadows[4], np.array(GRANULE), found,
+    )  # fmt: skip
+    if status == FINE:
+        return None
+    if status != RACE:
+        raise ProgramError(f"program: instruction {found[1]} waits for ever")
+    return Race(first=int(found[0]), second=int(found[1]), memory=Memory(int(found[2])).name, address=int(found[3]))
+
+
+def check_races(program: Program) -> None:
+    """Raise if two accesses of a program are not ordered.
+
+    Raises:
+        ProgramError: naming both instructions, the memory and the address.
+    """
+    race = find_race(program)
+    if race is not None:
+        raise ProgramError(f"program: {race.describe(program)}")
+
+
+def _shadow(cells: int) -> Shadow:
+    return Shadow(
+        np.zeros(cells, np.int8), np.zeros(cells, np.int32), np.zeros((cells, len(QUEUED_UNITS)), np.int32),
+        np.zeros(cells, np.int32), np.zeros((cells, len(QUEUED_UNITS)), np.int32),
+    )  # fmt: skip
+
+
+def _limits(program: Program) -> np.ndarray:
+    """Iterations to walk of the loop that each C_LOOP opens: all where no semaphore is touched in its body, else a few,
+    and one more where a ring advances directly in it."""
+    limits, stack = np.full(len(program.words), ALL, np.int64), []
+    for number, instruction in enumerate(program.instructions):
+        if instruction.mnemonic in LOOPS:
+            stack.append(number)
+        elif instruction.mnemonic == "C_NEXT":
+            stack.pop()
+        elif instruction.mnemonic == "A_NEXT" and stack:
+            limits[stack[-1]] = ITERATIONS + 1
+        if instruction.waits or instruction.signals:
+            limits[stack] = np.where(limits[stack] == ALL, ITERATIONS, limits[stack])
+    return limits
+
+
+@njit(cache=True)
+def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0, s1, s2, s3, s4, granules, found):
+    knows = np.zeros((4, 4), np.int64)
+    front = np.zeros(4, np.int64)
+    number = np.zeros(4, np.int64)
+    tokens = np.zeros((64, MAX_TOKENS, 4), np.int64)
+    given, taken = np.zeros(64, np.int64), np.zeros(64, np.int64)
+    while control.pc[0] >= 0:
+        pc = control.pc[0]
+        op = opcode[pc]
+        q = queue[pc]
+        for slot in range(2):
+            semaphore = waits[pc, slot]
+            if semaphore:
+                if given[semaphore] == taken[semaphore]:
+                    found[1] = pc
+                    return 2
+                for u in range(4):
+                    known = tokens[semaphore, taken[semaphore] % MAX_TOKENS, u]
+                    if op < QUEUED:
+                        front[u] = max(front[u], known)
+                    else:
+                        knows[q, u] = max(knows[q, u], known)
+                taken[semaphore] += 1
+        if op < QUEUED:
+            if op == OP_BREAK:
+                level = operands[pc, 0]
+                flag = control.address[operands[pc, 1]] // granules[4]
+                other = _conflict(s4, flag, -1, False, front)
+                if other >= 0:
+                    found[0], found[1], found[2], found[3] = other, pc, 4, flag
+                    return RACE
+                if control.index[level] + 1 >= control.trips[level]:
+                    c_break_if(control, level, 0)
+                else:
+                    control.pc[0] += 1
+            else:
+                control_step(op, operands[pc], control)
+                if op == OP_LOOP or op == OP_LOOP_R:
+                    level = operands[pc, 0]
+                    control.trips[level] = min(control.trips[level], limits[pc])
+            continue
+        for u in range(4):
+            knows[q, u] = max(knows[q, u], front[u])
+        number[q] += 1
+        for access in range(5):
+            memory = accesses[pc, access, 0]
+            if memory < 0:
+                continue
+            shadow = s0
+            if memory == 1:
+                shadow = s1
+            elif memory == 2:
+                shadow = s2
+            elif memory == 3:
+                shadow = s3
+            elif memory == 4:
+                shadow = s4
+            base = control.address[accesses[pc, access, 2]]
+            pitch = control.row_stride[accesses[pc, access, 2]]
+            write = accesses[pc, access, 1] == 1
+            for row in range(accesses[pc, access, 3]):
+                first = (base + row * pitch) // granules[memory]
+                last = (base + row * pitch + accesses[pc, access, 4] - 1) // granules[memory]
+                for cell in range(first, last + 1):
+                    if cell >= shadow.write_number.size:
+                        break  # read-only part of HBM
+                    other = _conflict(shadow, cell, q, write, knows[q])
+                    if other >= 0:
+                        found[0], found[1], found[2], found[3] = other, pc, memory, cell * granules[memory]
+                        return RACE
+        for access in range(5):
+            memory = accesses[pc, access, 0]
+            if memory < 0:
+                continue
+            shadow = s0
+            if memory == 1:
+                shadow = s1
+            elif memory == 2:
+                shadow = s2
+            elif memory == 3:
+                shadow = s3
+            elif memory == 4:
+                shadow = s4
+            base = control.address[accesses[pc, access, 2]]
+            pitch = control.row_stride[accesses[pc, access, 2]]
+            for row in range(accesses[pc, access, 3]):
+                first = (base + row * pitch) // granules[memory]
+                last = (base + row * pitch + accesses[pc, access, 4] - 1) // granules[memory]
+                for cell in range(first, min(last + 1, shadow.write_number.size)):
+                    if accesses[pc, access, 1] == 1:
+                        shadow.write_queue[cell] = q
+                        shadow.write_number[cell] = number[q]
+                        shadow.write_pc[cell] = pc
+                    else:
+                        shadow.read_number[cell, q] = number[q]
+                        shadow.read_pc[cell, q] = pc
+        for slot in range(2):
+            semaphore = signals[pc, slot]
+            if semaphore:
+                for u in range(4):
+                    tokens[semaphore, given[semaphore] % MAX_TOKENS, u] = knows[q, u]
+                tokens[semaphore, given[semaphore] % MAX_TOKENS, q] = number[q]
+                given[semaphore] += 1
+        control.pc[0] += 1
+    return FINE
+
+
+@njit(cache=True)
+def _conflict(shadow, cell, q, write, knows):
+    """The instruction whose access to a cell is not known to be over, or -1. Queues 0 and 1 order their own."""
+    writer = shadow.write_queue[cell]
+    if shadow.write_number[cell] > knows[writer] and not (writer == q and q < 2):
+        return shadow.write_pc[cell]
+    if write:
+        for reader in range(4):
+            if shadow.read_number[cell, reader] > knows[reader] and not (reader == q and q < 2):
+                return shadow.read_pc[cell, reader]
+    return -1

@@ -87,11 +87,17 @@ def _run_experiment(config: DictConfig, folder: Path, experiment: "Experiment", 
             discrepancies=discrepancies, fail_on=experiment.settings.fail_on,
             generated=_generated(accuracy, texts, tokenizer),
         )  # fmt: skip
+        if store:
+            show({"mlflow": "opens the store"})
+            store.wait()
         written = write_files(folder, experiment, outcome, OmegaConf.to_yaml(config, resolve=True))
         tracked = None
         if store:
             show({"mlflow": "writes the run"})
-            tracked = store.record(experiment, outcome, _parameters(config), written)
+            try:
+                tracked = store.record(experiment, outcome, _parameters(config), written)
+            except TripathError as error:  # the results are on disk already
+                _print_error(f"{error}; the results are kept in {folder}")
     print_outcome(experiment, outcome, tracked, str(folder))
     return PASSED if outcome.status == "passed" else FAILED
 

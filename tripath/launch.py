@@ -17,7 +17,7 @@ from tripath.trace import Trace
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_metrics_collection": "0", "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_enable_metrics_collection": "0",
 }  # fmt: skip
 POLL_SECONDS = 0.1
 
@@ -51,9 +51,10 @@ class Cluster:
     """A Ray cluster: started in the background when made, joined when it is first needed, left on `close`."""
 
     def __init__(self, *, address: str | None, num_cpus: int | None) -> None:
-        self._owned = address is None
         self._error: Exception | None = None
         os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+        self._ready, self._over = threading.Event(), threading.Event()
+        # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG), so it lives until `close`.
         self._thread = threading.Thread(target=self._start, args=(address, num_cpus), daemon=True)
         self._thread.start()
 
@@ -68,6 +69,8 @@ class Cluster:
                          logging_level=logging.ERROR, configure_logging=True, **options)  # fmt: skip
         except Exception as error:
             self._error = error
+        self._ready.set()
+        self._over.wait()
 
     def run(
         self, program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]],
@@ -82,7 +85,7 @@ class Cluster:
             TripathError: the cluster cannot be reached, or a simulator refused its input.
         """
         progress(dict.fromkeys(experiment.paths, "waits for Ray"))
-        self._thread.join()
+        self._ready.wait()
         if self._error is not None:
             raise TripathError(f"launch.address: no Ray cluster ({str(self._error).splitlines()[0]})")
         import ray
@@ -130,7 +133,8 @@ class Cluster:
 
     def close(self) -> None:
         """Shut a cluster of our own down; leave another's."""
-        self._thread.join()
+        self._ready.wait()
         import ray
 
         ray.shutdown()
+        self._over.set()

@@ -49,8 +49,8 @@ class Store:
 
     def _open(self) -> None:
         try:
-            for name in ("mlflow", "alembic"):
-                logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger("alembic").setLevel(logging.ERROR)
+            os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
             with warnings.catch_warnings():
@@ -58,7 +58,7 @@ class Store:
                 from mlflow import MlflowClient
 
                 if self._local:
-                    self._folder.mkdir(parents=True, exist_ok=True)
+                    self._create_database()
                 client = MlflowClient(tracking_uri=self.uri)
                 known = client.get_experiment_by_name(self._name)
                 place = (self._folder / "artifacts").as_uri() if self._local else None
@@ -66,6 +66,31 @@ class Store:
                 self._client = client
         except Exception as error:
             self._error = error
+
+    def _create_database(self) -> None:
+        """Migrate a new database aside and move it into place, so that an interrupted start leaves none half made."""
+        database = self._folder / DATABASE
+        if database.exists():
+            return
+        from mlflow import MlflowClient
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._folder / f"{DATABASE}.{os.getpid()}"
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+        if database.exists():  # another run was faster
+            partial.unlink()
+        else:
+            partial.replace(database)
+
+    def wait(self) -> None:
+        """Wait until the store is open.
+
+        Raises:
+            TripathError: it cannot be opened.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise TripathError(f"tracking.uri: cannot open {self.uri} ({_first_line(self._error)})")
 
     def record(
         self, experiment: Experiment, outcome: Outcome, parameters: Mapping[str, str], files: list[Path]
@@ -75,9 +100,7 @@ class Store:
         Raises:
             TripathError: the store cannot be written.
         """
-        self._thread.join()
-        if self._error is not None:
-            raise TripathError(f"tracking.uri: cannot open {self.uri} ({_first_line(self._error)})")
+        self.wait()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

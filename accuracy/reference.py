@@ -44,7 +44,7 @@ class Generation:
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
-    """x / sqrt(mean(x^2) + epsilon) * weight along the last axis."""
+    """X / sqrt(mean(x^2) + epsilon) * weight along the last axis."""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(epsilon)) * weight
 
 
@@ -55,7 +55,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """x * sigmoid(x), without overflow for any finite x."""
+    """X * sigmoid(x), without overflow for any finite x."""
     small = np.exp(-np.abs(x))
     return x * np.where(x >= 0, np.float32(1), small) / (1 + small)
 
@@ -106,13 +106,14 @@ class ReferenceModel:
         x = self.tensors["wte"][tokens[rows]]
         for weights, kept in zip(self._layers, cache, strict=True):
             assert kept or len(positions) == len(tokens), "a partial forward needs a warm cache"
-            x = x + self._attention(rms_norm(x, weights["attn_norm"], spec.rms_eps), weights, rope, rows, kept, len(tokens))
+            h = rms_norm(x, weights["attn_norm"], spec.rms_eps)
+            x = x + self._attention(h, weights, rope=rope, rows=rows, kept=kept, canvas=len(tokens))
             h = rms_norm(x, weights["ff_norm"], spec.rms_eps)
             x = x + (silu(h @ weights["ff_proj"].T) * (h @ weights["up_proj"].T)) @ weights["ff_out"].T
         return x
 
     def _attention(
-        self, h: np.ndarray, weights: dict[str, np.ndarray], rope: tuple[np.ndarray, np.ndarray], rows: slice,
+        self, h: np.ndarray, weights: dict[str, np.ndarray], *, rope: tuple[np.ndarray, np.ndarray], rows: slice,
         kept: dict[str, np.ndarray], canvas: int,
     ) -> np.ndarray:  # fmt: skip
         spec = self.spec

@@ -1,1 +1,52 @@
 """Configurations shared by the tests, composed from the shipped files."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from tripath.cli import build_experiment
+from tripath.compiler import compile_program, schedule
+
+CHECKPOINT = Path(__file__).parents[1] / "accuracy" / "checkpoints" / "wordmath"
+PROMPT = "Tom has 12 apples and finds 30 more. How many apples does Tom have now?"
+
+
+def compose_experiment(*overrides):
+    """The experiment that the command line would run with these overrides."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return build_experiment(compose("config", overrides=list(overrides)))[0]
+
+
+def compiled(experiment, prompt_length=19):
+    """Program and scheduled trace of an experiment."""
+    workload = experiment.workload
+    lengths = [prompt_length] * workload.batch
+    program = compile_program(experiment.model, workload, experiment.hardware, experiment.numerics, lengths)
+    return program, schedule(workload)
+
+
+@pytest.fixture(scope="session")
+def default_experiment():
+    return compose_experiment()
+
+
+@pytest.fixture(scope="session")
+def tensors(default_experiment):
+    from accuracy.checkpoint import load_tensors
+
+    return load_tensors(default_experiment.model)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(default_experiment):
+    from accuracy.checkpoint import load_tokenizer
+
+    return load_tokenizer(default_experiment.model.checkpoint)
+
+
+def with_timing(hardware, mnemonic, **changes):
+    """The hardware with other timing facts for one instruction."""
+    row = dataclasses.replace(hardware.timing[mnemonic], **changes)
+    return dataclasses.replace(hardware, timing={**hardware.timing, mnemonic: row})

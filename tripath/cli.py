@@ -1,103 +1,189 @@
 """The command line: Hydra composes a configuration, this builds the experiment, runs it and prints what came out."""
 
 import os
+import re
+import shlex
 import sys
-from collections.abc import Sequence
+import traceback
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tripath.errors import TripathError
 
 if TYPE_CHECKING:
-    from tripath.experiment import Experiment, Generated
+    from tripath.experiment import Experiment
+    from tripath.launch import Cluster, Launch
+    from tripath.tracking import Store, Tracking
 
-PASSED, FAILED, BAD_INPUT = 0, 1, 2
+PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 PACKAGE = "pkg://"
-_statuses: list[int] = []
+PROMPT = "workload.prompt="
+INPUT_ERRORS = (TripathError, HydraException, OmegaConfBaseException, OSError)
+WIDTH_WITHOUT_TERMINAL = "120"
 
 
 def run() -> int:
     """Run the command line; returns the exit status, the worst one of a multirun."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
-    _statuses.clear()
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", WIDTH_WITHOUT_TERMINAL)  # tables in a log need not fit a small screen
+    _command.statuses.clear()
     try:
+        _check_arguments()
         _main()
     except KeyboardInterrupt:
         _print_error("interrupted")
-        return 130
-    except (HydraException, OmegaConfBaseException, TripathError) as error:
-        _print_error(_one_line(error))
+        return INTERRUPTED
+    except (*INPUT_ERRORS, ValueError) as error:  # Hydra refuses combinations of its own flags with ValueError
+        _print_error(one_line(error))
         return BAD_INPUT
-    return max(_statuses, default=PASSED)
+    except Exception:  # noqa: BLE001  a defect of ours has a status of its own
+        traceback.print_exc()
+        return INTERNAL_ERROR
+    finally:
+        _command.close()
+        _command.tidy_folder()
+    return max(_command.statuses, default=PASSED)
+
+
+class _Command:
+    """What the jobs of one command share: exit statuses, folders that Hydra makes, a Ray cluster, a tracking store."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self._folder: Path | None = None
+        self._made: list[Path] = []
+        self._before: set[Path] = set()
+        self._cluster: tuple[Launch, Cluster] | None = None
+        self._store: tuple[Tracking, Store] | None = None
+
+    def cluster(self, launch: "Launch") -> "Cluster":
+        """The cluster, starting in the background where it is new."""
+        from tripath.launch import Cluster
+
+        if self._cluster is None or self._cluster[0] != launch:
+            self.close()
+            self._cluster = launch, Cluster(launch)
+        return self._cluster[1]
+
+    def store(self, tracking: "Tracking") -> "Store | None":
+        """The store, opening in the background where it is new; None where nothing is tracked."""
+        from tripath.tracking import Store
+
+        if not tracking.enabled:
+            return None
+        if self._store is None or self._store[0] != tracking:
+            self._store = tracking, Store(tracking)
+        return self._store[1]
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        if self._cluster is not None:
+            self._cluster[1].close()
+        self._cluster = None
+
+    def note_folder(self, folder: Path) -> None:
+        """Note what is there before Hydra makes `folder`: its missing parents, the deepest first, and its contents."""
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._folder, self._before = folder, set(folder.iterdir()) if folder.is_dir() else set()
+
+    def tidy_folder(self) -> None:
+        """Remove what Hydra made and nothing was written to."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        for path in set(self._folder.iterdir()) - self._before:
+            _remove_if_empty(path)
+        record = self._folder / "multirun.yaml"
+        if record not in self._before and list(self._folder.iterdir()) == [record]:
+            record.unlink()
+        for path in self._made:
+            _remove_if_empty(path)
+
+
+_command = _Command()
+
+
+class NoteFolder(Callback):
+    """The Hydra callback of conf/config.yaml: it runs before Hydra makes a folder."""
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Note the folder of a run."""
+        _command.note_folder(Path(config.hydra.run.dir).absolute())
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Note the folder of a sweep."""
+        _command.note_folder(Path(config.hydra.sweep.dir).absolute())
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _main(config: DictConfig) -> None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    """One job. It returns whatever happens: an exception or an exit would end a sweep."""
     try:
-        _statuses.append(_job(config, folder))
-    except (TripathError, HydraException, OmegaConfBaseException) as error:
-        _statuses.append(BAD_INPUT)
-        _print_error(_one_line(error))
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        status = _job(config, Path(HydraConfig.get().runtime.output_dir))
+    except INPUT_ERRORS as error:
+        _print_error(f"job {HydraConfig.get().job.num}: {one_line(error)}" if _in_sweep() else one_line(error))
+        status = BAD_INPUT
+    except Exception:  # noqa: BLE001  a defect of ours has a status of its own
+        traceback.print_exc()
+        status = INTERNAL_ERROR
+    _command.statuses.append(status)
 
 
 def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
     experiment, default_prompt = build_experiment(config)
-    # Heavy imports and the two slow starts overlap with compiling.
-    from tripath.launch import Cluster
-
-    cluster = Cluster(address=config.launch.address, num_cpus=config.launch.num_cpus)
-    try:
-        return _run_experiment(config, folder, experiment, default_prompt, cluster)
-    finally:
-        cluster.close()
-
-
-def _run_experiment(config: DictConfig, folder: Path, experiment: "Experiment", default_prompt, cluster) -> int:  # noqa: ANN001
+    launch, tracking = build("launch", config.launch), build("tracking", config.tracking)
     from tripath.compiler import compile_program
-    from tripath.console import print_outcome, progress
-    from tripath.experiment import Outcome
+    from tripath.console import error_out, out, print_outcome, progress
+    from tripath.experiment import Generated, Outcome, read_prompts
     from tripath.report import write_files
-    from tripath.tracking import Store
     from tripath.validation import validate
 
-    prompts, texts, tokenizer = read_prompts(experiment, default_prompt)
-    program = compile_program(
-        experiment.model, experiment.workload, experiment.hardware, experiment.numerics, [len(p) for p in prompts]
-    )
-    store = None
-    if config.tracking.enabled:
-        store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder), experiment=config.tracking.experiment)
+    prompts = read_prompts(experiment, default_prompt)
+    if prompts.unknown_words:
+        words = ", ".join(prompts.unknown_words[:8])
+        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
+    lengths = [len(tokens) for tokens in prompts.token_ids]
+    program = compile_program(experiment.model, experiment.workload, experiment.hardware, experiment.numerics, lengths)
+    # The input is good. Compiling takes milliseconds, so the two slow starts begin only now: bad input stays quick.
+    cluster, store = _command.cluster(launch), _command.store(tracking)
+    if _in_sweep():
+        out.rule(f"job {HydraConfig.get().job.num}: {' '.join(_overrides())}")
     with progress() as show:
-        results, seconds, accuracy = cluster.run(program, experiment, prompts, show)
-        order = [name for name in experiment.paths if name in results]
-        discrepancies = validate(results, experiment.settings)
+        simulated = cluster.run(program, experiment, prompts.token_ids, show)
+        made, generated = simulated.accuracy, None
+        if made is not None and prompts.tokenizer is not None:
+            answers = [prompts.tokenizer.decode(ids) for ids in made.token_ids]
+            generated = Generated(
+                prompts=prompts.texts, texts=answers, token_ids=made.token_ids, trip_counts=made.trip_counts
+            )
         outcome = Outcome(
-            program=program, results={name: results[name] for name in order}, wall_seconds=seconds,
-            discrepancies=discrepancies, fail_on=experiment.settings.fail_on,
-            generated=_generated(accuracy, texts, tokenizer),
+            program=program, results=simulated.results, wall_seconds=simulated.wall_seconds, generated=generated,
+            discrepancies=validate(simulated.results, experiment.settings), fail_on=experiment.settings.fail_on,
         )  # fmt: skip
         if store:
             show({"mlflow": "opens the store"})
             store.wait()
-        written = write_files(folder, experiment, outcome, OmegaConf.to_yaml(config, resolve=True))
+        show({"report": "is written"})
+        configuration, command = OmegaConf.to_yaml(config, resolve=True), shlex.join(["tripath", *_overrides()])
+        written = write_files(folder, experiment, outcome, configuration=configuration, command=command)
         tracked = None
         if store:
             show({"mlflow": "writes the run"})
             try:
-                tracked = store.record(experiment, outcome, _parameters(config), written)
+                tracked = store.record(experiment, outcome, written)
             except TripathError as error:  # the results are on disk already
-                _print_error(f"{error}; the results are kept in {folder}")
+                error_out.print(f"note: {error}; the results are kept in {folder}", style="yellow", markup=False)
     print_outcome(experiment, outcome, tracked, str(folder))
     return PASSED if outcome.status == "passed" else FAILED
 
@@ -108,119 +194,107 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     Raises:
         TripathError: a value breaks a rule.
     """
-    from tripath.experiment import Experiment
+    from tripath.experiment import Experiment, read_prompts_file
 
-    workload = OmegaConf.to_container(config.workload, resolve=True)
-    default_prompt = workload.pop("default_prompt")
-    model = OmegaConf.to_container(config.model, resolve=True)
-    model["checkpoint"] = _resolve(model["checkpoint"])
+    known = {"model", "hardware", "workload", "numerics", "simulator", "validation", "launch", "tracking", "paths"}
+    for key in config:
+        if key not in known:
+            raise TripathError(f"{key}: no such key, one of {', '.join(sorted(known))}")
+    workload: Any = OmegaConf.to_container(config.workload, resolve=True)
+    default_prompt = workload.pop("default_prompt", None)
+    if sum(workload.get(key) is not None for key in ("prompt", "prompts_file", "prompt_length")) > 1:
+        raise TripathError("workload: give one of prompt, prompts_file and prompt_length, and null for the others")
+    if workload.get("batch") is None:
+        name = workload.get("prompts_file")
+        workload["batch"] = 1 if name is None else len(read_prompts_file(str(name)))
+    model: Any = OmegaConf.to_container(config.model, resolve=True)
+    model["checkpoint"] = _resolve(model.get("checkpoint"))
+    paths = config.paths
+    options: Any = OmegaConf.to_container(config.simulator, resolve=True)
     experiment = Experiment(
-        model=_instantiate(model), workload=_instantiate(workload), hardware=_instantiate(config.hardware),
-        numerics=_instantiate(config.numerics), paths=list(config.paths), settings=_instantiate(config.validation),
-        options=OmegaConf.to_container(config.simulator, resolve=True),
+        model=build("model", model), workload=build("workload", workload), hardware=build("hardware", config.hardware),
+        numerics=build("numerics", config.numerics), settings=build("validation", config.validation),
+        paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
-    given = experiment.workload
-    if sum(value is not None for value in (given.prompt, given.prompts_file, given.prompt_length)) > 1:
-        raise TripathError("workload: give one of workload.prompt, workload.prompts_file and workload.prompt_length")
     return experiment, default_prompt
 
 
-def read_prompts(experiment: "Experiment", default_prompt: str | None) -> tuple[list[list[int]], list[str], object | None]:
-    """Token ids and texts of the prompts, one per sequence, and the tokenizer (None for a model without one).
-
-    Where only a length is given, the prompt is that many tokens, counted up from 0.
+def build(key: str, node: object) -> Any:  # noqa: ANN401  whatever `_target_` names
+    """The object that the configuration node `key` describes, its values checked against the types of its class.
 
     Raises:
-        TripathError: no prompt, an unreadable file, an empty prompt, or a number of prompts other than the batch.
+        TripathError: an unknown or missing key, a value of the wrong type, or a rule of the class is broken.
     """
-    workload, model = experiment.workload, experiment.model
-    tokenizer = None
-    if model.checkpoint is not None:
-        from accuracy.checkpoint import load_tokenizer
+    from tripath.experiment import check_values
 
-        tokenizer = load_tokenizer(model.checkpoint)
-    if workload.prompt_length is not None:
-        tokens = [i % model.vocab for i in range(3, 3 + workload.prompt_length)]
-        return [tokens] * workload.batch, [f"{workload.prompt_length} tokens"] * workload.batch, tokenizer
-    if tokenizer is None:
-        raise TripathError(f"workload.prompt_length: model {model.name} has no tokenizer, give the prompt's length in tokens")
-    texts = _prompt_texts(workload, default_prompt)
-    prompts = [tokenizer.encode(text) for text in texts]
-    if not all(prompts):
-        raise TripathError("workload.prompt: the prompt is empty")
-    unknown = sorted({word for text in texts for word in tokenizer.unknown_words(text)})
-    if unknown:
-        from tripath.console import error_out
-
-        error_out.print(f"note: the model's vocabulary lacks: {', '.join(unknown[:8])}", style="yellow", markup=False)
-    return prompts, texts, tokenizer
-
-
-def _prompt_texts(workload, default_prompt: str | None) -> list[str]:  # noqa: ANN001
-    if workload.prompts_file is not None:
-        try:
-            lines = Path(workload.prompts_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise TripathError(f"workload.prompts_file: cannot read {workload.prompts_file} ({error})") from None
-        texts = [line.strip() for line in lines if line.strip()]
-        if len(texts) != workload.batch:
-            raise TripathError(f"workload.batch: {workload.batch} sequences, but {workload.prompts_file} has {len(texts)} prompts")
-        return texts
-    text = workload.prompt if workload.prompt is not None else default_prompt
-    if text is None:
-        raise TripathError("workload.prompt: no prompt is given")
-    return [text] * workload.batch
-
-
-def _generated(accuracy, texts: Sequence[str], tokenizer) -> "Generated | None":  # noqa: ANN001
-    from tripath.experiment import Generated
-
-    if accuracy is None:
-        return None
-    return Generated(
-        prompts=texts, texts=[tokenizer.decode(ids) for ids in accuracy.token_ids], token_ids=accuracy.token_ids,
-        trip_counts=accuracy.trip_counts,
-    )  # fmt: skip
-
-
-def _parameters(config: DictConfig) -> dict[str, str]:
-    """The configuration flattened to dotted keys, without what only says where things go."""
-    flat: dict[str, str] = {}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                if key != "_target_":
-                    walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif not prefix.startswith(("tracking", "launch", "hardware.timing", "validation")):
-            flat[prefix] = str(value)
-
-    walk("", OmegaConf.to_container(config, resolve=True))
-    return flat
-
-
-def _instantiate(node: object):  # noqa: ANN202
-    """The object of a node with `_target_`; a rule that its class checks surfaces as that class's error."""
+    values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    check_values(key, values)
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
+        return hydra.utils.instantiate(values, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, TripathError):
             raise error.__cause__ from None
-        raise TripathError(_one_line(error)) from None
+        raise TripathError(f"{key}: {one_line(error)}") from None
 
 
-def _resolve(checkpoint: str | None) -> str | None:
+def one_line(error: BaseException) -> str:
+    """The telling part of an error in one line; Hydra's own errors in the words of this command."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: no option {option!r}, one of {', '.join(error.options)}"
+    text = str(error).partition("\nConfig search path")[0]
+    if found := re.match(r"Could not override '([^']*)'", text):
+        return f"{found[1]}: no such key, `tripath --cfg job` prints all"
+    if text.startswith("Ambiguous value"):
+        return f"{text.splitlines()[0]}; write [a,b] for a list, quote a text with commas, or sweep with --multirun"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "https://hydra.cc" not in line]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _check_arguments() -> None:
+    """Refuse unknown flags in one line, and let a prompt hold any character."""
+    if "--multirun" not in sys.argv and "-m" not in sys.argv:
+        sys.argv[1:] = [quote_prompt(argument) for argument in sys.argv[1:]]
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise TripathError(f"arguments: {message}; see tripath --help")
+
+    parser.error = refuse
+    parser.parse_args()
+
+
+def quote_prompt(argument: str) -> str:
+    """`workload.prompt=TEXT` with TEXT quoted: in Hydra's grammar commas, brackets and signs have a meaning."""
+    text = argument.removeprefix(PROMPT)
+    if text in (argument, "null") or text[:1] in ("'", '"'):
+        return argument
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${")
+    return f'{PROMPT}"{escaped}"'
+
+
+def _resolve(checkpoint: object) -> object:
     """A checkpoint inside an installed package (`pkg://package/folder`) as a path."""
-    if checkpoint is None or not checkpoint.startswith(PACKAGE):
+    if not isinstance(checkpoint, str) or not checkpoint.startswith(PACKAGE):
         return checkpoint
     package, _, rest = checkpoint.removeprefix(PACKAGE).partition("/")
-    return str(files(package).joinpath(rest))
+    try:
+        return str(files(package).joinpath(rest))
+    except (ModuleNotFoundError, ValueError):
+        raise TripathError(f"model.checkpoint: no package {package!r} ({checkpoint})") from None
 
 
-def _one_line(error: BaseException) -> str:
-    """The first telling line of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
+def _remove_if_empty(path: Path) -> None:
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task)
 
 
 def _print_error(message: str) -> None:

@@ -1,17 +1,27 @@
-"""One experiment: everything that is compiled, simulated, compared and tracked in one run."""
+"""One experiment: everything that is compiled, simulated, compared and tracked in one run, and what came out of it."""
 
+import dataclasses
+import importlib
+import math
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from tripath.errors import TripathError
 from tripath.hardware import HardwareConfig
-from tripath.metrics import Result
+from tripath.metrics import Result, Table
 from tripath.model import ModelSpec
 from tripath.program import Program
+from tripath.units import format_seconds
 from tripath.validation import Discrepancy, Settings
 from tripath.workload import Numerics, Workload
 
 PATHS = ("analytical", "cycle", "accuracy")
+FIRST_SYNTHETIC_TOKEN = 3
+TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,18 +33,47 @@ class Experiment:
     hardware: HardwareConfig
     numerics: Numerics
     paths: Sequence[str]
-    options: Mapping[str, Mapping[str, object]]
+    options: Mapping[str, Mapping[str, object] | None]
     settings: Settings
 
     def __post_init__(self) -> None:
         unknown = [path for path in self.paths if path not in PATHS]
         if unknown or not self.paths or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(PATHS)}, got {list(self.paths)}")
+        for name in self.options:
+            if name not in PATHS:
+                raise TripathError(f"simulator.{name}: no such simulator, one of {', '.join(PATHS)}")
         if "accuracy" in self.paths and self.model.checkpoint is None:
             raise TripathError(
                 f"paths: model {self.model.name} has no checkpoint to execute; use paths=[analytical,cycle] or give "
                 "model.checkpoint"
             )
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back (accuracy.checkpoint.TextTokenizer)."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        ...
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that the vocabulary lacks."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompts:
+    """Token ids and texts, one per sequence; the tokenizer (None: the model has none), and words it does not know."""
+
+    token_ids: list[list[int]]
+    texts: list[str]
+    tokenizer: Tokenizer | None
+    unknown_words: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,3 +106,172 @@ class Outcome:
     def status(self) -> str:
         """`passed` or `failed`."""
         return "failed" if self.failures else "passed"
+
+
+def read_prompts(experiment: Experiment, default_prompt: str | None) -> Prompts:
+    """The prompts of an experiment; where only a length is given, that many tokens, counted up, without mask and EOS.
+
+    Raises:
+        TripathError: no prompt, an unreadable file, an empty prompt, or a number of prompts other than the batch.
+    """
+    workload, model = experiment.workload, experiment.model
+    tokenizer = None
+    if model.checkpoint is not None:
+        from accuracy.checkpoint import load_tokenizer
+
+        tokenizer = load_tokenizer(model.checkpoint)
+    if workload.prompt_length is not None:
+        plain = [i % model.vocab for i in range(FIRST_SYNTHETIC_TOKEN, FIRST_SYNTHETIC_TOKEN + workload.prompt_length)]
+        special = (model.mask_id, model.eos_id)
+        tokens = [min(set(range(3)) - set(special)) if token in special else token for token in plain]
+        texts = [f"{workload.prompt_length} tokens"] * workload.batch
+        return Prompts(token_ids=[tokens] * workload.batch, texts=texts, tokenizer=tokenizer, unknown_words=[])
+    if tokenizer is None:
+        raise TripathError(
+            f"workload.prompt_length: model {model.name} has no tokenizer, give the prompt's length in tokens"
+        )
+    texts = _texts(workload, default_prompt)
+    token_ids = [tokenizer.encode(text) for text in texts]
+    if not all(token_ids):
+        raise TripathError("workload.prompt: the prompt is empty")
+    unknown = sorted({word for text in texts for word in tokenizer.unknown_words(text)})
+    return Prompts(token_ids=token_ids, texts=texts, tokenizer=tokenizer, unknown_words=unknown)
+
+
+def read_prompts_file(name: str) -> list[str]:
+    """The prompts of a file, one a line, blank lines left out.
+
+    Raises:
+        TripathError: the file cannot be read, or holds no prompt.
+    """
+    try:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise TripathError(f"workload.prompts_file: cannot read {name} ({error})") from None
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise TripathError(f"workload.prompts_file: no prompt in {name}")
+    return texts
+
+
+def _texts(workload: Workload, default_prompt: str | None) -> list[str]:
+    if workload.prompts_file is not None:
+        texts = read_prompts_file(workload.prompts_file)
+        if len(texts) != workload.batch:
+            counted = f"{workload.prompts_file} has {len(texts)} prompts"
+            raise TripathError(f"workload.batch: {workload.batch}, but {counted}")
+        return texts
+    text = workload.prompt if workload.prompt is not None else default_prompt
+    if text is None:
+        raise TripathError("workload.prompt: no prompt is given")
+    return [text] * workload.batch
+
+
+def headline(experiment: Experiment, outcome: Outcome) -> Table:
+    """One row per timing path, as text: what a reader looks at first."""
+    rows = []
+    for name, result in outcome.results.items():
+        if name == "accuracy":
+            continue
+        metrics = result.metrics
+        cycles = metrics["makespan_cycles" if name == "cycle" else "estimated_cycles"]
+        rows.append([
+            name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
+            _number(metrics["tokens_per_second"]), _bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}",
+            f"{metrics['sampling_share']:.1%}",
+        ])  # fmt: skip
+    return Table(columns=["path", "cycles", "time", "tokens/s", "bound by", "array use", "sampling"], rows=rows)
+
+
+def verdicts(outcome: Outcome) -> Table:
+    """The checks as text: equal counts in one row, everything else singly; a failure names its two witnesses."""
+    rows: list[list[str]] = []
+    equal = sum(row.kind == "count" and row.passed for row in outcome.discrepancies)
+    if equal:
+        rows.append([f"{equal} counts equal", "count", "", "", "", "0", "passed"])
+    rows += [
+        [
+            row.metric if row.passed else f"{row.metric}: {row.observed_source} vs {row.expected_source}", row.kind,
+            _number(row.expected), _number(row.observed), _error(row.kind, row.relative_error),
+            _tolerance(row.kind, row.tolerance), row.verdict,
+        ]
+        for row in outcome.discrepancies
+        if row.kind != "count" or not row.passed
+    ]  # fmt: skip
+    return Table(columns=["check", "kind", "expected", "observed", "error", "tolerance", "verdict"], rows=rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.5g}"
+
+
+def _error(kind: str, error: float) -> str:
+    return f"{error:+.4f}" if kind == "fidelity" else f"{error:+.2%}"
+
+
+def _tolerance(kind: str, tolerance: float) -> str:
+    if kind == "bound":
+        return ">="
+    return f"{tolerance:g}" if kind == "fidelity" else f"{tolerance:.0%}"
+
+
+def _bound_by(metrics: Mapping[str, float], cycles: float) -> str:
+    """The busiest resource, with its share of the time."""
+    kind = "bound_cycles." if any(name.startswith("bound_cycles.") for name in metrics) else "busy_cycles."
+    loads = {name.removeprefix(kind): value for name, value in metrics.items() if name.startswith(kind)}
+    busiest = max(loads, key=lambda name: loads[name])
+    return f"{busiest} {loads[busiest] / cycles:.0%}"
+
+
+def check_values(key: str, values: object) -> None:
+    """Check the configuration of an object, a mapping with `_target_`, against the fields of its dataclass.
+
+    Raises:
+        TripathError: an unknown or missing key, or a value of the wrong type; the message names the full key.
+    """
+    if not isinstance(values, Mapping) or "_target_" not in values:
+        raise TripathError(f"{key}: needs a mapping with _target_, got {values!r}")
+    module, _, name = str(values["_target_"]).rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError):
+        raise TripathError(f"{key}._target_: no class {values['_target_']}") from None
+    if not dataclasses.is_dataclass(target):
+        return
+    types_of = typing.get_type_hints(target)
+    for name, value in values.items():
+        if name not in types_of and not str(name).startswith("_"):
+            raise TripathError(f"{key}.{name}: no such key, one of {', '.join(types_of)}")
+        if name in types_of:
+            _check_value(f"{key}.{name}", value, types_of[name])
+    for field in dataclasses.fields(target):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in values:
+            raise TripathError(f"{key}.{field.name}: is missing")
+
+
+def _check_value(key: str, value: object, kind: typing.Any) -> None:  # noqa: ANN401  a type or a generic alias
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return
+        kind = next(argument for argument in arguments if argument is not type(None))
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Sequence and isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_value(f"{key}[{number}]", item, arguments[0])
+    elif origin is Mapping and isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_value(f"{key}.{name}", item, arguments[1])
+    elif dataclasses.is_dataclass(kind):
+        check_values(key, value)
+    elif not _is_a(value, origin or kind):
+        raise TripathError(f"{key}: must be {TYPE_NAMES.get(kind, 'a list or mapping')}, got {value!r}")
+
+
+def _is_a(value: object, kind: object) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (str, bool) else False

@@ -1,19 +1,41 @@
-"""What a run leaves behind: report.json, the program, and pictures."""
+"""What a run leaves behind: report.json for scripts, report.html for people, the program, and pictures."""
 
+import base64
+import html
 import json
 import math
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-from tripath.experiment import Experiment, Outcome
-from tripath.metrics import UNITS
+from tripath.experiment import Experiment, Outcome, headline, verdicts
+from tripath.metrics import UNITS, Table
+from tripath.units import format_bytes
 
 SCHEMA_VERSION = 1
 COLOURS = {"busy": "#3b6ea5", "frontend": "#bcbcbc", "semaphore": "#e0a030", "operand": "#c0504d", "memory": "#7a4ea3",
            "queue_full": "#8c8c8c", "shared_queue": "#9fc5e8", "drained": "#eeeeee"}  # fmt: skip
+MARKERS = {"cycle": "o", "analytical": "x"}
+LONGEST_TABLE = 64
+"""Tables with more rows stay out of the page; MLflow keeps them."""
+HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>{style}</style>"""
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+pre { overflow-x: auto; padding: .7rem; border: 1px solid #8886; }
+img { max-width: 100%; background: white; }
+.passed { color: #2a8a3e; } .failed { color: #d03030; font-weight: bold; }
+"""
 
 
 def report_of(outcome: Outcome) -> dict[str, object]:
-    """Contents of report.json (docs/validation.md describes them); finite numbers only."""
+    """Contents of report.json (docs/validation.md describes them); what is not finite is null, or left out."""
     generated = outcome.generated
     return {
         "schema_version": SCHEMA_VERSION,
@@ -31,9 +53,9 @@ def report_of(outcome: Outcome) -> dict[str, object]:
         },
         "discrepancies": [
             {
-                "metric": row.metric, "scope": row.scope, "kind": row.kind, "expected": row.expected,
-                "expected_source": row.expected_source, "observed": row.observed,
-                "observed_source": row.observed_source, "relative_error": row.relative_error,
+                "metric": row.metric, "scope": row.scope, "kind": row.kind, "expected": _finite(row.expected),
+                "expected_source": row.expected_source, "observed": _finite(row.observed),
+                "observed_source": row.observed_source, "relative_error": _finite(row.relative_error),
                 "tolerance": row.tolerance, "verdict": row.verdict,
             }
             for row in outcome.discrepancies
@@ -49,45 +71,105 @@ def report_of(outcome: Outcome) -> dict[str, object]:
     }  # fmt: skip
 
 
-def write_files(folder: Path, experiment: Experiment, outcome: Outcome, configuration: str) -> list[Path]:
-    """Write report.json, program.asm, program.bin, config.yaml and the pictures; report.json last, and atomically."""
+def write_files(
+    folder: Path, experiment: Experiment, outcome: Outcome, *, configuration: str, command: str
+) -> list[Path]:
+    """Write all files of a run to `folder`; report.json last, and atomically, so that where it is, all is.
+
+    `configuration` is the composed configuration as YAML, `command` the command line that ran.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("program.asm", "program.bin", "config.yaml")]
-    files[0].write_text(outcome.program.to_text())
-    files[1].write_bytes(outcome.program.to_bytes())
-    files[2].write_text(configuration)
-    files += draw_pictures(folder, experiment, outcome)
-    report = folder / "report.json"
+    texts = {"program.asm": outcome.program.to_text(), "config.yaml": configuration}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "program.bin").write_bytes(outcome.program.to_bytes())
+    pictures = draw_pictures(folder, experiment, outcome)
+    page, report = folder / "report.html", folder / "report.json"
+    page.write_text(page_of(experiment, outcome, pictures, configuration, command), encoding="utf-8")
     partial = report.with_suffix(".partial")
-    partial.write_text(json.dumps(report_of(outcome), indent=1, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(report_of(outcome), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(report)
-    return [*files, report]
+    return [*(folder / name for name in texts), folder / "program.bin", *pictures, page, report]
+
+
+def page_of(
+    experiment: Experiment, outcome: Outcome, pictures: Sequence[Path], configuration: str, command: str
+) -> str:
+    """The run as one HTML file that loads nothing: pictures are inside, and all text is escaped."""
+    program, generated = outcome.program, outcome.generated
+    title = f"{experiment.model.name} on {experiment.hardware.name}"
+    failed, checks = len(outcome.failures), len(outcome.discrepancies)
+    verdict = f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold"
+    parts = [
+        HEAD.format(title=html.escape(title), style=STYLE),
+        f'<h1>{html.escape(title)}</h1><p class="{outcome.status}">{verdict}</p>',
+    ]
+    if generated:
+        parts.append("<h2>Generated text</h2>")
+        for prompt, text in zip(generated.prompts, generated.texts, strict=True):
+            parts.append(f"<p>{html.escape(prompt)}<br><b>{html.escape(text)}</b></p>")
+        parts.append(f"<p>Denoising steps of each block: {', '.join(map(str, generated.trip_counts))}</p>")
+    parts += ["<h2>Paths</h2>", _table(headline(experiment, outcome)), "<h2>Checks</h2>", _table(verdicts(outcome))]
+    for picture in pictures:
+        data = base64.b64encode(picture.read_bytes()).decode()
+        parts.append(f'<img alt="{html.escape(picture.stem)}" src="data:image/png;base64,{data}">')
+    for name, result in outcome.results.items():
+        for heading, table in result.tables.items():
+            if len(table.rows) <= LONGEST_TABLE:
+                parts += [f"<h2>{html.escape(name)}: {html.escape(heading)}</h2>", _table(table)]
+    provenance = {
+        "tripath": version("tripath"), "program digest": program.digest, "instruction words": f"{len(program.words):,}",
+        "program file": format_bytes(len(program.to_bytes())),
+        "trace digest": next(iter(outcome.results.values())).trace_digest,
+    }  # fmt: skip
+    parts += [
+        "<h2>Provenance</h2>", _table(Table(columns=["", ""], rows=list(provenance.items()))),
+        f"<h2>To run it again</h2><pre>{html.escape(command)}</pre>",
+        f"<details><summary>Configuration</summary><pre>{html.escape(configuration)}</pre></details></html>\n",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    def cell(value: object) -> str:
+        text = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        mark = f' class="{text}"' if text in ("passed", "failed") else ""
+        return f"<td{mark}>{html.escape(text)}</td>"
+
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table.rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def draw_pictures(folder: Path, experiment: Experiment, outcome: Outcome) -> list[Path]:
-    """Roofline and stall breakdown of the timing paths that ran."""
-    if "cycle" not in outcome.results:
+    """Roofline of the timing paths that ran, and stall breakdown of the cycle path."""
+    if not set(MARKERS) & set(outcome.results):
         return []
     import matplotlib as mpl
 
     mpl.use("Agg")
-    return [_roofline(folder / "roofline.png", experiment, outcome), _stalls(folder / "stalls.png", outcome)]
+    pictures = [_roofline(folder / "roofline.png", experiment, outcome)]
+    return [*pictures, _stalls(folder / "stalls.png", outcome)] if "cycle" in outcome.results else pictures
 
 
 def _roofline(path: Path, experiment: Experiment, outcome: Outcome) -> Path:
     from matplotlib import pyplot as plt
 
-    hardware, result = experiment.hardware, outcome.results["cycle"]
+    hardware = experiment.hardware
+    timed = {name: result for name, result in outcome.results.items() if name in MARKERS}
+    counts = next(iter(timed.values())).counts
     peak, bandwidth = hardware.blen * hardware.mlen, hardware.hbm.bytes_per_cycle
-    macs, moved = result.counts["macs"], result.counts["hbm_read_bytes"] + result.counts["hbm_write_bytes"]
-    intensity, reached = macs / moved, macs / result.metrics["makespan_cycles"]
+    intensity = counts["macs"] / (counts["hbm_read_bytes"] + counts["hbm_write_bytes"])
     ridge = peak / bandwidth
     low, high = min(intensity, ridge) / 8, max(intensity, ridge) * 8
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.loglog([low, ridge, high], [low * bandwidth, peak, peak], color="black", label="peak")
-    axes.loglog([intensity], [reached], "o", color=COLOURS["busy"], label=f"this run: {reached:.3g} MAC/cycle")
-    axes.annotate(f"{reached / min(peak, intensity * bandwidth):.0%} of the roof", (intensity, reached), xytext=(8, -12),
-                  textcoords="offset points")  # fmt: skip
+    axes.loglog([low, ridge, high], [low * bandwidth, peak, peak], color="black", label="roof of this hardware")
+    for name, result in timed.items():
+        cycles = result.metrics["makespan_cycles" if name == "cycle" else "estimated_cycles"]
+        reached = counts["macs"] / cycles
+        share = reached / min(peak, intensity * bandwidth)
+        label = f"{name}: {reached:.3g} MAC/cycle, {share:.0%} of the roof"
+        axes.loglog([intensity], [reached], MARKERS[name], label=label)
     axes.set(xlabel="arithmetic intensity (MAC per HBM byte)", ylabel="MAC per cycle",
              title=f"Roofline: {experiment.model.name} on {hardware.name}")  # fmt: skip
     axes.grid(visible=True, which="both", alpha=0.2)
@@ -106,7 +188,7 @@ def _stalls(path: Path, outcome: Outcome) -> Path:
     left = [0.0] * len(UNITS)
     for column, name in enumerate(table.columns[1:], 1):
         share = [100 * float(str(row[column])) / makespan for row in table.rows]
-        axes.barh(UNITS, share, left=left, color=COLOURS[name], label=name.replace("_", " "))
+        axes.barh(UNITS, share, left=left, color=COLOURS.get(name), label=name.replace("_", " "))
         left = [a + b for a, b in zip(left, share, strict=True)]
     axes.invert_yaxis()
     axes.set(xlabel=f"share of the makespan of {makespan:,.0f} cycles (%)", xlim=(0, 100),
@@ -115,3 +197,7 @@ def _stalls(path: Path, outcome: Outcome) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905  (word tables read better as text)
 """Generated grade-school word problems with worked answers, and the tokenizer that reads them.
 
 A problem is a kind (which operations), its operands, and words; `12 + 30 = 42. #### 42` is an answer. A problem is held
@@ -62,7 +63,7 @@ def _chain(first: int, moves: list[tuple[str, int]]) -> list[tuple[int, str, int
     return steps
 
 
-def _sentence(rng: random.Random, subject: str, op: str, amount: int, things: str, other: str) -> str:
+def _sentence(rng: random.Random, subject: str, *, op: str, amount: int, things: str, other: str) -> str:
     if op == "+":
         return rng.choice((
             f"{subject} {rng.choice(GAINS)} {amount} more.",
@@ -125,7 +126,7 @@ def sample_problem(rng: random.Random) -> Problem:
         opening = f"{name} has {first} {things} and {rng.choice(GAINS)} {moves[0][1]} more."
         told = ""
     else:
-        told = " ".join(_sentence(rng, name, op, amount, things, other) for op, amount in moves)
+        told = " ".join(_sentence(rng, name, op=op, amount=amount, things=things, other=other) for op, amount in moves)
     steps = _chain(first, moves)
     prompt = " ".join(part for part in (opening, told, _question(rng, name, things)) if part)
     return Problem(prompt=prompt, answer=worked_answer(steps), result=steps[-1][3], kind=kind)
@@ -146,8 +147,8 @@ def build_tokenizer() -> Tokenizer:
     The vocabulary is padded to VOCABULARY entries with reserved tokens.
     """
     sentences = (
-        "has starts with There there are in the of and more . ? How many does have now left What is number give gives to "
-        "Then come from takes leaves each Each holds fills all + - * = #### them"
+        "has starts with There there are in the of and more . ? How many does have now left What is number give gives "
+        "to Then come from takes leaves each Each holds fills all + - * = #### them"
     ).split()
     words = [*NAMES, *OBJECTS, *PLACES, *CONTAINERS, *GAINS, *LOSSES, *sentences]
     digits = [str(d) for d in range(10)]

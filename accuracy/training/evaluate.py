@@ -40,8 +40,9 @@ class Score:
 
 
 def decode(
-    model: DiffusionTransformer, tokenizer: Tokenizer, batch: list[Problem], *, steps: int, threshold: float | None = None
-) -> Decoded:
+    model: DiffusionTransformer, tokenizer: Tokenizer, batch: list[Problem], *, steps: int,
+    threshold: float | None = None,
+) -> Decoded:  # fmt: skip
     """Answers by semi-autoregressive denoising in blocks of BLOCK without a cache.
 
     `steps` in all (a multiple of the number of blocks) share the commits out; with `threshold` it is ignored.

@@ -38,7 +38,7 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(spec.ffn, spec.hidden, bias=False)
 
     def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        """x [batch, tokens, hidden]; mask [batch, 1, 1, tokens], true where a key may be seen."""
+        """X [batch, tokens, hidden]; mask [batch, 1, 1, tokens], true where a key may be seen."""
         batch, tokens, _ = x.shape
         h = self.attn_norm(x)
 

@@ -36,7 +36,7 @@ def spec_of(tokenizer: Tokenizer) -> ModelSpec:
 
 
 def batch_of(tokenizer: Tokenizer, step: int, size: int = BATCH) -> list[Problem]:
-    """Problems of one step: of twice as many, even steps take the shorter half and odd steps the longer (less padding)."""
+    """Problems of one step: of twice as many, even steps take the shorter half, odd steps the longer."""
     pool = list(itertools.islice(problems(SEED * 7 + step // 2, held_out=False), 2 * size))
     pool.sort(key=lambda problem: len(tokenizer.encode(problem.prompt).ids))
     return pool[size:] if step % 2 else pool[:size]
@@ -48,7 +48,8 @@ def pack(tokenizer: Tokenizer, batch: list[Problem], eos: int) -> tuple[torch.Te
     answers = [tokenizer.encode(problem.answer).ids for problem in batch]
     longest = max(map(len, prompts))
     rows = [
-        [eos] * (longest - len(p)) + p + a + [eos] * (ANSWER_TOKENS - len(a)) for p, a in zip(prompts, answers, strict=True)
+        [eos] * (longest - len(p)) + p + a + [eos] * (ANSWER_TOKENS - len(a))
+        for p, a in zip(prompts, answers, strict=True)
     ]
     starts = torch.tensor([longest - len(p) for p in prompts])
     tokens = torch.tensor(rows)
@@ -103,7 +104,7 @@ def train(
 ) -> list[float]:  # fmt: skip
     """Train (or go on from the state in `work`) to step `steps`, or to `stop_at`; the loss of each step taken here.
 
-    Every `save_every` steps, and at the end, the state is kept in `work` and the averaged weights are exported to `out`.
+    Every `save_every` steps, and at the end, the state is kept in `work` and the averaged weights exported to `out`.
     The learning rate follows `steps`, so an interrupted run must be resumed with the same value.
     """
     torch.set_num_threads(1)
@@ -153,8 +154,9 @@ def _judge(model: DiffusionTransformer, tokenizer: Tokenizer, test: list[Problem
 
 
 def _keep(
-    path: Path, model: DiffusionTransformer, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor], step: int
-) -> None:
+    path: Path, model: DiffusionTransformer, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor],
+    step: int,
+) -> None:  # fmt: skip
     """Write the whole training state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"step": torch.tensor(step)}

@@ -1,109 +1,68 @@
-"""LLaDA's model and decoding in torch: an oracle for tests, written apart from `accuracy.reference` and sharing none of it.
+"""An independent LLaDA in torch, float64, with a KV cache, and its decoding step: the oracle of the executor's tests."""
 
-Attention is torch's own scaled dot product, RoPE is a product of complex numbers, the cache is rebuilt functionally.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from torch.nn import functional as F
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TorchDecoding:
-    """Generated tokens, steps per block, and per step (block, canvas before it [S], logits of the block [L, V])."""
-
-    token_ids: list[int]
-    trip_counts: list[int]
-    steps: list[tuple[int, np.ndarray, np.ndarray]]
 
 
 class TorchLlada:
-    """The network over one unpadded sequence; `dtype` is that of weights and activations (norms run in float32)."""
+    """One sequence without padding; weights by LLaDA's names."""
 
-    def __init__(
-        self, tensors: Mapping[str, np.ndarray], *, heads: int, kv_heads: int, rope_theta: float, rms_eps: float,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
-        self.weights = {name: torch.from_numpy(np.array(value)).to(dtype) for name, value in tensors.items()}
-        self.layers = 1 + max(int(name.split(".")[3]) for name in tensors if ".blocks." in name)
-        self.heads, self.kv_heads, self.theta, self.eps, self.dtype = heads, kv_heads, rope_theta, rms_eps, dtype
+    def __init__(self, spec, tensors):
+        self.spec = spec
+        self.w = {k.removeprefix("model.transformer.").removesuffix(".weight"): torch.tensor(v, dtype=torch.float64) for k, v in tensors.items()}
+        self.cache = {}
 
-    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        weight = self.weights[f"model.transformer.{name}.weight"].float()
-        return F.rms_norm(x.float(), (x.shape[-1],), weight, self.eps).to(self.dtype)
+    def norm(self, x, name):
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.w[name], self.spec.rms_eps)
 
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, self.weights[f"model.transformer.{name}.weight"])
-
-    def _turn(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """RoPE of x [heads, tokens, head_dim]: (channel j, channel j + half) is one complex number."""
+    def rotate(self, x, positions):
+        """x [tokens, heads, head_dim] as complex numbers (first half real, second half imaginary)."""
         half = x.shape[-1] // 2
-        inverse = 1.0 / self.theta ** (torch.arange(half, dtype=torch.float64) / half)
-        phase = torch.polar(torch.ones(1, dtype=torch.float64), position.double()[:, None] * inverse).to(torch.complex64)
-        turned = torch.complex(x[..., :half].float(), x[..., half:].float()) * phase
-        return torch.cat([turned.real, turned.imag], dim=-1).to(self.dtype)
+        z = torch.complex(x[..., :half], x[..., half:])
+        inverse = self.spec.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        z = z * torch.polar(torch.ones(()).double(), positions[:, None].double() * inverse)[:, None]
+        return torch.cat([z.real, z.imag], -1)
 
-    @torch.no_grad()
-    def __call__(
-        self, tokens: torch.Tensor, position: torch.Tensor, old: list[tuple[torch.Tensor, torch.Tensor]] | None
-    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Logits [len(position), V] of the tokens at `position`, and the K/V of all tokens: `old` with those rows new."""
-        x = F.embedding(tokens[position], self.weights["model.transformer.wte.weight"])
-        new = []
-        for layer in range(self.layers):
-            at = f"blocks.{layer}"
-            h = self._norm(x, f"{at}.attn_norm")
-            q, k, v = (
-                self._linear(h, f"{at}.{name}").unflatten(-1, (count, -1)).transpose(0, 1)
-                for name, count in (("q_proj", self.heads), ("k_proj", self.kv_heads), ("v_proj", self.kv_heads))
+    def forward(self, canvas, rows, keep):
+        """Logits of `rows` (a slice); with `keep` the keys and values of other rows stay as they were cached."""
+        tokens, spec = torch.tensor(canvas), self.spec
+        positions = torch.arange(len(tokens))[rows]
+        x = self.w["wte"][tokens[rows]]
+        for i in range(spec.layers):
+            def linear(y, name, i=i):
+                return torch.nn.functional.linear(y, self.w[f"blocks.{i}.{name}"])
+
+            h = self.norm(x, f"blocks.{i}.attn_norm")
+            q = self.rotate(linear(h, "q_proj").unflatten(-1, (spec.heads, -1)), positions)
+            k = self.rotate(linear(h, "k_proj").unflatten(-1, (spec.kv_heads, -1)), positions)
+            v = linear(h, "v_proj").unflatten(-1, (spec.kv_heads, -1))
+            if keep:
+                old_k, old_v = self.cache[i]
+                k, v = old_k.index_copy(0, positions, k), old_v.index_copy(0, positions, v)
+            self.cache[i] = (k, v)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), enable_gqa=spec.heads != spec.kv_heads
             )
-            q, k = self._turn(q, position), self._turn(k, position)
-            if old is not None:
-                k, v = old[layer][0].index_copy(1, position, k), old[layer][1].index_copy(1, position, v)
-            new.append((k, v))
-            mixed = F.scaled_dot_product_attention(q[None], k[None], v[None], enable_gqa=True)[0]
-            x = x + self._linear(mixed.transpose(0, 1).flatten(1), f"{at}.attn_out")
-            h = self._norm(x, f"{at}.ff_norm")
-            gate, up = self._linear(h, f"{at}.ff_proj"), self._linear(h, f"{at}.up_proj")
-            x = x + self._linear(F.silu(gate) * up, f"{at}.ff_out")
-        return self._linear(self._norm(x, "ln_f"), "ff_out").float(), new
+            x = x + linear(out.transpose(0, 1).flatten(1), "attn_out")
+            h = self.norm(x, f"blocks.{i}.ff_norm")
+            x = x + linear(torch.nn.functional.silu(linear(h, "ff_proj")) * linear(h, "up_proj"), "ff_out")
+        return torch.nn.functional.linear(self.norm(x, "ln_f"), self.w["ff_out"])
+
+    def block_logits(self, canvas, start, length, step, cache):
+        """Logits [L, vocab] of the block at `start` on a canvas, at a step of a cache policy."""
+        first = 0 if step == 0 or cache == "none" else start
+        last = start + length if first and cache == "dual" else len(canvas)
+        logits = self.forward(canvas, slice(first, last), keep=bool(first))
+        return logits[start - first : start - first + length]
 
 
-def torch_decode(
-    model: TorchLlada, prompt: list[int], *, mask_id: int, generation_length: int, block_length: int, steps: int, cache: str,
-    commit: str, threshold: float,
-) -> TorchDecoding:  # fmt: skip
-    """Greedy semi-autoregressive decoding of one sequence."""
-    canvas = F.pad(torch.tensor(prompt), (0, generation_length), value=mask_id)
-    everything = torch.arange(len(canvas))
-    blocks = generation_length // block_length
-    transfer = torch.full((steps // blocks,), block_length // (steps // blocks))
-    transfer[: block_length % (steps // blocks)] += 1
-    trips, records = [], []
-    for block, here in enumerate(everything[len(prompt) :].split(block_length)):
-        warm, trip = None, 0
-        while trip < block_length and bool((canvas[here] == mask_id).any()):
-            rows = everything
-            if warm is not None and cache == "prefix":
-                rows = everything[here[0] :]
-            elif warm is not None and cache == "dual":
-                rows = here
-            logits, fresh = model(canvas, rows, warm if len(rows) < len(canvas) else None)
-            warm = fresh
-            logits = logits[torch.isin(rows, here)]
-            records.append((block, canvas.numpy().copy(), logits.numpy()))
-            confidence, token = logits.softmax(-1).max(-1)
-            confidence = torch.where(canvas[here] == mask_id, confidence, -torch.inf)
-            ranked = confidence.sort(descending=True, stable=True).indices
-            if commit == "quota":
-                count = int(transfer[trip]) if trip < len(transfer) else 0
-            else:
-                count = max(1, int((confidence >= threshold).sum()))
-            count = min(count, int((canvas[here] == mask_id).sum()))
-            canvas[here[ranked[:count]]] = token[ranked[:count]]
-            trip += 1
-        trips.append(trip)
-    return TorchDecoding(token_ids=canvas[len(prompt) :].tolist(), trip_counts=trips, steps=records)
+def decide(logits, masked, workload, step):
+    """Tokens, confidences and committed positions of one step, from logits alone."""
+    confidence, ids = logits.softmax(-1).max(-1)
+    eligible = torch.tensor(masked)
+    candidates = confidence.masked_fill(~eligible, -1.0)
+    share, extra = divmod(workload.block_length, workload.steps_per_block)
+    count = 1 if workload.commit == "threshold" else share + (step < extra)
+    chosen = torch.zeros_like(eligible).scatter(0, candidates.topk(min(count, int(eligible.sum()))).indices, True)
+    if workload.commit == "threshold":
+        chosen |= confidence >= workload.threshold
+    return ids, confidence, chosen & eligible

@@ -112,7 +112,8 @@ def test_digits_are_tokens_and_numbers_read_back(tokenizer: Tokenizer) -> None:
 def test_special_tokens_and_size(tokenizer: Tokenizer) -> None:
     assert tokenizer.get_vocab_size() == VOCABULARY
     config = json.loads((FOLDER / "config.json").read_text())
-    assert (tokenizer.token_to_id(MASK), tokenizer.token_to_id(EOS)) == (config["mask_token_id"], config["eos_token_id"])
+    assert tokenizer.token_to_id(MASK) == config["mask_token_id"]
+    assert tokenizer.token_to_id(EOS) == config["eos_token_id"]
     assert tokenizer.encode("Zork").tokens == [UNKNOWN]
     ids = [*tokenizer.encode("#### 7").ids, config["eos_token_id"], config["mask_token_id"]]
     assert tokenizer.decode(ids) == "#### 7"

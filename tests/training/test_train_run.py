@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch", reason="training needs torch, which the package does not")
 
-from safetensors.torch import load_file  # noqa: E402  (after the skip)
+from safetensors.torch import load_file
 
-from accuracy.training import train as training  # noqa: E402
-from accuracy.training.corpus import ANSWER_TOKENS, build_tokenizer  # noqa: E402
-from accuracy.training.model import DiffusionTransformer  # noqa: E402
+from accuracy.training import train as training
+from accuracy.training.corpus import ANSWER_TOKENS, build_tokenizer
+from accuracy.training.model import DiffusionTransformer
 
 STATE = "state.safetensors"
 

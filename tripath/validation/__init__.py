@@ -1,6 +1,9 @@
-"""Cross-validation: each check is one function in `checks` that yields `Discrepancy` rows; `validate` runs them all."""
+"""Cross-validation: `settings` holds tolerances, `discrepancy` one comparison, `checks` what is compared."""
 
-from tripath.validation.checks import Settings, Tolerance, validate
-from tripath.validation.discrepancy import KINDS, Discrepancy
+from tripath.validation.checks import CHECKS, validate
+from tripath.validation.discrepancy import Discrepancy
+from tripath.validation.settings import IDEAL, KINDS, MAXIMUM_TOLERANCE, Reference, Settings, Tolerance
 
-__all__ = ["KINDS", "Discrepancy", "Settings", "Tolerance", "validate"]
+__all__ = [
+    "CHECKS", "IDEAL", "KINDS", "MAXIMUM_TOLERANCE", "Discrepancy", "Reference", "Settings", "Tolerance", "validate",
+]  # fmt: skip

@@ -4,10 +4,7 @@ import math
 from dataclasses import dataclass
 
 from tripath.errors import TripathError
-
-KINDS = ("count", "bound", "estimate", "fidelity", "reference")
-MAXIMUM_TOLERANCE = {"count": 0.0, "bound": 0.0, "estimate": 0.15, "fidelity": 0.5, "reference": 0.25}
-"""No configuration may be more forgiving than this."""
+from tripath.validation.settings import KINDS, check_tolerance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,11 +12,11 @@ class Discrepancy:
     """One comparison: what was expected (and who says so), what was observed, and whether that is acceptable.
 
     The rule follows from the kind. count: equal. bound: observed >= expected. estimate, reference: relative error at
-    most `tolerance`. fidelity: distance from the ideal value `expected` at most `tolerance`, absolute. `reason` is the
-    written ground of the tolerance.
+    most `tolerance`. fidelity: distance from the ideal value `expected` at most `tolerance`, absolute. A value that is
+    not finite fails every rule. `reason` is the written ground of the tolerance.
 
     Raises:
-        TripathError: unknown kind, a tolerance above the maximum of its kind, or a value that is not finite.
+        TripathError: unknown kind, or a tolerance above the maximum of its kind.
     """
 
     metric: str
@@ -35,13 +32,7 @@ class Discrepancy:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise TripathError(f"validation: unknown kind {self.kind!r} of {self.metric}, one of {', '.join(KINDS)}")
-        if not 0.0 <= self.tolerance <= MAXIMUM_TOLERANCE[self.kind]:
-            raise TripathError(
-                f"validation: tolerance of {self.metric} is {self.tolerance}, limit {MAXIMUM_TOLERANCE[self.kind]} "
-                f"({self.kind})"
-            )
-        if not (math.isfinite(self.expected) and math.isfinite(self.observed)):
-            raise TripathError(f"validation: {self.metric} is not finite ({self.expected}, {self.observed})")
+        check_tolerance(self.kind, f"validation: {self.metric}", self.tolerance)
 
     @property
     def relative_error(self) -> float:
@@ -52,6 +43,8 @@ class Discrepancy:
     @property
     def passed(self) -> bool:
         """Whether the rule of this kind holds."""
+        if not (math.isfinite(self.expected) and math.isfinite(self.observed)):
+            return False
         if self.kind == "count":
             return self.observed == self.expected
         if self.kind == "bound":

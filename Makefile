@@ -1,0 +1,47 @@
+# make run: set up .venv from the lock file and run the main job. make test: run the tests. make check: lint and types.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+TORCH := torch==2.13.0
+BIN := .venv/bin
+SYNC := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --frozen --inexact --no-default-groups --quiet
+
+.PHONY: run test check docs clean
+
+run: .venv/.run
+	@$(BIN)/python -m tripath
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+check: .venv/.test .venv/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check . || true
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+docs: .venv/.run
+	$(BIN)/python -m tripath.isa.manual
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, make PYTHON=..."; exit 1; }
+	@echo "setting up .venv"
+	@$(PYTHON) -m venv .venv || { echo "error: python3 -m venv does not work here; on Debian and Ubuntu: apt-get install python3-venv"; rm -rf .venv; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/.run: pyproject.toml uv.lock | $(BIN)/uv
+	@echo "installing locked dependencies"
+	@$(SYNC)
+	@touch $@
+
+.venv/.test: pyproject.toml uv.lock | $(BIN)/uv
+	@echo "installing locked test dependencies"
+	@$(SYNC) --group test
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@
+
+.venv/.check: pyproject.toml uv.lock | $(BIN)/uv
+	@$(SYNC) --group check --group test
+	@touch $@
+
+clean:
+	rm -rf .venv runs/2* mlruns .pytest_cache .ruff_cache

@@ -1,0 +1,143 @@
+"""The executor against torch step by step, and laws of padding, batches and formats."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from accuracy.image import read_tokens
+from accuracy.reference import ReferenceModel, generate
+from accuracy.simulator import execute, simulate
+from tests.accuracy.torch_llada import TorchLlada, decide
+from tests.conftest import PROMPT, compose_experiment
+from tripath.compiler import compile_program
+
+UNIT_ROUNDOFF = 2.0**-9
+ROUNDINGS_PER_LAYER = 26
+"""BF16 roundings in a row through one layer: two norms (2 each), QKV, RoPE, scale, score, mask, shift, exp, partial product,
+rescale and add (2), final scale, output, residual, gate, six for the gated activation, down, residual."""
+SAFETY = 4.0
+
+
+def run(experiment, prompts, tensors):
+    """Machine and steps of prompts (token ids)."""
+    x = experiment
+    program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts])
+    return execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
+
+
+def logit_bound(model, logits):
+    """How far BF16 roundings can move a logit: they are independent, so they grow with the root of their number."""
+    roundings = model.layers * ROUNDINGS_PER_LAYER + 4
+    return SAFETY * math.sqrt(roundings) * UNIT_ROUNDOFF * float(np.abs(logits).max())
+
+
+@pytest.mark.parametrize("commit", ["quota", "threshold"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("prompt", [PROMPT, "There are 7 pens in the shop of Ida. Ida finds 9 more. How many pens are there now?"])
+def test_bf16_equals_torch_step_by_step_up_to_a_bound(cache, commit, prompt, tensors, tokenizer):
+    experiment = compose_experiment("numerics=bf16", f"workload.cache={cache}", f"workload.commit={commit}")
+    model, workload, ids = experiment.model, experiment.workload, tokenizer.encode(prompt)
+    _, steps = run(experiment, [ids], tensors)
+    oracle, length = TorchLlada(model, tensors), experiment.workload.block_length
+    assert sum(int(step.committed.sum()) for step in steps[0]) == workload.generation_length
+    for mine in steps[0]:
+        start = len(ids) + mine.block * length
+        masked = mine.canvas[start : start + length] == model.mask_id
+        logits = oracle.block_logits(mine.canvas, start, length, mine.step, cache)
+        theirs, confidence, chosen = decide(logits, masked, workload, mine.step)
+        error = np.abs(mine.logits - logits.numpy()).max()
+        assert error <= logit_bound(model, logits.numpy())
+        # A token may differ only where torch's own margin is within twice the observed error.
+        for position in np.flatnonzero(mine.token_ids != theirs.numpy()):
+            row = logits[position]
+            assert row.max() - row[mine.token_ids[position]] <= 2 * error
+        # Committed sets may differ only between confidences that the error and BF16 cannot tell apart: a confidence is
+        # a softmax, so its logarithm moves by at most twice the error of the logits.
+        slack = 2 * error + 2 * UNIT_ROUNDOFF + 2.0**-8
+        if not np.array_equal(mine.committed, chosen.numpy()):
+            logs = confidence.log().numpy()
+            only_mine, only_theirs = mine.committed & ~chosen.numpy(), chosen.numpy() & ~mine.committed
+            rivals = [math.log(workload.threshold)] if commit == "threshold" else []
+            for position in np.flatnonzero(only_mine | only_theirs):
+                others = [logs[p] for p in np.flatnonzero(only_theirs if only_mine[position] else only_mine)]
+                assert min(abs(logs[position] - rival) for rival in [*others, *rivals]) <= slack
+
+
+def test_numpy_reference_equals_torch(default_experiment, tensors, tokenizer):
+    ids = tokenizer.encode(PROMPT)
+    for cache in ("none", "prefix", "dual"):
+        workload = dataclasses.replace(default_experiment.workload, cache=cache)
+        made = generate(ReferenceModel(default_experiment.model, tensors), ids, workload)
+        oracle = TorchLlada(default_experiment.model, tensors)
+        for step in made.steps:
+            start = len(ids) + step.block * 8
+            logits = oracle.block_logits(step.canvas, start, 8, step.step, cache)
+            np.testing.assert_allclose(step.logits, logits.numpy(), atol=2e-3)
+            theirs, _, chosen = decide(logits, step.canvas[start : start + 8] == 1, workload, step.step)
+            np.testing.assert_array_equal(step.token_ids, theirs.numpy())
+            assert int(step.committed.sum()) == int(chosen.sum())
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_a_batch_gives_each_sequence_what_it_gets_alone(cache, tensors, tokenizer):
+    """Prompts of different lengths: padding and neighbours change no bit of a sequence's own tokens and logits."""
+    prompts = [tokenizer.encode(PROMPT), tokenizer.encode("Anna has 9 pens. How many pens does Anna have now?")]
+    experiment = compose_experiment("workload.batch=2", f"workload.cache={cache}", "workload.generation_length=16", "workload.steps=8")
+    _, together = run(experiment, prompts, tensors)
+    single = compose_experiment(f"workload.cache={cache}", "workload.generation_length=16", "workload.steps=8")
+    for prompt, steps in zip(prompts, together, strict=True):
+        _, alone = run(single, [prompt], tensors)
+        for one, other in zip(alone[0], steps, strict=True):
+            np.testing.assert_array_equal(one.token_ids, other.token_ids)
+            np.testing.assert_array_equal(one.logits, other.logits)
+            np.testing.assert_array_equal(one.committed, other.committed)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("hardware.sram.vector_bytes=60000",), ("hardware.blen=4",), ("hardware.execution=serial",),
+        ("hardware.queue_depth.vector=4", "hardware.hbm.channels=1"),
+    ],
+)  # fmt: skip
+def test_what_only_concerns_time_or_place_changes_no_bit(overrides, tensors, tokenizer):
+    ids = tokenizer.encode(PROMPT)
+    small = ("workload.generation_length=16", "workload.steps=4")
+    machine, steps = run(compose_experiment(*small), [ids], tensors)
+    other, changed = run(compose_experiment(*small, *overrides), [ids], tensors)
+    np.testing.assert_array_equal(read_tokens(machine.hbm, machine.program), read_tokens(other.hbm, other.program))
+    for one, two in zip(steps[0], changed[0], strict=True):
+        np.testing.assert_array_equal(one.logits, two.logits)
+
+
+@pytest.mark.parametrize("numerics", ["mxint8", "mxint4_kv", "mxint4", "mxfp8", "bf16"])
+def test_coarser_formats_lie_further_from_the_reference(numerics, tokenizer):
+    experiment = compose_experiment(f"numerics={numerics}", "workload.generation_length=16", "workload.steps=16")
+    x, ids = experiment, tokenizer.encode(PROMPT)
+    program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(ids)])
+    outcome = simulate(program, model=x.model, workload=x.workload, prompts=[ids])
+    limit = {"bf16": 0.005, "mxint8": 0.05, "mxfp8": 0.2, "mxint4_kv": 0.5, "mxint4": 2.0}[numerics]
+    assert 0 <= outcome.result.metrics["logit_kl"] < limit
+    assert outcome.trip_counts == [8, 8]
+    assert len(outcome.token_ids[0]) == 16
+    assert outcome.trace.breaks == (7, 7)
+    rows = sum(outcome.trip_counts) * 8 + 2 * (program.layout["canvas"] - 8)
+    assert len(outcome.trace.gathers) == rows
+
+
+def test_finished_sequences_commit_nothing_and_the_block_ends_when_all_are_done(tensors, tokenizer):
+    """Threshold decoding of a batch: the step loop runs as long as the slowest sequence needs."""
+    prompts = [tokenizer.encode(PROMPT), tokenizer.encode("Tom has 2 pens and finds 3 more. How many pens does Tom have now?")]
+    experiment = compose_experiment("workload.batch=2", "workload.commit=threshold", "workload.threshold=0.6")
+    machine, steps = run(experiment, prompts, tensors)
+    tokens = read_tokens(machine.hbm, machine.program)
+    assert not (tokens == experiment.model.mask_id).any()
+    for sequence in steps:
+        assert sum(int(step.committed.sum()) for step in sequence) == 32
+    per_block = [[sum(bool(s.committed.any()) for s in sequence if s.block == b) for b in range(4)] for sequence in steps]
+    taken = [sum(step.block == b for step in steps[0]) for b in range(4)]
+    assert taken == [max(pair) for pair in zip(*per_block, strict=True)]
+
+

@@ -1,0 +1,78 @@
+"""How far two witnesses may disagree: the data that `conf/validation` fills, refused on construction where too lax."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tripath.errors import TripathError
+
+KINDS = ("count", "bound", "estimate", "fidelity", "reference")
+"""What a check claims; `discrepancy.Discrepancy` states the rule of each."""
+
+MAXIMUM_TOLERANCE = {"count": 0.0, "bound": 0.0, "estimate": 0.15, "fidelity": 0.5, "reference": 0.25}
+"""No configuration may be more forgiving than this (unit: that of the kind's tolerance)."""
+
+IDEAL = {"token_agreement": 1.0, "logit_kl": 0.0, "argmax_agreement": 1.0, "transfer_set_overlap": 1.0}
+"""The fidelity metrics, and their values for a decoder that equals the reference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """How far apart two witnesses may be, with the written reason."""
+
+    value: float
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise TripathError("validation: a tolerance needs a written reason, got none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """A figure measured elsewhere. `metric` is a full name such as `cycle.makespan_cycles`; `expected` in its unit."""
+
+    metric: str
+    expected: float
+    source: str
+    tolerance: float
+    reason: str
+
+    def __post_init__(self) -> None:
+        if "." not in self.metric:
+            raise TripathError(f"validation.references: {self.metric!r} is no full name such as cycle.makespan_cycles")
+        check_tolerance("reference", self.metric, self.tolerance)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Tolerances by check. `fail_on` lists the kinds whose failure fails the run.
+
+    `estimate` is relative to the cycle path; `fidelity` holds absolute distances from `IDEAL`.
+    """
+
+    fail_on: Sequence[str]
+    estimate: Tolerance
+    fidelity: Mapping[str, Tolerance]
+    references: Sequence[Reference] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for kind in self.fail_on:
+            if kind not in KINDS:
+                raise TripathError(f"validation.fail_on: unknown kind {kind!r}, one of {', '.join(KINDS)}")
+        check_tolerance("estimate", "validation.estimate", self.estimate.value)
+        for name, tolerance in self.fidelity.items():
+            if name not in IDEAL:
+                raise TripathError(f"validation.fidelity: unknown metric {name!r}, one of {', '.join(IDEAL)}")
+            check_tolerance("fidelity", f"validation.fidelity.{name}", tolerance.value)
+
+
+def check_tolerance(kind: str, subject: str, value: float) -> None:
+    """Refuse a tolerance above the maximum of its kind.
+
+    Raises:
+        TripathError: it is negative, not a number, or too large.
+    """
+    limit = MAXIMUM_TOLERANCE[kind]
+    if not math.isfinite(value) or not 0.0 <= value <= limit:
+        raise TripathError(f"{subject}: tolerance {value} is outside of 0 to {limit}, the limit for kind {kind}")

@@ -27,8 +27,8 @@ from tripath.isa.control import (
 )
 
 MATRIX, VECTOR, DMA_IN, DMA_OUT = range(4)
-CAUSES = ("frontend", "semaphore", "operand", "memory", "queue_full", "shared_queue", "drained")
-FRONTEND, SEMAPHORE, OPERAND, MEMORY, QUEUE_FULL, SHARED_QUEUE, DRAINED = range(len(CAUSES))
+CAUSES = ("frontend", "semaphore", "operand", "memory", "queue_full", "serial", "shared_queue", "drained")
+FRONTEND, SEMAPHORE, OPERAND, MEMORY, QUEUE_FULL, SERIAL, SHARED_QUEUE, DRAINED = range(len(CAUSES))
 OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE = range(4)
 TOKENS = 4096
 """Tokens that one semaphore can hold."""
@@ -91,6 +91,24 @@ def burst_count(address, stride, rows, size, burst):
         last = (address + row * stride + size - 1) // burst
         total += last - first + 1
     return total
+
+
+@njit(cache=True)
+def moves_data(code, pc):
+    """Whether a DMA instruction is a descriptor (and not only a sync)."""
+    return code.accesses[pc, 0, 0] >= 0
+
+
+@njit(cache=True)
+def traffic(accesses, place, burst):
+    """Bytes and bursts in HBM of a descriptor."""
+    size, bursts = np.int64(0), np.int64(0)
+    for access in range(5):
+        if accesses[access, 0] == 0:
+            rows, length = accesses[access, 3], accesses[access, 4]
+            size += rows * length
+            bursts += burst_count(place[access, 0], place[access, 1], rows, length, burst)
+    return size, bursts
 
 
 @njit(cache=True)
@@ -191,7 +209,9 @@ def run(code, facts, control, breaks, statistics, timeline):
             for q in (DMA_IN, DMA_OUT):
                 if count[q] > 0 and has_tokens(code, entry[q, head[q]], given, taken):
                     slot = head[q]
-                    start = max(arrival[q, slot], issued[q] + 1, flight[q, flights[q] % facts.outstanding])
+                    start = max(arrival[q, slot], issued[q] + 1)
+                    if moves_data(code, entry[q, slot]):
+                        start = max(start, flight[q, flights[q] % facts.outstanding])
                     for wait in range(2):
                         semaphore = code.waits[entry[q, slot], wait]
                         if semaphore:
@@ -220,29 +240,24 @@ def run(code, facts, control, breaks, statistics, timeline):
         if awaited > start:
             start, cause = awaited, SEMAPHORE
         if q >= DMA_IN:
-            limit = max(issued[q] + 1, flight[q, flights[q] % facts.outstanding], awaited, arrival[q, slot])
-            issued[q] = limit
-            size = np.int64(0)
-            bursts = np.int64(0)
-            for access in range(5):
-                if code.accesses[pc, access, 0] == 0:
-                    rows, length = code.accesses[pc, access, 3], code.accesses[pc, access, 4]
-                    size += rows * length
-                    bursts += burst_count(place[q, slot, access, 0], place[q, slot, access, 1], rows, length, facts.burst_bytes)
-            begin = max(limit, bus_free) if bursts else limit
-            if begin > start:
-                start, cause = begin, MEMORY
-            occupied = -(-bursts * facts.burst_bytes // facts.bytes_per_cycle)
-            if bursts:
+            issue = max(issued[q] + 1, awaited, arrival[q, slot])
+            if moves_data(code, pc):
+                issue = max(issue, flight[q, flights[q] % facts.outstanding])
+                begin = max(issue, bus_free)
+                if begin > start:
+                    start, cause = begin, MEMORY
+                size, bursts = traffic(code.accesses[pc], place[q, slot], facts.burst_bytes)
+                occupied = -(-bursts * facts.burst_bytes // facts.bytes_per_cycle)
+                end = start + occupied + (facts.read_latency if q == DMA_IN else facts.write_latency)
                 bus_free = start + occupied
-            latency = occupied + (facts.read_latency if q == DMA_IN else facts.write_latency) if bursts else 1
-            end = start + latency
-            direction = q - DMA_IN
-            statistics.bytes[direction] += size
-            statistics.bursts[direction] += bursts
-            flight[q, flights[q] % facts.outstanding] = end
-            flights[q] += 1
-            slot_free[q, slot] = limit
+                statistics.bytes[q - DMA_IN] += size
+                statistics.bursts[q - DMA_IN] += bursts
+                flight[q, flights[q] % facts.outstanding] = end
+                flights[q] += 1
+            else:  # a sync takes no memory: it may pass while the transfer before it still runs
+                start, occupied, end = issue, np.int64(0), issue + 1
+            issued[q] = issue
+            slot_free[q, slot] = issue
         else:
             if q == VECTOR:
                 ready = operands_ready(code.accesses[pc], place[q, slot], facts.vlen, vector_ready, fp_ready, integer_ready)
@@ -256,7 +271,7 @@ def run(code, facts, control, breaks, statistics, timeline):
         gap = start - free[q]
         if gap > 0:
             statistics.stall[unit_of_queue[q], cause] += gap
-        free[q] = start + occupied
+        free[q] = max(free[q], start + occupied)
         retire[q] = max(retire[q], end)
         if q == VECTOR:
             mark_ready(code.accesses[pc], place[q, slot], facts.vlen, end, vector_ready, fp_ready, integer_ready)
@@ -281,6 +296,7 @@ def run(code, facts, control, breaks, statistics, timeline):
         head[q] = (slot + 1) % facts.depth[q]
         count[q] -= 1
         if serial_pending:
+            statistics.stall[0, SERIAL] += max(0, end - now)
             now = max(now, end)
             serial_pending = False
     if now > frontier:

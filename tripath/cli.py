@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import traceback
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,6 +43,7 @@ def run() -> int:
         _check_arguments()
         _main()
     except KeyboardInterrupt:
+        _command.close()
         _print_error("interrupted")
         return INTERRUPTED
     except (*INPUT_ERRORS, ValueError) as error:  # Hydra refuses combinations of its own flags with ValueError
@@ -207,6 +209,9 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     if workload.get("batch") is None:
         name = workload.get("prompts_file")
         workload["batch"] = 1 if name is None else len(read_prompts_file(str(name)))
+    prompt = workload.get("prompt")
+    if isinstance(prompt, str):  # kept from instantiate, which would interpolate a `${` in it
+        workload["prompt"] = None
     model: Any = OmegaConf.to_container(config.model, resolve=True)
     model["checkpoint"] = _resolve(model.get("checkpoint"))
     paths = config.paths
@@ -216,6 +221,8 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
         numerics=build("numerics", config.numerics), settings=build("validation", config.validation),
         paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
+    if isinstance(prompt, str):
+        experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
 
 
@@ -269,7 +276,9 @@ def quote_prompt(argument: str) -> str:
     text = argument.removeprefix(PROMPT)
     if text in (argument, "null") or text[:1] in ("'", '"'):
         return argument
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${")
+    # A backslash has a meaning only before what it escapes: an interpolation, a quote, and the closing quote.
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + ('\\"' if run[2] else ""), escaped)
     return f'{PROMPT}"{escaped}"'
 
 

@@ -5,10 +5,13 @@ import inspect
 import logging
 import os
 import socket
+import sys
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -27,6 +30,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
 }  # fmt: skip
 """Settings of Ray that keep its notices off the user's screen; what the user has set stands."""
+
+AUTHENTICATION = "it wants Ray's token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token file if it has another"
+"""Ray sends its token to an address that a user names only where told to."""
 
 Progress = Callable[[dict[str, str]], None]
 """Receives what each path is doing, several times a second."""
@@ -124,19 +130,23 @@ class Cluster:
 
     def _start(self) -> None:
         address = self._launch.address
-        if address is not None:
-            _reach(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
 
-            own: dict[str, Any] = {
-                "include_dashboard": False, "num_cpus": self._launch.num_cpus,
-                "object_store_memory": OBJECT_STORE_BYTES,
-            }  # fmt: skip
-            # "local" starts a cluster even where RAY_ADDRESS names another.
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
-                     **({} if address else own))  # fmt: skip
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            if address is None:  # "local" starts a cluster even where RAY_ADDRESS names another
+                ray.init(address="local", include_dashboard=False, num_cpus=self._launch.num_cpus,
+                         object_store_memory=OBJECT_STORE_BYTES, **quiet)  # fmt: skip
+                return
+            _reach(address)
+            with _captured_stderr() as complaints:
+                try:
+                    ray.init(address=address, **quiet)
+                except Exception as error:
+                    if "AuthToken" in f"{error}{complaints()}":
+                        raise TripathError(AUTHENTICATION) from None
+                    raise
 
     def run(
         self, program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], progress: Progress
@@ -218,6 +228,25 @@ def _reach(address: str) -> None:
     if not host or not port.isdecimal():
         raise TripathError("must be auto or HOST:PORT")
     socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what Ray's native code writes to standard error off the screen; yields a function that reads it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def read() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _first_line(error: Exception) -> str:

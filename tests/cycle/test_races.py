@@ -1,0 +1,82 @@
+"""The race check: shipped programs pass, and the removal of a semaphore is caught unless what remains still orders all."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from accuracy.image import read_tokens
+from accuracy.simulator import execute
+from cycle.races import check_races, find_race
+from tests.conftest import compiled, compose_experiment
+from tripath.errors import ProgramError
+from tripath.isa import assemble
+from tripath.program import Program, Tensor, words_of
+
+CONFIGURATIONS = [
+    *[(f"workload.cache={cache}", f"workload.commit={commit}") for cache in ("none", "prefix", "dual") for commit in ("quota", "threshold")],
+    ("workload.batch=3",), ("hardware.sram.vector_bytes=60000", "workload.batch=2"),
+    ("hardware.sram.vector_bytes=60000", "workload.cache=none", "workload.batch=2"), ("hardware.blen=4",),
+    ("hardware.mlen=64", "hardware.vlen=128", "workload.block_length=16"), ("numerics=bf16",), ("numerics=mxint4",),
+    ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "paths=[analytical,cycle]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", CONFIGURATIONS, ids=" ".join)
+def test_shipped_programs_have_no_race(overrides):
+    experiment = compose_experiment(*overrides)
+    program, _ = compiled(experiment, experiment.workload.prompt_length or 19)
+    assert find_race(program) is None
+
+
+def without(program, semaphore):
+    """The program with one semaphore removed."""
+    code = [
+        dataclasses.replace(
+            i, waits=tuple(s for s in i.waits if s != semaphore), signals=tuple(s for s in i.signals if s != semaphore)
+        )
+        for i in program.instructions
+    ]
+    return dataclasses.replace(program, words=words_of(code))
+
+
+def test_the_removal_of_a_semaphore_is_caught_unless_it_is_redundant():
+    """Over a program of one chunk and two of several, nearly every semaphore is needed somewhere; the rest are implied by
+    others in all three (the hand-over of Q and of the head's rows follows from later tokens of the same unit)."""
+    redundant = None
+    for overrides in (("workload.cache=none",), CONFIGURATIONS[7], CONFIGURATIONS[8]):
+        program, _ = compiled(compose_experiment(*overrides))
+        used = {s for i in program.instructions for s in i.waits}
+        kept = {s for s in used if find_race(without(program, s)) is None}
+        redundant = kept if redundant is None else redundant & kept
+        assert len(used) > 40
+    assert len(redundant) <= 9
+
+
+def test_a_race_is_named():
+    code = assemble(
+        "A_BASE register=0 base=0\nA_BASE register=1 base=0\nA_ROWS register=1 stride=64\n"
+        "H_LOAD_V dst=a1 src=a0 rows=1 cols=64 format=1 block=5\nV_ADD_VV dst=a1 a=a1 b=a1 n=64\nC_END"
+    )
+    tensor = Tensor(name="x", address=0, shape=(64,), format="bf16", block=32, writable=True)
+    sizes = {"matrix_bytes": 0, "vector_bytes": 256, "fp_bytes": 4, "int_bytes": 4}
+    program = Program(words=words_of(code), hbm=(tensor,), geometry=sizes, layout={}, phases=())
+    with pytest.raises(ProgramError, match=r"race on VECTOR at 0: V_ADD_VV \(instruction 4\) does not wait for H_LOAD_V \(instruction 3\)"):
+        check_races(program)
+    ordered = [
+        dataclasses.replace(i, signals=(1,)) if i.mnemonic == "H_LOAD_V" else dataclasses.replace(i, waits=(1,)) if i.mnemonic == "V_ADD_VV" else i
+        for i in code
+    ]
+    check_races(dataclasses.replace(program, words=words_of(ordered)))
+
+
+def test_words_are_what_the_check_reads(tensors):
+    """A program that lost a redundant semaphore still computes the same tokens (program order is what it means)."""
+    experiment = compose_experiment("workload.generation_length=8", "workload.steps=2")
+    program, _ = compiled(experiment)
+    prompts = [list(range(3, 22))]
+    runs = []
+    for candidate in (program, without(program, max(s for i in program.instructions for s in i.waits))):
+        machine, _ = execute(candidate, model=experiment.model, workload=experiment.workload, tensors=tensors, prompts=prompts)
+        runs.append(read_tokens(machine.hbm, candidate))
+    np.testing.assert_array_equal(*runs)

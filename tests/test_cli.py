@@ -1,0 +1,301 @@
+"""The command line in process, with the simulators run at once in place of Ray: statuses, messages, files, folders."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import tripath.compiler
+import tripath.launch
+from tests.conftest import PROMPT, compiled, compose_experiment
+from tripath import cli
+from tripath.errors import TripathError
+from tripath.experiment import read_prompts
+from tripath.launch import Simulated, simulate_accuracy, simulate_timing
+
+QUICK = ("experiment=quick",)
+
+
+class InlineCluster:
+    """Stands in for `tripath.launch.Cluster`: the same tasks, run one after the other in this process."""
+
+    made = 0
+
+    def __init__(self, launch):
+        type(self).made += 1
+
+    def run(self, program, experiment, prompts, progress):
+        progress(dict.fromkeys(experiment.paths, "runs"))
+        results, seconds, outcome = {}, {}, None
+        trace = tripath.compiler.schedule(experiment.workload)
+        if "accuracy" in experiment.paths:
+            (outcome, seconds["accuracy"]), trace = simulate_accuracy(program, experiment, prompts)
+            results["accuracy"] = outcome.result
+        for name in [path for path in experiment.paths if path != "accuracy"]:
+            results[name], seconds[name] = simulate_timing(name, program, experiment, trace)
+        return Simulated(results=results, wall_seconds=seconds, accuracy=outcome)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def tripath_command(monkeypatch, tmp_path, capsys):
+    """Runs a command line in an empty folder: (status, stdout, stderr)."""
+    monkeypatch.setattr(tripath.launch, "Cluster", InlineCluster)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tripath", *arguments])
+        status = cli.run()
+        return status, *capsys.readouterr()
+
+    return command
+
+
+BAD_INPUT = [
+    (["model=lada_8b"], "model: no option 'lada_8b', one of llada_8b, wordmath"),
+    (["nothing=1"], "nothing: no such key"),
+    (["+nothing=1"], "nothing: no such key, one of hardware"),
+    (["workload.stps=8"], "workload.stps: no such key"),
+    (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
+    (["workload.steps"], "Error parsing override 'workload.steps'"),
+    (["workload.steps=many"], "workload.steps: must be an integer, got 'many'"),
+    (["workload.steps=8.5"], "workload.steps: must be an integer, got 8.5"),
+    (["workload.steps=true"], "workload.steps: must be an integer, got True"),
+    (["workload.steps=5"], "workload.steps: must be a positive multiple of the number of blocks 4, got 5"),
+    (["workload.generation_length=33"], "workload.generation_length: must be a positive multiple"),
+    (["workload.threshold=.nan"], "workload.threshold: must be a finite number"),
+    (["workload.cache=none,dual"], "Ambiguous value for argument 'workload.cache=none,dual'"),
+    (["workload.prompt_length=500"], "workload.prompt: 500 tokens"),
+    (["workload.prompt_length=9", "workload.prompt=hello"], "workload: give one of prompt, prompts_file"),
+    (["workload.prompt="], "workload.prompt: the prompt is empty"),
+    (["workload.prompts_file=absent.txt"], "workload.prompts_file: cannot read absent.txt"),
+    (["hardware.sram.vector_bytes=100"], "hardware.sram.vector_bytes: working set"),
+    (["hardware.blen=7"], "hardware.blen: must be a power of two"),
+    (["hardware.hbm.channels=two"], "hardware.hbm.channels: must be an integer"),
+    (["hardware.timing.M_MM.latency=long"], "hardware.timing.M_MM.latency: must be an integer"),
+    (["~hardware.blen"], "hardware.blen: is missing"),
+    (["hardware.hbm._target_=no.such.Class"], "hardware.hbm._target_: no class no.such.Class"),
+    (["numerics.kv=mxint5"], "numerics.kv: unknown format 'mxint5'"),
+    (["model.checkpoint=absent"], "model.checkpoint: no such folder absent"),
+    (["model.checkpoint=pkg://absent/folder"], "model.checkpoint: no package 'absent'"),
+    (["model=llada_8b"], "paths: model llada_8b has no checkpoint to execute; use paths=[analytical,cycle]"),
+    (["model=llada_8b", "paths=[cycle]"], "workload.prompt_length: model llada_8b has no tokenizer"),
+    (["paths=[rtl]"], "paths: must be a choice of"),
+    (["paths=[]"], "paths: must be a choice of"),
+    (["paths=[cycle,cycle]"], "paths: must be a choice of"),
+    (["+simulator.cycle.speed=2", "paths=[cycle]"], "simulator.cycle: unknown option 'speed'"),
+    (["+simulator.rtl.speed=2"], "simulator.rtl: no such simulator"),
+    (["validation.estimate.value=0.9"], "validation.estimate: tolerance 0.9"),
+    (["validation.fail_on=[counts]"], "validation.fail_on: unknown kind 'counts'"),
+    (["launch.num_cpus=0"], "launch.num_cpus: must be an integer of at least 1"),
+    (["tracking.enabled=maybe"], "tracking.enabled: must be true or false"),
+    (["--speed"], "arguments: unrecognized arguments: --speed"),
+    (["--multirun", "--run"], "Only one of --run"),
+    (["--config-dir", "absent"], "Additional config directory"),
+    (["hydra.run.dir=/proc/absent/run"], "No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=lambda value: " ".join(value)[:40])
+def test_bad_input_is_one_line_and_leaves_no_folder(tripath_command, tmp_path, arguments, message):
+    status, _, errors = tripath_command("tracking=off", *arguments)
+    assert status == cli.BAD_INPUT
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_were_there_stay_and_those_that_hydra_made_go(tripath_command, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for place in ("mine", "mine/new/run"):
+        status, _, _ = tripath_command("hardware.blen=7", f"hydra.run.dir={place}")
+        assert status == cli.BAD_INPUT
+        assert list(tmp_path.iterdir()) == [mine]
+        assert not list(mine.iterdir())
+
+
+def test_the_default_problem_goes_through_all_paths(tripath_command, tmp_path):
+    status, output, errors = tripath_command(*QUICK, "hydra.run.dir=run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert errors == ""
+    assert report["status"] == "passed"
+    assert status == cli.PASSED
+    assert set(report["simulators"]) == {"analytical", "cycle", "accuracy"}
+    assert report["simulators"]["accuracy"]["metrics"]["accuracy.generated_tokens"] == 16
+    assert report["generation"]["prompt"] == PROMPT
+    assert len(report["generation"]["token_ids"]) == 16
+    assert report["generation"]["trip_counts"] == [2, 2]
+    for shown in (PROMPT, "analytical", "makespan_cycles", "all checks hold", str(tmp_path / "run")):
+        assert shown in output.replace("\n", " ")
+
+
+def test_a_failing_check_is_status_1_with_its_report(tripath_command, tmp_path):
+    arguments = (*QUICK, "paths=[analytical,cycle]", "validation.estimate.value=0.000001", "hydra.run.dir=run")
+    status, output, errors = tripath_command(*arguments)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert status == cli.FAILED
+    assert report["status"] == "failed"
+    assert [row["kind"] for row in report["discrepancies"] if row["verdict"] == "failed"] == ["estimate"]
+    assert "1 checks failed" in output
+    assert errors == ""
+    assert tripath_command(*arguments, "validation.fail_on=[count,bound]")[0] == cli.PASSED
+
+
+def test_a_defect_of_ours_shows_its_traceback_and_has_a_status_of_its_own(tripath_command, monkeypatch, tmp_path):
+    def broken(*_):
+        message = "a defect"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(tripath.compiler, "compile_program", broken)
+    status, _, errors = tripath_command("tracking=off")
+    assert status == cli.INTERNAL_ERROR
+    assert "Traceback" in errors
+    assert "RuntimeError: a defect" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_goes_on_after_a_bad_job_and_takes_the_worst_status(tripath_command, tmp_path):
+    before = InlineCluster.made
+    arguments = (*QUICK, "paths=[analytical]", "hydra.sweep.dir=sweep")
+    status, output, errors = tripath_command("--multirun", *arguments, "hardware.blen=8,7,4")
+    assert status == cli.BAD_INPUT
+    assert errors.splitlines() == ["error: job 1: hardware.blen: must be a power of two from 4 to 128, got 7"]
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0", "2", "multirun.yaml"}
+    assert (tmp_path / "sweep" / "2" / "report.json").exists()
+    assert "job 2" in output
+    assert InlineCluster.made == before + 1
+
+
+@pytest.mark.parametrize("override", ["hardware.blen=7,5", "model=absent"])
+def test_a_sweep_of_which_nothing_ran_leaves_no_folder(tripath_command, tmp_path, override):
+    status, _, _ = tripath_command("--multirun", *QUICK, override)
+    assert status == cli.BAD_INPUT
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_sweep_of_the_cache_policies(tripath_command, tmp_path):
+    arguments = (*QUICK, "+experiment@second=cache_policies", "paths=[analytical]")
+    assert tripath_command("--multirun", *arguments, "hydra.sweep.dir=x")[0] == cli.BAD_INPUT
+    arguments = ("experiment=cache_policies", "tracking=off", "paths=[analytical]", "hydra.sweep.dir=sweep")
+    assert tripath_command("--multirun", *arguments)[0] == cli.PASSED
+    configurations = [(tmp_path / "sweep" / job / "config.yaml").read_text() for job in "012"]
+    for policy, text in zip(("none", "prefix", "dual"), configurations, strict=True):
+        assert f"cache: {policy}\n" in text
+
+
+def test_an_interrupt_ends_the_command(tripath_command, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InlineCluster, "run", interrupt)
+    status, _, errors = tripath_command(*QUICK)
+    assert status == cli.INTERRUPTED
+    assert errors == "error: interrupted\n"
+
+
+def test_prompts_of_a_file_make_a_batch(tripath_command, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\nAnna has 9 pens.\n")
+    arguments = (*QUICK, "hydra.run.dir=run", "workload.prompts_file=prompts.txt")
+    assert tripath_command(*arguments)[0] == cli.PASSED
+    sequences = json.loads((tmp_path / "run" / "report.json").read_text())["generation"]["sequences"]
+    assert [row["prompt"] for row in sequences] == [PROMPT, "Anna has 9 pens."]
+    status, _, errors = tripath_command(*arguments, "workload.batch=3")
+    assert status == cli.BAD_INPUT
+    assert "workload.batch: 3, but prompts.txt has 2 prompts" in errors
+    (tmp_path / "prompts.txt").write_text("\n")
+    assert "no prompt in prompts.txt" in tripath_command(*arguments)[2]
+
+
+def test_a_prompt_may_hold_any_character_and_unknown_words_are_named(tripath_command, tmp_path):
+    text = "Tom's \"box\" (of 3, or {4}) costs $5: how many? [x=y] ${z} \\"
+    status, _, errors = tripath_command(*QUICK, "paths=[analytical]", f"workload.prompt={text}", "hydra.run.dir=run")
+    assert status == cli.PASSED
+    assert errors.startswith("note: the model's vocabulary lacks: ")
+    configuration = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert OmegaConf.to_container(configuration, resolve=False)["workload"]["prompt"] == text
+
+
+PLAIN_TEXT = st.characters(codec="utf-8", exclude_categories=["C", "Z"], include_characters=" ")
+
+
+@given(st.text(PLAIN_TEXT, min_size=1) | st.text("ab \\'\"${}[](),:=&", min_size=1))
+def test_a_quoted_prompt_reads_back(text):
+    if text[:1] not in ("'", '"') and text != "null":
+        override = OverridesParser.create().parse_override(cli.quote_prompt(f"workload.prompt={text}"))
+        assert OmegaConf.create({"prompt": override.value()}).prompt == text
+
+
+def test_quoting_leaves_other_arguments_alone():
+    for argument in ("workload.prompt=null", "workload.prompt='a, b'", 'workload.prompt="a"', "workload.steps=8"):
+        assert cli.quote_prompt(argument) == argument
+
+
+def test_a_synthetic_prompt_has_its_length_and_no_special_token():
+    experiment = compose_experiment("workload.prompt_length=200", "workload.batch=2", "model.mask_id=7", "model.eos_id=0")
+    prompts = read_prompts(experiment, "unused")
+    assert [len(tokens) for tokens in prompts.token_ids] == [200, 200]
+    assert not {7, 0} & set(prompts.token_ids[0])
+    assert prompts.texts == ["200 tokens"] * 2
+
+
+def test_a_prompt_is_repeated_over_the_batch_and_needed():
+    experiment = compose_experiment("workload.batch=3")
+    assert read_prompts(experiment, PROMPT).texts == [PROMPT] * 3
+    with pytest.raises(TripathError, match="no prompt is given"):
+        read_prompts(experiment, None)
+
+
+HARDWARE = {"npu_small": ("wordmath",), "npu_datacenter": ("wordmath", "llada_8b")}
+CHOICES = [
+    (hardware, model, workload, numerics)
+    for hardware, models in HARDWARE.items()
+    for model, workload, numerics in itertools.product(
+        models, ("wordmath", "threshold", "llada_gsm8k"), ("mxint8", "mxint4_kv", "mxint4", "bf16", "mxfp8")
+    )
+    if model == "llada_8b" or workload != "llada_gsm8k"
+]
+
+
+@pytest.mark.parametrize(("hardware", "model", "workload", "numerics"), CHOICES, ids="-".join)
+def test_every_shipped_configuration_composes_and_compiles(hardware, model, workload, numerics):
+    experiment = compose_experiment(
+        f"hardware={hardware}", f"model={model}", f"workload={workload}", f"numerics={numerics}",
+        "paths=[analytical,cycle]",
+    )  # fmt: skip
+    assert len(compiled(experiment)[0].words) > 100
+
+
+def test_importing_the_command_line_loads_nothing_heavy():
+    heavy = "{'ray', 'mlflow', 'numba', 'numpy', 'matplotlib', 'pandas'}"
+    code = f"import sys, tripath.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_help_explains_itself_and_lists_groups(tripath_command, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        tripath_command("--help")
+    output = capsys.readouterr().out
+    assert not exit_.value.code
+    for shown in ("Examples:", "hardware: npu_datacenter, npu_small", "model: llada_8b, wordmath", "Exit status"):
+        assert shown in output
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    from importlib.metadata import version
+
+    from tripath.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["tripath", "--version"])
+    main()
+    assert capsys.readouterr().out == f"tripath {version('tripath')}\n"

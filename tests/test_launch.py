@@ -1,0 +1,152 @@
+"""Ray: whole runs as a user starts them, on a cluster of their own and on one that is there already."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import tripath.launch
+from tests.conftest import CHECKPOINT, PROMPT, compiled, compose_experiment
+from tripath.errors import TripathError
+from tripath.launch import Cluster, Launch, simulate_accuracy, simulate_timing
+
+TIMEOUT_SECONDS = 240
+HOLDER = """
+import ray, sys
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def run_tripath(folder, *arguments, mode="token"):
+    command = [sys.executable, "-m", "tripath", *arguments]
+    environment = {**os.environ, "RAY_AUTH_MODE": mode}  # Ray's token is its own: that of the user who runs the tests
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+    )
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Address of a Ray cluster that lives as long as the tests of this module."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        yield holder.stdout.readline().strip()
+        holder.communicate("")
+
+
+def test_the_main_job_on_a_cluster_of_its_own(tmp_path):
+    done = run_tripath(tmp_path, "hydra.run.dir=run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert report["status"] == "passed"
+    assert report["generation"]["prompt"] == PROMPT
+    assert len(report["generation"]["trip_counts"]) == 4
+    assert report["simulators"]["accuracy"]["metrics"]["accuracy.generated_tokens"] == 32
+    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlruns/mlflow.db" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "mlruns"}
+    assert "RAY" not in done.stdout.upper().replace("WAITS FOR RAY", "").replace("ARRAY", "")
+
+
+def test_timing_paths_alone_take_the_schedule_on_an_existing_cluster(tmp_path, address):
+    done = run_tripath(
+        tmp_path, "experiment=quick", "paths=[analytical,cycle]", "workload.prompt_length=30", "hydra.run.dir=run",
+        f"launch.address={address}",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(report["simulators"]) == {"analytical", "cycle"}
+    assert report["generation"] is None
+
+
+def test_an_error_in_a_worker_is_one_line_and_status_2(tmp_path, address):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text((CHECKPOINT / "tokenizer.json").read_text())
+    done = run_tripath(
+        tmp_path, "tracking=off", f"model.checkpoint={folder}", f"launch.address={address}", "hydra.run.dir=run"
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: model.checkpoint: model.safetensors is missing in")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_shares_one_cluster(tmp_path, address):
+    done = run_tripath(
+        tmp_path, "--multirun", "experiment=quick", "workload.cache=none,prefix,dual", f"launch.address={address}",
+        "hydra.sweep.dir=sweep", "paths=[analytical,cycle]",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    makespans = [
+        json.loads((tmp_path / "sweep" / job / "report.json").read_text())["simulators"]["cycle"]["metrics"]
+        for job in "012"
+    ]
+    none, prefix, dual = (metrics["cycle.makespan_cycles"] for metrics in makespans)
+    assert none > prefix > dual
+
+
+def test_an_interrupt_ends_cleanly(tmp_path, address):
+    command = [sys.executable, "-m", "tripath", "tracking=off", "hydra.run.dir=run", f"launch.address={address}"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()  # the simulators are about to run
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 130
+    assert errors == "error: interrupted\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_wants_a_token_says_so_in_one_line(tmp_path, address):
+    done = run_tripath(tmp_path, "tracking=off", f"launch.address={address}", mode="disabled")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "set RAY_AUTH_MODE=token" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_listens_at_an_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{probe.getsockname()[1]}"
+    experiment = compose_experiment("experiment=quick", "paths=[analytical]")
+    for address, message in ((closed, "refused"), ("nowhere", "must be auto or HOST:PORT")):
+        cluster = Cluster(Launch(address=address))
+        with pytest.raises(TripathError, match=f"launch.address: no Ray cluster at {address} .*{message}"):
+            cluster.run(compiled(experiment)[0], experiment, [[1]], lambda _: None)
+        cluster.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_cpus": 0}, "launch.num_cpus: must be an integer of at least 1, got 0"),
+        ({"num_cpus": True}, "got True"),
+        ({"address": 6379}, "launch.address: must be auto or HOST:PORT"),
+        ({"address": "auto", "num_cpus": 2}, "launch.num_cpus: is a fact of the cluster"),
+    ],
+)
+def test_launch_settings_are_checked(values, message):
+    with pytest.raises(TripathError, match=message):
+        Launch(**values)
+
+
+def test_a_task_hands_back_what_its_simulator_found():
+    experiment = compose_experiment("experiment=quick")
+    program, trace = compiled(experiment)
+    for name in tripath.launch.TIMING_PATHS:
+        result, seconds = simulate_timing(name, program, experiment, trace)
+        assert (result.simulator, result.trace_digest) == (name, trace.digest)
+        assert seconds > 0
+    (outcome, _), recorded = simulate_accuracy(program, experiment, [list(range(3, 22))])
+    assert recorded.digest == outcome.result.trace_digest
+
+
+def test_a_task_refuses_an_option_that_its_simulator_lacks():
+    experiment = compose_experiment("experiment=quick", "+simulator.analytical.hardware=1")
+    program, trace = compiled(experiment)
+    with pytest.raises(TripathError, match="simulator.analytical: unknown option 'hardware'"):
+        simulate_timing("analytical", program, experiment, trace)

@@ -1,0 +1,166 @@
+"""MLflow: what a run leaves in a store, and what a store that cannot be used says."""
+
+import dataclasses
+import json
+import math
+import shutil
+import subprocess
+
+import pytest
+
+import tripath.tracking
+from tests.conftest import compose_experiment
+from tests.test_report import make_outcome
+from tripath.errors import TripathError
+from tripath.report import write_files
+from tripath.tracking import Store, Tracked, Tracking, git_commit, parameters
+
+
+def tracking(folder, uri=None):
+    return Tracking(enabled=True, uri=uri, folder=str(folder), experiment="tests")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of the timing paths in a new store: (client, tracked, outcome)."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("tracked")
+    experiment = compose_experiment("experiment=quick", "paths=[analytical,cycle]")
+    outcome = make_outcome(experiment)
+    cycle = outcome.results["cycle"]
+    cycle = dataclasses.replace(cycle, metrics={**cycle.metrics, "oddity": math.nan})
+    outcome = dataclasses.replace(outcome, results={**outcome.results, "cycle": cycle})
+    files = write_files(folder / "run", experiment, outcome, configuration="a: 1\n", command="tripath")
+    tracked = Store(tracking(folder / "mlruns")).record(experiment, outcome, files)
+    return MlflowClient(tracking_uri=tracked.uri), tracked, outcome
+
+
+def runs(client, tracked):
+    found = client.search_runs([tracked.experiment_id])
+    return {run.info.run_id: run for run in found}
+
+
+def test_a_parent_has_a_child_for_each_path(recorded):
+    client, tracked, outcome = recorded
+    found = runs(client, tracked)
+    parent = found.pop(tracked.run_id)
+    assert parent.info.status == "FINISHED"
+    assert {run.info.run_name for run in found.values()} == set(outcome.results)
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {tracked.run_id}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+
+
+def test_every_run_can_be_filtered_by_its_tags(recorded):
+    client, tracked, outcome = recorded
+    for run in runs(client, tracked).values():
+        tags = run.data.tags
+        assert tags["program_digest"] == outcome.program.digest
+        assert tags["trace_digest"] == outcome.results["cycle"].trace_digest
+        assert (tags["model"], tags["hardware"], tags["cache"]) == ("wordmath", "npu_small", "dual")
+        assert tags["verdict"] == "passed"
+        assert tags.get("git_commit") == git_commit()
+    failed = client.search_runs([tracked.experiment_id], "tags.verdict = 'failed'")
+    assert not failed
+
+
+def test_parameters_and_headline_metrics_are_on_the_parent(recorded):
+    client, tracked, outcome = recorded
+    parent = runs(client, tracked)[tracked.run_id].data
+    assert parent.params["workload.steps"] == "4"
+    assert parent.params["hardware.hbm.channels"] == "2"
+    assert not any("timing" in name for name in parent.params)
+    makespan = outcome.results["cycle"].metrics["makespan_cycles"]
+    assert parent.metrics["cycle.makespan_cycles"] == makespan
+    assert parent.metrics["validation.failed"] == 0
+    assert abs(parent.metrics["validation.estimate.makespan_cycles.relative_error"]) < 0.1
+
+
+def test_children_hold_all_finite_metrics_tables_and_pictures(recorded):
+    client, tracked, outcome = recorded
+    for run_id, run in runs(client, tracked).items():
+        if run_id == tracked.run_id:
+            continue
+        name = run.info.run_name
+        expected = {f"{name}.{key}" for key, value in outcome.results[name].metrics.items() if math.isfinite(value)}
+        assert set(run.data.metrics) == expected | {"wall_seconds"}
+        artifacts = {file.path for file in client.list_artifacts(run_id)}
+        assert {f"{title}.json" for title in outcome.results[name].tables} <= artifacts
+        assert {"roofline.png", "stalls.png"} <= artifacts or name != "cycle"
+
+
+def test_artifacts_are_those_of_the_run_folder(recorded):
+    client, tracked, _ = recorded
+    artifacts = {file.path for file in client.list_artifacts(tracked.run_id)}
+    assert artifacts == {
+        "config.yaml", "program.asm", "program.bin", "report.html", "report.json", "roofline.png", "stalls.png"
+    }  # fmt: skip
+    report = client.download_artifacts(tracked.run_id, "report.json")
+    with open(report) as file:
+        assert json.load(file)["status"] == "passed"
+
+
+def test_a_failed_run_says_so_and_shares_the_store(recorded, tmp_path):
+    client, tracked, outcome = recorded
+    experiment = compose_experiment("experiment=quick", "paths=[analytical,cycle]")
+    row = dataclasses.replace(outcome.discrepancies[0], observed=-1)
+    database = tracked.uri.removeprefix("sqlite:///")
+    copy = tmp_path / "mlflow.db"
+    shutil.copy(database, copy)
+    store = Store(tracking(tmp_path, f"sqlite:///{copy}"))
+    again = store.record(experiment, dataclasses.replace(outcome, discrepancies=[row]), [])
+    assert again.experiment_id == tracked.experiment_id
+    run = type(client)(tracking_uri=again.uri).get_run(again.run_id)
+    assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "failed")
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for settings in (tracking(tmp_path / "file" / "mlruns"), tracking(tmp_path, "nonsense://x")):
+        with pytest.raises(TripathError, match="tracking.uri: cannot open") as error:
+            Store(settings).wait()
+        assert "\n" not in str(error.value)
+
+
+def test_a_store_that_cannot_be_written_is_one_line(recorded, monkeypatch, tmp_path):
+    _, tracked, outcome = recorded
+    experiment = compose_experiment("experiment=quick", "paths=[analytical,cycle]")
+    store = Store(tracking(tmp_path, tracked.uri))
+    store.wait()
+    with pytest.raises(TripathError, match="tracking.uri: cannot write to sqlite.*"):
+        store.record(experiment, outcome, [tmp_path / "absent"])
+
+
+def test_an_interrupted_first_start_leaves_no_half_made_store(tmp_path, monkeypatch):
+    import mlflow
+
+    def interrupted(*_, **__):
+        message = "killed"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", interrupted)
+    with pytest.raises(TripathError, match="killed"):
+        Store(tracking(tmp_path)).wait()
+    assert not (tmp_path / tripath.tracking.DATABASE).exists()
+
+
+def test_the_command_that_opens_a_store_survives_a_shell(tmp_path):
+    tracked = Tracked(uri=f"sqlite:///{tmp_path}/a b/mlflow.db", experiment_id="1", run_id="r")
+    shown = subprocess.run(["sh", "-c", f"printf '%s\\n' {tracked.command}"], capture_output=True, text=True, check=True)
+    assert tracked.uri in shown.stdout.splitlines()
+    assert tracked.page == "http://127.0.0.1:5000/#/experiments/1/runs/r"
+    served = Tracked(uri="http://server:8080/", experiment_id="1", run_id="r")
+    assert served.page == "http://server:8080/#/experiments/1/runs/r"
+
+
+def test_parameters_are_flat_and_complete():
+    flat = parameters(compose_experiment("workload.batch=2", "simulator.cycle.race_check=false"))
+    assert flat["workload.batch"] == "2"
+    assert flat["paths"] == "analytical,cycle,accuracy"
+    assert flat["simulator.cycle.race_check"] == "False"
+    assert {name.partition(".")[0] for name in flat} == {"model", "workload", "hardware", "numerics", "simulator", "paths"}
+
+
+def test_a_copy_that_git_does_not_know_has_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(tripath.tracking, "__file__", str(tmp_path / "tracking.py"))
+    assert git_commit() is None

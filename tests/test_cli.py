@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,11 +15,13 @@ from omegaconf import OmegaConf
 
 import tripath.compiler
 import tripath.launch
+import tripath.tracking
 from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath import cli
 from tripath.errors import TripathError
 from tripath.experiment import read_prompts
 from tripath.launch import Simulated, simulate_accuracy, simulate_timing
+from tripath.metrics import PHASES, UNITS
 
 QUICK = ("experiment=quick",)
 
@@ -27,7 +31,7 @@ class InlineCluster:
 
     made = 0
 
-    def __init__(self, launch):
+    def __init__(self, _):
         type(self).made += 1
 
     def run(self, program, experiment, prompts, progress):
@@ -140,6 +144,74 @@ def test_the_default_problem_goes_through_all_paths(tripath_command, tmp_path):
         assert shown in output.replace("\n", " ")
 
 
+def test_every_metric_and_count_is_documented(tripath_command, tmp_path):
+    assert tripath_command(*QUICK, "hydra.run.dir=run")[0] == cli.PASSED
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    documented = (Path(__file__).parents[1] / "docs" / "validation.md").read_text()
+    units, phases = "|".join(UNITS), "|".join(PHASES)
+    for name in {name for row in report["simulators"].values() for name in row["metrics"]}:
+        general = re.sub(rf"\.({units})\b", ".<unit>", name)
+        general = re.sub(rf"\.({phases})$", ".<phase>", general)
+        general = re.sub(r"(bound_cycles)\..*", r"\1.<resource>", general)
+        general = re.sub(r"(stall_cycles\.<unit>)\..*", r"\1.<cause>", general)
+        assert f"`{general}`" in documented
+    for name in {row["metric"] for row in report["discrepancies"] if row["kind"] == "count"}:
+        general = re.sub(r"instructions\..*", "instructions.<MNEMONIC>", name)
+        assert f"`{re.sub(rf'busy_cycles.({units})', 'busy_cycles.<unit>', general)}`" in documented
+
+
+REFERENCES = """
+defaults:
+  - default
+  - _self_
+references:
+  - _target_: tripath.validation.Reference
+    metric: cycle.makespan_cycles
+    expected: 1000.0
+    source: a board
+    tolerance: 0.1
+    reason: a figure that is not so
+"""
+
+
+def test_a_figure_measured_elsewhere_can_fail_a_run(tripath_command, tmp_path):
+    (tmp_path / "mine" / "validation").mkdir(parents=True)
+    (tmp_path / "mine" / "validation" / "board.yaml").write_text(REFERENCES)
+    arguments = ("--config-dir", "mine", *QUICK, "validation=board", "paths=[cycle]", "hydra.run.dir=run")
+    assert tripath_command(*arguments)[0] == cli.FAILED
+    rows = json.loads((tmp_path / "run" / "report.json").read_text())["discrepancies"]
+    assert [row["verdict"] for row in rows] == ["failed"]
+    assert (rows[0]["kind"], rows[0]["expected_source"]) == ("reference", "a board")
+
+
+def test_a_store_that_cannot_be_opened_is_bad_input(tripath_command, tmp_path):
+    arguments = ("workload.steps=4", "paths=[analytical]", "tracking.uri=nonsense://x", "hydra.run.dir=run")
+    status, _, errors = tripath_command(*arguments)
+    assert (status, errors.count("\n")) == (cli.BAD_INPUT, 1)
+    assert errors.startswith("error: tracking.uri: cannot open nonsense://x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_fails_later_costs_no_result(tripath_command, tmp_path, monkeypatch):
+    class FullStore:
+        def __init__(self, _):
+            pass
+
+        def wait(self):
+            pass
+
+        def record(self, *_):
+            message = "tracking.uri: the disk is full"
+            raise TripathError(message)
+
+    monkeypatch.setattr(tripath.tracking, "Store", FullStore)
+    status, output, errors = tripath_command("workload.steps=4", "paths=[analytical]", "hydra.run.dir=run")
+    assert status == cli.PASSED
+    assert errors.startswith("note: tracking.uri: the disk is full; the results are kept in ")
+    assert "mlflow  run" not in output
+    assert (tmp_path / "run" / "report.json").exists()
+
+
 def test_a_failing_check_is_status_1_with_its_report(tripath_command, tmp_path):
     arguments = (*QUICK, "paths=[analytical,cycle]", "validation.estimate.value=0.000001", "hydra.run.dir=run")
     status, output, errors = tripath_command(*arguments)
@@ -185,8 +257,6 @@ def test_a_sweep_of_which_nothing_ran_leaves_no_folder(tripath_command, tmp_path
 
 
 def test_the_sweep_of_the_cache_policies(tripath_command, tmp_path):
-    arguments = (*QUICK, "+experiment@second=cache_policies", "paths=[analytical]")
-    assert tripath_command("--multirun", *arguments, "hydra.sweep.dir=x")[0] == cli.BAD_INPUT
     arguments = ("experiment=cache_policies", "tracking=off", "paths=[analytical]", "hydra.sweep.dir=sweep")
     assert tripath_command("--multirun", *arguments)[0] == cli.PASSED
     configurations = [(tmp_path / "sweep" / job / "config.yaml").read_text() for job in "012"]
@@ -242,7 +312,8 @@ def test_quoting_leaves_other_arguments_alone():
 
 
 def test_a_synthetic_prompt_has_its_length_and_no_special_token():
-    experiment = compose_experiment("workload.prompt_length=200", "workload.batch=2", "model.mask_id=7", "model.eos_id=0")
+    special = ("model.mask_id=7", "model.eos_id=0")
+    experiment = compose_experiment("workload.prompt_length=200", "workload.batch=2", *special)
     prompts = read_prompts(experiment, "unused")
     assert [len(tokens) for tokens in prompts.token_ids] == [200, 200]
     assert not {7, 0} & set(prompts.token_ids[0])
@@ -282,7 +353,7 @@ def test_importing_the_command_line_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_help_explains_itself_and_lists_groups(tripath_command, monkeypatch, capsys):
+def test_help_explains_itself_and_lists_groups(tripath_command, capsys):
     with pytest.raises(SystemExit) as exit_:
         tripath_command("--help")
     output = capsys.readouterr().out

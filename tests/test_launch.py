@@ -34,7 +34,8 @@ def run_tripath(folder, *arguments, mode="token"):
 @pytest.fixture(scope="module")
 def address():
     """Address of a Ray cluster that lives as long as the tests of this module."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    command, pipe = [sys.executable, "-c", HOLDER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
         yield holder.stdout.readline().strip()
         holder.communicate("")
 
@@ -92,7 +93,8 @@ def test_a_sweep_shares_one_cluster(tmp_path, address):
 def test_an_interrupt_ends_cleanly(tmp_path, address):
     command = [sys.executable, "-m", "tripath", "tracking=off", "hydra.run.dir=run", f"launch.address={address}"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
         assert process.stdout.readline()  # the simulators are about to run
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -115,7 +117,7 @@ def test_nothing_listens_at_an_address():
     experiment = compose_experiment("experiment=quick", "paths=[analytical]")
     for address, message in ((closed, "refused"), ("nowhere", "must be auto or HOST:PORT")):
         cluster = Cluster(Launch(address=address))
-        with pytest.raises(TripathError, match=f"launch.address: no Ray cluster at {address} .*{message}"):
+        with pytest.raises(TripathError, match=rf"launch\.address: no Ray cluster at {address} .*{message}"):
             cluster.run(compiled(experiment)[0], experiment, [[1]], lambda _: None)
         cluster.close()
 
@@ -148,5 +150,5 @@ def test_a_task_hands_back_what_its_simulator_found():
 def test_a_task_refuses_an_option_that_its_simulator_lacks():
     experiment = compose_experiment("experiment=quick", "+simulator.analytical.hardware=1")
     program, trace = compiled(experiment)
-    with pytest.raises(TripathError, match="simulator.analytical: unknown option 'hardware'"):
+    with pytest.raises(TripathError, match=r"simulator\.analytical: unknown option 'hardware'"):
         simulate_timing("analytical", program, experiment, trace)

@@ -55,8 +55,10 @@ def test_report_has_the_fields_that_scripts_rely_on(small_outcome):
     assert report["program"]["words"] == len(small_outcome.program.words)
     assert set(report["simulators"]) == {"analytical", "cycle"}
     metrics = {**report["simulators"]["analytical"]["metrics"], **report["simulators"]["cycle"]["metrics"]}
-    documented = {"analytical.lower_bound_cycles", "analytical.estimated_cycles", "cycle.makespan_cycles",
-                  "cycle.instructions", "cycle.phase_cycles.qkv", *(f"cycle.busy_cycles.{unit}" for unit in UNITS)}  # fmt: skip
+    documented = {
+        "analytical.lower_bound_cycles", "analytical.estimated_cycles", "cycle.makespan_cycles", "cycle.instructions",
+        "cycle.phase_cycles.qkv", *(f"cycle.busy_cycles.{unit}" for unit in UNITS),
+    }  # fmt: skip
     assert documented <= set(metrics)
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     assert set(report["discrepancies"][0]) == {

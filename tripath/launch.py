@@ -31,7 +31,7 @@ QUIET = {
 }  # fmt: skip
 """Settings of Ray that keep its notices off the user's screen; what the user has set stands."""
 
-AUTHENTICATION = "it wants Ray's token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token file if it has another"
+AUTHENTICATION = "it wants Ray's token, or another than this user's: set RAY_AUTH_MODE=token"
 """Ray sends its token to an address that a user names only where told to."""
 
 Progress = Callable[[dict[str, str]], None]

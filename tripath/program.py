@@ -69,7 +69,7 @@ class Program:
     phases: tuple[Phase, ...]
 
     def __post_init__(self) -> None:
-        check_structure(self.instructions)  # decoding checks the legality of each instruction
+        check_structure(self.instructions, self.geometry)  # decoding checks the legality of each instruction
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:

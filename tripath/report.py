@@ -14,7 +14,7 @@ from tripath.units import format_bytes
 
 SCHEMA_VERSION = 1
 COLOURS = {"busy": "#3b6ea5", "frontend": "#bcbcbc", "semaphore": "#e0a030", "operand": "#c0504d", "memory": "#7a4ea3",
-           "queue_full": "#8c8c8c", "shared_queue": "#9fc5e8", "drained": "#eeeeee"}  # fmt: skip
+           "queue_full": "#8c8c8c", "serial": "#6b8e6b", "shared_queue": "#9fc5e8", "drained": "#eeeeee"}  # fmt: skip
 MARKERS = {"cycle": "o", "analytical": "x"}
 LONGEST_TABLE = 64
 """Tables with more rows stay out of the page; MLflow keeps them."""

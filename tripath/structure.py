@@ -2,7 +2,7 @@
 one giver and one taker, and every loop leaves each semaphore as it found it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tripath.errors import ProgramError
 from tripath.isa.spec import Instruction, Unit
@@ -10,17 +10,36 @@ from tripath.isa.spec import Instruction, Unit
 LOOPS = ("C_LOOP", "C_LOOP_R")
 
 
-def check_structure(instructions: Sequence[Instruction]) -> None:
-    """Raise unless the instructions form a program.
+WIDTHS = {"M_MM": {"rows": "blen", "cols": "blen", "k": "mlen"}, "M_OUT": {"rows": "blen", "cols": "blen"}}
+"""Operands of the matrix unit that a width of the machine limits."""
+
+
+def check_structure(instructions: Sequence[Instruction], geometry: Mapping[str, int]) -> None:
+    """Raise unless the instructions form a program for a machine of these widths.
 
     Raises:
         ProgramError: naming the rule and the instruction.
     """
     if not instructions or instructions[-1].mnemonic != "C_END":
         raise ProgramError("program: the last instruction must be C_END")
+    _check_widths(instructions, geometry)
     _check_nesting(instructions)
     _check_owners(instructions)
     _check_balance(instructions)
+
+
+def _check_widths(instructions: Sequence[Instruction], geometry: Mapping[str, int]) -> None:
+    for number, instruction in enumerate(instructions):
+        limits = WIDTHS.get(instruction.mnemonic, {})
+        if instruction.spec.unit in (Unit.VECTOR, Unit.SCALAR):
+            limits = {"n": "vlen"}
+        for operand, width in limits.items():
+            value = instruction.operands.get(operand, 0)
+            if value > geometry.get(width, value):
+                raise ProgramError(
+                    f"program: {instruction.mnemonic} has {operand} {value}, {width} is {geometry[width]} "
+                    f"(instruction {number})"
+                )
 
 
 def _check_nesting(instructions: Sequence[Instruction]) -> None:

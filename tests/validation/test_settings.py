@@ -44,11 +44,11 @@ def test_a_tolerance_beyond_the_maximum_is_refused(kind):
 
 
 def test_settings_refuse_lax_tolerances_before_anything_runs():
-    with pytest.raises(TripathError, match="validation.estimate: tolerance 0.2 is outside of 0 to 0.15"):
+    with pytest.raises(TripathError, match=r"validation\.estimate: tolerance 0.2 is outside of 0 to 0.15"):
         settings(estimate=tolerance(0.2))
-    with pytest.raises(TripathError, match="validation.fidelity.logit_kl: tolerance"):
+    with pytest.raises(TripathError, match=r"validation\.fidelity\.logit_kl: tolerance"):
         settings(fidelity={"logit_kl": tolerance(0.9)})
-    with pytest.raises(TripathError, match="cycle.seconds: tolerance"):
+    with pytest.raises(TripathError, match=r"cycle\.seconds: tolerance"):
         Reference(metric="cycle.seconds", expected=1.0, source="s", tolerance=0.3, reason="r")
 
 

@@ -114,6 +114,7 @@ def quantise_block(values, start, stride, count, fmt, out):
         if largest < np.float32(3.0e38):
             for i in range(count):
                 steps = np.rint(np.float32(np.float32(values[start + i * stride] * up) * power_of_two(unit)))
+                steps = steps if steps == steps else np.float32(0.0)  # NaN, as in round_element
                 out[i] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
             return exponent
     for i in range(count):

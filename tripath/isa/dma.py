@@ -45,13 +45,14 @@ def _legal(o: Operands) -> bool:
 
 @njit(cache=True)
 def load_word(memory, address):
-    """32-bit little-endian word at a byte address."""
-    return (
+    """Signed 32-bit little-endian word at a byte address."""
+    word = (
         int(memory[address])
         | (int(memory[address + 1]) << 8)
         | (int(memory[address + 2]) << 16)
         | (int(memory[address + 3]) << 24)
     )
+    return word - (1 << 32) if word >> 31 else word
 
 
 @instruction(opcode=0x50, unit=Unit.DMA_IN,
@@ -87,13 +88,13 @@ def h_load_v(hbm, vector, dst, dst_stride, src, src_stride, rows, cols, format, 
 def h_load_f(hbm, fp, dst, src, n):
     """fp[dst] := n FP32 values of hbm[src]."""
     for i in range(n):
-        fp[dst + i] = float_of(load_word(hbm, src + 4 * i))
+        fp[dst + i] = float_of(load_word(hbm, src + 4 * i) & 0xFFFFFFFF)
 
 
 @instruction(opcode=0x53, unit=Unit.DMA_IN, operands={"dst": INT, "src": HBM, "n": unsigned(16)},
              reads=(Footprint(operand="src", size=lambda o: 4 * o["n"]),), writes=(touch("dst", "n"),))  # fmt: skip
 def h_load_i(hbm, integer, dst, src, n):
-    """integer[dst] := n non-negative int32 values of hbm[src]."""
+    """integer[dst] := n int32 values of hbm[src]."""
     for i in range(n):
         integer[dst + i] = load_word(hbm, src + 4 * i)
 

@@ -15,7 +15,7 @@ test: .venv/.test
 
 check: .venv/.test .venv/.check
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check . || true
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

@@ -44,14 +44,15 @@ def load_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
     folder = _folder(spec.checkpoint)
     found = {}
     for file in _shards(folder):
-        for name, value in _read(file):
-            found[name] = value
+        found |= dict(_read(file))
     shapes = expected_shapes(spec)
     for name, shape in shapes.items():
         if name not in found:
             raise TripathError(f"model.checkpoint: tensor {name} is missing in {folder}")
         if found[name].shape != shape:
-            raise TripathError(f"model.checkpoint: tensor {name} has shape {found[name].shape}, the model says {shape} ({folder})")
+            raise TripathError(
+                f"model.checkpoint: tensor {name} has shape {found[name].shape}, the model says {shape} ({folder})"
+            )
     return {name: found[name] for name in shapes}
 
 
@@ -66,7 +67,7 @@ def load_tokenizer(folder: str) -> "TextTokenizer":
         raise TripathError(f"model.checkpoint: no tokenizer.json in {folder}")
     try:
         return TextTokenizer(Tokenizer.from_file(str(path)))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001  the library raises bare Exception
         raise TripathError(f"model.checkpoint: unreadable {path} ({str(error).splitlines()[0]})") from None
 
 
@@ -94,7 +95,9 @@ class TextTokenizer:
 
 def _folder(name: str | None) -> Path:
     if name is None:
-        raise TripathError("model.checkpoint: the model has no checkpoint; run without accuracy: paths=[analytical,cycle]")
+        raise TripathError(
+            "model.checkpoint: the model has no checkpoint; run without accuracy: paths=[analytical,cycle]"
+        )
     folder = Path(name)
     if not folder.is_dir():
         raise TripathError(f"model.checkpoint: no such folder {folder}")
@@ -124,7 +127,9 @@ def _read(file: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise TripathError(f"model.checkpoint: unreadable {file} ({error})") from None
     for name, entry in entries:
         if entry["dtype"] not in _TYPES:
-            raise TripathError(f"model.checkpoint: tensor {name} has type {entry['dtype']}, not F32, F16 or BF16 ({file})")
+            raise TripathError(
+                f"model.checkpoint: tensor {name} has type {entry['dtype']}, not F32, F16 or BF16 ({file})"
+            )
         raw = np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"])
         if entry["dtype"] == "BF16":
             yield name, (raw.astype(np.uint32) << 16).view(np.float32)

@@ -107,7 +107,9 @@ class Machine:
             self._at_break = False
             pc = int(self.control.pc[0])
             if status == NO_TOKEN:
-                raise ProgramError(f"program: instruction {pc} ({self.program.instructions[pc].mnemonic}) waits for ever")
+                raise ProgramError(
+                    f"program: instruction {pc} ({self.program.instructions[pc].mnemonic}) waits for ever"
+                )
             self.finished = status == DONE
             if not self.finished and t.opcode[pc] == BREAK:
                 self._at_break = True

@@ -17,7 +17,11 @@ LOWEST = -float.fromhex("0x1.fep127")
 
 
 def build_image(
-    program: Program, model: ModelSpec, workload: Workload, tensors: Mapping[str, np.ndarray], prompts: Sequence[Sequence[int]]
+    program: Program,
+    model: ModelSpec,
+    workload: Workload,
+    tensors: Mapping[str, np.ndarray],
+    prompts: Sequence[Sequence[int]],
 ) -> np.ndarray:
     """HBM contents (uint8) before the first instruction.
 
@@ -68,7 +72,9 @@ def _host(
     layout = program.layout
     batch, canvas, cache = layout["batch"], layout["canvas"], layout["cache_tokens"]
     if len(prompts) != batch or max(map(len, prompts)) > layout["prompt"]:
-        raise TripathError(f"workload.prompt: the program was compiled for {batch} prompts of at most {layout['prompt']} tokens")
+        raise TripathError(
+            f"workload.prompt: the program was compiled for {batch} prompts of at most {layout['prompt']} tokens"
+        )
     tokens = np.full((batch, canvas), model.eos_id)
     mask, valid = np.full((batch, cache), LOWEST, np.float32), np.zeros((batch, canvas), np.float32)
     rope = np.zeros((batch, canvas, model.head_dim), np.float32)

@@ -98,7 +98,9 @@ def simulate(
     machine, steps = execute(
         program, model=model, workload=workload, tensors=tensors, prompts=prompts, progress=progress
     )
-    breaks, gathers = (array[:count].tolist() for array, count in zip((machine.breaks, machine.gathers), machine.filled, strict=True))
+    breaks, gathers = (
+        array[:count].tolist() for array, count in zip((machine.breaks, machine.gathers), machine.filled, strict=True)
+    )
     trace = Trace(breaks=tuple(breaks), gathers=tuple(gathers))
     tokens = read_tokens(machine.hbm, program)[:, program.layout["prompt"] :]
     trips = [sum(record.block == block for record in steps[0]) for block in range(workload.blocks)]
@@ -109,13 +111,15 @@ def simulate(
         simulator="accuracy", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
         counts=event_counts(program, machine.retired), tables={"steps": table},
     )  # fmt: skip
-    return AccuracyOutcome(
-        result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips, steps=steps
-    )
+    return AccuracyOutcome(result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips, steps=steps)
 
 
 def fidelity(
-    model: ReferenceModel, workload: Workload, prompts: Sequence[Sequence[int]], tokens: np.ndarray, steps: list[list[Step]]
+    model: ReferenceModel,
+    workload: Workload,
+    prompts: Sequence[Sequence[int]],
+    tokens: np.ndarray,
+    steps: list[list[Step]],
 ) -> tuple[dict[str, float], Table]:
     """Distance of the executor from the reference: free running (tokens) and step by step on the executor's canvases.
 
@@ -130,7 +134,10 @@ def fidelity(
         canvases = {(record.block, record.step): record.canvas for record in steps[number]}
         forced = generate(model, prompt, workload, force=lambda block, step, known=canvases: known.get((block, step)))
         for mine, theirs in _pairs(steps[number], forced):
-            masked = theirs.canvas[len(prompt) + mine.block * workload.block_length :][: workload.block_length] == model.spec.mask_id
+            masked = (
+                theirs.canvas[len(prompt) + mine.block * workload.block_length :][: workload.block_length]
+                == model.spec.mask_id
+            )
             p, q = softmax(theirs.logits.astype(np.float64)), softmax(mine.logits.astype(np.float64))
             kl = (p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum(-1)[masked]
             agree = (mine.token_ids == theirs.token_ids)[masked]

@@ -6,9 +6,12 @@ for the next.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from analytical.facts import Costs, Touch
-from analytical.tree import Loop
+
+if TYPE_CHECKING:
+    from analytical.tree import Loop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,14 +85,20 @@ def _starts(parts: list[Nest], costs: Costs, *, interlocked: bool) -> list[float
             for i, earlier in enumerate(parts[:j]):
                 if _depends(earlier, part, costs):
                     last = starts[i] + earlier.occupied + earlier.tail - part.occupied
-                    start = max(start, starts[i] + earlier.first, min(last, starts[i] + earlier.occupied + earlier.tail))
+                    start = max(
+                        start, starts[i] + earlier.first, min(last, starts[i] + earlier.occupied + earlier.tail)
+                    )
         starts.append(start)
     return starts
 
 
 def _overlap(a: Touch, b: Touch, costs: Costs) -> bool:
     granule = costs.granule[a.memory]
-    return a.memory == b.memory and a.first // granule <= (b.last - 1) // granule and b.first // granule <= (a.last - 1) // granule
+    return (
+        a.memory == b.memory
+        and a.first // granule <= (b.last - 1) // granule
+        and b.first // granule <= (a.last - 1) // granule
+    )
 
 
 def _depends(earlier: Nest, later: Nest, costs: Costs) -> bool:

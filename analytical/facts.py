@@ -102,7 +102,9 @@ def _touches(accesses: np.ndarray, registers: dict[int, tuple[int, dict[int, int
     return result
 
 
-def _traffic(accesses: np.ndarray, registers: dict[int, tuple[int, dict[int, int], int]], burst: int) -> tuple[int, float]:
+def _traffic(
+    accesses: np.ndarray, registers: dict[int, tuple[int, dict[int, int], int]], burst: int
+) -> tuple[int, float]:
     """Bytes in HBM of one DMA instruction, and bursts: exact for aligned runs, the mean over phases for others."""
     moved, bursts = 0, 0.0
     for access in accesses:

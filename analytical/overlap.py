@@ -71,8 +71,12 @@ class Overlap:
             self._apply(state, queue, occupied=occupied, tail=self._least_tail(nodes[-1]), front_end=0.0, count=0.0)
             return
         interlocked = queue == VECTOR_QUEUE
-        nest = sequence([nest_of(node, self.costs, interlocked=interlocked) for node in nodes], self.costs, interlocked=interlocked)
-        self._apply(state, queue, occupied=nest.occupied, tail=nest.tail, front_end=nest.front_end, count=nest.instructions)
+        nest = sequence(
+            [nest_of(node, self.costs, interlocked=interlocked) for node in nodes], self.costs, interlocked=interlocked
+        )
+        self._apply(
+            state, queue, occupied=nest.occupied, tail=nest.tail, front_end=nest.front_end, count=nest.instructions
+        )
 
     def _ideal(self, node: "int | Loop") -> float:
         if isinstance(node, int):
@@ -155,7 +159,9 @@ class Overlap:
         if not self.bound:
             inner.rows[FRONT] = inner.rows[FRONT] + self.costs.front_end[loop.next]
         if any(len(inner.pending.get(semaphore, [])) != length for semaphore, length in lengths.items()):
-            raise ProgramError(f"program: the loop at instruction {loop.head} does not leave its semaphores as it found them")
+            raise ProgramError(
+                f"program: the loop at instruction {loop.head} does not leave its semaphores as it found them"
+            )
         matrix = power(np.array([*inner.rows, *(inner.pending[semaphore][i] for semaphore, i in slots)]), trips)
         inputs = np.array([*state.rows, *(state.pending[semaphore][i] for semaphore, i in slots)])
         outputs = product(matrix, inputs)

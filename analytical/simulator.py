@@ -47,8 +47,8 @@ def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace) -> Res
     return _result(program, hardware, trace, retired, counts, costs, busy, bounds, bound, estimate)
 
 
-def _result(  # noqa: PLR0913  the parts of one result
-    program: Program, hardware: HardwareConfig, trace: Trace, retired: np.ndarray, counts: dict[str, int], costs,  # noqa: ANN001
+def _result(
+    program: Program, hardware: HardwareConfig, trace: Trace, retired: np.ndarray, counts: dict[str, int], costs,
     busy: dict[str, float], bounds: dict[str, float], bound: float, estimate: float,
 ) -> Result:  # fmt: skip
     tokens = program.layout["batch"] * program.layout["generation_length"]
@@ -68,7 +68,7 @@ def _result(  # noqa: PLR0913  the parts of one result
     )  # fmt: skip
 
 
-def _phases(program: Program, retired: np.ndarray, costs) -> tuple[Table, float]:  # noqa: ANN001
+def _phases(program: Program, retired: np.ndarray, costs) -> tuple[Table, float]:
     """Occupied cycles per queue and phase, what bounds each phase, and the share of sampling in the sum of bounds."""
     phases, queue = program.phase_of(), np.array(costs.queue)
     work = retired * np.array(costs.ideal)

@@ -50,7 +50,9 @@ def loop_tree(program: Program) -> list["int | Loop"]:
                 stack.append(loop)
             case "C_LOOP_R":
                 base, factor, level = affine[o["register"]]
-                loop = Loop(head=number, next=number + o["length"], level=o["level"], base=base, factor=factor, of_level=level)
+                loop = Loop(
+                    head=number, next=number + o["length"], level=o["level"], base=base, factor=factor, of_level=level
+                )
                 body.append(loop)
                 stack.append(loop)
             case "C_NEXT":
@@ -85,7 +87,7 @@ def indexed_loop(root: list["int | Loop"]) -> Loop | None:
     levels = {loop.of_level for loop in loops if loop.of_level >= 0}
     found = [
         loop for loop in loops
-        if loop.level in levels and any(inner.of_level == loop.level for inner in loops_of(loop.body))
+        if (loop.level in levels and any(inner.of_level == loop.level for inner in loops_of(loop.body)))
         or any(isinstance(node, Loop) and node.leaves_early for node in loop.body)
     ]  # fmt: skip
     if len(found) > 1:

@@ -133,7 +133,7 @@ def run(code, facts, control, breaks, statistics, timeline):
     fp_ready = np.zeros(1 << 16, np.int64)
     integer_ready = np.zeros(1 << 16, np.int64)
     bus_free, frontier, events = 0, 0, 0
-    now, waiting, entered = 0, False, 0
+    now, entered = 0, 0
     serial_pending = False
     while True:
         moved = False
@@ -260,7 +260,9 @@ def run(code, facts, control, breaks, statistics, timeline):
             slot_free[q, slot] = issue
         else:
             if q == VECTOR:
-                ready = operands_ready(code.accesses[pc], place[q, slot], facts.vlen, vector_ready, fp_ready, integer_ready)
+                ready = operands_ready(
+                    code.accesses[pc], place[q, slot], facts.vlen, vector_ready, fp_ready, integer_ready
+                )
                 if ready > start:
                     start, cause = ready, OPERAND
             occupied = code.interval[pc]

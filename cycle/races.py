@@ -53,7 +53,13 @@ def find_race(program: Program) -> Race | None:
     """The first race of a program, or None if there is none."""
     tables = tabulate(program)
     writable = max((t.address + t.size_bytes for t in program.hbm if t.writable), default=1)
-    sizes = [writable, *(program.geometry[f"{name}_bytes"] // size for name, size in (("matrix", 1), ("vector", 2), ("fp", 4), ("int", 4)))]
+    sizes = [
+        writable,
+        *(
+            program.geometry[f"{name}_bytes"] // size
+            for name, size in (("matrix", 1), ("vector", 2), ("fp", 4), ("int", 4))
+        ),
+    ]
     shadows = tuple(_shadow(-(-size // granule)) for size, granule in zip(sizes, GRANULE, strict=True))
     limits = _limits(program)
     found = np.zeros(4, np.int64)

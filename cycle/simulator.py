@@ -35,9 +35,7 @@ def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace, race_c
     phases = program.phase_names
     statistics = _statistics(len(program.words), len(phases))
     timeline = np.zeros((TIMELINE_EVENTS, 4), np.int64)
-    status, fault, events = run(
-        code, facts, new_control(), np.array(trace.breaks, np.int64), statistics, timeline
-    )
+    status, fault, events = run(code, facts, new_control(), np.array(trace.breaks, np.int64), statistics, timeline)
     if status != OK:
         name = program.instructions[fault].mnemonic
         reason = {DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop"}
@@ -105,7 +103,10 @@ def _result(
                 metrics[f"stall_cycles.{unit}.{cause}"] = int(statistics.stall[number, column])
     for number, phase in enumerate(phases):
         metrics[f"phase_cycles.{phase}"] = int(statistics.phase_cycles[number])
-    units = [[unit, int(busy), *map(int, stall)] for unit, busy, stall in zip(UNITS, statistics.busy, statistics.stall, strict=True)]
+    units = [
+        [unit, int(busy), *map(int, stall)]
+        for unit, busy, stall in zip(UNITS, statistics.busy, statistics.stall, strict=True)
+    ]
     by_phase = [
         [phase, int(cycles), *map(int, busy)]
         for phase, cycles, busy in zip(phases, statistics.phase_cycles, statistics.phase_busy, strict=True)

@@ -288,7 +288,7 @@ def test_prompts_of_a_file_make_a_batch(tripath_command, tmp_path):
 
 
 def test_a_prompt_may_hold_any_character_and_unknown_words_are_named(tripath_command, tmp_path):
-    text = "Tom's \"box\" (of 3, or {4}) costs $5: how many? [x=y] ${z} \\"
+    text = 'Tom\'s "box" (of 3, or {4}) costs $5: how many? [x=y] ${z} \\'
     status, _, errors = tripath_command(*QUICK, "paths=[analytical]", f"workload.prompt={text}", "hydra.run.dir=run")
     assert status == cli.PASSED
     assert errors.startswith("note: the model's vocabulary lacks: ")

@@ -56,11 +56,17 @@ def test_damage_is_refused_in_one_line(program, data):
         ("C_LOOP level=0 trips=2 length=9\nC_NEXT level=0\nC_END", "ends outside"),
         ("C_LOOP level=0 trips=2 length=1\nM_SYNC\nC_END", "not closed"),
         ("C_NEXT level=0\nC_END", "closes no loop"),
-        ("C_LOOP level=0 trips=2 length=3\nC_LOOP level=0 trips=2 length=1\nC_NEXT level=0\nC_NEXT level=0\nC_END", "nests in itself"),
+        (
+            "C_LOOP level=0 trips=2 length=3\nC_LOOP level=0 trips=2 length=1\nC_NEXT level=0\nC_NEXT level=0\nC_END",
+            "nests in itself",
+        ),
         ("C_BREAK_IF level=0 flag=a0\nC_END", "directly in its loop"),
         ("M_SYNC signal=s1\nV_SYNC signal=s1\nC_END", "a second unit signals semaphore 1"),
         ("V_SYNC wait=s1\nC_END", "which nothing signals"),
-        ("C_LOOP level=0 trips=2 length=2\nM_SYNC signal=s1\nC_NEXT level=0\nV_SYNC wait=s1\nC_END", "changes semaphore 1"),
+        (
+            "C_LOOP level=0 trips=2 length=2\nM_SYNC signal=s1\nC_NEXT level=0\nV_SYNC wait=s1\nC_END",
+            "changes semaphore 1",
+        ),
     ],
 )
 def test_malformed_programs_are_refused_when_made(text, message):
@@ -69,7 +75,7 @@ def test_malformed_programs_are_refused_when_made(text, message):
 
 
 def test_malformed_text_is_refused():
-    with pytest.raises(ProgramError, match="malformed .header"):
+    with pytest.raises(ProgramError, match=r"malformed \.header"):
         Program.from_text("C_END")
     with pytest.raises(ProgramError, match="malformed header"):
         Program.from_text(".header {}\nC_END")

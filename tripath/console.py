@@ -1,7 +1,7 @@
 """What a run prints: progress while it works, then text, tables and where to look."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -31,9 +31,9 @@ def progress() -> Iterator[Callable[[dict[str, str]], None]]:
             text = "   ".join(f"{name}: {what}" for name, what in state.items())
             status.update(f"{text}   [dim]{time.monotonic() - began:.0f} s[/dim]")
             if not out.is_terminal and state != shown:
-                for name in state:
-                    if state[name] != shown.get(name):
-                        out.print(f"  {name}: {state[name]}")
+                for name, what in state.items():
+                    if what != shown.get(name):
+                        out.print(f"  {name}: {what}")
                 shown.clear()
                 shown.update(state)
 
@@ -53,7 +53,9 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
     out.print(_headline(experiment, outcome))
     out.print(_discrepancies(outcome))
     failed = len(outcome.failures)
-    verdict = Text("all checks hold", style="bold green") if not failed else Text(f"{failed} checks failed", style="bold red")
+    verdict = (
+        Text("all checks hold", style="bold green") if not failed else Text(f"{failed} checks failed", style="bold red")
+    )
     out.print(verdict)
     out.print(f"files   {folder}", soft_wrap=True)
     if tracked:
@@ -82,7 +84,7 @@ def _headline(experiment: Experiment, outcome: Outcome) -> Table:
     return table
 
 
-def _bound_by(metrics: dict[str, float]) -> str:
+def _bound_by(metrics: Mapping[str, float]) -> str:
     """The unit that is busiest, with its share of the time."""
     total = metrics.get("makespan_cycles", metrics.get("estimated_cycles", 0.0))
     busy = {name.split(".", 1)[1]: value for name, value in metrics.items() if name.startswith("busy_cycles.")}
@@ -96,7 +98,9 @@ def _discrepancies(outcome: Outcome) -> Table:
         table.add_column(name, justify="left" if name in ("check", "kind", "verdict") else "right")
     counts = [row for row in outcome.discrepancies if row.kind == "count" and row.passed]
     if counts:
-        table.add_row(f"{len(counts)} event counts of the paths", "count", "equal", "equal", "0", "0", "[green]passed[/green]")
+        table.add_row(
+            f"{len(counts)} event counts of the paths", "count", "equal", "equal", "0", "0", "[green]passed[/green]"
+        )
     for row in outcome.discrepancies:
         if row.kind == "count" and row.passed:
             continue

@@ -89,15 +89,15 @@ class HardwareConfig:
 
     def __post_init__(self) -> None:
         if self.execution not in EXECUTIONS:
-            raise TripathError(
-                f"hardware.execution: unknown mode {self.execution!r}, one of {', '.join(EXECUTIONS)}"
-            )
+            raise TripathError(f"hardware.execution: unknown mode {self.execution!r}, one of {', '.join(EXECUTIONS)}")
         for field, low, high in (("blen", 4, 128), ("mlen", 32, 8192), ("vlen", 32, 8192)):
             value = getattr(self, field)
             if not low <= value <= high or value & (value - 1):
                 raise TripathError(f"hardware.{field}: must be a power of two from {low} to {high}, got {value}")
         if set(self.queue_depth) != set(QUEUED_UNITS) or min(self.queue_depth.values()) < 1:
-            raise TripathError(f"hardware.queue_depth: needs a depth of at least 1 for each of {', '.join(QUEUED_UNITS)}")
+            raise TripathError(
+                f"hardware.queue_depth: needs a depth of at least 1 for each of {', '.join(QUEUED_UNITS)}"
+            )
         if self.dma_outstanding < 1:
             raise TripathError(f"hardware.dma_outstanding: must be at least 1, got {self.dma_outstanding}")
         if self.clock_hz <= 0:

@@ -38,7 +38,9 @@ class ModelSpec:
             raise TripathError(f"model.head_dim: must be a multiple of the MX block of 32, got {self.head_dim}")
         for field in ("hidden", "ffn", "vocab"):
             if getattr(self, field) % 32:
-                raise TripathError(f"model.{field}: must be a multiple of the MX block of 32, got {getattr(self, field)}")
+                raise TripathError(
+                    f"model.{field}: must be a multiple of the MX block of 32, got {getattr(self, field)}"
+                )
         for field in ("mask_id", "eos_id"):
             if not 0 <= getattr(self, field) < self.vocab:
                 raise TripathError(f"model.{field}: {getattr(self, field)} is not below model.vocab {self.vocab}")

@@ -84,7 +84,9 @@ def _check_balance(instructions: Sequence[Instruction]) -> None:
         for semaphore in instruction.waits:
             tokens[semaphore] -= 1
             if tokens[semaphore] < 0:
-                raise ProgramError(f"program: instruction {number} waits for semaphore {semaphore}, which nothing signals")
+                raise ProgramError(
+                    f"program: instruction {number} waits for semaphore {semaphore}, which nothing signals"
+                )
         tokens.update(instruction.signals)
         if instruction.mnemonic in LOOPS:
             stack.append((tokens.copy(), None))
@@ -94,6 +96,8 @@ def _check_balance(instructions: Sequence[Instruction]) -> None:
             before, at_break = stack.pop()
             changed = [s for s in {*tokens, *before} if tokens[s] != before[s]]
             if changed:
-                raise ProgramError(f"program: the loop that ends at instruction {number} changes semaphore {changed[0]}")
+                raise ProgramError(
+                    f"program: the loop that ends at instruction {number} changes semaphore {changed[0]}"
+                )
             if at_break is not None:
                 tokens = at_break

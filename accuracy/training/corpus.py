@@ -1,4 +1,3 @@
-# ruff: noqa: SIM905  (word tables read better as text)
 """Generated grade-school word problems with worked answers, and the tokenizer that reads them.
 
 A problem is a kind (which operations), its operands, and words; `12 + 30 = 42. #### 42` is an answer. A problem is held

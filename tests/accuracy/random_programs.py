@@ -13,10 +13,37 @@ from tripath.isa import TABLE, Instruction, Unit
 from tripath.program import Program, Tensor, words_of
 
 VLEN, BLEN = 32, 4
-REGISTERS = {"hbm": (0, 1, 2), "matrix": (3, 4), "vector": (5, 6, 7, 8), "fp": (9, 10, 11), "int": (12, 13, 14), "index": (15,)}
+REGISTERS = {
+    "hbm": (0, 1, 2),
+    "matrix": (3, 4),
+    "vector": (5, 6, 7, 8),
+    "fp": (9, 10, 11),
+    "int": (12, 13, 14),
+    "index": (15,),
+}
 STORED, SMALL_INTEGERS = (16, 17), 18
 """Registers of HBM that is only written, and of integers that nothing writes."""
-BASES = {0: 0, 1: 512, 2: 2048, 3: 0, 4: 1056, 5: 0, 6: 64, 7: 128, 8: 512, 9: 0, 10: 3, 11: 16, 12: 0, 13: 8, 14: 32, 15: 100, 16: 16384, 17: 20480, 18: 120}
+BASES = {
+    0: 0,
+    1: 512,
+    2: 2048,
+    3: 0,
+    4: 1056,
+    5: 0,
+    6: 64,
+    7: 128,
+    8: 512,
+    9: 0,
+    10: 3,
+    11: 16,
+    12: 0,
+    13: 8,
+    14: 32,
+    15: 100,
+    16: 16384,
+    17: 20480,
+    18: 120,
+}
 
 
 def random_operands(spec, rng):
@@ -42,7 +69,9 @@ def random_operands(spec, rng):
     elif spec.mnemonic == "M_OUT":
         operands |= {"rows": 3, "cols": 4}
     elif "format" in operands:
-        code = int(rng.choice([f.code for f in FORMATS.values()])) if spec.unit is Unit.DMA_OUT else FORMATS["bf16"].code
+        code = (
+            int(rng.choice([f.code for f in FORMATS.values()])) if spec.unit is Unit.DMA_OUT else FORMATS["bf16"].code
+        )
         operands |= {"format": code, "block": 5, "cols": 32, "rows": operands.get("rows", 1)}
         if spec.mnemonic == "H_STORE_T":
             operands |= {"block": int(rng.choice([2, 3])), "cols": 8}
@@ -75,7 +104,15 @@ def random_program(seed, length=60):
     body.append(Instruction(mnemonic="C_NEXT", operands={"level": 2}))
     code.append(Instruction(mnemonic="C_LOOP", operands={"level": 2, "trips": 3, "length": len(body)}))
     code += [*body, Instruction(mnemonic="C_END")]
-    geometry = {"blen": BLEN, "mlen": 32, "vlen": VLEN, "matrix_bytes": 4096, "vector_bytes": 2048, "fp_bytes": 256, "int_bytes": 512}
+    geometry = {
+        "blen": BLEN,
+        "mlen": 32,
+        "vlen": VLEN,
+        "matrix_bytes": 4096,
+        "vector_bytes": 2048,
+        "fp_bytes": 256,
+        "int_bytes": 512,
+    }
     tensor = Tensor(name="all", address=0, shape=(1 << 14,), format="bf16", block=32, writable=True)
     return Program(words=words_of(code), hbm=(tensor,), geometry=geometry, layout={}, phases=())
 
@@ -99,7 +136,15 @@ def run(seed):
 def digest(machine):
     """SHA-256 over all memories, NaN counted as one value."""
     state = hashlib.sha256()
-    for memory in (machine.hbm, machine.matrix, machine.vector, machine.fp, machine.integer, machine.accumulator, machine.retired):
+    for memory in (
+        machine.hbm,
+        machine.matrix,
+        machine.vector,
+        machine.fp,
+        machine.integer,
+        machine.accumulator,
+        machine.retired,
+    ):
         state.update(np.where(memory != memory, 0, memory).astype(memory.dtype).tobytes())
     return state.hexdigest()
 

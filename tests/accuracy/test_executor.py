@@ -35,7 +35,9 @@ def logit_bound(model, logits):
 
 @pytest.mark.parametrize("commit", ["quota", "threshold"])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("prompt", [PROMPT, "There are 7 pens in the shop of Ida. Ida finds 9 more. How many pens are there now?"])
+@pytest.mark.parametrize(
+    "prompt", [PROMPT, "There are 7 pens in the shop of Ida. Ida finds 9 more. How many pens are there now?"]
+)
 def test_bf16_equals_torch_step_by_step_up_to_a_bound(cache, commit, prompt, tensors, tokenizer):
     experiment = compose_experiment("numerics=bf16", f"workload.cache={cache}", f"workload.commit={commit}")
     model, workload, ids = experiment.model, experiment.workload, tokenizer.encode(prompt)
@@ -84,7 +86,9 @@ def test_numpy_reference_equals_torch(default_experiment, tensors, tokenizer):
 def test_a_batch_gives_each_sequence_what_it_gets_alone(cache, tensors, tokenizer):
     """Prompts of different lengths: padding and neighbours change no bit of a sequence's own tokens and logits."""
     prompts = [tokenizer.encode(PROMPT), tokenizer.encode("Anna has 9 pens. How many pens does Anna have now?")]
-    experiment = compose_experiment("workload.batch=2", f"workload.cache={cache}", "workload.generation_length=16", "workload.steps=8")
+    experiment = compose_experiment(
+        "workload.batch=2", f"workload.cache={cache}", "workload.generation_length=16", "workload.steps=8"
+    )
     _, together = run(experiment, prompts, tensors)
     single = compose_experiment(f"workload.cache={cache}", "workload.generation_length=16", "workload.steps=8")
     for prompt, steps in zip(prompts, together, strict=True):
@@ -129,15 +133,18 @@ def test_coarser_formats_lie_further_from_the_reference(numerics, tokenizer):
 
 def test_finished_sequences_commit_nothing_and_the_block_ends_when_all_are_done(tensors, tokenizer):
     """Threshold decoding of a batch: the step loop runs as long as the slowest sequence needs."""
-    prompts = [tokenizer.encode(PROMPT), tokenizer.encode("Tom has 2 pens and finds 3 more. How many pens does Tom have now?")]
+    prompts = [
+        tokenizer.encode(PROMPT),
+        tokenizer.encode("Tom has 2 pens and finds 3 more. How many pens does Tom have now?"),
+    ]
     experiment = compose_experiment("workload.batch=2", "workload.commit=threshold", "workload.threshold=0.6")
     machine, steps = run(experiment, prompts, tensors)
     tokens = read_tokens(machine.hbm, machine.program)
     assert not (tokens == experiment.model.mask_id).any()
     for sequence in steps:
         assert sum(int(step.committed.sum()) for step in sequence) == 32
-    per_block = [[sum(bool(s.committed.any()) for s in sequence if s.block == b) for b in range(4)] for sequence in steps]
+    per_block = [
+        [sum(bool(s.committed.any()) for s in sequence if s.block == b) for b in range(4)] for sequence in steps
+    ]
     taken = [sum(step.block == b for step in steps[0]) for b in range(4)]
     assert taken == [max(pair) for pair in zip(*per_block, strict=True)]
-
-

@@ -8,7 +8,10 @@ class TorchLlada:
 
     def __init__(self, spec, tensors):
         self.spec = spec
-        self.w = {k.removeprefix("model.transformer.").removesuffix(".weight"): torch.tensor(v, dtype=torch.float64) for k, v in tensors.items()}
+        self.w = {
+            k.removeprefix("model.transformer.").removesuffix(".weight"): torch.tensor(v, dtype=torch.float64)
+            for k, v in tensors.items()
+        }
         self.cache = {}
 
     def norm(self, x, name):
@@ -28,6 +31,7 @@ class TorchLlada:
         positions = torch.arange(len(tokens))[rows]
         x = self.w["wte"][tokens[rows]]
         for i in range(spec.layers):
+
             def linear(y, name, i=i):
                 return torch.nn.functional.linear(y, self.w[f"blocks.{i}.{name}"])
 

@@ -55,7 +55,10 @@ def test_counts_follow_any_trace(steps, cache):
 
 
 @settings(max_examples=50, deadline=None)
-@given(matrix=arrays(np.float64, (4, 4), elements=st.one_of(st.just(NEVER), st.integers(0, 50).map(float))), exponent=st.integers(1, 40))
+@given(
+    matrix=arrays(np.float64, (4, 4), elements=st.one_of(st.just(NEVER), st.integers(0, 50).map(float))),
+    exponent=st.integers(1, 40),
+)
 def test_powers_are_repeated_products(matrix, exponent):
     expected = matrix
     for _ in range(exponent - 1):

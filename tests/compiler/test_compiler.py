@@ -13,7 +13,13 @@ from tripath.isa import Unit
 from tripath.tables import event_counts, tabulate
 from tripath.trace import Trace
 
-LLADA = ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "paths=[analytical,cycle]")
+LLADA = (
+    "model=llada_8b",
+    "hardware=npu_datacenter",
+    "workload=llada_gsm8k",
+    "numerics=mxint4",
+    "paths=[analytical,cycle]",
+)
 
 
 def test_llada_8b_compiles_in_a_second_to_a_few_thousand_words():
@@ -27,8 +33,12 @@ def test_llada_8b_compiles_in_a_second_to_a_few_thousand_words():
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_size_does_not_grow_with_layers_blocks_or_steps(cache):
-    small = compose_experiment(f"workload.cache={cache}", "model.layers=2", "workload.generation_length=16", "workload.steps=16")
-    large = compose_experiment(f"workload.cache={cache}", "model.layers=8", "workload.generation_length=64", "workload.steps=32")
+    small = compose_experiment(
+        f"workload.cache={cache}", "model.layers=2", "workload.generation_length=16", "workload.steps=16"
+    )
+    large = compose_experiment(
+        f"workload.cache={cache}", "model.layers=8", "workload.generation_length=64", "workload.steps=32"
+    )
     words = [len(compiled(experiment)[0].words) for experiment in (small, large)]
     assert abs(words[0] - words[1]) <= 4  # one loop more where the smaller has a single iteration
 
@@ -110,7 +120,17 @@ def test_compilation_is_deterministic(default_experiment):
 
 def test_every_phase_and_unit_occurs(default_experiment):
     program, _ = compiled(default_experiment)
-    assert set(program.phase_names) == {"setup", "embed", "qkv", "attention", "out", "ffn", "lm_head", "sampling", "commit"}
+    assert set(program.phase_names) == {
+        "setup",
+        "embed",
+        "qkv",
+        "attention",
+        "out",
+        "ffn",
+        "lm_head",
+        "sampling",
+        "commit",
+    }
     assert set(tabulate(program).unit.tolist()) == {int(unit) for unit in Unit}
 
 

@@ -6,7 +6,13 @@ from collections import deque
 from tripath.hardware import QUEUED_UNITS
 from tripath.isa import Memory, Unit
 
-QUEUE = {Unit.MATRIX: "matrix", Unit.VECTOR: "vector", Unit.SCALAR: "vector", Unit.DMA_IN: "dma_in", Unit.DMA_OUT: "dma_out"}
+QUEUE = {
+    Unit.MATRIX: "matrix",
+    Unit.VECTOR: "vector",
+    Unit.SCALAR: "vector",
+    Unit.DMA_IN: "dma_in",
+    Unit.DMA_OUT: "dma_out",
+}
 
 
 class FrontEnd:
@@ -103,7 +109,7 @@ def run_clocked(program, hardware, limit=100_000):
                     start, end = now, now + hardware.latency_cycles(mnemonic)
                     unit_free[name] = now + hardware.interval_cycles(mnemonic)
                     if name == "vector":
-                        for m, w, a, p, r, s in touched:
+                        for m, w, a, _, _, s in touched:
                             for key in places(m, a, s, hardware.vlen) if w else ():
                                 ready[key] = max(ready.get(key, 0), end)
                 for semaphore in instruction.waits:

@@ -32,11 +32,14 @@ def prologue():
 
 def instruction(draw):
     """One queued instruction with small operands, without semaphores."""
+
     def pick(memory):
         return draw(st.sampled_from(REGISTERS[memory]))
 
     v, f, n = lambda: pick("vector"), lambda: pick("fp"), draw(st.sampled_from([8, 32, 64]))
-    kind = draw(st.sampled_from(["mm", "out", "add", "sub", "exp", "sum", "smul", "mov", "loadm", "loadv", "storev", "sync"]))
+    kind = draw(
+        st.sampled_from(["mm", "out", "add", "sub", "exp", "sum", "smul", "mov", "loadm", "loadv", "storev", "sync"])
+    )
     bf16 = {"format": 1, "block": 5}
     return {
         "mm": lambda: ("M_MM", {"weights": pick("matrix"), "acts": v(), "rows": 4, "cols": 4, "k": 32, "block": 5,
@@ -61,7 +64,10 @@ SYNC = ("M_SYNC", "V_SYNC", "H_LOAD_SYNC", "H_STORE_SYNC")
 @st.composite
 def programs(draw):
     """A random program: a loop around random instructions, with handshakes between units strewn in."""
-    body = [Instruction(mnemonic=name, operands=operands) for name, operands in (instruction(draw) for _ in range(draw(st.integers(1, 12))))]
+    body = [
+        Instruction(mnemonic=name, operands=operands)
+        for name, operands in (instruction(draw) for _ in range(draw(st.integers(1, 12))))
+    ]
     for semaphore in range(1, 1 + draw(st.integers(0, 4))):
         giver, taker = draw(st.permutations(SYNC))[:2]
         place = draw(st.integers(0, len(body)))
@@ -76,7 +82,9 @@ def programs(draw):
     return Program(words=words_of(code), hbm=(tensor,), geometry=geometry, layout=layout, phases=())
 
 
-@settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
+@settings(
+    max_examples=150, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)  # shrinking takes minutes
 @given(program=programs(), depth=st.sampled_from([1, 2, 4, 32]), outstanding=st.sampled_from([1, 2, 8]))
 def test_every_instruction_starts_and_ends_when_the_clocked_model_says(program, depth, outstanding):
     depths = dict.fromkeys(SMALL.queue_depth, depth)
@@ -110,14 +118,18 @@ def test_cached_policies_are_faster_and_serial_is_slower():
         for cache in ("none", "prefix", "dual"):
             experiment = compose_experiment(f"hardware.execution={execution}", f"workload.cache={cache}")
             program, trace = compiled(experiment)
-            makespans[execution, cache] = cycle.simulate(program, hardware=experiment.hardware, trace=trace).metrics["makespan_cycles"]
+            makespans[execution, cache] = cycle.simulate(program, hardware=experiment.hardware, trace=trace).metrics[
+                "makespan_cycles"
+            ]
     for execution in ("serial", "decoupled"):
         assert makespans[execution, "dual"] < makespans[execution, "prefix"] < makespans[execution, "none"]
     for cache in ("none", "prefix", "dual"):
         assert makespans["decoupled", cache] < makespans["serial", cache]
 
 
-@pytest.mark.parametrize("mnemonic", ["M_MM", "M_OUT", "V_EXP_V", "V_RED_SUM", "V_ADD_VV", "S_MUL_FP", "V_SYNC", "S_RECI_FP"])
+@pytest.mark.parametrize(
+    "mnemonic", ["M_MM", "M_OUT", "V_EXP_V", "V_RED_SUM", "V_ADD_VV", "S_MUL_FP", "V_SYNC", "S_RECI_FP"]
+)
 def test_a_slower_unit_never_saves_cycles(mnemonic):
     experiment = compose_experiment(*QUICK)
     program, trace = compiled(experiment)
@@ -137,7 +149,9 @@ def test_more_bandwidth_and_deeper_queues_never_cost_cycles():
     assert makespans == sorted(makespans, reverse=True)
     by_depth = []
     for depth in (1, 4, 32):
-        experiment = compose_experiment(*QUICK, f"hardware.queue_depth.matrix={depth}", f"hardware.queue_depth.vector={depth}")
+        experiment = compose_experiment(
+            *QUICK, f"hardware.queue_depth.matrix={depth}", f"hardware.queue_depth.vector={depth}"
+        )
         program, trace = compiled(experiment)
         by_depth.append(cycle.simulate(program, hardware=experiment.hardware, trace=trace).metrics["makespan_cycles"])
     assert by_depth == sorted(by_depth, reverse=True)
@@ -152,7 +166,9 @@ def test_what_does_not_belong_together_is_refused(default_experiment):
         cycle.simulate(program, hardware=default_experiment.hardware, trace=Trace(breaks=(7,)))
     incomplete = {name: row for name, row in default_experiment.hardware.timing.items() if name != "V_EXP_V"}
     with pytest.raises(TripathError, match="no entry for V_EXP_V"):
-        cycle.simulate(program, hardware=dataclasses.replace(default_experiment.hardware, timing=incomplete), trace=trace)
+        cycle.simulate(
+            program, hardware=dataclasses.replace(default_experiment.hardware, timing=incomplete), trace=trace
+        )
 
 
 def test_the_same_run_twice_is_the_same(default_experiment):

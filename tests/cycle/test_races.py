@@ -61,10 +61,17 @@ def test_a_race_is_named():
     tensor = Tensor(name="x", address=0, shape=(64,), format="bf16", block=32, writable=True)
     sizes = {"matrix_bytes": 0, "vector_bytes": 256, "fp_bytes": 4, "int_bytes": 4}
     program = Program(words=words_of(code), hbm=(tensor,), geometry=sizes, layout={}, phases=())
-    with pytest.raises(ProgramError, match=r"race on VECTOR at 0: V_ADD_VV \(instruction 4\) does not wait for H_LOAD_V \(instruction 3\)"):
+    with pytest.raises(
+        ProgramError,
+        match=r"race on VECTOR at 0: V_ADD_VV \(instruction 4\) does not wait for H_LOAD_V \(instruction 3\)",
+    ):
         check_races(program)
     ordered = [
-        dataclasses.replace(i, signals=(1,)) if i.mnemonic == "H_LOAD_V" else dataclasses.replace(i, waits=(1,)) if i.mnemonic == "V_ADD_VV" else i
+        dataclasses.replace(i, signals=(1,))
+        if i.mnemonic == "H_LOAD_V"
+        else dataclasses.replace(i, waits=(1,))
+        if i.mnemonic == "V_ADD_VV"
+        else i
         for i in code
     ]
     check_races(dataclasses.replace(program, words=words_of(ordered)))
@@ -77,6 +84,8 @@ def test_words_are_what_the_check_reads(tensors):
     prompts = [list(range(3, 22))]
     runs = []
     for candidate in (program, without(program, max(s for i in program.instructions for s in i.waits))):
-        machine, _ = execute(candidate, model=experiment.model, workload=experiment.workload, tensors=tensors, prompts=prompts)
+        machine, _ = execute(
+            candidate, model=experiment.model, workload=experiment.workload, tensors=tensors, prompts=prompts
+        )
         runs.append(read_tokens(machine.hbm, candidate))
     np.testing.assert_array_equal(*runs)

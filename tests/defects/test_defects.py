@@ -26,7 +26,9 @@ def clean(tokenizer):
     experiment = compose_experiment(*QUICK)
     program, _ = compiled(experiment)
     prompts = [tokenizer.encode(PROMPT)]
-    outcome = accuracy_simulator.simulate(program, model=experiment.model, workload=experiment.workload, prompts=prompts)
+    outcome = accuracy_simulator.simulate(
+        program, model=experiment.model, workload=experiment.workload, prompts=prompts
+    )
     return experiment, program, prompts, outcome
 
 
@@ -34,7 +36,9 @@ def failures(clean, *, rerun=()):
     """Names of failed checks when the three paths are compared; paths in `rerun` run anew (with the defect)."""
     experiment, program, prompts, outcome = clean
     if "accuracy" in rerun:
-        outcome = accuracy_simulator.simulate(program, model=experiment.model, workload=experiment.workload, prompts=prompts)
+        outcome = accuracy_simulator.simulate(
+            program, model=experiment.model, workload=experiment.workload, prompts=prompts
+        )
     results = {
         "accuracy": outcome.result,
         "cycle": cycle.simulate(program, hardware=experiment.hardware, trace=outcome.trace),
@@ -128,12 +132,16 @@ def test_analytical_with_a_wrong_work_count(clean, monkeypatch):
 
 def test_analytical_with_a_bound_that_can_be_beaten(clean, monkeypatch):
     original = overlap.Overlap.makespan
-    monkeypatch.setattr(overlap.Overlap, "makespan", lambda self, root: original(self, root) * (1.5 if self.bound else 1.0))
+    monkeypatch.setattr(
+        overlap.Overlap, "makespan", lambda self, root: original(self, root) * (1.5 if self.bound else 1.0)
+    )
     assert failures(clean) == {("bound", "makespan_cycles")}
 
 
 def test_analytical_that_forgets_overlap(clean, monkeypatch):
-    monkeypatch.setattr(overlap, "power", lambda matrix, exponent: matrix + (exponent - 1) * matrix[np.isfinite(matrix)].max())
+    monkeypatch.setattr(
+        overlap, "power", lambda matrix, exponent: matrix + (exponent - 1) * matrix[np.isfinite(matrix)].max()
+    )
     assert ("estimate", "makespan_cycles") in failures(clean)
 
 
@@ -179,7 +187,9 @@ def widen_epsilon(image, program):
     image[tensor.address : tensor.address + tensor.size_bytes].view("<f4")[5] = 1.0
 
 
-@pytest.mark.parametrize("change", [scale_one_layer, forget_positions, truncate_weights, shift_vocabulary, widen_epsilon])
+@pytest.mark.parametrize(
+    "change", [scale_one_layer, forget_positions, truncate_weights, shift_vocabulary, widen_epsilon]
+)
 def test_accuracy_with_wrong_numbers(clean, monkeypatch, change):
     corrupt_image(monkeypatch, change)
     assert ("fidelity", "logit_kl") in failures(clean, rerun={"accuracy"})

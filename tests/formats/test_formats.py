@@ -10,14 +10,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tripath.formats import FORMATS
-from tripath.formats.rounding import decode_rows, element_code, encode_rows, exponent_of, float_of, round_bf16, round_element
+from tripath.formats.rounding import (
+    decode_rows,
+    element_code,
+    encode_rows,
+    exponent_of,
+    float_of,
+    round_bf16,
+    round_element,
+)
 
 SCALED = [fmt for fmt in FORMATS.values() if fmt.block_scaled]
 GFLOAT = {"mxint8": gfloat.formats.format_info_ocp_int8, "mxfp8_e4m3": gfloat.formats.format_info_ocp_e4m3}
 
 
 def test_bf16_rounding_equals_ml_dtypes_around_every_bf16_value():
-    patterns = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16) + np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    patterns = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16) + np.array(
+        [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32
+    )
     values = patterns.reshape(-1).view(np.float32)
     with np.errstate(invalid="ignore"):
         expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -83,7 +93,7 @@ def block_formula(rows, fmt, block):
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_blocks_equal_the_ocp_formula(fmt, block, data):
-    finite = st.floats(-2.0**100, 2.0**100, width=32, allow_subnormal=False)
+    finite = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
     rows = data.draw(arrays(np.float32, (2, 2 * block), elements=finite))
     memory, observed = np.zeros(2 * fmt.row_bytes(2 * block, block), np.uint8), np.zeros_like(rows)
     encode_rows(rows, fmt.code, block, memory)

@@ -21,7 +21,11 @@ def instructions(draw):
     spec = draw(st.sampled_from(list(TABLE.values())))
     operands = {}
     for name, operand in spec.operands.items():
-        low, high = (-(1 << (operand.bits - 1)), (1 << (operand.bits - 1)) - 1) if operand.signed else (0, (1 << operand.bits) - 1)
+        low, high = (
+            (-(1 << (operand.bits - 1)), (1 << (operand.bits - 1)) - 1)
+            if operand.signed
+            else (0, (1 << operand.bits) - 1)
+        )
         if name in ("format", "weight_format", "act_format"):
             high = 4
         operands[name] = draw(st.integers(low, high))
@@ -68,7 +72,10 @@ def test_generated_files_are_fresh():
         ("\nC_NEXT level=99", "level = 99 does not fit 4 bits \\(line 2\\)"),
         ("C_NEXT", "operands are \\[\\], not \\['level'\\]"),
         ("C_NEXT level=x", "malformed line"),
-        ("M_MM weights=a0 acts=a0 rows=8 cols=8 k=33 block=5 weight_format=2 act_format=2 block_stride=33", "illegal operands"),
+        (
+            "M_MM weights=a0 acts=a0 rows=8 cols=8 k=33 block=5 weight_format=2 act_format=2 block_stride=33",
+            "illegal operands",
+        ),
         ("V_SYNC wait=s64", "semaphore 64 is not within"),
         ("V_SYNC wait=s1,s2,s3", "at most two waits"),
     ],

@@ -1,6 +1,6 @@
 """Building blocks of lowering: loops, address registers, semaphores and phases become instructions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -40,13 +40,16 @@ SYNC = {"matrix": "M_SYNC", "vector": "V_SYNC", "dma_in": "H_LOAD_SYNC", "dma_ou
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Channel:
-    """A buffer between two units: the producer takes `free` and gives `full`, the consumer the other way round."""
+    """A buffer between two units: the producer takes `free` and gives `full`, the consumer the other way round.
+
+    `ring` numbers the ring of its slots, -1 for a single one.
+    """
 
     producer: str
     consumer: str
     full: int
     free: int
-    ring: int | None
+    ring: int
 
 
 @dataclass(kw_only=True)
@@ -91,7 +94,8 @@ class Emitter:
             start = len(self.code)
             self.emit("C_LOOP", level=number, trips=count.base, length=0)
         else:
-            assert count.level is not None and count.level.number is not None
+            assert count.level is not None
+            assert count.level.number is not None
             key = (count.base, count.factor, count.level.number)
             register = self._integers.setdefault(key, len(self._integers))
             if register >= INTEGER_REGISTERS:
@@ -108,13 +112,12 @@ class Emitter:
         self.code[start] = Instruction(mnemonic=head.mnemonic, operands=operands)
 
     def address(
-        self, base: int, steps: Mapping[Level, int] | list[tuple[Level, int]] = (), *, rows: int = 0,
+        self, base: int, steps: Sequence[tuple[Level, int]] = (), *, rows: int = 0,
         ring: int | None = None, length: int = 1, ring_stride: int = 0,
     ) -> int:  # fmt: skip
         """Number of the address register with this base, stride per level, row stride and ring; equal ones are shared."""
-        pairs = steps.items() if isinstance(steps, Mapping) else steps
         strides: dict[int, int] = {}
-        for level, stride in pairs:
+        for level, stride in steps:
             if level.number is not None and stride:
                 strides[level.number] = strides.get(level.number, 0) + stride
         around = (ring, length, ring_stride) if ring is not None and length > 1 else None
@@ -136,7 +139,7 @@ class Emitter:
 
     def channel(self, name: str, producer: str, consumer: str, *, slots: int = 1) -> Channel:
         """A new channel of `slots` buffers; more than one buffer gets a ring."""
-        ring = None
+        ring = -1
         if slots > 1:
             ring = self._rings
             self._rings += 1

@@ -4,6 +4,8 @@ Data that crosses chunks (hidden states, Q, the KV cache) lives in HBM; within a
 unit through channels. docs/timing.md lists them.
 """
 
+from functools import partial
+
 from tripath.compiler.emit import Level
 from tripath.compiler.layout import STREAM_SLOTS
 from tripath.compiler.lower import LOG2_MX_BLOCK, Context, Steps, segments
@@ -164,7 +166,7 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
     tiles = chunk.span.chunk_rows.divided(rows)
     stream, kv = c.channels["keys_values"], FORMATS[c.numerics.kv]
     keys, values = c.layout.tensor("keys"), c.layout.tensor("values")
-    around = {"ring": stream.ring, "length": STREAM_SLOTS}
+    slotted = partial(e.address, ring=stream.ring, length=STREAM_SLOTS)
     key_bytes, value_row = tiling.key_tile * keys.row_bytes, values.row_bytes
     value_bytes = tiling.key_tile // tiling.token_block * hd * value_row
     local = [(sequence, chunk.span.rows)]
@@ -184,11 +186,11 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
     with e.loop(tiling.cache_tokens // tiling.key_tile) as part:
         cache = [(layer, keys.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * keys.stride_bytes(1)),
                  (sequence, keys.stride_bytes(1)), (head, keys.stride_bytes(2)), (part, key_bytes)]  # fmt: skip
-        e.emit("H_LOAD_M", dst=e.address(c.layout.matrix["keys"], **around, ring_stride=key_bytes),
+        e.emit("H_LOAD_M", dst=slotted(c.layout.matrix["keys"], ring_stride=key_bytes),
                src=c.hbm("keys", 0, cache), rows=1, row_bytes=key_bytes, wait=stream.free)  # fmt: skip
         cache = [(layer, values.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * values.stride_bytes(1)),
                  (sequence, values.stride_bytes(1)), (head, values.stride_bytes(2)), (part, value_bytes)]  # fmt: skip
-        e.emit("H_LOAD_M", dst=e.address(c.layout.matrix["values"], **around, ring_stride=value_bytes),
+        e.emit("H_LOAD_M", dst=slotted(c.layout.matrix["values"], ring_stride=value_bytes),
                src=c.hbm("values", 0, cache), rows=1, row_bytes=value_bytes, signal=stream.full)  # fmt: skip
         e.sync("matrix", wait=stream.full)
         with e.loop(group) as query, e.loop(tiles) as tile:
@@ -197,8 +199,8 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
                 q_steps = [(head, group * hd), (query, hd), *times([*local, (tile, rows)], width)]
                 e.emit(
                     "M_MM", rows=rows, cols=c.hardware.blen, k=hd, block=LOG2_MX_BLOCK, weight_format=kv.code,
-                    weights=e.address(c.layout.matrix["keys"], [(n, c.hardware.blen * keys.row_bytes)],
-                                      rows=keys.row_bytes, **around, ring_stride=key_bytes),
+                    weights=slotted(c.layout.matrix["keys"], [(n, c.hardware.blen * keys.row_bytes)],
+                                      rows=keys.row_bytes, ring_stride=key_bytes),
                     acts=c.vector("q", 0, q_steps, rows=width), block_stride=kv.record_bytes(MX_BLOCK),
                     act_format=FORMATS[c.numerics.activations].code,
                 )  # fmt: skip
@@ -213,8 +215,8 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
                 e.emit(
                     "M_MM", rows=rows, cols=c.hardware.blen, k=tiling.key_tile,
                     block=tiling.token_block.bit_length() - 1, weight_format=kv.code,
-                    weights=e.address(c.layout.matrix["values"], [(n, c.hardware.blen * value_row)],
-                                      rows=value_row, **around, ring_stride=value_bytes),
+                    weights=slotted(c.layout.matrix["values"], [(n, c.hardware.blen * value_row)],
+                                      rows=value_row, ring_stride=value_bytes),
                     acts=c.vector("scores", rows=c.vlen), block_stride=hd * value_row,
                     act_format=FORMATS[c.numerics.activations].code,
                 )  # fmt: skip
@@ -245,7 +247,7 @@ def _softmax(c: Context, sequence: Level, part: Level, place: Steps) -> None:
     e, tiling = c.e, c.layout.tiling
     n, rows = tiling.key_tile, tiling.row_tile
 
-    def each(mnemonic: str, **operands: object) -> None:
+    def each(mnemonic: str, **operands: int | str) -> None:
         """One loop over the rows of the tile; names stand for the state and scores of the row."""
         with e.loop(rows) as row:
             registers = {
@@ -314,7 +316,7 @@ def _gated_slice(c: Context, chunk: Chunk, layer: Level, part: Level, first: int
     e.sync("matrix", signal=stream.full)
     e.sync("vector", wait=stream.full)
 
-    def each(mnemonic: str, *, last: bool = False, **operands: object) -> None:
+    def each(mnemonic: str, **operands: int | str) -> None:
         with chunk.each(e, c.layout.tiling.row_tile) as rows:
             steps = times(rows, width)
             registers = {
@@ -332,4 +334,3 @@ def _gated_slice(c: Context, chunk: Chunk, layer: Level, part: Level, first: int
     each("V_MUL_VV", dst="inner", a="act", b="up")
     e.sync("vector", signal=stream.free)
     e.emit("A_NEXT", ring=stream.ring)
-

@@ -71,7 +71,9 @@ def compile_program(
                 _leave_if_done(c, step)
                 suffix = workload.cache == "prefix"
                 tiling = layout.tiling
-                _step(c, block, step, 1, suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling))
+                _step(
+                    c, block, step, 1, suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling)
+                )
     instructions, phases = e.finish()
     tiling = layout.tiling
     geometry = {
@@ -84,12 +86,10 @@ def compile_program(
         "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows, "sampled": layout.integer["sampled"],
         "confidence": layout.fp["confidence"],
     }  # fmt: skip
-    return Program(
-        words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases
-    )
+    return Program(words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases)
 
 
-def make_context(model, workload, hardware, numerics, layout) -> Context:  # noqa: ANN001  see compile_program
+def make_context(model, workload, hardware, numerics, layout) -> Context:
     """Emitter, channels and semaphores of a new program."""
     e = Emitter()
     channels = {name: e.channel(name, source, sink, slots=slots) for name, source, sink, slots in CHANNELS}
@@ -105,7 +105,7 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:  # noq
     )  # fmt: skip
 
 
-def _step(c: Context, block: Level, step: Level, first_step: int, span) -> None:  # noqa: ANN001
+def _step(c: Context, block: Level, step: Level, first_step: int, span) -> None:
     """One denoising step over the rows of a span."""
     forward(c, span, block)
     lm_head(c, block_span(c.workload, c.layout.tiling), block)

@@ -230,7 +230,9 @@ def make_layout(
     matrix.take("weights", STREAM_SLOTS * panel_bytes(model, hardware, numerics), "ffn")
     matrix.take("keys", STREAM_SLOTS * tiling.key_tile * kv.row_bytes(model.head_dim), "attention")
     value_block = kv.record_bytes(tiling.token_block)
-    matrix.take("values", STREAM_SLOTS * tiling.key_tile // tiling.token_block * model.head_dim * value_block, "attention")
+    matrix.take(
+        "values", STREAM_SLOTS * tiling.key_tile // tiling.token_block * model.head_dim * value_block, "attention"
+    )
     bumps = (vector, fp, integer, matrix)
     return Layout(
         tiling=tiling, tensors=_hbm_map(model, workload, numerics, tiling, hardware), vector=vector.places,

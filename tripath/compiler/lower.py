@@ -1,8 +1,9 @@
 """Lowering shared by all phases: the builder's context, projections, RMSNorm, and loops over wide rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from tripath.compiler.emit import Channel, Emitter, Level
 from tripath.compiler.layout import CONSTANTS, STREAM_SLOTS, Layout
@@ -12,7 +13,7 @@ from tripath.hardware import HardwareConfig
 from tripath.model import ModelSpec
 from tripath.workload import Numerics, Workload
 
-Steps = list[tuple[Level, int]]
+Steps = Sequence[tuple[Level, int]]
 LOG2_MX_BLOCK = MX_BLOCK.bit_length() - 1
 
 
@@ -75,9 +76,7 @@ class Context:
             with self.e.loop(count) as piece:
                 yield first, [(piece, lanes)], lanes
 
-    def transfer_rows(
-        self, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, width: int
-    ) -> None:
+    def transfer_rows(self, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, width: int) -> None:
         """Move rows of a [batch, canvas, width] BF16 tensor between HBM and a chunk buffer."""
         facts, unit = self.layout.tensor(tensor), self.workload.block_length
         sequence_bytes = facts.stride_bytes(0)
@@ -102,10 +101,12 @@ class Context:
         """target := source / rms(source) * norm_weight for each row; rows of padding become zero if asked for."""
         e, width, tile = self.e, self.model.hidden, self.layout.tiling.row_tile
 
-        def each(mnemonic: str, **operands: object) -> None:
+        def each(mnemonic: str, **operands: int | str) -> None:
             with chunk.each(e, tile) as rows:
                 total = self.fp("square_sum", 0, rows)
-                e.emit(mnemonic, **{name: total if value == "sum" else value for name, value in operands.items()})
+                e.emit(
+                    mnemonic, **{name: total if isinstance(value, str) else value for name, value in operands.items()}
+                )
 
         each("S_MOV_FP", dst="sum", a=self.fp("zero"))
         for offset, piece, lanes in self.wide(width):
@@ -143,10 +144,10 @@ class Context:
         record = size.record_bytes(MX_BLOCK)
         slot = self.layout.matrix["weights"]
         buffer_stride = columns * max(self.layout.tensor(name).row_bytes for name in ("w_qkv", "w_out", "w_down"))
-        around = {"ring": channel.ring, "length": STREAM_SLOTS, "ring_stride": buffer_stride}
+        slotted = partial(e.address, ring=channel.ring, length=STREAM_SLOTS, ring_stride=buffer_stride)
         with e.loop(outputs // columns) as n:
             source = self.hbm(weights, first_row * row_bytes, [*steps, (n, panel)])
-            e.emit("H_LOAD_M", dst=e.address(slot, rows=0, **around), src=source, rows=1, row_bytes=panel,
+            e.emit("H_LOAD_M", dst=slotted(slot), src=source, rows=1, row_bytes=panel,
                    wait=channel.free, signal=channel.full)  # fmt: skip
             e.sync("matrix", wait=channel.full)
             with chunk.tiles(e, tiling.row_tile) as rows:
@@ -154,8 +155,11 @@ class Context:
                     with e.loop(count) as piece:
                         e.emit(
                             "M_MM",
-                            weights=e.address(slot + offset // MX_BLOCK * record, [(piece, k // MX_BLOCK * record)],
-                                              rows=row_bytes, **around),
+                            weights=slotted(
+                                slot + offset // MX_BLOCK * record,
+                                [(piece, k // MX_BLOCK * record)],
+                                rows=row_bytes,
+                            ),
                             acts=self.vector(acts, offset, [(piece, k), *times(rows, inputs)], rows=inputs),
                             rows=tiling.row_tile, cols=columns, k=k, block=LOG2_MX_BLOCK, weight_format=size.code,
                             act_format=FORMATS[self.numerics.activations].code, block_stride=record,

@@ -99,7 +99,9 @@ class Chunk:
         ]
 
     @contextmanager
-    def runs(self, e: Emitter, unit: int) -> Iterator[tuple[int, list[tuple[Level, int]], list[tuple[Level, int, int]]]]:
+    def runs(
+        self, e: Emitter, unit: int
+    ) -> Iterator[tuple[int, list[tuple[Level, int]], list[tuple[Level, int, int]]]]:
         """Loops over runs of consecutive rows that one descriptor can take.
 
         Yields rows per run, local strides in rows, and (level, sequence stride, row stride) for canvas addresses. A

@@ -115,4 +115,3 @@ def commit(c: Context, block: Level, step: Level, first_step: int) -> None:
             e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.layout.tiling.prompt, steps),
                    src=c.integer("tokens", 0, [(sequence, length)]), n=length)  # fmt: skip
         e.sync("dma_out", signal=c.semaphores["tokens_stored"])
-

@@ -5,7 +5,16 @@
 """
 
 from tripath.isa import control, dma, matrix, scalar, vector
-from tripath.isa.spec import BY_MNEMONIC, BYTES_PER_ADDRESS, TABLE, Footprint, Instruction, InstructionSpec, Memory, Unit
+from tripath.isa.spec import (
+    BY_MNEMONIC,
+    BYTES_PER_ADDRESS,
+    TABLE,
+    Footprint,
+    Instruction,
+    InstructionSpec,
+    Memory,
+    Unit,
+)
 from tripath.isa.text import assemble, disassemble
 
 __all__ = [

@@ -35,10 +35,8 @@ def new_control() -> Control:
     """State of the front end before the first instruction."""
     level, address = LOOP_LEVELS, ADDRESS_REGISTERS
     zeros = [np.zeros(n, np.int64) for n in (1, level, level, level, level, INTEGER_REGISTERS, address, address)]
-    return Control(
-        *zeros, np.zeros((level, address), np.int64), np.full(address, -1), np.zeros(address, np.int64),
-        np.ones(RINGS, np.int64), np.zeros(RINGS, np.int64),
-    )  # fmt: skip
+    rings = [np.full(address, -1), np.zeros(address, np.int64), np.ones(RINGS, np.int64), np.zeros(RINGS, np.int64)]
+    return Control._make([*zeros, np.zeros((level, address), np.int64), *rings])
 
 
 LEVEL, REGISTER, ADDRESS, RING = unsigned(4), unsigned(4), unsigned(8), unsigned(4)
@@ -91,7 +89,7 @@ def c_next(control, level):
 
 
 @instruction(opcode=0x04, unit=Unit.FRONTEND, operands={"level": LEVEL, "flag": INT}, reads=(touch("flag", 1),))
-def c_break_if(control, level, flag):
+def c_break_if(control, level, flag):  # noqa: ARG001  the flag is read by the path that decides
     """Leave the loop of `level` at once if integer[flag] is 0. The front end waits for the flag; nothing is speculated.
 
     The body is the taken exit; a path that decides not to leave only steps to the next instruction.

@@ -39,6 +39,11 @@ def _row_bytes(o: Operands) -> int:
     return FORMAT_OF_CODE[o["format"]].row_bytes(o["cols"], 1 << o["block"])
 
 
+def _column_bytes(o: Operands) -> int:
+    """Bytes of `cols` blocks, one a column."""
+    return o["cols"] * FORMAT_OF_CODE[o["format"]].record_bytes(1 << o["block"])
+
+
 def _legal(o: Operands) -> bool:
     return o["format"] in FORMAT_OF_CODE and o["cols"] % (1 << o["block"]) == 0 and o["rows"] * o["cols"] > 0
 
@@ -137,7 +142,7 @@ def h_store_v(hbm, vector, dst, dst_stride, src, src_stride, rows, cols, format,
 @instruction(opcode=0x61, unit=Unit.DMA_OUT,
              operands={"dst": HBM, "src": VECTOR_ROWS, "cols": COLS, "format": FORMAT, "block": BLOCK},
              reads=(Footprint(operand="src", rows=lambda o: 1 << o["block"], size=lambda o: o["cols"]),),
-             writes=(Footprint(operand="dst", size=lambda o: o["cols"] * FORMAT_OF_CODE[o["format"]].record_bytes(1 << o["block"])),),
+             writes=(Footprint(operand="dst", size=_column_bytes),),
              legal=lambda o: o["format"] in FORMAT_OF_CODE and o["cols"] > 0)  # fmt: skip
 def h_store_t(hbm, vector, dst, src, src_stride, cols, format, block):
     """hbm[dst] := `cols` blocks, block c being the 2^block rows (tokens) of column c of vector[src], quantised.

@@ -8,47 +8,46 @@ from tripath.isa.transcendental import exponential, reciprocal, reciprocal_sqrt
 
 _BINARY = {"dst": FP, "a": FP, "b": FP}
 _UNARY = {"dst": FP, "a": FP}
-_BINARY_FACTS = {"reads": (touch("a", 1), touch("b", 1)), "writes": (touch("dst", 1),)}
-_UNARY_FACTS = {"reads": (touch("a", 1),), "writes": (touch("dst", 1),)}
+_TWO, _ONE, _RESULT = (touch("a", 1), touch("b", 1)), (touch("a", 1),), (touch("dst", 1),)
 
 
-@instruction(opcode=0x40, unit=Unit.SCALAR, operands=_BINARY, **_BINARY_FACTS)
+@instruction(opcode=0x40, unit=Unit.SCALAR, operands=_BINARY, reads=_TWO, writes=_RESULT)
 def s_add_fp(fp, dst, a, b):
     """fp[dst] := fp[a] + fp[b]."""
     fp[dst] = fp[a] + fp[b]
 
 
-@instruction(opcode=0x41, unit=Unit.SCALAR, operands=_BINARY, **_BINARY_FACTS)
+@instruction(opcode=0x41, unit=Unit.SCALAR, operands=_BINARY, reads=_TWO, writes=_RESULT)
 def s_sub_fp(fp, dst, a, b):
     """fp[dst] := fp[a] - fp[b]."""
     fp[dst] = fp[a] - fp[b]
 
 
-@instruction(opcode=0x42, unit=Unit.SCALAR, operands=_BINARY, **_BINARY_FACTS)
+@instruction(opcode=0x42, unit=Unit.SCALAR, operands=_BINARY, reads=_TWO, writes=_RESULT)
 def s_mul_fp(fp, dst, a, b):
     """fp[dst] := fp[a] * fp[b]."""
     fp[dst] = fp[a] * fp[b]
 
 
-@instruction(opcode=0x43, unit=Unit.SCALAR, operands=_UNARY, **_UNARY_FACTS)
+@instruction(opcode=0x43, unit=Unit.SCALAR, operands=_UNARY, reads=_ONE, writes=_RESULT)
 def s_exp_fp(fp, dst, a):
     """fp[dst] := e^fp[a], by the table of `transcendental`."""
     fp[dst] = exponential(fp[a])
 
 
-@instruction(opcode=0x44, unit=Unit.SCALAR, operands=_UNARY, **_UNARY_FACTS)
+@instruction(opcode=0x44, unit=Unit.SCALAR, operands=_UNARY, reads=_ONE, writes=_RESULT)
 def s_reci_fp(fp, dst, a):
     """fp[dst] := 1 / fp[a], by the table of `transcendental`."""
     fp[dst] = reciprocal(fp[a])
 
 
-@instruction(opcode=0x45, unit=Unit.SCALAR, operands=_UNARY, **_UNARY_FACTS)
+@instruction(opcode=0x45, unit=Unit.SCALAR, operands=_UNARY, reads=_ONE, writes=_RESULT)
 def s_rsqrt_fp(fp, dst, a):
     """fp[dst] := 1 / sqrt(fp[a]), by the table of `transcendental`."""
     fp[dst] = reciprocal_sqrt(fp[a])
 
 
-@instruction(opcode=0x46, unit=Unit.SCALAR, operands=_UNARY, **_UNARY_FACTS)
+@instruction(opcode=0x46, unit=Unit.SCALAR, operands=_UNARY, reads=_ONE, writes=_RESULT)
 def s_mov_fp(fp, dst, a):
     """fp[dst] := fp[a]."""
     fp[dst] = fp[a]

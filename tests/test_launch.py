@@ -92,7 +92,9 @@ def test_an_interrupt_ends_cleanly(tmp_path, address):
     command = [sys.executable, "-m", "tripath", "tracking=off", "hydra.run.dir=run", f"launch.address={address}"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes, **heed) as process:
         assert process.stdout.readline()  # the simulators are about to run
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT_SECONDS)

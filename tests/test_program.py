@@ -32,7 +32,7 @@ def test_bytes_and_text_read_back(program):
 
 def test_phases_are_outside_of_the_digest(program):
     assert dataclasses.replace(program, phases=()).digest == program.digest
-    assert dataclasses.replace(program, geometry={**program.geometry, "blen": 4}).digest != program.digest
+    assert dataclasses.replace(program, geometry={**program.geometry, "vector_bytes": 4}).digest != program.digest
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,43 @@
+"""Answers through the compiled program: MXINT8 on the machine solves as many held-out problems as the FP32 reference."""
+
+import json
+import re
+
+import pytest
+
+from accuracy.image import read_tokens
+from accuracy.reference import ReferenceModel, generate
+from accuracy.simulator import execute
+from tests.conftest import CHECKPOINT, compose_experiment
+from tripath.compiler import compile_program
+
+PROBLEMS, BATCH = 120, 20
+
+
+@pytest.fixture(scope="module")
+def problems():
+    lines = (CHECKPOINT / "test.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[:PROBLEMS]]
+
+
+def solved(text, problem):
+    found = re.search(r"####\s*(-?\d+)", text)
+    return found is not None and int(found[1]) == problem["result"]
+
+
+def test_mxint8_on_the_machine_is_within_two_points_of_the_reference(problems, tensors, tokenizer):
+    experiment = compose_experiment(f"workload.batch={BATCH}", "hardware.sram.vector_bytes=4000000", "hardware.sram.fp_bytes=65536",
+                                    "hardware.sram.int_bytes=65536")  # fmt: skip
+    x, right, expected = experiment, 0, 0
+    reference = ReferenceModel(x.model, tensors)
+    for first in range(0, PROBLEMS, BATCH):
+        group = problems[first : first + BATCH]
+        prompts = [tokenizer.encode(problem["prompt"]) for problem in group]
+        program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts])
+        machine, _ = execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
+        generated = read_tokens(machine.hbm, program)[:, program.layout["prompt"] :]
+        for problem, prompt, ids in zip(group, prompts, generated.tolist(), strict=True):
+            right += solved(tokenizer.decode(ids), problem)
+            expected += solved(tokenizer.decode(generate(reference, prompt, x.workload).token_ids), problem)
+    assert expected >= 0.9 * PROBLEMS
+    assert right >= expected - 0.02 * PROBLEMS

@@ -44,7 +44,7 @@ def _run(opcode, operands, waits, signals, control, hbm, matrix, vector, fp, int
         retired[pc] += 1
         if op == BREAK:
             level = o[0]
-            if integer[control.address[o[1]]] == 0:
+            if integer[control.address[o[1]]] == 0 or control.index[level] + 1 == control.trips[level]:
                 breaks[filled[0]] = control.index[level]
                 filled[0] += 1
                 dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator)

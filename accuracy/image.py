@@ -87,8 +87,9 @@ def _host(
         valid[row, first:] = 1.0
         angle = np.outer(np.arange(canvas - first), frequency)
         rope[row, first:] = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
+    unscheduled = workload.block_length - workload.steps_per_block
     constants = [0.0, LOWEST, 1.0, -1.0, 1.0 / model.hidden, model.rms_eps, model.head_dim**-0.5, workload.threshold]
     return {
         "tokens": tokens, "mask": mask, "valid": valid, "rope": rope, "constants": np.array([constants]),
-        "integers": np.array([[model.mask_id, 1, *workload.quotas()]]),
+        "integers": np.array([[model.mask_id, 1, *workload.quotas(), *[0] * unscheduled]]),
     }  # fmt: skip

@@ -55,7 +55,7 @@ def execute(
         before, step = after, step + 1
         if progress:
             progress(sum(1 for _ in steps[0]), workload.blocks * length)
-        if not (after[:, place] == model.mask_id).any():
+        if step == length or not (after[:, place] == model.mask_id).any():
             block, step = block + 1, 0
     return machine, steps
 

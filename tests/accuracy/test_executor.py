@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 
+import cycle
+
 from accuracy.image import read_tokens
 from accuracy.reference import ReferenceModel, generate
 from accuracy.simulator import execute, simulate
@@ -148,3 +150,20 @@ def test_finished_sequences_commit_nothing_and_the_block_ends_when_all_are_done(
     ]
     taken = [sum(step.block == b for step in steps[0]) for b in range(4)]
     assert taken == [max(pair) for pair in zip(*per_block, strict=True)]
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("commit", ["quota", "threshold"])
+def test_a_model_that_commits_the_mask_token_still_ends(cache, commit, tensors, monkeypatch):
+    """Each block then takes as many steps as it has tokens, and the timing paths replay exactly that."""
+    experiment = compose_experiment(f"workload.cache={cache}", f"workload.commit={commit}", "workload.steps=16")
+    name, x = "model.transformer.ff_out.weight", experiment
+    only_mask = np.zeros_like(tensors[name])
+    only_mask[x.model.mask_id] = 1e-3  # every other logit is 0
+    monkeypatch.setattr("accuracy.simulator.load_tensors", lambda _: {**tensors, name: only_mask})
+    program = compile_program(x.model, x.workload, x.hardware, x.numerics, [19])
+    outcome = simulate(program, model=x.model, workload=x.workload, prompts=[list(range(3, 22))])
+    assert set(outcome.token_ids[0]) == {x.model.mask_id}
+    assert outcome.trip_counts == [8, 8, 8, 8]
+    result = cycle.simulate(program, hardware=x.hardware, trace=outcome.trace)
+    assert result.counts == outcome.result.counts

@@ -11,7 +11,7 @@ from accuracy.simulator import execute
 from tests.conftest import CHECKPOINT, compose_experiment
 from tripath.compiler import compile_program
 
-PROBLEMS, BATCH = 120, 20
+PROBLEMS, BATCH = 100, 20
 
 
 @pytest.fixture(scope="module")

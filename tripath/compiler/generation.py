@@ -56,7 +56,7 @@ def compile_program(
     e = c.e
     with e.phase("setup"):
         e.emit("H_LOAD_F", dst=e.address(layout.fp["constants"]), src=c.hbm("constants"), n=len(CONSTANTS))
-        e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.steps_per_block,
+        e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length,
                signal=c.semaphores["set_up"])  # fmt: skip
         e.sync("vector", wait=c.semaphores["set_up"])
     with e.loop(workload.blocks) as block:

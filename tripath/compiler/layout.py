@@ -221,7 +221,7 @@ def make_layout(
     fp = _fp_buffers(model, hardware, tiling, tiling.chunk_rows, sampled)
     integer = Bump("int", hardware.sram.int_bytes, 4, hardware.name)
     for name, entries, phase in (
-        ("constants", 2, "setup"), ("quota", workload.steps_per_block, "setup"), ("remaining", 1, "commit"),
+        ("constants", 2, "setup"), ("quota", workload.block_length, "setup"), ("remaining", 1, "commit"),
         ("ids", tiling.chunk_rows, "embed"), ("tokens", sampled, "sampling"), ("sampled", sampled, "sampling"),
     ):  # fmt: skip
         integer.take(name, entries, phase)
@@ -257,7 +257,7 @@ def _hbm_map(
         ("values", (*cache, groups, model.head_dim, block), numerics.kv, block, True),
         ("logits", (batch, workload.block_length, model.vocab), numerics.logits, MX_BLOCK, True),
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
-        ("integers", (1, 2 + workload.steps_per_block), "int32", 1, False),
+        ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),

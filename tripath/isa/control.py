@@ -90,7 +90,8 @@ def c_next(control, level):
 
 @instruction(opcode=0x04, unit=Unit.FRONTEND, operands={"level": LEVEL, "flag": INT}, reads=(touch("flag", 1),))
 def c_break_if(control, level, flag):  # noqa: ARG001  the flag is read by the path that decides
-    """Leave the loop of `level` at once if integer[flag] is 0. The front end waits for the flag; nothing is speculated.
+    """Leave the loop of `level` at once if integer[flag] is 0, or in its last trip. The front end waits for the flag;
+    nothing is speculated.
 
     The body is the taken exit; a path that decides not to leave only steps to the next instruction.
     """

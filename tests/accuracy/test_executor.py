@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import cycle
-
 from accuracy.image import read_tokens
 from accuracy.reference import ReferenceModel, generate
 from accuracy.simulator import execute, simulate

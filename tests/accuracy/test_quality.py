@@ -39,5 +39,5 @@ def test_mxint8_on_the_machine_is_within_two_points_of_the_reference(problems, t
         for problem, prompt, ids in zip(group, prompts, generated.tolist(), strict=True):
             right += solved(tokenizer.decode(ids), problem)
             expected += solved(tokenizer.decode(generate(reference, prompt, x.workload).token_ids), problem)
-    assert expected >= 0.9 * PROBLEMS
+    # How good the reference itself is, tests/training/test_shipped_quality.py states; here both decode with the dual cache.
     assert right >= expected - 0.02 * PROBLEMS

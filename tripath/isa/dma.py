@@ -51,13 +51,10 @@ def _legal(o: Operands) -> bool:
 @njit(cache=True)
 def load_word(memory, address):
     """Signed 32-bit little-endian word at a byte address."""
-    word = (
-        int(memory[address])
-        | (int(memory[address + 1]) << 8)
-        | (int(memory[address + 2]) << 16)
-        | (int(memory[address + 3]) << 24)
-    )
-    return word - (1 << 32) if word >> 31 else word
+    word = np.int64(0)
+    for byte in range(4):
+        word |= np.int64(memory[address + byte]) << (8 * byte)
+    return word - (np.int64(1) << 32) if word >> 31 else word
 
 
 @instruction(opcode=0x50, unit=Unit.DMA_IN,

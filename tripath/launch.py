@@ -28,6 +28,7 @@ POLL_SECONDS = 0.2
 REACH_SECONDS = 5.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a failed task has several results, of which one is asked for its error
 }  # fmt: skip
 """Settings of Ray that keep its notices off the user's screen; what the user has set stands."""
 

@@ -157,15 +157,7 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
             memory = accesses[pc, access, 0]
             if memory < 0:
                 continue
-            shadow = s0
-            if memory == 1:
-                shadow = s1
-            elif memory == 2:
-                shadow = s2
-            elif memory == 3:
-                shadow = s3
-            elif memory == 4:
-                shadow = s4
+            shadow = _shadow_of(memory, s0, s1, s2, s3, s4)
             base = control.address[accesses[pc, access, 2]]
             pitch = control.row_stride[accesses[pc, access, 2]]
             write = accesses[pc, access, 1] == 1
@@ -183,15 +175,7 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
             memory = accesses[pc, access, 0]
             if memory < 0:
                 continue
-            shadow = s0
-            if memory == 1:
-                shadow = s1
-            elif memory == 2:
-                shadow = s2
-            elif memory == 3:
-                shadow = s3
-            elif memory == 4:
-                shadow = s4
+            shadow = _shadow_of(memory, s0, s1, s2, s3, s4)
             base = control.address[accesses[pc, access, 2]]
             pitch = control.row_stride[accesses[pc, access, 2]]
             for row in range(accesses[pc, access, 3]):
@@ -214,6 +198,20 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
                 given[semaphore] += 1
         control.pc[0] += 1
     return FINE
+
+
+@njit(cache=True)
+def _shadow_of(memory, hbm, matrix, vector, fp, integer):
+    """The shadow of a memory (Numba cannot index a tuple of tuples by a variable)."""
+    if memory == 1:
+        return matrix
+    if memory == 2:
+        return vector
+    if memory == 3:
+        return fp
+    if memory == 4:
+        return integer
+    return hbm
 
 
 @njit(cache=True)

@@ -53,7 +53,6 @@ def nest_of(node: "int | Loop", costs: Costs, *, interlocked: bool) -> Nest:
             for j, reader in enumerate(parts[: i + 1]):
                 if _recurs(writer, reader, node.level, costs):
                     period = max(period, starts[i] + writer.first - starts[j])
-    period = max(period, body.occupied) if period >= body.occupied else period
     trips = node.base
     touches = [_swept(touch, node.level, trips) for part in parts for touch in part.touches]
     return Nest(

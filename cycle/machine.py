@@ -50,9 +50,9 @@ Facts = namedtuple(
 Code = namedtuple("Code", "opcode unit queue operands waits signals accesses interval latency phase")
 """The program: see `tables.Tables`; `interval` and `latency` [n] in cycles (0 for DMA), `phase` [n]."""
 
-Statistics = namedtuple("Statistics", "retired busy stall phase_cycles phase_busy bytes bursts makespan first last")
+Statistics = namedtuple("Statistics", "retired busy stall phase_cycles phase_busy bytes bursts makespan")
 """What is counted: `retired` [n]; `busy` [6], `stall` [6, causes] per unit; `phase_cycles` [phases], `phase_busy`
-[phases, 6]; per direction `bytes`, `bursts` [2]; `makespan` [1]; `first` start and `last` end per phase."""
+[phases, 6]; per direction `bytes`, `bursts` [2]; `makespan` [1]."""
 
 
 @njit(cache=True)

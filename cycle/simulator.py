@@ -73,7 +73,7 @@ def _statistics(instructions: int, phases: int) -> Statistics:
     units = len(UNITS)
     return Statistics(
         zeros(instructions), zeros(units), zeros(units, len(CAUSES)), zeros(phases), zeros(phases, units), zeros(2),
-        zeros(2), zeros(1), zeros(phases), zeros(phases),
+        zeros(2), zeros(1),
     )  # fmt: skip
 
 

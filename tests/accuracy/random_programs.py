@@ -62,10 +62,10 @@ def random_operands(spec, rng):
     if "head_dim" in operands:
         operands["head_dim"], operands["n"] = 16, 32
     if spec.mnemonic == "M_MM":
-        fmt, block = rng.choice(["mxint8", "mxint4", "mxfp8_e4m3", "bf16", "fp32"]), int(rng.choice([3, 5]))
+        fmt, block = rng.choice(list(FORMATS)), int(rng.choice([3, 5]))
         record = FORMATS[fmt].record_bytes(1 << block)
         operands |= {"rows": 3, "cols": 4, "k": 32, "block": block, "weight_format": FORMATS[fmt].code,
-                     "act_format": FORMATS[rng.choice(["mxint8", "mxfp8_e4m3", "bf16"])].code, "block_stride": record}  # fmt: skip
+                     "act_format": FORMATS[rng.choice(list(FORMATS))].code, "block_stride": record}  # fmt: skip
     elif spec.mnemonic == "M_OUT":
         operands |= {"rows": 3, "cols": 4}
     elif "format" in operands:

@@ -21,7 +21,18 @@ from tripath.formats.rounding import (
 )
 
 SCALED = [fmt for fmt in FORMATS.values() if fmt.block_scaled]
-GFLOAT = {"mxint8": gfloat.formats.format_info_ocp_int8, "mxfp8_e4m3": gfloat.formats.format_info_ocp_e4m3}
+GFLOAT = {
+    "mxint8": gfloat.formats.format_info_ocp_int8, "mxfp8_e4m3": gfloat.formats.format_info_ocp_e4m3,
+    "mxfp8_e5m2": gfloat.formats.format_info_ocp_e5m2, "mxfp6_e2m3": gfloat.formats.format_info_ocp_e2m3,
+    "mxfp6_e3m2": gfloat.formats.format_info_ocp_e3m2, "mxfp4_e2m1": gfloat.formats.format_info_ocp_e2m1,
+    "fp16": gfloat.formats.format_info_binary16, "bf16": gfloat.formats.format_info_bfloat16,
+}  # fmt: skip
+ML_DTYPES = {
+    "mxfp8_e4m3": ml_dtypes.float8_e4m3fn, "mxfp8_e5m2": ml_dtypes.float8_e5m2,
+    "mxfp6_e2m3": ml_dtypes.float6_e2m3fn, "mxfp6_e3m2": ml_dtypes.float6_e3m2fn,
+    "mxfp4_e2m1": ml_dtypes.float4_e2m1fn,
+}  # fmt: skip
+BF16_INPUTS = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
 
 
 def test_bf16_rounding_equals_ml_dtypes_around_every_bf16_value():
@@ -37,11 +48,27 @@ def test_bf16_rounding_equals_ml_dtypes_around_every_bf16_value():
     assert all(np.isnan(round_bf16(value)) for value in values[~finite][::997])
 
 
-@pytest.mark.parametrize("name", ["mxint8", "mxfp8_e4m3"])
+def around_every_midpoint(values):
+    """FP32 inputs at, just below and just above each value of a grid and each midpoint of neighbours, both signs."""
+    grid = np.unique(np.abs(values[np.isfinite(values)])).astype(np.float32)
+    points = np.concatenate([grid, ((grid[1:].astype(np.float64) + grid[:-1]) / 2).astype(np.float32)])
+    points = np.concatenate([points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(0))])
+    return np.concatenate([points, -points])
+
+
+@pytest.mark.parametrize("name", ["mxint8", *ML_DTYPES])
 def test_element_values_equal_gfloat_for_every_code(name):
     fmt, info = FORMATS[name], GFLOAT[name]
     for code, value in enumerate(fmt.element_values()):
         np.testing.assert_equal(float(value), gfloat.decode_float(info, code).fval)
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_element_values_equal_ml_dtypes_for_every_code(name):
+    codes = np.arange(1 << FORMATS[name].bits, dtype=np.uint8)
+    expected = codes.view(ML_DTYPES[name]).astype(np.float32)
+    np.testing.assert_array_equal(FORMATS[name].element_values(), expected)
+    assert (np.signbit(FORMATS[name].element_values()) == np.signbit(expected))[~np.isnan(expected)].all()
 
 
 def test_mxint4_values_are_int4_with_two_fraction_bits():
@@ -49,16 +76,74 @@ def test_mxint4_values_are_int4_with_two_fraction_bits():
     np.testing.assert_array_equal(FORMATS["mxint4"].element_values(), expected)
 
 
-def test_e4m3_rounding_equals_ml_dtypes_for_every_bf16_input():
-    fmt = FORMATS["mxfp8_e4m3"]
-    values = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
-    values = values[np.isfinite(values)]
-    clipped = np.clip(values, -fmt.max_value, fmt.max_value)
-    expected = clipped.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_rounding_equals_ml_dtypes_for_every_bf16_input_and_around_every_midpoint(name):
+    """ml_dtypes makes infinities (E5M2) or NaN (E4M3) of what exceeds the range; MX saturates, so inputs are clipped."""
+    fmt = FORMATS[name]
+    values = np.concatenate([BF16_INPUTS[np.isfinite(BF16_INPUTS)], around_every_midpoint(fmt.element_values())])
+    expected = np.clip(values, -fmt.max_value, fmt.max_value).astype(ML_DTYPES[name])
     observed = np.array([round_element(value, fmt.code) for value in values], np.float32)
-    np.testing.assert_array_equal(observed, expected)
+    np.testing.assert_array_equal(observed, expected.astype(np.float32))
     codes = np.array([element_code(value, fmt.code) for value in observed], np.uint8)
-    np.testing.assert_array_equal(fmt.element_values()[codes], expected)
+    np.testing.assert_array_equal(codes, expected.view(np.uint8))
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_saturated_rounding_equals_gfloat(name):
+    fmt, info = FORMATS[name], GFLOAT[name]
+    values = np.concatenate([BF16_INPUTS[np.isfinite(BF16_INPUTS)][::5], around_every_midpoint(fmt.element_values())])
+    expected = gfloat.round_ndarray(info, values.astype(np.float64), gfloat.RoundMode.TiesToEven, sat=True)
+    observed = np.array([round_element(value, fmt.code) for value in values])
+    np.testing.assert_array_equal(observed, expected)
+
+
+def test_fp16_equals_numpy_and_gfloat_for_every_code_and_every_bf16_input():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    info, code = GFLOAT["fp16"], FORMATS["fp16"].code
+    observed = np.zeros((1, 1 << 16), np.float32)
+    decode_rows(every.view(np.uint8), code, 32, observed)
+    np.testing.assert_array_equal(observed[0], every.astype(np.float32))
+    np.testing.assert_array_equal(observed[0][::7], gfloat.decode_ndarray(info, np.arange(1 << 16)[::7]))
+    values = np.concatenate(
+        [BF16_INPUTS, around_every_midpoint(every.astype(np.float32)), np.float32([65519.996, 65520])]
+    )
+    values = np.concatenate([values, np.zeros(-len(values) % 32, np.float32)])
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16)
+    memory = np.zeros(2 * len(values), np.uint8)
+    encode_rows(values[None], code, 32, memory)
+    stored = memory.view(np.float16)
+    np.testing.assert_array_equal(stored, expected)
+    codes, known = stored.view(np.uint16), ~np.isnan(expected)
+    np.testing.assert_array_equal(codes[known], expected.view(np.uint16)[known])
+    assert set(codes[~known]) == {0x7E00}, "a NaN is stored as the quiet one without a sign"
+
+
+def test_bf16_storage_equals_ml_dtypes_for_every_code():
+    every, observed = np.arange(1 << 16, dtype=np.uint16), np.zeros((1, 1 << 16), np.float32)
+    decode_rows(every.view(np.uint8), FORMATS["bf16"].code, 32, observed)
+    np.testing.assert_array_equal(observed[0], every.view(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(observed[0][::7], gfloat.decode_ndarray(GFLOAT["bf16"], every[::7].astype(np.int64)))
+
+
+@pytest.mark.parametrize("name", ["mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1", "mxint4"])
+def test_elements_below_a_byte_are_one_little_endian_string_of_bits(name):
+    fmt = FORMATS[name]
+    values = np.nan_to_num(fmt.element_values()[np.random.default_rng(0).permutation(1 << fmt.bits)][None])
+    values = np.resize(values, (1, 64))
+    values[values == -fmt.max_value * 8 / 7] = 0  # mxint4: the code that is not used
+    values[0, 0], values[0, 32] = fmt.max_value, fmt.max_value  # so that the scale is 1
+    memory = np.zeros(fmt.row_bytes(64), np.uint8)
+    encode_rows(values, fmt.code, 32, memory)
+    assert fmt.record_bytes(32) == 1 + 4 * fmt.bits
+    for block, record in enumerate(memory.reshape(2, -1)):
+        assert record[0] == 127
+        bits = np.unpackbits(record[1:], bitorder="little").reshape(32, fmt.bits)
+        codes = (bits * (1 << np.arange(fmt.bits))).sum(axis=1)
+        np.testing.assert_array_equal(fmt.element_values()[codes], values[0, 32 * block : 32 * block + 32])
+    observed = np.zeros_like(values)
+    decode_rows(memory, fmt.code, 32, observed)
+    np.testing.assert_array_equal(observed, values)
 
 
 def test_int8_rounding_equals_gfloat_except_for_the_most_negative_code():

@@ -1,8 +1,8 @@
 """Rounding, block scaling, and the bytes of stored blocks: one function each, over rows of the format table.
 
 All rounding is to nearest, ties to even. Block-scaled formats saturate at the largest finite magnitude (OCP MX v1.0,
-6.3); BF16 overflows to infinity as IEEE does. OCP leaves blocks with non-finite elements to the implementation: here an
-infinity saturates and a NaN becomes zero.
+6.3); BF16 and FP16 overflow to infinity as IEEE does. OCP leaves blocks with non-finite elements to the implementation:
+here an infinity saturates and a NaN becomes zero.
 
 Everything is plain scalar code that Numba compiles; with NUMBA_DISABLE_JIT=1 the same bodies run interpreted.
 """
@@ -14,6 +14,7 @@ from tripath.formats.table import (
     BF16,
     BITS,
     ELEMENT_VALUES,
+    FP16,
     FP32,
     IS_BLOCK_SCALED,
     IS_INTEGER,
@@ -59,6 +60,16 @@ def round_bf16(x):
 
 
 @njit(cache=True)
+def round_fp16(x):
+    """`x` (float32) rounded to FP16 (IEEE binary16 with subnormals), as a float32."""
+    magnitude = np.float32(abs(x))
+    if not magnitude < np.float32(65520.0):  # the midpoint above the largest value rounds away; NaN stays NaN
+        return np.float32(x) if not x == x else np.float32(np.inf if x > np.float32(0.0) else -np.inf)
+    quantum = max(exponent_of(x), MIN_EXPONENT[FP16]) - MANTISSA_BITS[FP16]
+    return np.float32(np.rint(np.float32(x * power_of_two(-quantum))) * power_of_two(quantum))
+
+
+@njit(cache=True)
 def block_exponent(largest, fmt):
     """Shared exponent of a block whose largest magnitude is `largest`: floor(log2(largest)) - emax, kept in E8M0."""
     if not largest > np.float32(0.0):
@@ -69,18 +80,20 @@ def block_exponent(largest, fmt):
 
 @njit(cache=True)
 def scaled(x, exponent):
-    """x * 2^exponent in float32, for exponents from -254 to 254 (two steps, each rounded: subnormals stay exact halves)."""
+    """x * 2^exponent in float32, for exponents from -252 to 254 (two steps, each rounded: subnormals stay exact halves)."""
     half = exponent >> 1
     return np.float32(np.float32(x * power_of_two(half)) * power_of_two(exponent - half))
 
 
 @njit(cache=True)
 def round_element(x, fmt):
-    """`x` (float32, already divided by the block's scale) on the element grid of `fmt`, saturated."""
+    """`x` (float32, already divided by the block's scale) on the element grid of `fmt`, overflow as the format says."""
     if fmt == FP32:
         return np.float32(x)
     if fmt == BF16:
         return round_bf16(x)
+    if fmt == FP16:
+        return round_fp16(x)
     largest = MAX_VALUE[fmt]
     if not x == x:
         return np.float32(0.0)
@@ -124,15 +137,28 @@ def quantise_block(values, start, stride, count, fmt, out):
 
 @njit(cache=True)
 def element_code(value, fmt):
-    """Code of an element value that lies on the grid of a format of at most 8 bits."""
+    """Code of an element value that lies on the grid of a format of at most 8 bits, or of FP16."""
     bits, mantissa = BITS[fmt], MANTISSA_BITS[fmt]
     if IS_INTEGER[fmt]:
         return int(np.float32(value * power_of_two(mantissa))) & ((1 << bits) - 1)
     magnitude = np.float32(abs(value))
+    if not magnitude <= MAX_VALUE[fmt]:  # FP16 only: infinity, or the quiet NaN without a sign
+        return (int(bits_of(value) >> 31) << 15) | 0x7C00 if magnitude == magnitude else 0x7E00
     sign = int(bits_of(value) >> 31) << (bits - 1)
     exponent = max(exponent_of(magnitude), MIN_EXPONENT[fmt])
     steps = int(np.float32(magnitude * power_of_two(mantissa - exponent)))
     return sign | (steps + ((exponent - MIN_EXPONENT[fmt]) << mantissa))
+
+
+@njit(cache=True)
+def fp16_value(code):
+    """Value (float32) of an FP16 code."""
+    field, mantissa = (code >> 10) & 31, code & 1023
+    sign = np.float32(-1.0) if code >> 15 else np.float32(1.0)
+    if field == 31:
+        return np.float32(np.nan) if mantissa else np.float32(sign * np.float32(np.inf))
+    significand = np.float32(mantissa + (1024 if field else 0))
+    return np.float32(sign * np.float32(significand * power_of_two(max(field, 1) - 25)))
 
 
 @njit(cache=True)
@@ -143,7 +169,12 @@ def record_bytes(count, fmt):
 
 @njit(cache=True)
 def store_block(memory, address, elements, exponent, count, fmt):
-    """Write one block (scale byte, then packed elements, low nibble first) at `memory[address]`."""
+    """Write one block at `memory[address]`: scale byte, then packed elements.
+
+    Elements of less than a byte form one little-endian string of bits: element i takes bits i * b to i * b + b - 1,
+    bit 0 being the lowest of the first byte. So two 4-bit elements share a byte, low nibble first, and four 6-bit
+    elements share three bytes.
+    """
     if IS_BLOCK_SCALED[fmt]:
         memory[address] = exponent + SCALE_BIAS
         address += 1
@@ -154,6 +185,18 @@ def store_block(memory, address, elements, exponent, count, fmt):
     elif bits == 4:
         for i in range(0, count, 2):
             memory[address + i // 2] = element_code(elements[i], fmt) | (element_code(elements[i + 1], fmt) << 4)
+    elif bits == 6:
+        for i in range(0, count, 4):
+            word = 0
+            for j in range(4):
+                word |= element_code(elements[i + j], fmt) << (6 * j)
+            for byte in range(3):
+                memory[address + i // 4 * 3 + byte] = (word >> (8 * byte)) & 0xFF
+    elif fmt == FP16:
+        for i in range(count):
+            word = element_code(elements[i], fmt)
+            memory[address + 2 * i] = word & 0xFF
+            memory[address + 2 * i + 1] = word >> 8
     else:
         for i in range(count):
             word = bits_of(elements[i]) >> (32 - bits)
@@ -177,6 +220,16 @@ def load_block(memory, address, count, fmt, out):
             packed = int(memory[address + i // 2])
             out[i] = ELEMENT_VALUES[fmt, packed & 15]
             out[i + 1] = ELEMENT_VALUES[fmt, packed >> 4]
+    elif bits == 6:
+        for i in range(0, count, 4):
+            word = 0
+            for byte in range(3):
+                word |= int(memory[address + i // 4 * 3 + byte]) << (8 * byte)
+            for j in range(4):
+                out[i + j] = ELEMENT_VALUES[fmt, (word >> (6 * j)) & 63]
+    elif fmt == FP16:
+        for i in range(count):
+            out[i] = fp16_value(int(memory[address + 2 * i]) | (int(memory[address + 2 * i + 1]) << 8))
     else:
         for i in range(count):
             word = 0

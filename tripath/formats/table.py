@@ -17,6 +17,9 @@ class Format:
     floating format has a range of exponents, an integer format has one (it is all "subnormal"). `max_exponent` is the
     exponent of `max_value`, the largest finite magnitude. Source: OCP Microscaling Formats (MX) v1.0, sections 5 and 6.
     Integer formats are symmetric here: the most negative code is not used (OCP leaves that to the implementation).
+
+    Block-scaled formats saturate at `max_value`; the others overflow to infinity as IEEE 754 says. `infinity` tells
+    whether the all-ones exponent is set aside for infinities and NaN: E5M2 has such codes and rounding never makes them.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Format:
     max_value: float
     integer: bool = False
     block_scaled: bool = False
+    infinity: bool = False
 
     def record_bytes(self, elements: int) -> int:
         """Bytes of one stored block of `elements`: the scale byte, if any, then the packed elements."""
@@ -36,6 +40,11 @@ class Format:
     def row_bytes(self, elements: int, block: int = MX_BLOCK) -> int:
         """Bytes of `elements` consecutive elements stored as blocks of `block`."""
         return elements // block * self.record_bytes(block)
+
+    @property
+    def infinity_code(self) -> int:
+        """Code of positive infinity, where the format has one: the all-ones exponent, mantissa 0."""
+        return ((1 << (self.bits - 1 - self.mantissa_bits)) - 1) << self.mantissa_bits
 
     def element_values(self) -> np.ndarray:
         """Value of every element code (float32, [2^bits]); only for formats of at most 8 bits."""
@@ -49,27 +58,39 @@ class Format:
         significand = mantissa + np.where(field > 0, 1 << self.mantissa_bits, 0)
         values = np.ldexp(significand.astype(np.float64), exponent - self.mantissa_bits)
         values[values > self.max_value] = np.nan
+        if self.infinity:
+            values[magnitude == self.infinity_code] = np.inf
         return np.where(codes >> (self.bits - 1), -values, values).astype(np.float32)
 
 
 _ROWS = (
     Format(name="fp32", code=0, bits=32, mantissa_bits=23, min_exponent=-126, max_exponent=127,
-           max_value=float(np.finfo(np.float32).max)),
+           max_value=float(np.finfo(np.float32).max), infinity=True),
     Format(name="bf16", code=1, bits=16, mantissa_bits=7, min_exponent=-126, max_exponent=127,
-           max_value=float.fromhex("0x1.fep127")),
+           max_value=float.fromhex("0x1.fep127"), infinity=True),
     Format(name="mxint8", code=2, bits=8, mantissa_bits=6, min_exponent=0, max_exponent=0,
            max_value=127 / 64, integer=True, block_scaled=True),
     Format(name="mxint4", code=3, bits=4, mantissa_bits=2, min_exponent=0, max_exponent=0,
            max_value=7 / 4, integer=True, block_scaled=True),
     Format(name="mxfp8_e4m3", code=4, bits=8, mantissa_bits=3, min_exponent=-6, max_exponent=8,
            max_value=448.0, block_scaled=True),
+    Format(name="mxfp8_e5m2", code=5, bits=8, mantissa_bits=2, min_exponent=-14, max_exponent=15,
+           max_value=57344.0, block_scaled=True, infinity=True),
+    Format(name="mxfp6_e2m3", code=6, bits=6, mantissa_bits=3, min_exponent=0, max_exponent=2,
+           max_value=7.5, block_scaled=True),
+    Format(name="mxfp6_e3m2", code=7, bits=6, mantissa_bits=2, min_exponent=-2, max_exponent=4,
+           max_value=28.0, block_scaled=True),
+    Format(name="mxfp4_e2m1", code=8, bits=4, mantissa_bits=1, min_exponent=0, max_exponent=2,
+           max_value=6.0, block_scaled=True),
+    Format(name="fp16", code=9, bits=16, mantissa_bits=10, min_exponent=-14, max_exponent=15,
+           max_value=65504.0, infinity=True),
 )  # fmt: skip
 
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
 FORMAT_OF_CODE: dict[int, Format] = {row.code: row for row in _ROWS}
 
 # The same facts as arrays over the format code, for compiled code.
-FP32, BF16 = FORMATS["fp32"].code, FORMATS["bf16"].code
+FP32, BF16, FP16 = (FORMATS[name].code for name in ("fp32", "bf16", "fp16"))
 BITS = np.array([row.bits for row in _ROWS], np.int64)
 MANTISSA_BITS = np.array([row.mantissa_bits for row in _ROWS], np.int64)
 MIN_EXPONENT = np.array([row.min_exponent for row in _ROWS], np.int64)

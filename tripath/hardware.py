@@ -1,8 +1,9 @@
 """The facts of one piece of hardware: sizes, bandwidths, latencies with their provenance. No behaviour."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from tripath.errors import TripathError
 
@@ -35,9 +36,49 @@ class Timing:
             )
 
 
+DRAM_TIMINGS = (
+    "nBL", "nCL", "nRCDRD", "nRCDWR", "nRP", "nRAS", "nRC", "nWR", "nRTPL", "nCWL", "nCCDS", "nCCDL", "nWTRS", "nWTRL",
+    "nRRDS", "nRRDL", "nFAW", "nRFC", "nREFI",
+)  # fmt: skip
+"""Every timing of DRAM that is modelled, by JEDEC's names: `t` read as `n` for a number of memory cycles."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddressMapping:
+    """How an address within a channel becomes a place: fields from the least significant bit above the burst up.
+
+    A field is (name, bits); bits 0: as many as the organisation has of it that are not placed yet; -1: all that remain.
+    Each of `hashed` is XORed with bits of the column, one field taking the bits above those of the field before.
+    """
+
+    fields: tuple[tuple[str, int], ...]
+    hashed: tuple[str, ...] = ()
+
+
+ADDRESS_MAPPINGS = {
+    "RoBaRaCoCh": AddressMapping(
+        fields=(("column", 0), ("pseudo_channel", 0), ("bank_group", 0), ("bank", 0), ("row", 0))
+    ),
+    "MOP4CLXOR": AddressMapping(
+        fields=(("column", 2), ("pseudo_channel", 0), ("bank_group", 0), ("bank", 0), ("column", 0), ("row", -1)),
+        hashed=("pseudo_channel", "bank_group", "bank"),
+    ),
+}
+"""Source: hbm_streams.json, `memory.address_mapping`. The first leaves half of the bandwidth unused in a sequential stream:
+neighbours lie in one bank group, which takes a burst every nCCDL. The second changes the bank group every four bursts."""
+
+REFRESHES = ("per_transfer", "absolute")
+"""Refresh as a share of each transfer, or by the clock."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hbm:
-    """Off-chip memory: `channels` of `bytes_per_cycle_per_channel`, one latency, bursts of `burst_bytes`."""
+    """Off-chip memory: `channels` that share the address space in granules of `interleave_bytes`, in turn.
+
+    A channel has `pseudo_channels` with a data bus each, and these have bank groups, banks and rows. `page_bytes` is a row
+    of one pseudo channel; a burst of `burst_bytes` occupies the bus for nBL of the memory's cycles, of `tck_ps` picoseconds.
+    `timings` holds `DRAM_TIMINGS` in such cycles. Bandwidth and latencies in core cycles are those of the simple memory.
+    """
 
     channels: int
     bytes_per_cycle_per_channel: int
@@ -45,19 +86,87 @@ class Hbm:
     write_latency_cycles: int
     burst_bytes: int
     capacity_bytes: int
+    tck_ps: int
+    pseudo_channels: int
+    bank_groups: int
+    banks_per_group: int
+    rows: int
+    page_bytes: int
+    timings: Mapping[str, int]
+    act_command_cycles: int
+    address_mapping: str
+    interleave_bytes: int
+    read_queue_entries: int
+    write_queue_entries: int
+    refresh: str
 
     def __post_init__(self) -> None:
-        for field in ("channels", "bytes_per_cycle_per_channel", "burst_bytes", "capacity_bytes"):
+        at_least_one = (
+            "channels", "bytes_per_cycle_per_channel", "burst_bytes", "capacity_bytes", "tck_ps", "pseudo_channels",
+            "bank_groups", "banks_per_group", "rows", "page_bytes", "act_command_cycles", "interleave_bytes",
+            "read_queue_entries", "write_queue_entries",
+        )  # fmt: skip
+        for field in at_least_one:
             if getattr(self, field) < 1:
                 raise TripathError(f"hardware.hbm.{field}: must be at least 1, got {getattr(self, field)}")
         for field in ("read_latency_cycles", "write_latency_cycles"):
             if getattr(self, field) < 0:
                 raise TripathError(f"hardware.hbm.{field}: must not be negative, got {getattr(self, field)}")
+        for field in ("burst_bytes", "pseudo_channels", "bank_groups", "banks_per_group", "rows", "page_bytes"):
+            if getattr(self, field).bit_count() != 1:
+                raise TripathError(f"hardware.hbm.{field}: must be a power of two, got {getattr(self, field)}")
+        for field in ("page_bytes", "interleave_bytes"):
+            if getattr(self, field) % self.burst_bytes:
+                raise TripathError(
+                    f"hardware.hbm.{field}: must be a multiple of burst_bytes ({self.burst_bytes}), "
+                    f"got {getattr(self, field)}"
+                )
+        _check_choice("address_mapping", self.address_mapping, ADDRESS_MAPPINGS)
+        _check_choice("refresh", self.refresh, REFRESHES)
+        _check_timings(self.timings)
+        placed = sum(bits for name, bits in ADDRESS_MAPPINGS[self.address_mapping].fields if name == "column")
+        if self.page_bytes // self.burst_bytes < 1 << placed:
+            raise TripathError(
+                f"hardware.hbm.page_bytes: {self.address_mapping} needs at least {1 << placed} bursts in a page, "
+                f"got {self.page_bytes // self.burst_bytes}"
+            )
 
     @property
     def bytes_per_cycle(self) -> int:
-        """Peak bandwidth over all channels."""
+        """Peak bandwidth over all channels, in bytes per core cycle."""
         return self.channels * self.bytes_per_cycle_per_channel
+
+    @property
+    def bytes_per_memory_cycle(self) -> Fraction:
+        """Peak bandwidth over all channels, in bytes per memory cycle."""
+        return Fraction(self.channels * self.pseudo_channels * self.burst_bytes, self.timings["nBL"])
+
+    def core_cycles_per_memory_cycle(self, clock_hz: float) -> Fraction:
+        """Core cycles in one memory cycle, exactly: a time of m memory cycles is ceil(m times this) core cycles."""
+        return Fraction(self.tck_ps) * Fraction(clock_hz) / 10**12
+
+
+def _check_choice(field: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise TripathError(f"hardware.hbm.{field}: unknown {value!r}, one of {', '.join(choices)}")
+
+
+def _check_timings(timings: Mapping[str, int]) -> None:
+    """Refuse a set of timings that is not whole, or that a controller could not keep."""
+    for name in timings:
+        if name not in DRAM_TIMINGS:
+            raise TripathError(f"hardware.hbm.timings.{name}: no such timing, one of {', '.join(DRAM_TIMINGS)}")
+    for name in DRAM_TIMINGS:
+        if name not in timings:
+            raise TripathError(f"hardware.hbm.timings.{name}: is missing")
+        if timings[name] < 1:
+            raise TripathError(f"hardware.hbm.timings.{name}: must be at least 1, got {timings[name]}")
+    longest = timings["nRFC"] + timings["nRC"] + timings["nRP"] + timings["nCWL"] + timings["nBL"] + timings["nWR"]
+    if timings["nREFI"] <= longest:
+        raise TripathError(
+            f"hardware.hbm.timings.nREFI: must be above {longest} (a refresh and the row cycle before it), "
+            f"got {timings['nREFI']}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

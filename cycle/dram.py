@@ -28,33 +28,41 @@ DRAIN_ABOVE, DRAIN_BELOW = 80, 20
 
 NEVER = 1 << 60
 
-ENTERED, LEFT, LAST, HITS, MISSES, CONFLICTS = range(6)
-"""Cells of `State.tally`: bursts that have entered, that are not complete, the last completion so far, and rows found."""
+READY_READ, READY_WRITE, READY_ACT, READY_PRE, READY_REFRESH = range(5)
+"""Columns of `bank`, `group` and `half`: the earliest cycle of a command, as far as that level is concerned."""
 
-Memory = namedtuple(
-    "Memory",
-    "channels interleave burst_bytes fields hashed pseudo_channels bank_groups banks read_entries write_entries "
+OPEN_ROW, PROMOTED, BANK_CELLS = range(5, 8)
+"""Further columns of `bank`: its open row, and how many of its bursts are in the active queue."""
+
+LAST_ACTS, HALF_CELLS = 5, 9
+"""Further columns of `half`: the cycles of the last four ACTs, oldest first."""
+
+ROW_BUS, DRAINING, DUE, DUE_SINCE, REFRESH_END, REFRESHING, WAKE, LENGTH = range(8)
+"""Columns of `channel`: when its row bus is free, whether it serves writes, which of its pseudo channels is to be refreshed
+next (their number: none), since when, and the end of the last refresh; cycles in refresh; when to look at it again; and
+from `LENGTH` on the length of each queue."""
+
+NUMBER, KIND, CHANNEL_OF, BANK_OF, ROW_OF, ENTERED_AT, COUNTED, BURST_CELLS = range(8)
+"""Columns of `burst`: where it is, when it entered its queue, and whether the row that it found has been counted."""
+
+ENTERED, LEFT, LAST, HITS, MISSES, CONFLICTS, TALLY_CELLS = range(7)
+"""Cells of `tally`: bursts that have entered, and that are not complete; the last completion so far; rows found."""
+
+Rules = namedtuple(
+    "Rules",
+    "channels interleave burst_bytes pseudo_channels bank_groups banks read_entries write_entries "
     "drain_above drain_below act_cycles refresh_by_clock "
     "nBL nCL nRCDRD nRCDWR nRP nRAS nRC nWR nRTPL nCWL nCCDS nCCDL nWTRS nWTRL nRRDS nRRDL nFAW nRFC nREFI",
 )
+"""The integers of `Hbm` for compiled code. `interleave` counts bursts, `banks` those of a bank group.
+`refresh_by_clock`: whether `stream` refreshes."""
+
+Memory = namedtuple("Memory", "rules fields hashed")
 """`Hbm` as compiled code sees it.
 
-`interleave` counts bursts. `fields` has a row (field, bits, shift) for each field of an address, the least significant
-first: its next bits, -1 for all that remain, become those of the field from `shift` up. `hashed` has a row (field, bits,
-shift) for each field that is XORed with bits of the column from `shift` up. `banks` are those of a bank group.
-`refresh_by_clock`: whether `stream` refreshes.
-"""
-
-State = namedtuple(
-    "State",
-    "opened promoted bank_column bank_act bank_pre group_column group_act half_column half_act half_pre half_refresh acts "
-    "row_bus queue length draining due due_since refreshing wake bursts kinds channels banks rows entered_at counted tally",
-)
-"""The memory while it runs. Banks, bank groups and pseudo channels (`half`) are numbered through all channels.
-
-`<level>_<command>` is the earliest cycle of a command as far as that level is concerned; `*_column` has a row for reads and
-one for writes. `promoted` counts the bursts of a bank in the active queue, `acts` holds the last four of a pseudo channel,
-`due` is the pseudo channel of a channel that is to be refreshed next, `wake` the cycle in which a channel has to be looked at.
+`fields` has a row (field, bits, shift) for each field of an address, the least significant first: its next bits, -1 for all
+that remain, become those of the field from `shift` up. `hashed` has a row (field, bits, shift) for each field that is XORed
+with bits of the column from `shift` up.
 """
 
 Streamed = namedtuple("Streamed", "cycles hits misses conflicts refresh_cycles")
@@ -84,23 +92,27 @@ def memory_of(hbm: Hbm) -> Memory:
     for name in mapping.hashed:
         hashed.append((FIELDS[name], widths[name], shift))
         shift += widths[name]
-    return Memory(
+    rules = Rules(
         channels=hbm.channels, interleave=hbm.interleave_bytes // hbm.burst_bytes, burst_bytes=hbm.burst_bytes,
-        fields=np.array(fields, np.int64), hashed=np.array(hashed, np.int64).reshape(-1, 3),
         pseudo_channels=hbm.pseudo_channels, bank_groups=hbm.bank_groups, banks=hbm.banks_per_group,
         read_entries=hbm.read_queue_entries, write_entries=hbm.write_queue_entries,
         drain_above=hbm.write_queue_entries * DRAIN_ABOVE // 100,
         drain_below=-(-hbm.write_queue_entries * DRAIN_BELOW // 100), act_cycles=hbm.act_command_cycles,
         refresh_by_clock=int(hbm.refresh == "absolute"), **{name: hbm.timings[name] for name in DRAM_TIMINGS},
     )  # fmt: skip
+    return Memory(rules=rules, fields=np.array(fields, np.int64), hashed=np.array(hashed, np.int64).reshape(-1, 3))
 
 
 @njit(cache=True)
-def place(burst, memory, values):
-    """(channel, bank of all channels, row) of burst number `burst` of the address space; `values`: scratch of 5 cells."""
-    granule = burst // memory.interleave
-    channel = granule % memory.channels
-    rest = granule // memory.channels * memory.interleave + burst % memory.interleave
+def place(number, memory, values):
+    """(channel, bank, row) of burst `number` of the address space; `values`: scratch of 5 cells.
+
+    Banks, bank groups and pseudo channels are numbered through all channels.
+    """
+    m = memory.rules
+    granule = number // m.interleave
+    channel = granule % m.channels
+    rest = granule // m.channels * m.interleave + number % m.interleave
     values[:] = 0
     for i in range(memory.fields.shape[0]):
         field, bits, shift = memory.fields[i]
@@ -112,163 +124,162 @@ def place(burst, memory, values):
     for i in range(memory.hashed.shape[0]):
         field, bits, shift = memory.hashed[i]
         values[field] ^= (values[COLUMN] >> shift) & ((1 << bits) - 1)
-    half = channel * memory.pseudo_channels + values[PSEUDO_CHANNEL]
-    return channel, (half * memory.bank_groups + values[BANK_GROUP]) * memory.banks + values[BANK], values[ROW]
+    half = channel * m.pseudo_channels + values[PSEUDO_CHANNEL]
+    return channel, (half * m.bank_groups + values[BANK_GROUP]) * m.banks + values[BANK], values[ROW]
 
 
 @njit(cache=True)
-def stream(bursts, kinds, memory, open_row):
-    """Serve burst numbers `bursts` (`kinds`: READ or WRITE each) as fast as the queues take them; `Streamed`.
+def stream(numbers, kinds, memory, open_row):
+    """Serve bursts `numbers` (`kinds`: READ or WRITE each) as fast as the queues take them; `Streamed`.
 
     Before the first, nothing has happened for long, and every bank is in state `open_row`: CLOSED, or FOREIGN.
     """
-    state = _start(bursts, kinds, memory, open_row)
-    next_refresh = memory.nREFI if memory.refresh_by_clock else NEVER
+    m = memory.rules
+    halves = m.channels * m.pseudo_channels
+    group = np.zeros((halves * m.bank_groups, 3), np.int64)
+    half = np.zeros((halves, HALF_CELLS), np.int64)
+    half[:, LAST_ACTS:] = -NEVER
+    bank = np.zeros((len(group) * m.banks, BANK_CELLS), np.int64)
+    bank[:, OPEN_ROW] = open_row
+    queue = np.zeros((m.channels, 3, max(m.read_entries, m.write_entries, len(bank) // m.channels)), np.int64)
+    channel = np.zeros((m.channels, LENGTH + 3), np.int64)
+    channel[:, DUE], channel[:, WAKE] = m.pseudo_channels, NEVER
+    burst = np.zeros((len(numbers), BURST_CELLS), np.int64)
+    burst[:, NUMBER], burst[:, KIND] = numbers, kinds
+    values = np.empty(5, np.int64)
+    for i in range(len(numbers)):
+        burst[i, CHANNEL_OF], burst[i, BANK_OF], burst[i, ROW_OF] = place(numbers[i], memory, values)
+    tally = np.zeros(TALLY_CELLS, np.int64)
+    tally[LEFT] = len(numbers)
+    next_refresh = m.nREFI if m.refresh_by_clock else NEVER
     clock = 0
-    while state.tally[LEFT]:
+    while tally[LEFT]:
         # Bursts enter in one order: the first that finds its queue full holds up all. The very first enters alone: the
         # reference's clock starts with it.
-        entered = _enter(state, clock, ENTRIES_PER_CYCLE * memory.channels if clock else 1, memory)
-        clock = clock + 1 if entered else max(clock + 1, min(state.wake.min(), next_refresh))
+        limit = ENTRIES_PER_CYCLE * m.channels if clock else 1
+        entered = _enter(channel, queue, burst, tally, clock, limit, m)
+        soonest = clock + 1
+        if not entered:
+            soonest = next_refresh
+            for c in range(m.channels):
+                soonest = min(soonest, channel[c, WAKE])
+        clock = max(clock + 1, soonest)
         if clock == next_refresh:
-            next_refresh += memory.nREFI
-            state.due[:] = 0
-            state.due_since[:] = clock
-            state.wake[:] = clock
-        for channel in range(memory.channels):
-            if state.wake[channel] <= clock:
-                state.wake[channel] = _step(state, channel, clock, memory)
-    last = state.tally[LAST]
-    for channel in range(memory.channels):
-        if state.due[channel] < memory.pseudo_channels:
-            state.refreshing[channel] += max(0, last - state.due_since[channel])
-    return Streamed(last, state.tally[HITS], state.tally[MISSES], state.tally[CONFLICTS], state.refreshing.max())
+            next_refresh += m.nREFI
+            channel[:, DUE], channel[:, DUE_SINCE], channel[:, WAKE] = 0, clock, clock
+        for c in range(m.channels):
+            if channel[c, WAKE] <= clock:
+                channel[c, WAKE] = _step(c, channel, bank, group, half, queue, burst, tally, clock, m)
+    refreshing = 0
+    for c in range(m.channels):
+        if channel[c, DUE] < m.pseudo_channels:
+            channel[c, REFRESHING] += max(0, tally[LAST] - channel[c, DUE_SINCE])
+        else:
+            beyond = channel[c, REFRESH_END] - max(tally[LAST], channel[c, DUE_SINCE])
+            channel[c, REFRESHING] -= max(0, beyond)
+        refreshing = max(refreshing, channel[c, REFRESHING])
+    return Streamed(tally[LAST], tally[HITS], tally[MISSES], tally[CONFLICTS], refreshing)
 
 
 @njit(cache=True)
-def _start(bursts, kinds, m, open_row):
-    count = len(bursts)
-    channels, banks, rows = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
-    values = np.empty(5, np.int64)
-    for i in range(count):
-        channels[i], banks[i], rows[i] = place(bursts[i], m, values)
-    halves = m.channels * m.pseudo_channels
-    groups = halves * m.bank_groups
-    all_banks = groups * m.banks
-    longest = max(m.read_entries, m.write_entries, all_banks // m.channels)
-    tally = np.zeros(6, np.int64)
-    tally[LEFT] = count
-    return State(
-        np.full(all_banks, open_row, np.int64), np.zeros(all_banks, np.int64), np.zeros((2, all_banks), np.int64),
-        np.zeros(all_banks, np.int64), np.zeros(all_banks, np.int64), np.zeros((2, groups), np.int64),
-        np.zeros(groups, np.int64), np.zeros((2, halves), np.int64), np.zeros(halves, np.int64),
-        np.zeros(halves, np.int64), np.zeros(halves, np.int64), np.full((halves, 4), -NEVER, np.int64),
-        np.zeros(m.channels, np.int64), np.empty((m.channels, 3, longest), np.int64),
-        np.zeros((m.channels, 3), np.int64), np.zeros(m.channels, np.int64),
-        np.full(m.channels, m.pseudo_channels, np.int64), np.zeros(m.channels, np.int64),
-        np.zeros(m.channels, np.int64), np.full(m.channels, NEVER, np.int64), bursts, kinds, channels, banks, rows,
-        np.zeros(count, np.int64), np.zeros(count, np.int64), tally,
-    )  # fmt: skip
-
-
-@njit(cache=True)
-def _enter(s, clock, limit, m):
+def _enter(channel, queue, burst, tally, clock, limit, m):
     """Let up to `limit` bursts enter at the end of cycle `clock`; how many did."""
     count = 0
-    while count < limit and s.tally[ENTERED] < len(s.bursts):
-        burst = s.tally[ENTERED]
-        channel, kind = s.channels[burst], s.kinds[burst]
+    while count < limit and tally[ENTERED] < len(burst):
+        new = tally[ENTERED]
+        c, kind = burst[new, CHANNEL_OF], burst[new, KIND]
         twin = False
-        for i in range(s.length[channel, WRITE]):
-            twin = twin or s.bursts[s.queue[channel, WRITE, i]] == s.bursts[burst]
+        for i in range(channel[c, LENGTH + WRITE]):
+            twin = twin or burst[queue[c, WRITE, i], NUMBER] == burst[new, NUMBER]
         if twin:  # a read is given the data of the waiting write, a write replaces it
-            s.tally[LEFT] -= 1
-            s.tally[LAST] = max(s.tally[LAST], clock + 1 if kind == READ else clock)
+            tally[LEFT] -= 1
+            tally[LAST] = max(tally[LAST], clock + 1 if kind == READ else clock)
         else:
-            length = s.length[channel, kind]
+            length = channel[c, LENGTH + kind]
             if length == (m.write_entries if kind == WRITE else m.read_entries):
                 break
-            s.queue[channel, kind, length] = burst
-            s.length[channel, kind] += 1
-            s.entered_at[burst] = clock
-            s.wake[channel] = min(s.wake[channel], clock + 1)
-        s.tally[ENTERED] += 1
+            queue[c, kind, length] = new
+            channel[c, LENGTH + kind] += 1
+            burst[new, ENTERED_AT] = clock
+            channel[c, WAKE] = min(channel[c, WAKE], clock + 1)
+        tally[ENTERED] += 1
         count += 1
     return count
 
 
 @njit(cache=True)
-def _step(s, channel, clock, m):
-    """One cycle of a channel: at most a command on each bus. Returns the cycle in which it has to be looked at again."""
+def _step(c, channel, bank, group, half, queue, burst, tally, clock, m):
+    """One cycle of channel `c`: at most a command on each bus. Returns the cycle in which to look at it again."""
     # Column bus: bursts that a row was opened for come before those of the queue.
-    at, soonest = _oldest_active(s, channel, clock, m)
-    queue = ACTIVE
-    if at < 0 and s.due[channel] == m.pseudo_channels:
-        queue = _choose_queue(s, channel, m)
-        at, ready = _oldest_ready(s, channel, queue, False, clock, m)
+    source = ACTIVE
+    at, soonest = _oldest_active(c, channel, bank, group, half, queue, burst, clock, m)
+    if at < 0 and channel[c, DUE] == m.pseudo_channels:
+        source = _choose_queue(c, channel, m)
+        at, ready = _oldest_ready(c, source, False, channel, bank, group, half, queue, burst, clock, m)
         soonest = min(soonest, ready)
     issued = at >= 0
     if issued:
-        _issue(s, channel, queue, at, clock, m)
+        _issue(c, source, at, channel, bank, group, half, queue, burst, tally, clock, m)
     # Row bus: a refresh that is due comes before everything and holds up the queues.
-    if s.due[channel] < m.pseudo_channels:
-        ready = _refresh(s, channel, clock, m)
+    if channel[c, DUE] < m.pseudo_channels:
+        ready = _refresh(c, channel, bank, half, clock, m)
         issued = issued or ready <= clock
         soonest = min(soonest, ready)
     else:
-        queue = _choose_queue(s, channel, m)
-        at, ready = _oldest_ready(s, channel, queue, True, clock, m)
+        source = _choose_queue(c, channel, m)
+        at, ready = _oldest_ready(c, source, True, channel, bank, group, half, queue, burst, clock, m)
         soonest = min(soonest, ready)
         if at >= 0:
-            _issue(s, channel, queue, at, clock, m)
+            _issue(c, source, at, channel, bank, group, half, queue, burst, tally, clock, m)
             issued = True
     return clock + 1 if issued else soonest
 
 
 @njit(cache=True)
-def _choose_queue(s, channel, m):
-    """Reads are served, and writes where none waits, or from when many writes wait until few do."""
-    reads, writes = s.length[channel, READ], s.length[channel, WRITE]
-    if s.draining[channel]:
-        s.draining[channel] = not (writes < m.drain_below and reads > 0)
+def _choose_queue(c, channel, m):
+    """Reads are served; writes where no read waits, and from when many writes wait until few do."""
+    reads, writes = channel[c, LENGTH + READ], channel[c, LENGTH + WRITE]
+    if channel[c, DRAINING]:
+        channel[c, DRAINING] = not (writes < m.drain_below and reads > 0)
     else:
-        s.draining[channel] = writes > m.drain_above or reads == 0
-    return WRITE if s.draining[channel] else READ
+        channel[c, DRAINING] = writes > m.drain_above or reads == 0
+    return WRITE if channel[c, DRAINING] else READ
 
 
 @njit(cache=True)
-def _oldest_active(s, channel, clock, m):
+def _oldest_active(c, channel, bank, group, half, queue, burst, clock, m):
     """Place in the active queue of the oldest burst whose column command may issue (or -1); when the next one may."""
     chosen, soonest = -1, NEVER
-    for i in range(s.length[channel, ACTIVE]):
-        burst = s.queue[channel, ACTIVE, i]
-        ready = _column_ready(s, s.banks[burst], s.kinds[burst], m)
+    for i in range(channel[c, LENGTH + ACTIVE]):
+        b = queue[c, ACTIVE, i]
+        ready = _column_ready(burst[b, BANK_OF], burst[b, KIND], bank, group, half, m)
         if ready > clock:
             soonest = min(soonest, ready)
-        elif chosen < 0 or s.entered_at[burst] < s.entered_at[s.queue[channel, ACTIVE, chosen]]:
+        elif chosen < 0 or burst[b, ENTERED_AT] < burst[queue[c, ACTIVE, chosen], ENTERED_AT]:
             chosen = i
     return chosen, soonest
 
 
 @njit(cache=True)
-def _oldest_ready(s, channel, queue, on_row_bus, clock, m):
+def _oldest_ready(c, source, on_row_bus, channel, bank, group, half, queue, burst, clock, m):
     """Place in a queue of the oldest burst whose next command is of this bus and may issue (or -1); when one may."""
     soonest = NEVER
-    for i in range(s.length[channel, queue]):
-        burst = s.queue[channel, queue, i]
-        bank = s.banks[burst]
-        if (s.opened[bank] != s.rows[burst]) != on_row_bus:
+    for i in range(channel[c, LENGTH + source]):
+        b = queue[c, source, i]
+        k = burst[b, BANK_OF]
+        if (bank[k, OPEN_ROW] != burst[b, ROW_OF]) != on_row_bus:
             continue
         if not on_row_bus:
-            ready = _column_ready(s, bank, queue, m)
-        elif s.opened[bank] == CLOSED:
-            group, half = bank // m.banks, bank // m.banks // m.bank_groups
-            ready = max(s.row_bus[channel], s.bank_act[bank], s.group_act[group])
-            ready = max(ready, s.half_act[half], s.acts[half, 0] + m.nFAW)
-        elif s.promoted[bank]:  # a row is not closed before the burst it was opened for has used it
+            ready = _column_ready(k, source, bank, group, half, m)
+        elif bank[k, OPEN_ROW] == CLOSED:
+            g = k // m.banks
+            h = g // m.bank_groups
+            ready = max(channel[c, ROW_BUS], bank[k, READY_ACT], group[g, READY_ACT])
+            ready = max(ready, half[h, READY_ACT], half[h, LAST_ACTS] + m.nFAW)
+        elif bank[k, PROMOTED]:  # a row is not closed before the burst that it was opened for has used it
             continue
         else:
-            ready = max(s.row_bus[channel], s.bank_pre[bank])
+            ready = max(channel[c, ROW_BUS], bank[k, READY_PRE])
         if ready <= clock:
             return i, ready
         soonest = min(soonest, ready)
@@ -276,94 +287,97 @@ def _oldest_ready(s, channel, queue, on_row_bus, clock, m):
 
 
 @njit(cache=True)
-def _column_ready(s, bank, kind, m):
-    group = bank // m.banks
-    half = group // m.bank_groups
-    return max(s.bank_column[kind, bank], s.group_column[kind, group], s.half_column[kind, half])
+def _column_ready(k, kind, bank, group, half, m):
+    """Earliest cycle of a RD or WR of bank `k`."""
+    g = k // m.banks
+    return max(bank[k, kind], group[g, kind], half[g // m.bank_groups, kind])
 
 
 @njit(cache=True)
-def _refresh(s, channel, clock, m):
+def _refresh(c, channel, bank, half, clock, m):
     """Issue the next command of a due refresh if it may issue; the cycle from which on it may."""
-    half = channel * m.pseudo_channels + s.due[channel]
-    first, end = half * m.bank_groups * m.banks, (half + 1) * m.bank_groups * m.banks
+    h = c * m.pseudo_channels + channel[c, DUE]
+    first, end = h * m.bank_groups * m.banks, (h + 1) * m.bank_groups * m.banks
     closed, awaited = True, False
-    for bank in range(first, end):
-        closed = closed and s.opened[bank] == CLOSED
-        awaited = awaited or s.promoted[bank] > 0
+    for k in range(first, end):
+        closed = closed and bank[k, OPEN_ROW] == CLOSED
+        awaited = awaited or bank[k, PROMOTED] > 0
     if closed:
-        ready = max(s.row_bus[channel], s.half_refresh[half])
+        ready = max(channel[c, ROW_BUS], half[h, READY_REFRESH])
     elif awaited:
         ready = NEVER
     else:
-        ready = max(s.row_bus[channel], s.half_pre[half])
+        ready = max(channel[c, ROW_BUS], half[h, READY_PRE])
     if ready > clock:
         return ready
-    # An ACT acts in the last of its command cycles: from a command of one cycle to it, that much less is needed.
+    # An ACT acts in the last of its command cycles: it may begin by so much earlier after a command of one cycle.
+    late = m.act_cycles - 1
     if closed:
-        s.half_act[half] = max(s.half_act[half], clock + m.nRFC - (m.act_cycles - 1))
-        s.half_pre[half] = max(s.half_pre[half], clock + m.nRFC)
-        s.due[channel] += 1
-        if s.due[channel] == m.pseudo_channels:
-            s.refreshing[channel] += clock + m.nRFC - s.due_since[channel]
+        half[h, READY_ACT] = max(half[h, READY_ACT], clock + m.nRFC - late)
+        half[h, READY_PRE] = max(half[h, READY_PRE], clock + m.nRFC)
+        channel[c, DUE] += 1
+        if channel[c, DUE] == m.pseudo_channels:
+            channel[c, REFRESH_END] = clock + m.nRFC
+            channel[c, REFRESHING] += channel[c, REFRESH_END] - channel[c, DUE_SINCE]
     else:
-        s.opened[first:end] = CLOSED
-        s.half_act[half] = max(s.half_act[half], clock + m.nRP - (m.act_cycles - 1))
-        s.half_refresh[half] = max(s.half_refresh[half], clock + m.nRP)
+        bank[first:end, OPEN_ROW] = CLOSED
+        half[h, READY_ACT] = max(half[h, READY_ACT], clock + m.nRP - late)
+        half[h, READY_REFRESH] = max(half[h, READY_REFRESH], clock + m.nRP)
     return ready
 
 
 @njit(cache=True)
-def _issue(s, channel, queue, at, clock, m):
+def _issue(c, source, at, channel, bank, group, half, queue, burst, tally, clock, m):
     """Issue the next command of the burst at place `at` of a queue."""
-    burst = s.queue[channel, queue, at]
-    bank, kind, row = s.banks[burst], s.kinds[burst], s.rows[burst]
-    group = bank // m.banks
-    half = group // m.bank_groups
-    found = HITS if s.opened[bank] == row else MISSES if s.opened[bank] == CLOSED else CONFLICTS
-    if not s.counted[burst]:
-        s.counted[burst] = 1
-        s.tally[found] += 1
-    late = m.act_cycles - 1  # of an ACT, timings count from its last command cycle
+    b = queue[c, source, at]
+    k, kind, row = burst[b, BANK_OF], burst[b, KIND], burst[b, ROW_OF]
+    g = k // m.banks
+    h = g // m.bank_groups
+    found = HITS if bank[k, OPEN_ROW] == row else MISSES if bank[k, OPEN_ROW] == CLOSED else CONFLICTS
+    if not burst[b, COUNTED]:
+        burst[b, COUNTED] = 1
+        tally[found] += 1
+    late = m.act_cycles - 1  # after an ACT, timings count from the last of its command cycles
     if found == CONFLICTS:  # PRE
-        s.opened[bank] = CLOSED
-        s.bank_act[bank] = max(s.bank_act[bank], clock + m.nRP - late)
-        s.half_refresh[half] = max(s.half_refresh[half], clock + m.nRP)
+        bank[k, OPEN_ROW] = CLOSED
+        bank[k, READY_ACT] = max(bank[k, READY_ACT], clock + m.nRP - late)
+        half[h, READY_REFRESH] = max(half[h, READY_REFRESH], clock + m.nRP)
         return
     if found == MISSES:  # ACT; from now on the burst waits in the active queue
-        s.opened[bank] = row
-        s.row_bus[channel] = clock + m.act_cycles
-        s.bank_act[bank] = clock + m.nRC
-        s.group_act[group] = clock + m.nRRDL
-        s.half_act[half] = max(s.half_act[half], clock + m.nRRDS)
-        s.acts[half, :3] = s.acts[half, 1:]
-        s.acts[half, 3] = clock
-        s.bank_column[READ, bank] = clock + m.nRCDRD + late
-        s.bank_column[WRITE, bank] = clock + m.nRCDWR + late
-        s.bank_pre[bank] = max(s.bank_pre[bank], clock + m.nRAS + late)
-        s.half_pre[half] = max(s.half_pre[half], clock + m.nRAS + late)
-        s.half_refresh[half] = max(s.half_refresh[half], clock + m.nRC + late)
-        s.promoted[bank] += 1
-        s.queue[channel, ACTIVE, s.length[channel, ACTIVE]] = burst
-        s.length[channel, ACTIVE] += 1
+        bank[k, OPEN_ROW] = row
+        bank[k, PROMOTED] += 1
+        bank[k, READY_ACT] = clock + m.nRC
+        bank[k, READY_READ] = clock + m.nRCDRD + late
+        bank[k, READY_WRITE] = clock + m.nRCDWR + late
+        bank[k, READY_PRE] = max(bank[k, READY_PRE], clock + m.nRAS + late)
+        group[g, READY_ACT] = clock + m.nRRDL
+        half[h, READY_ACT] = max(half[h, READY_ACT], clock + m.nRRDS)
+        half[h, READY_PRE] = max(half[h, READY_PRE], clock + m.nRAS + late)
+        half[h, READY_REFRESH] = max(half[h, READY_REFRESH], clock + m.nRC + late)
+        for i in range(LAST_ACTS, HALF_CELLS - 1):
+            half[h, i] = half[h, i + 1]
+        half[h, HALF_CELLS - 1] = clock
+        channel[c, ROW_BUS] = clock + m.act_cycles
+        queue[c, ACTIVE, channel[c, LENGTH + ACTIVE]] = b
+        channel[c, LENGTH + ACTIVE] += 1
     else:  # RD or WR
-        s.half_column[kind, half] = clock + max(m.nBL, m.nCCDS)
-        s.group_column[kind, group] = clock + m.nCCDL
+        half[h, kind] = clock + max(m.nBL, m.nCCDS)
+        group[g, kind] = clock + m.nCCDL
         if kind == READ:
             turned = clock + m.nCL + m.nBL + 2 - m.nCWL
-            s.half_column[WRITE, half] = max(s.half_column[WRITE, half], turned)
+            half[h, READY_WRITE] = max(half[h, READY_WRITE], turned)
             reusable, complete = clock + m.nRTPL, clock + m.nCL + m.nBL
         else:
             written = clock + m.nCWL + m.nBL
-            s.half_column[READ, half] = max(s.half_column[READ, half], written + m.nWTRS)
-            s.group_column[READ, group] = max(s.group_column[READ, group], written + m.nWTRL)
+            half[h, READY_READ] = max(half[h, READY_READ], written + m.nWTRS)
+            group[g, READY_READ] = max(group[g, READY_READ], written + m.nWTRL)
             reusable, complete = written + m.nWR, clock
-        s.bank_pre[bank] = max(s.bank_pre[bank], reusable)
-        s.half_pre[half] = max(s.half_pre[half], reusable)
-        s.tally[LAST] = max(s.tally[LAST], complete)
-        s.tally[LEFT] -= 1
-        if queue == ACTIVE:
-            s.promoted[bank] -= 1
-    s.length[channel, queue] -= 1
-    for i in range(at, s.length[channel, queue]):
-        s.queue[channel, queue, i] = s.queue[channel, queue, i + 1]
+        bank[k, READY_PRE] = max(bank[k, READY_PRE], reusable)
+        half[h, READY_PRE] = max(half[h, READY_PRE], reusable)
+        tally[LAST] = max(tally[LAST], complete)
+        tally[LEFT] -= 1
+        if source == ACTIVE:
+            bank[k, PROMOTED] -= 1
+    channel[c, LENGTH + source] -= 1
+    for i in range(at, channel[c, LENGTH + source]):
+        queue[c, source, i] = queue[c, source, i + 1]

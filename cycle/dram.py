@@ -129,10 +129,18 @@ def place(number, memory, values):
 
 
 @njit(cache=True)
-def stream(numbers, kinds, memory, open_row):
+def all_banks(state, memory):
+    """The state of every bank at the start of `stream`, the same for all."""
+    m = memory.rules
+    return np.full(m.channels * m.pseudo_channels * m.bank_groups * m.banks, state, np.int64)
+
+
+@njit(cache=True)
+def stream(numbers, kinds, memory, opened):
     """Serve bursts `numbers` (`kinds`: READ or WRITE each) as fast as the queues take them; `Streamed`.
 
-    Before the first, nothing has happened for long, and every bank is in state `open_row`: CLOSED, or FOREIGN.
+    Nothing has happened for long before the first. `opened` has for each bank (numbered as by `place`) its open row, CLOSED
+    or FOREIGN; `all_banks` makes one.
     """
     m = memory.rules
     halves = m.channels * m.pseudo_channels
@@ -140,7 +148,7 @@ def stream(numbers, kinds, memory, open_row):
     half = np.zeros((halves, HALF_CELLS), np.int64)
     half[:, LAST_ACTS:] = -NEVER
     bank = np.zeros((len(group) * m.banks, BANK_CELLS), np.int64)
-    bank[:, OPEN_ROW] = open_row
+    bank[:, OPEN_ROW] = opened
     queue = np.zeros((m.channels, 3, max(m.read_entries, m.write_entries, len(bank) // m.channels)), np.int64)
     channel = np.zeros((m.channels, LENGTH + 3), np.int64)
     channel[:, DUE], channel[:, WAKE] = m.pseudo_channels, NEVER

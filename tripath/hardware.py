@@ -43,6 +43,11 @@ DRAM_TIMINGS = (
 """Every timing of DRAM that is modelled, by JEDEC's names: `t` read as `n` for a number of memory cycles."""
 
 
+MOST_BANKS = 1 << 16
+LONGEST_TIMING = 1_000_000
+"""A millisecond and more: no timing of a DRAM is longer."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddressMapping:
     """How an address within a channel becomes a place: fields from the least significant bit above the burst up.
@@ -121,6 +126,9 @@ class Hbm:
                     f"hardware.hbm.{field}: must be a multiple of burst_bytes ({self.burst_bytes}), "
                     f"got {getattr(self, field)}"
                 )
+        banks = self.channels * self.pseudo_channels * self.bank_groups * self.banks_per_group
+        if banks > MOST_BANKS:
+            raise TripathError(f"hardware.hbm.channels: must make at most {MOST_BANKS} banks, got {banks}")
         _check_choice("address_mapping", self.address_mapping, ADDRESS_MAPPINGS)
         _check_choice("refresh", self.refresh, REFRESHES)
         _check_timings(self.timings)
@@ -159,13 +167,14 @@ def _check_timings(timings: Mapping[str, int]) -> None:
     for name in DRAM_TIMINGS:
         if name not in timings:
             raise TripathError(f"hardware.hbm.timings.{name}: is missing")
-        if timings[name] < 1:
-            raise TripathError(f"hardware.hbm.timings.{name}: must be at least 1, got {timings[name]}")
-    longest = timings["nRFC"] + timings["nRC"] + timings["nRP"] + timings["nCWL"] + timings["nBL"] + timings["nWR"]
+        if not 1 <= timings[name] <= LONGEST_TIMING:
+            raise TripathError(f"hardware.hbm.timings.{name}: must be from 1 to {LONGEST_TIMING}, got {timings[name]}")
+    # Between two refreshes, a row has to be opened, used and closed in each pseudo channel, or nothing would ever be served.
+    parts = ("nRFC", "nRAS", "nRC", "nRCDRD", "nRCDWR", "nRP", "nRP", "nCWL", "nBL", "nWR", "nRTPL")
+    longest = sum(timings[name] for name in parts)
     if timings["nREFI"] <= longest:
         raise TripathError(
-            f"hardware.hbm.timings.nREFI: must be above {longest} (a refresh and the row cycle before it), "
-            f"got {timings['nREFI']}"
+            f"hardware.hbm.timings.nREFI: must be above {longest} ({' + '.join(parts)}), got {timings['nREFI']}"
         )
 
 

@@ -8,6 +8,7 @@ from tripath.isa.control import (
     a_ring,
     a_rows,
     a_step,
+    address_of,
     c_affine,
     c_break_if,
     c_end,
@@ -93,86 +94,86 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
     elif opcode == 0x0b:
         a_next(control, o[0])
     elif opcode == 0x10:
-        m_mm(matrix, vector, accumulator, control.address[o[0]], control.row_stride[o[0]], control.address[o[1]], control.row_stride[o[1]], o[2], o[3], o[4], o[5], o[6], o[7], o[8])
+        m_mm(matrix, vector, accumulator, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3], o[4], o[5], o[6], o[7], o[8])
     elif opcode == 0x11:
-        m_out(vector, accumulator, control.address[o[0]], control.row_stride[o[0]], o[1], o[2])
+        m_out(vector, accumulator, address_of(control, o[0]), control.row_stride[o[0]], o[1], o[2])
     elif opcode == 0x12:
         m_sync()
     elif opcode == 0x20:
-        v_add_vv(vector, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_add_vv(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x21:
-        v_mul_vv(vector, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_mul_vv(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x22:
-        v_max_vv(vector, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_max_vv(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x23:
-        v_add_vf(vector, fp, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_add_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x24:
-        v_sub_vf(vector, fp, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_sub_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x25:
-        v_mul_vf(vector, fp, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_mul_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x26:
-        v_exp_v(vector, control.address[o[0]], control.address[o[1]], o[2])
+        v_exp_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x27:
-        v_reci_v(vector, control.address[o[0]], control.address[o[1]], o[2])
+        v_reci_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x28:
-        v_fill_vf(vector, fp, control.address[o[0]], control.address[o[1]], o[2])
+        v_fill_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x29:
-        v_rope_v(vector, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3], o[4])
+        v_rope_v(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3], o[4])
     elif opcode == 0x30:
-        v_red_max(vector, fp, control.address[o[0]], control.address[o[1]], o[2])
+        v_red_max(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x31:
-        v_red_sum(vector, fp, control.address[o[0]], control.address[o[1]], o[2])
+        v_red_sum(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x32:
-        v_red_sumsq(vector, fp, control.address[o[0]], control.address[o[1]], o[2])
+        v_red_sumsq(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x33:
-        v_red_max_idx(vector, fp, integer, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3], control.address[o[4]])
+        v_red_max_idx(vector, fp, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3], address_of(control, o[4]))
     elif opcode == 0x34:
-        v_cmp_ge_vf(vector, fp, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_cmp_ge_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x35:
-        v_cmp_eq_int(vector, integer, control.address[o[0]], control.address[o[1]], control.address[o[2]], o[3])
+        v_cmp_eq_int(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x36:
-        v_topk_mask(vector, integer, control.address[o[0]], control.address[o[1]], control.address[o[2]], control.address[o[3]], o[4])
+        v_topk_mask(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
     elif opcode == 0x37:
-        v_select_int(vector, integer, control.address[o[0]], control.address[o[1]], control.address[o[2]], control.address[o[3]], o[4])
+        v_select_int(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
     elif opcode == 0x38:
-        v_red_count(vector, integer, control.address[o[0]], control.address[o[1]], o[2])
+        v_red_count(vector, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x3f:
         v_sync()
     elif opcode == 0x40:
-        s_add_fp(fp, control.address[o[0]], control.address[o[1]], control.address[o[2]])
+        s_add_fp(fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]))
     elif opcode == 0x41:
-        s_sub_fp(fp, control.address[o[0]], control.address[o[1]], control.address[o[2]])
+        s_sub_fp(fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]))
     elif opcode == 0x42:
-        s_mul_fp(fp, control.address[o[0]], control.address[o[1]], control.address[o[2]])
+        s_mul_fp(fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]))
     elif opcode == 0x43:
-        s_exp_fp(fp, control.address[o[0]], control.address[o[1]])
+        s_exp_fp(fp, address_of(control, o[0]), address_of(control, o[1]))
     elif opcode == 0x44:
-        s_reci_fp(fp, control.address[o[0]], control.address[o[1]])
+        s_reci_fp(fp, address_of(control, o[0]), address_of(control, o[1]))
     elif opcode == 0x45:
-        s_rsqrt_fp(fp, control.address[o[0]], control.address[o[1]])
+        s_rsqrt_fp(fp, address_of(control, o[0]), address_of(control, o[1]))
     elif opcode == 0x46:
-        s_mov_fp(fp, control.address[o[0]], control.address[o[1]])
+        s_mov_fp(fp, address_of(control, o[0]), address_of(control, o[1]))
     elif opcode == 0x47:
-        s_set_int(integer, control.address[o[0]], o[1])
+        s_set_int(integer, address_of(control, o[0]), o[1])
     elif opcode == 0x48:
-        s_map_v_fp(vector, fp, control.address[o[0]], control.address[o[1]], o[2])
+        s_map_v_fp(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x50:
-        h_load_m(hbm, matrix, control.address[o[0]], control.row_stride[o[0]], control.address[o[1]], control.row_stride[o[1]], o[2], o[3])
+        h_load_m(hbm, matrix, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3])
     elif opcode == 0x51:
-        h_load_v(hbm, vector, control.address[o[0]], control.row_stride[o[0]], control.address[o[1]], control.row_stride[o[1]], o[2], o[3], o[4], o[5])
+        h_load_v(hbm, vector, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3], o[4], o[5])
     elif opcode == 0x52:
-        h_load_f(hbm, fp, control.address[o[0]], control.address[o[1]], o[2])
+        h_load_f(hbm, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x53:
-        h_load_i(hbm, integer, control.address[o[0]], control.address[o[1]], o[2])
+        h_load_i(hbm, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x54:
-        h_gather_v(hbm, vector, integer, control.address[o[0]], control.row_stride[o[0]], control.address[o[1]], control.row_stride[o[1]], control.address[o[2]], o[3], o[4])
+        h_gather_v(hbm, vector, integer, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], address_of(control, o[2]), o[3], o[4])
     elif opcode == 0x5f:
         h_load_sync()
     elif opcode == 0x60:
-        h_store_v(hbm, vector, control.address[o[0]], control.row_stride[o[0]], control.address[o[1]], control.row_stride[o[1]], o[2], o[3], o[4], o[5])
+        h_store_v(hbm, vector, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3], o[4], o[5])
     elif opcode == 0x61:
-        h_store_t(hbm, vector, control.address[o[0]], control.address[o[1]], control.row_stride[o[1]], o[2], o[3], o[4])
+        h_store_t(hbm, vector, address_of(control, o[0]), address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3], o[4])
     elif opcode == 0x62:
-        h_store_i(hbm, integer, control.address[o[0]], control.address[o[1]], o[2])
+        h_store_i(hbm, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x6f:
         h_store_sync()

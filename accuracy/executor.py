@@ -11,7 +11,7 @@ from numba import njit
 from accuracy.dispatch import dispatch
 from tripath.errors import ProgramError
 from tripath.isa import BY_MNEMONIC
-from tripath.isa.control import Control, new_control
+from tripath.isa.control import Control, address_of, new_control
 from tripath.isa.spec import SEMAPHORES
 from tripath.program import Program
 from tripath.tables import Tables, tabulate
@@ -44,7 +44,7 @@ def _run(opcode, operands, waits, signals, control, hbm, matrix, vector, fp, int
         retired[pc] += 1
         if op == BREAK:
             level = o[0]
-            if integer[control.address[o[1]]] == 0 or control.index[level] + 1 == control.trips[level]:
+            if integer[address_of(control, o[1])] == 0 or control.index[level] + 1 == control.trips[level]:
                 breaks[filled[0]] = control.index[level]
                 filled[0] += 1
                 dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator)
@@ -55,7 +55,7 @@ def _run(opcode, operands, waits, signals, control, hbm, matrix, vector, fp, int
         else:
             if op == GATHER:
                 for row in range(o[GATHER_ROWS]):
-                    gathers[filled[1]] = integer[control.address[o[GATHER_INDEX]] + row]
+                    gathers[filled[1]] = integer[address_of(control, o[GATHER_INDEX]) + row]
                     filled[1] += 1
             dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator)
             control.pc[0] += 1

@@ -3,21 +3,111 @@
 Time depends on queues, semaphores, interlocks and the memory alone, so it is a max-plus system: each instruction starts
 at the latest of a few known times. Matrix and vector heads can be committed as soon as the tokens they wait for are
 known; only the two DMA queues compete (for HBM), so they are committed in order of time, when nothing else can move.
-docs/timing.md states every rule.
+docs/timing.md states every rule; `fastforward` skips iterations that would repeat what was seen.
 """
-
-from collections import namedtuple
 
 import numpy as np
 from numba import njit
 
+from cycle.fastforward import Snapshots, at_loop_end, cells_of, enter_loop, is_due
+from cycle.state import (
+    ARRIVAL,
+    BANDWIDTH,
+    BURST_BYTES,
+    BUS_FREE,
+    BUSY,
+    BYTES_PER_CYCLE,
+    COUNT,
+    CYCLES,
+    DEPTH,
+    DMA_IN,
+    DMA_OUT,
+    DRAINED,
+    ENTERED,
+    ENTRY,
+    EVENTS,
+    FLIGHT,
+    FLIGHTS,
+    FREE,
+    FRONTEND,
+    FRONTIER,
+    GIVEN,
+    HBM,
+    HBM_BYTES,
+    HBM_ROWS,
+    HEAD,
+    INTERVAL_CYCLES,
+    ISSUE,
+    ISSUED,
+    LATENCY,
+    LATENCY_CYCLES,
+    LEVEL,
+    LOCK,
+    LOCK_COLUMNS,
+    LOCK_COUNT,
+    LOCK_REGISTER,
+    LOCK_WRITE,
+    LOG,
+    LOG_END,
+    LOG_PC,
+    LOG_PLACE,
+    LOG_RETIRE,
+    LOGGED,
+    LOOP,
+    MATRIX,
+    MOVES,
+    N_CAUSES,
+    NEXT,
+    NOW,
+    OPCODE,
+    OPERAND,
+    OUTSTANDING,
+    PENDING,
+    PERIOD,
+    PHASE,
+    PLACE,
+    QUEUE,
+    QUEUE_FULL,
+    READ_LATENCY,
+    REFRESH,
+    RETIRE,
+    ROW,
+    SERIAL,
+    SERIAL_MODE,
+    SHARED_QUEUE,
+    SIGNAL,
+    SLOT_FREE,
+    STALL,
+    TAKEN,
+    TOKEN,
+    TOKENS,
+    TRAFFIC_BURSTS,
+    TRAFFIC_BYTES,
+    UNIT,
+    UNIT_DMA_IN,
+    UNIT_DMA_OUT,
+    UNIT_MATRIX,
+    UNIT_SCALAR,
+    UNIT_VECTOR,
+    VECTOR,
+    WAIT,
+    WAIT_CAUSE,
+    WINDOW_FROM,
+    WINDOW_TO,
+    WRITE_LATENCY,
+    State,
+    Statistics,
+)
+from cycle.unowned import unowned
 from tripath.isa import BY_MNEMONIC
 from tripath.isa.control import (
+    Control,
     a_base,
     a_next,
     a_ring,
     a_rows,
     a_step,
+    address_of,
     c_affine,
     c_break_if,
     c_end,
@@ -26,33 +116,14 @@ from tripath.isa.control import (
     c_next,
 )
 
-MATRIX, VECTOR, DMA_IN, DMA_OUT = range(4)
-CAUSES = ("frontend", "semaphore", "operand", "memory", "queue_full", "serial", "shared_queue", "drained")
-FRONTEND, SEMAPHORE, OPERAND, MEMORY, QUEUE_FULL, SERIAL, SHARED_QUEUE, DRAINED = range(len(CAUSES))
 OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE = range(4)
-TOKENS = 4096
-"""Tokens that one semaphore can hold."""
 QUEUED = 0x10
-UNIT_SCALAR = 3
 
 OP_LOOP, OP_LOOP_R, OP_NEXT, OP_BREAK, OP_AFFINE, OP_END, OP_BASE, OP_STEP, OP_ROWS, OP_RING, OP_ADVANCE = (
     BY_MNEMONIC[name].opcode
     for name in ("C_LOOP", "C_LOOP_R", "C_NEXT", "C_BREAK_IF", "C_AFFINE", "C_END", "A_BASE", "A_STEP", "A_ROWS",
                  "A_RING", "A_NEXT")
 )  # fmt: skip
-
-Facts = namedtuple(
-    "Facts",
-    "serial depth outstanding issue_cycles loop_cycles next_cycles bytes_per_cycle burst_bytes read_latency write_latency vlen",
-)
-"""Hardware facts in integers; `depth` [4] per queue."""
-
-Code = namedtuple("Code", "opcode unit queue operands waits signals accesses interval latency phase")
-"""The program: see `tables.Tables`; `interval` and `latency` [n] in cycles (0 for DMA), `phase` [n]."""
-
-Statistics = namedtuple("Statistics", "retired busy stall phase_cycles phase_busy bytes bursts makespan")
-"""What is counted: `retired` [n]; `busy` [6], `stall` [6, causes] per unit; `phase_cycles` [phases], `phase_busy`
-[phases, 6]; per direction `bytes`, `bursts` [2]; `makespan` [1]."""
 
 
 @njit(cache=True)
@@ -81,11 +152,283 @@ def control_step(opcode, o, control):
 
 
 @njit(cache=True)
+def run(code, operands, facts, control, breaks, state, statistics, timeline, snapshots):
+    """Replay the program to its end. Returns (status, instruction at fault).
+
+    `timeline` [events, 6] receives the instructions that start in the recorded window.
+    """
+    code, operands, facts, breaks = unowned(code), unowned(operands), unowned(facts), unowned(breaks)
+    timeline = unowned(timeline)
+    control = Control(
+        unowned(control.pc), unowned(control.index), unowned(control.trips), unowned(control.start),
+        unowned(control.stop), unowned(control.register), unowned(control.base), unowned(control.row_stride),
+        unowned(control.stride), unowned(control.ring), unowned(control.ring_stride), unowned(control.ring_length),
+        unowned(control.ring_position),
+    )  # fmt: skip
+    state = State(
+        unowned(state.scalars), unowned(state.unit), unowned(state.queue), unowned(state.semaphore), unowned(state.log),
+        unowned(state.ready),
+    )  # fmt: skip
+    statistics = Statistics(unowned(statistics.retired), unowned(statistics.phase))
+    snapshots = Snapshots(
+        unowned(snapshots.loop), unowned(snapshots.head), unowned(snapshots.strict), unowned(snapshots.clipped),
+        unowned(snapshots.exact), unowned(snapshots.place), unowned(snapshots.register), unowned(snapshots.retired),
+        unowned(snapshots.phase),
+    )  # fmt: skip
+    scalars, unit, queue = state.scalars, state.unit, state.queue
+    while True:
+        moved = _front_end(code, operands, facts, control, breaks, state, statistics, timeline, snapshots)
+        if moved < 0:
+            return -moved, control.pc[0]
+        for q in (MATRIX, VECTOR):
+            while unit[q, COUNT] > 0 and _has_tokens(code[queue[q, unit[q, HEAD], ENTRY]], state.semaphore):
+                if not _commit(q, code, facts, state, statistics, timeline):
+                    return OUT_OF_RANGE, queue[q, unit[q, HEAD], ENTRY]
+                moved = 1
+        if moved > 0:
+            continue
+        q = _earliest_descriptor(code, state)
+        if q < 0:
+            if control.pc[0] < 0 and unit[:, COUNT].sum() == 0:
+                break
+            stuck = control.pc[0]
+            for other in range(4):
+                if unit[other, COUNT] > 0:
+                    stuck = queue[other, unit[other, HEAD], ENTRY]
+            return DEADLOCK, stuck
+        if not _commit(q, code, facts, state, statistics, timeline):
+            return OUT_OF_RANGE, queue[q, unit[q, HEAD], ENTRY]
+    if scalars[NOW] > scalars[FRONTIER]:
+        statistics.phase[0, CYCLES] += scalars[NOW] - scalars[FRONTIER]
+        scalars[FRONTIER] = scalars[NOW]
+    _drain(state, statistics.phase)
+    return OK, 0
+
+
+@njit(cache=True)
+def _front_end(code, operands, facts, control, breaks, state, statistics, timeline, snapshots):
+    """Dispatch until a queue is full, a flag is awaited, an instruction is pending (serial), or the program ends.
+
+    Returns 1 if anything was processed, 0 if not, or minus the status of a fault.
+    """
+    scalars, unit, semaphore = state.scalars, state.unit, state.semaphore
+    moved = 0
+    while control.pc[0] >= 0:
+        pc = control.pc[0]
+        row, counters = code[pc], statistics.phase[code[pc, PHASE]]
+        if scalars[PENDING] >= 0:
+            q = scalars[PENDING]
+            if unit[q, COUNT] > 0:
+                return moved
+            scalars[PENDING] = -1
+            wait = unit[q, RETIRE] - scalars[NOW]
+            if wait > 0:
+                counters[STALL + SERIAL] += wait
+                scalars[NOW] += wait
+        op = row[OPCODE]
+        if op < QUEUED:
+            cost = facts[ISSUE]
+            level = row[LEVEL]
+            if op == OP_NEXT:
+                cost = facts[NEXT]
+                c_next(control, level)
+            elif op == OP_BREAK:
+                awaited = row[WAIT]
+                if awaited:
+                    if semaphore[awaited, TAKEN] == semaphore[awaited, GIVEN]:
+                        return moved
+                    wait = semaphore[awaited, TOKEN + semaphore[awaited, TAKEN] % TOKENS] - scalars[NOW]
+                    semaphore[awaited, TAKEN] += 1
+                    if wait > 0:
+                        counters[STALL + row[WAIT_CAUSE]] += wait
+                        scalars[NOW] += wait
+                if scalars[ENTERED] >= breaks.size:
+                    return -TRACE_SHORT
+                if control.index[level] == breaks[scalars[ENTERED]]:
+                    scalars[ENTERED] += 1
+                    c_break_if(control, level, 0)
+                else:
+                    control.pc[0] += 1
+            else:
+                if op == OP_LOOP or op == OP_LOOP_R:
+                    cost = facts[LOOP]
+                    enter_loop(level, scalars[NOW], snapshots.loop)
+                control_step(op, operands[pc], control)
+            statistics.retired[pc] += 1
+            scalars[NOW] += cost
+            counters[BUSY] += cost
+            moved = 1
+            if row[PERIOD] > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.loop):
+                at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots)
+            continue
+        q = row[QUEUE]
+        if unit[q, COUNT] == facts[DEPTH + q]:
+            return moved
+        slot = unit[q, HEAD] + unit[q, COUNT]
+        if slot >= facts[DEPTH + q]:
+            slot -= facts[DEPTH + q]
+        place = state.queue[q, slot]
+        wait = place[SLOT_FREE] - scalars[NOW]
+        if wait > 0:
+            counters[STALL + QUEUE_FULL] += wait
+            scalars[NOW] += wait
+        scalars[NOW] += facts[ISSUE]
+        counters[BUSY] += facts[ISSUE]
+        place[ENTRY], place[ARRIVAL] = pc, scalars[NOW]
+        if q == VECTOR:
+            for lock in range(row[LOCK_COUNT]):
+                place[PLACE + lock] = address_of(control, row[LOCK + lock * LOCK_COLUMNS + LOCK_REGISTER])
+        elif row[HBM] >= 0:
+            place[PLACE] = address_of(control, row[HBM])
+            place[PLACE + 1] = control.row_stride[row[HBM]]
+        unit[q, COUNT] += 1
+        control.pc[0] += 1
+        moved = 1
+        if facts[SERIAL_MODE]:
+            scalars[PENDING] = q
+        if (
+            q <= VECTOR and unit[q, COUNT] == 1 and _has_tokens(row, semaphore)
+            and not _commit(q, code, facts, state, statistics, timeline)
+        ):  # fmt: skip
+            return -OUT_OF_RANGE
+    return moved
+
+
+@njit(cache=True)
+def _has_tokens(row, semaphore):
+    """Whether every token that an instruction waits for is known (a semaphore named twice needs two)."""
+    first, second = row[WAIT], row[WAIT + 1]
+    if first and semaphore[first, GIVEN] - semaphore[first, TAKEN] < (2 if first == second else 1):
+        return False
+    return not (second and semaphore[second, GIVEN] == semaphore[second, TAKEN])
+
+
+@njit(cache=True)
+def _earliest_descriptor(code, state):
+    """The DMA queue whose head can issue first (reads first among equals), or -1."""
+    chosen, earliest = -1, np.int64(0)
+    for q in (DMA_IN, DMA_OUT):
+        unit = state.unit[q]
+        place = state.queue[q, unit[HEAD]]
+        row = code[place[ENTRY]]
+        if unit[COUNT] == 0 or not _has_tokens(row, state.semaphore):
+            continue
+        start = max(place[ARRIVAL], unit[ISSUED] + 1)
+        if row[MOVES]:
+            start = max(start, unit[FLIGHT + unit[FLIGHTS]])
+        for wait in range(2):
+            awaited = row[WAIT + wait]
+            if awaited:
+                ahead = wait if row[WAIT] == row[WAIT + 1] else 0
+                start = max(start, state.semaphore[awaited, TOKEN + (state.semaphore[awaited, TAKEN] + ahead) % TOKENS])
+        if chosen < 0 or start < earliest:
+            chosen, earliest = q, start
+    return chosen
+
+
+@njit(cache=True)
+def _commit(q, code, facts, state, statistics, timeline):
+    """Give the head of a queue its start and end; false if a semaphore holds more tokens than it can."""
+    scalars, unit, semaphore = state.scalars, state.unit[q], state.semaphore
+    place = state.queue[q, unit[HEAD]]
+    pc = place[ENTRY]
+    row, counters = code[pc], statistics.phase[code[pc, PHASE]]
+    start, cause = max(unit[FREE], place[ARRIVAL]), FRONTEND
+    awaited = np.int64(0)
+    for wait in range(2):
+        number = row[WAIT + wait]
+        if number:
+            at = semaphore[number, TOKEN + semaphore[number, TAKEN] % TOKENS]
+            semaphore[number, TAKEN] += 1
+            awaited = max(awaited, at)
+            if at > start:
+                start, cause = at, row[WAIT_CAUSE + wait]
+    size = np.int64(0)
+    if q <= VECTOR:
+        if q == VECTOR:
+            ready = _operands_ready(row, place, state.ready)
+            if ready > start:
+                start, cause = ready, OPERAND
+        occupied, end = row[INTERVAL_CYCLES], start + row[LATENCY_CYCLES]
+        if facts[SERIAL_MODE]:
+            occupied = end - start
+        counters[BUSY + row[UNIT]] += occupied
+        place[SLOT_FREE] = start
+    else:
+        issue = max(unit[ISSUED] + 1, awaited, place[ARRIVAL])
+        if row[MOVES]:
+            window_free = unit[FLIGHT + unit[FLIGHTS]]
+            if window_free > start:
+                start, cause = window_free, LATENCY
+            if scalars[BUS_FREE] > start:
+                cause = BANDWIDTH
+            issue = max(issue, window_free)
+            start = max(issue, scalars[BUS_FREE])
+            size = row[HBM_ROWS] * row[HBM_BYTES]
+            bursts, data, row_cycles, refresh = _transfer(row, place, facts)
+            occupied = data + row_cycles + refresh
+            end = start + occupied + (facts[READ_LATENCY] if q == DMA_IN else facts[WRITE_LATENCY])
+            scalars[BUS_FREE] = start + occupied
+            unit[FLIGHT + unit[FLIGHTS]] = end
+            unit[FLIGHTS] = (unit[FLIGHTS] + 1) % facts[OUTSTANDING]
+            counters[TRAFFIC_BYTES + q - DMA_IN] += size
+            counters[TRAFFIC_BURSTS + q - DMA_IN] += bursts
+            if facts[SERIAL_MODE]:
+                data, occupied = end - start - row_cycles - refresh, end - start
+            counters[BUSY + row[UNIT]] += data
+            counters[STALL + row[UNIT] * N_CAUSES + ROW] += row_cycles
+            counters[STALL + row[UNIT] * N_CAUSES + REFRESH] += refresh
+        else:  # a sync takes no memory: it may pass while the transfer before it still runs
+            start, end = issue, issue + 1
+            occupied = facts[SERIAL_MODE]
+            counters[BUSY + row[UNIT]] += occupied
+        unit[ISSUED] = issue
+        place[SLOT_FREE] = issue
+    gap = start - unit[FREE]
+    if gap > 0:
+        standing = UNIT_VECTOR if row[UNIT] == UNIT_SCALAR else row[UNIT]
+        counters[STALL + standing * N_CAUSES + cause] += gap
+    unit[FREE] = max(unit[FREE], start + occupied)
+    unit[RETIRE] = max(unit[RETIRE], end)
+    if q == VECTOR:
+        _record(row, place, end, unit[RETIRE], state)
+    for signal in range(2):
+        number = row[SIGNAL + signal]
+        if number:
+            if semaphore[number, GIVEN] - semaphore[number, TAKEN] >= TOKENS:
+                return False
+            semaphore[number, TOKEN + semaphore[number, GIVEN] % TOKENS] = unit[RETIRE]
+            semaphore[number, GIVEN] += 1
+    statistics.retired[pc] += 1
+    if end > scalars[FRONTIER]:
+        counters[CYCLES] += end - scalars[FRONTIER]
+        scalars[FRONTIER] = end
+    if scalars[WINDOW_FROM] <= start < scalars[WINDOW_TO] and scalars[EVENTS] < timeline.shape[0]:
+        event = timeline[scalars[EVENTS]]
+        event[0], event[1], event[2] = pc, row[UNIT], place[ARRIVAL]
+        event[3], event[4], event[5] = start, end, size
+        scalars[EVENTS] += 1
+    unit[HEAD] += 1
+    if unit[HEAD] == facts[DEPTH + q]:
+        unit[HEAD] = 0
+    unit[COUNT] -= 1
+    return True
+
+
+@njit(cache=True)
+def _transfer(row, place, facts):
+    """What a descriptor takes: (bursts, cycles of data, of row changes, of refresh)."""
+    burst = facts[BURST_BYTES]
+    bursts = burst_count(place[PLACE], place[PLACE + 1], row[HBM_ROWS], row[HBM_BYTES], burst)
+    return bursts, -(-bursts * burst // facts[BYTES_PER_CYCLE]), np.int64(0), np.int64(0)
+
+
+@njit(cache=True)
 def burst_count(address, stride, rows, size, burst):
     """Bursts of `rows` runs of `size` bytes; runs that follow each other without a gap are one run."""
     if stride == size:
-        size, rows = rows * size, 1
-    total = 0
+        size, rows = rows * size, np.int64(1)
+    total = np.int64(0)
     for row in range(rows):
         first = (address + row * stride) // burst
         last = (address + row * stride + size - 1) // burst
@@ -94,268 +437,38 @@ def burst_count(address, stride, rows, size, burst):
 
 
 @njit(cache=True)
-def moves_data(code, pc):
-    """Whether a DMA instruction is a descriptor (and not only a sync)."""
-    return code.accesses[pc, 0, 0] >= 0
-
-
-@njit(cache=True)
-def traffic(accesses, place, burst):
-    """Bytes and bursts in HBM of a descriptor."""
-    size, bursts = np.int64(0), np.int64(0)
-    for access in range(5):
-        if accesses[access, 0] == 0:
-            rows, length = accesses[access, 3], accesses[access, 4]
-            size += rows * length
-            bursts += burst_count(place[access, 0], place[access, 1], rows, length, burst)
-    return size, bursts
-
-
-@njit(cache=True)
-def run(code, facts, control, breaks, statistics, timeline):
-    """Replay the program. Returns (status, instruction at fault, events written to the timeline).
-
-    `timeline` [events, 4] receives (instruction, unit, start, end) of the first instructions to start.
-    """
-    unit_of_queue = np.array([1, 2, 4, 5])
-    capacity = facts.depth.max()
-    entry = np.zeros((4, capacity), np.int64)
-    arrival = np.zeros((4, capacity), np.int64)
-    place = np.zeros((4, capacity, 5, 2), np.int64)
-    slot_free = np.zeros((4, capacity), np.int64)
-    head, count, pushed = np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64)
-    free, retire, issued = np.zeros(4, np.int64), np.zeros(4, np.int64), np.full(4, -1, np.int64)
-    flight = np.zeros((4, facts.outstanding), np.int64)
-    flights = np.zeros(4, np.int64)
-    token = np.zeros((64, TOKENS), np.int64)
-    given, taken = np.zeros(64, np.int64), np.zeros(64, np.int64)
-    vector_ready = np.zeros(1 << 16, np.int64)
-    fp_ready = np.zeros(1 << 16, np.int64)
-    integer_ready = np.zeros(1 << 16, np.int64)
-    bus_free, frontier, events = 0, 0, 0
-    now, entered = 0, 0
-    serial_pending = False
-    while True:
-        moved = False
-        # Front end: dispatch until a queue is full, a flag is awaited, or the program ends.
-        while control.pc[0] >= 0 and not serial_pending:
-            pc = control.pc[0]
-            op = code.opcode[pc]
-            if op < QUEUED:
-                if op == OP_BREAK:
-                    semaphore = code.waits[pc, 0]
-                    if semaphore:
-                        if taken[semaphore] == given[semaphore]:
-                            break
-                        at = token[semaphore, taken[semaphore] % TOKENS]
-                        taken[semaphore] += 1
-                        if at > now:
-                            statistics.stall[0, SEMAPHORE] += at - now
-                            now = at
-                    if entered >= breaks.size:
-                        return TRACE_SHORT, pc, events
-                    statistics.retired[pc] += 1
-                    level = code.operands[pc, 0]
-                    if control.index[level] == breaks[entered]:
-                        entered += 1
-                        c_break_if(control, level, 0)
-                    else:
-                        control.pc[0] += 1
-                    cost = facts.issue_cycles
-                else:
-                    statistics.retired[pc] += 1
-                    control_step(op, code.operands[pc], control)
-                    cost = facts.issue_cycles
-                    if op == OP_NEXT:
-                        cost = facts.next_cycles
-                    elif op == OP_LOOP or op == OP_LOOP_R:
-                        cost = facts.loop_cycles
-                now += cost
-                statistics.busy[0] += cost
-                statistics.phase_busy[code.phase[pc], 0] += cost
-                moved = True
-                continue
-            q = code.queue[pc]
-            if count[q] == facts.depth[q]:
-                break
-            slot = pushed[q] % facts.depth[q]
-            if slot_free[q, slot] > now:
-                statistics.stall[0, QUEUE_FULL] += slot_free[q, slot] - now
-                now = slot_free[q, slot]
-            entry[q, slot], arrival[q, slot] = pc, now + facts.issue_cycles
-            for access in range(5):
-                if code.accesses[pc, access, 0] >= 0:
-                    register = code.accesses[pc, access, 2]
-                    place[q, slot, access, 0] = control.address[register]
-                    place[q, slot, access, 1] = control.row_stride[register]
-            pushed[q] += 1
-            count[q] += 1
-            now += facts.issue_cycles
-            statistics.busy[0] += facts.issue_cycles
-            statistics.phase_busy[code.phase[pc], 0] += facts.issue_cycles
-            control.pc[0] += 1
-            serial_pending = facts.serial
-            moved = True
-        # Units: matrix and vector as far as their tokens reach; a DMA queue only when nothing else moves.
-        chosen = -1
-        for q in (MATRIX, VECTOR):
-            if count[q] > 0 and has_tokens(code, entry[q, head[q]], given, taken):
-                chosen = q
-                break
-        if chosen < 0:
-            if moved:
-                continue
-            earliest = np.int64(0)
-            for q in (DMA_IN, DMA_OUT):
-                if count[q] > 0 and has_tokens(code, entry[q, head[q]], given, taken):
-                    slot = head[q]
-                    start = max(arrival[q, slot], issued[q] + 1)
-                    if moves_data(code, entry[q, slot]):
-                        start = max(start, flight[q, flights[q] % facts.outstanding])
-                    for wait in range(2):
-                        semaphore = code.waits[entry[q, slot], wait]
-                        if semaphore:
-                            start = max(start, token[semaphore, taken[semaphore] % TOKENS])
-                    if chosen < 0 or start < earliest:
-                        chosen, earliest = q, start
-        if chosen < 0:
-            if control.pc[0] < 0 and count.sum() == 0:
-                break
-            stuck = control.pc[0]
-            for q in range(4):
-                if count[q] > 0:
-                    stuck = entry[q, head[q]]
-            return DEADLOCK, stuck, events
-        q, slot = chosen, head[chosen]
-        pc = entry[q, slot]
-        unit = code.unit[pc]
-        awaited = np.int64(0)
-        for wait in range(2):
-            semaphore = code.waits[pc, wait]
-            if semaphore:
-                awaited = max(awaited, token[semaphore, taken[semaphore] % TOKENS])
-                taken[semaphore] += 1
-        start = max(free[q], arrival[q, slot])
-        cause = FRONTEND
-        if awaited > start:
-            start, cause = awaited, SEMAPHORE
-        if q >= DMA_IN:
-            issue = max(issued[q] + 1, awaited, arrival[q, slot])
-            if moves_data(code, pc):
-                issue = max(issue, flight[q, flights[q] % facts.outstanding])
-                begin = max(issue, bus_free)
-                if begin > start:
-                    start, cause = begin, MEMORY
-                size, bursts = traffic(code.accesses[pc], place[q, slot], facts.burst_bytes)
-                occupied = -(-bursts * facts.burst_bytes // facts.bytes_per_cycle)
-                end = start + occupied + (facts.read_latency if q == DMA_IN else facts.write_latency)
-                bus_free = start + occupied
-                statistics.bytes[q - DMA_IN] += size
-                statistics.bursts[q - DMA_IN] += bursts
-                flight[q, flights[q] % facts.outstanding] = end
-                flights[q] += 1
-            else:  # a sync takes no memory: it may pass while the transfer before it still runs
-                start, occupied, end = issue, np.int64(0), issue + 1
-            issued[q] = issue
-            slot_free[q, slot] = issue
-        else:
-            if q == VECTOR:
-                ready = operands_ready(
-                    code.accesses[pc], place[q, slot], facts.vlen, vector_ready, fp_ready, integer_ready
-                )
-                if ready > start:
-                    start, cause = ready, OPERAND
-            occupied = code.interval[pc]
-            end = start + code.latency[pc]
-            slot_free[q, slot] = start
-        if facts.serial:
-            occupied = end - start
-        gap = start - free[q]
-        if gap > 0:
-            statistics.stall[unit_of_queue[q], cause] += gap
-        free[q] = max(free[q], start + occupied)
-        retire[q] = max(retire[q], end)
-        if q == VECTOR:
-            mark_ready(code.accesses[pc], place[q, slot], facts.vlen, end, vector_ready, fp_ready, integer_ready)
-        for signal in range(2):
-            semaphore = code.signals[pc, signal]
-            if semaphore:
-                if given[semaphore] - taken[semaphore] >= TOKENS:
-                    return OUT_OF_RANGE, pc, events
-                token[semaphore, given[semaphore] % TOKENS] = retire[q]
-                given[semaphore] += 1
-        statistics.retired[pc] += 1
-        statistics.busy[unit] += occupied
-        phase = code.phase[pc]
-        statistics.phase_busy[phase, unit] += occupied
-        if end > frontier:
-            statistics.phase_cycles[phase] += end - frontier
-            frontier = end
-        if events < timeline.shape[0]:
-            timeline[events, 0], timeline[events, 1] = pc, unit
-            timeline[events, 2], timeline[events, 3] = start, end
-            events += 1
-        head[q] = (slot + 1) % facts.depth[q]
-        count[q] -= 1
-        if serial_pending:
-            statistics.stall[0, SERIAL] += max(0, end - now)
-            now = max(now, end)
-            serial_pending = False
-    if now > frontier:
-        statistics.phase_cycles[0] += now - frontier
-        frontier = now
-    statistics.makespan[0] = frontier
-    for q in range(4):
-        statistics.stall[unit_of_queue[q], DRAINED] += frontier - free[q]
-    statistics.stall[0, DRAINED] += frontier - now
-    # Vector and scalar instructions share a queue: what one is busy with, the other waits for.
-    for cause in range(statistics.stall.shape[1]):
-        statistics.stall[UNIT_SCALAR, cause] = statistics.stall[2, cause]
-    statistics.stall[UNIT_SCALAR, SHARED_QUEUE] = statistics.busy[2]
-    statistics.stall[2, SHARED_QUEUE] = statistics.busy[UNIT_SCALAR]
-    return OK, 0, events
-
-
-@njit(cache=True)
-def has_tokens(code, pc, given, taken):
-    """Whether every token that an instruction waits for is known (a semaphore named twice needs two)."""
-    first, second = code.waits[pc, 0], code.waits[pc, 1]
-    if first and given[first] - taken[first] < (2 if first == second else 1):
-        return False
-    return not (second and given[second] == taken[second])
-
-
-@njit(cache=True)
-def operands_ready(accesses, place, vlen, vector_ready, fp_ready, integer_ready):
+def _operands_ready(row, place, ready):
     """Latest completion of earlier instructions of the unit that wrote what this one reads or writes."""
-    ready = np.int64(0)
-    for access in range(5):
-        memory = accesses[access, 0]
-        if memory < 2:
-            continue
-        first, size = place[access, 0], accesses[access, 4]
-        if memory == 2:
-            for row in range(first // vlen, (first + size - 1) // vlen + 1):
-                ready = max(ready, vector_ready[row])
-        else:
-            table = fp_ready if memory == 3 else integer_ready
-            for number in range(first, first + size):
-                ready = max(ready, table[number])
-    return ready
+    latest = np.int64(0)
+    for lock in range(row[LOCK_COUNT]):
+        first, last = cells_of(row, lock, place[PLACE + lock])
+        for cell in range(first, last + 1):
+            latest = max(latest, ready[cell])
+    return latest
 
 
 @njit(cache=True)
-def mark_ready(accesses, place, vlen, end, vector_ready, fp_ready, integer_ready):
-    """Record when what this instruction writes will be there."""
-    for access in range(5):
-        memory = accesses[access, 0]
-        if memory < 2 or not accesses[access, 1]:
-            continue
-        first, size = place[access, 0], accesses[access, 4]
-        if memory == 2:
-            for row in range(first // vlen, (first + size - 1) // vlen + 1):
-                vector_ready[row] = max(vector_ready[row], end)
-        else:
-            table = fp_ready if memory == 3 else integer_ready
-            for number in range(first, first + size):
-                table[number] = max(table[number], end)
+def _record(row, place, end, retire, state):
+    """Note when what a vector or scalar instruction writes will be there, in the scoreboard and in the log."""
+    entry = state.log[state.scalars[LOGGED] % LOG]
+    state.scalars[LOGGED] += 1
+    entry[LOG_PC], entry[LOG_END], entry[LOG_RETIRE] = place[ENTRY], end, retire
+    for lock in range(row[LOCK_COUNT]):
+        entry[LOG_PLACE + lock] = place[PLACE + lock]
+        if row[LOCK + lock * LOCK_COLUMNS + LOCK_WRITE]:
+            first, last = cells_of(row, lock, place[PLACE + lock])
+            for cell in range(first, last + 1):
+                state.ready[cell] = max(state.ready[cell], end)
+
+
+@njit(cache=True)
+def _drain(state, phase):
+    """What units wait for after their last instruction, and what vector and scalar do while the other has the queue."""
+    makespan = state.scalars[FRONTIER]
+    for q, unit in ((MATRIX, UNIT_MATRIX), (VECTOR, UNIT_VECTOR), (DMA_IN, UNIT_DMA_IN), (DMA_OUT, UNIT_DMA_OUT)):
+        phase[-1, STALL + unit * N_CAUSES + DRAINED] += makespan - state.unit[q, FREE]
+    phase[-1, STALL + DRAINED] += makespan - state.scalars[NOW]
+    vector, scalar = STALL + UNIT_VECTOR * N_CAUSES, STALL + UNIT_SCALAR * N_CAUSES
+    phase[:, scalar : scalar + N_CAUSES] = phase[:, vector : vector + N_CAUSES]
+    phase[:, scalar + SHARED_QUEUE] = phase[:, BUSY + UNIT_VECTOR]
+    phase[:, vector + SHARED_QUEUE] = phase[:, BUSY + UNIT_SCALAR]

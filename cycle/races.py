@@ -17,7 +17,7 @@ from cycle.machine import OP_BREAK, OP_LOOP, OP_LOOP_R, QUEUED, control_step
 from tripath.errors import ProgramError
 from tripath.hardware import QUEUED_UNITS
 from tripath.isa import Memory
-from tripath.isa.control import c_break_if, new_control
+from tripath.isa.control import address_of, c_break_if, new_control
 from tripath.program import Program
 from tripath.structure import LOOPS
 from tripath.tables import QUEUE_OF_UNIT, tabulate
@@ -135,7 +135,7 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
         if op < QUEUED:
             if op == OP_BREAK:
                 level = operands[pc, 0]
-                flag = control.address[operands[pc, 1]] // granules[4]
+                flag = address_of(control, operands[pc, 1]) // granules[4]
                 other = _conflict(s4, flag, -1, False, front)
                 if other >= 0:
                     found[0], found[1], found[2], found[3] = other, pc, 4, flag
@@ -158,7 +158,7 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
             if memory < 0:
                 continue
             shadow = _shadow_of(memory, s0, s1, s2, s3, s4)
-            base = control.address[accesses[pc, access, 2]]
+            base = address_of(control, accesses[pc, access, 2])
             pitch = control.row_stride[accesses[pc, access, 2]]
             write = accesses[pc, access, 1] == 1
             for row in range(accesses[pc, access, 3]):
@@ -176,7 +176,7 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
             if memory < 0:
                 continue
             shadow = _shadow_of(memory, s0, s1, s2, s3, s4)
-            base = control.address[accesses[pc, access, 2]]
+            base = address_of(control, accesses[pc, access, 2])
             pitch = control.row_stride[accesses[pc, access, 2]]
             for row in range(accesses[pc, access, 3]):
                 first = (base + row * pitch) // granules[memory]

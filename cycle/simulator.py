@@ -1,28 +1,56 @@
 """The cycle path: when each instruction starts and ends, and what it waited for. It never sees a tensor value."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from cycle.machine import CAUSES, DEADLOCK, OK, TRACE_SHORT, Code, Facts, Statistics, run
+from cycle.fastforward import mark_loops, new_snapshots
+from cycle.machine import DEADLOCK, OK, TRACE_SHORT, run
 from cycle.races import check_races
+from cycle.state import (
+    BUSY,
+    CAUSES,
+    CYCLES,
+    EVENT_COLUMNS,
+    EVENTS,
+    FRONTIER,
+    N_CAUSES,
+    SKIPPED,
+    STALL,
+    TRAFFIC_BURSTS,
+    TRAFFIC_BYTES,
+    Statistics,
+    code_of,
+    facts_of,
+    new_state,
+    new_statistics,
+)
 from tripath.errors import ProgramError, TripathError
-from tripath.hardware import QUEUED_UNITS, HardwareConfig
-from tripath.isa import TABLE, Unit
+from tripath.hardware import HardwareConfig
 from tripath.isa.control import new_control
 from tripath.metrics import UNITS, Result, Table
 from tripath.program import Program
-from tripath.tables import QUEUE_OF_UNIT, event_counts, tabulate
+from tripath.tables import event_counts, tabulate
 from tripath.trace import Trace
 
-TIMELINE_EVENTS = 4096
+MAXIMUM_EVENTS = 100_000
+SAMPLING_PHASES = ("lm_head", "sampling", "commit")
 
 
-def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace, race_check: bool = True) -> Result:
+def simulate(
+    program: Program, *, hardware: HardwareConfig, trace: Trace, race_check: bool = True, fast_forward: bool = True,
+    trace_window: Sequence[int] = (0, 20_000),
+) -> Result:  # fmt: skip
     """Replay `program` on `hardware` with the loop exits of `trace`; first prove that it has no race, if asked to.
 
+    `fast_forward` skips loop iterations that would repeat exactly what was seen; the result is the same without.
+    `trace_window` names the cycles [from, to) whose instructions go into the table `timeline`, at most MAXIMUM_EVENTS.
+
     Raises:
-        TripathError: the program was compiled for other widths than the hardware has.
+        TripathError: the program was compiled for other widths than the hardware has, or an option breaks a rule.
         ProgramError: the program deadlocks, or the trace does not belong to it.
     """
+    window = _window(trace_window)
     for name in ("blen", "mlen", "vlen"):
         if program.geometry[name] != getattr(hardware, name):
             raise TripathError(
@@ -31,96 +59,104 @@ def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace, race_c
             )
     if race_check:
         check_races(program)
-    code, facts = _code(program, hardware), _facts(hardware)
-    phases = program.phase_names
-    statistics = _statistics(len(program.words), len(phases))
-    timeline = np.zeros((TIMELINE_EVENTS, 4), np.int64)
-    status, fault, events = run(code, facts, new_control(), np.array(trace.breaks, np.int64), statistics, timeline)
+    code, facts = code_of(program, hardware), facts_of(hardware)
+    if fast_forward:
+        mark_loops(program, code, hardware.hbm.burst_bytes)
+    state, statistics = new_state(program, hardware, window), new_statistics(program)
+    timeline = np.zeros((MAXIMUM_EVENTS, len(EVENT_COLUMNS)), np.int64)
+    status, fault = run(  # pyright: ignore[reportGeneralTypeIssues]  it sees no return in compiled code
+        code, tabulate(program).operands, facts, new_control(), np.array(trace.breaks, np.int64), state, statistics,
+        timeline, new_snapshots(statistics),
+    )  # fmt: skip
     if status != OK:
         name = program.instructions[fault].mnemonic
         reason = {DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop"}
         raise ProgramError(f"program: {reason.get(status, 'a semaphore overflows')} at instruction {fault} ({name})")
-    return _result(program, hardware, trace, statistics, phases, timeline[:events])
+    makespan, skipped = int(state.scalars[FRONTIER]), int(state.scalars[SKIPPED])
+    check_attribution(statistics, makespan)
+    events = timeline[: state.scalars[EVENTS]]
+    return _result(program, hardware, trace, statistics, makespan, skipped, events)
 
 
-def _code(program: Program, hardware: HardwareConfig) -> Code:
-    tables = tabulate(program)
-    interval, latency = np.zeros(len(program.words), np.int64), np.zeros(len(program.words), np.int64)
-    for opcode in np.unique(tables.opcode):
-        spec = TABLE[int(opcode)]
-        if spec.unit in (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR):
-            interval[tables.opcode == opcode] = hardware.interval_cycles(spec.mnemonic)
-            latency[tables.opcode == opcode] = hardware.latency_cycles(spec.mnemonic)
-    return Code(
-        tables.opcode, tables.unit, QUEUE_OF_UNIT[tables.unit], tables.operands, tables.waits, tables.signals,
-        tables.accesses, interval, latency, program.phase_of(),
-    )  # fmt: skip
+def check_attribution(statistics: Statistics, makespan: int) -> None:
+    """Every cycle of the makespan is explained once: by unit (busy or a cause), and by phase.
+
+    Raises:
+        AssertionError: a defect of the machine.
+    """
+    for number, unit in enumerate(UNITS):
+        stalls = STALL + number * N_CAUSES
+        explained = int(
+            statistics.phase[:, BUSY + number].sum() + statistics.phase[:, stalls : stalls + N_CAUSES].sum()
+        )
+        if explained != makespan:
+            raise AssertionError(f"cycle: {explained} of {makespan} cycles of {unit} are explained")
+    if int(statistics.phase[:, CYCLES].sum()) != makespan:
+        raise AssertionError("cycle: the phases do not add up to the makespan")
 
 
-def _facts(hardware: HardwareConfig) -> Facts:
-    hbm, frontend = hardware.hbm, hardware.frontend
-    return Facts(
-        hardware.execution == "serial", np.array([hardware.queue_depth[name] for name in QUEUED_UNITS], np.int64),
-        hardware.dma_outstanding, frontend["issue_cycles"], frontend["loop_cycles"], frontend["next_cycles"],
-        hbm.bytes_per_cycle, hbm.burst_bytes, hbm.read_latency_cycles, hbm.write_latency_cycles, hardware.vlen,
-    )  # fmt: skip
-
-
-def _statistics(instructions: int, phases: int) -> Statistics:
-    def zeros(*shape: int) -> np.ndarray:
-        return np.zeros(shape, np.int64)
-
-    units = len(UNITS)
-    return Statistics(
-        zeros(instructions), zeros(units), zeros(units, len(CAUSES)), zeros(phases), zeros(phases, units), zeros(2),
-        zeros(2), zeros(1),
-    )  # fmt: skip
+def _window(trace_window: Sequence[int]) -> tuple[int, int]:
+    whole = all(isinstance(cycle, int) and not isinstance(cycle, bool) for cycle in trace_window)
+    if len(trace_window) != 2 or not whole or not 0 <= trace_window[0] <= trace_window[1]:
+        raise TripathError(f"simulator.cycle.trace_window: must be [from, to] in cycles, got {list(trace_window)}")
+    return trace_window[0], trace_window[1]
 
 
 def _result(
-    program: Program, hardware: HardwareConfig, trace: Trace, statistics: Statistics, phases: list[str],
-    timeline: np.ndarray,
+    program: Program, hardware: HardwareConfig, trace: Trace, statistics: Statistics, makespan: int, skipped: int,
+    events: np.ndarray,
 ) -> Result:  # fmt: skip
-    makespan = int(statistics.makespan[0])
+    phases = program.phase_names
     seconds = makespan / hardware.clock_hz
     counts = event_counts(program, statistics.retired)
-    counts |= {"hbm_read_bytes": int(statistics.bytes[0]), "hbm_write_bytes": int(statistics.bytes[1])}
+    moved = statistics.phase[:, TRAFFIC_BYTES : TRAFFIC_BYTES + 2].sum(axis=0)
+    counts |= {"hbm_read_bytes": int(moved[0]), "hbm_write_bytes": int(moved[1])}
     tokens = program.layout["batch"] * program.layout["generation_length"]
-    moved = int(statistics.bytes.sum())
+    cycles, busy = statistics.phase[:, CYCLES], statistics.phase[:, BUSY : BUSY + len(UNITS)]
+    stall = statistics.phase[:, STALL:TRAFFIC_BYTES].reshape(len(phases), len(UNITS), N_CAUSES)
+    by_unit, by_cause = busy.sum(axis=0), stall.sum(axis=0)
+    sampling = sum(int(cycles[phases.index(name)]) for name in SAMPLING_PHASES if name in phases)
     metrics: dict[str, float] = {
         "makespan_cycles": makespan, "seconds": seconds, "tokens_per_second": tokens / seconds,
-        "instructions": counts["instructions"],
-        "macs_per_cycle": counts["macs"] / makespan,
+        "instructions": counts["instructions"], "executed_instructions": counts["instructions"] - skipped,
+        "skipped_instructions": skipped, "macs_per_cycle": counts["macs"] / makespan,
         "matrix_utilisation": counts["macs"] / makespan / (hardware.blen * hardware.mlen),
-        "hbm_utilisation": moved / makespan / hardware.hbm.bytes_per_cycle,
-        "hbm_bursts": int(statistics.bursts.sum()),
-        "sampling_share": _share(statistics, phases, ("lm_head", "sampling", "commit"), makespan),
+        "hbm_utilisation": int(moved.sum()) / makespan / hardware.hbm.bytes_per_cycle,
+        "hbm_bursts": int(statistics.phase[:, TRAFFIC_BURSTS : TRAFFIC_BURSTS + 2].sum()), "sampling_share": sampling / makespan,
     }  # fmt: skip
     for number, unit in enumerate(UNITS):
-        metrics[f"busy_cycles.{unit}"] = int(statistics.busy[number])
+        metrics[f"busy_cycles.{unit}"] = int(by_unit[number])
         for column, cause in enumerate(CAUSES):
-            if statistics.stall[number, column]:
-                metrics[f"stall_cycles.{unit}.{cause}"] = int(statistics.stall[number, column])
+            if by_cause[number, column]:
+                metrics[f"stall_cycles.{unit}.{cause}"] = int(by_cause[number, column])
     for number, phase in enumerate(phases):
-        metrics[f"phase_cycles.{phase}"] = int(statistics.phase_cycles[number])
-    units = [
-        [unit, int(busy), *map(int, stall)]
-        for unit, busy, stall in zip(UNITS, statistics.busy, statistics.stall, strict=True)
-    ]
+        metrics[f"phase_cycles.{phase}"] = int(cycles[number])
     by_phase = [
-        [phase, int(cycles), *map(int, busy)]
-        for phase, cycles, busy in zip(phases, statistics.phase_cycles, statistics.phase_busy, strict=True)
+        [phase, unit, int(busy[p, u]), *map(int, stall[p, u])]
+        for p, phase in enumerate(phases)
+        for u, unit in enumerate(UNITS)
+        if busy[p, u] or stall[p, u].any()
     ]
-    rows = [[program.instructions[pc].mnemonic, UNITS[unit], int(start), int(end)] for pc, unit, start, end in timeline]
+    numbers = program.phase_of()
+    rows = [
+        [program.instructions[pc].mnemonic, phases[numbers[pc]], UNITS[unit], *map(int, rest)]
+        for pc, unit, *rest in events.tolist()
+    ]
     return Result(
         simulator="cycle", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics, counts=counts,
         tables={
-            "units": Table(columns=["unit", "busy", *CAUSES], rows=units),
-            "phases": Table(columns=["phase", "cycles", *(f"busy {unit}" for unit in UNITS)], rows=by_phase),
-            "timeline": Table(columns=["instruction", "unit", "start", "end"], rows=rows),
+            "units": Table(
+                columns=["unit", "busy", *CAUSES],
+                rows=[[unit, int(by_unit[u]), *map(int, by_cause[u])] for u, unit in enumerate(UNITS)],
+            ),
+            "phases": Table(
+                columns=["phase", "cycles", *(f"busy {unit}" for unit in UNITS)],
+                rows=[
+                    [phase, int(cycles[p]), *map(int, busy[p])]
+                    for p, phase in enumerate(phases)
+                ],
+            ),
+            "stalls": Table(columns=["phase", "unit", "busy", *CAUSES], rows=by_phase),
+            "timeline": Table(columns=["instruction", "phase", *EVENT_COLUMNS[1:]], rows=rows),
         },
     )  # fmt: skip
-
-
-def _share(statistics: Statistics, phases: list[str], wanted: tuple[str, ...], makespan: int) -> float:
-    return sum(int(statistics.phase_cycles[phases.index(name)]) for name in wanted if name in phases) / makespan

@@ -77,6 +77,7 @@ def programs(draw):
     head = Instruction(mnemonic="C_LOOP", operands={"level": 0, "trips": draw(st.integers(0, 5)), "length": len(body)})
     code = [*prologue(), head, *body, Instruction(mnemonic="C_END")]
     geometry = {"blen": SMALL.blen, "mlen": SMALL.mlen, "vlen": SMALL.vlen}
+    geometry |= {"matrix_bytes": 8192, "vector_bytes": 4096, "fp_bytes": 256, "int_bytes": 64}
     tensor = Tensor(name="all", address=0, shape=(1 << 14,), format="bf16", block=32, writable=True)
     layout = {"batch": 1, "generation_length": 1}
     return Program(words=words_of(code), hbm=(tensor,), geometry=geometry, layout=layout, phases=())
@@ -91,7 +92,7 @@ def test_every_instruction_starts_and_ends_when_the_clocked_model_says(program, 
     hardware = dataclasses.replace(SMALL, queue_depth=depths, dma_outstanding=outstanding)
     expected = run_clocked(program, hardware)
     result = cycle.simulate(program, hardware=hardware, trace=Trace(breaks=()), race_check=False)
-    observed = sorted((row[0], row[2], row[3]) for row in result.tables["timeline"].rows)
+    observed = sorted((row[0], row[4], row[5]) for row in result.tables["timeline"].rows)
     assert observed == sorted((program.instructions[n].mnemonic, start, end) for n, start, end in expected)
     ends = [end for _, _, end in expected]
     assert result.metrics["makespan_cycles"] >= max(ends, default=0)

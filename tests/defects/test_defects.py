@@ -12,6 +12,7 @@ from accuracy.image import build_image
 from analytical import overlap, tree
 from analytical import simulator as analytical_simulator
 from cycle import simulator as cycle_simulator
+from cycle import state
 from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath import tables
 from tripath.trace import Trace
@@ -52,46 +53,46 @@ def test_without_a_defect_nothing_fails(clean):
     assert failures(clean) == set()
 
 
-def wrong_fact(monkeypatch, mnemonic, field, change):
+def wrong_fact(monkeypatch, mnemonic, column, change):
     """Corrupt the cycle path's loaded copy of one fact."""
-    original = cycle_simulator._code
+    original = cycle_simulator.code_of
 
     def corrupted(program, hardware):
         code = original(program, hardware)
         for number, instruction in enumerate(program.instructions):
             if instruction.mnemonic == mnemonic:
-                getattr(code, field)[number] = change(getattr(code, field)[number])
+                code[number, column] = change(code[number, column])
         return code
 
-    monkeypatch.setattr(cycle_simulator, "_code", corrupted)
+    monkeypatch.setattr(cycle_simulator, "code_of", corrupted)
 
 
 @pytest.mark.parametrize(
-    ("mnemonic", "field", "change", "expected"),
+    ("mnemonic", "column", "change", "expected"),
     [
-        ("M_MM", "interval", lambda x: x + 1, ("count", "busy_cycles.matrix")),
-        ("M_OUT", "interval", lambda x: x - 1, ("count", "busy_cycles.matrix")),
-        ("V_EXP_V", "interval", lambda x: x + 1, ("count", "busy_cycles.vector")),
-        ("S_RECI_FP", "interval", lambda x: x + 1, ("count", "busy_cycles.scalar")),
-        ("M_OUT", "latency", lambda x: x + 400, ("estimate", "makespan_cycles")),
-        ("M_MM", "interval", lambda x: 0 * x, ("bound", "makespan_cycles")),
+        ("M_MM", state.INTERVAL_CYCLES, lambda x: x + 1, ("count", "busy_cycles.matrix")),
+        ("M_OUT", state.INTERVAL_CYCLES, lambda x: x - 1, ("count", "busy_cycles.matrix")),
+        ("V_EXP_V", state.INTERVAL_CYCLES, lambda x: x + 1, ("count", "busy_cycles.vector")),
+        ("S_RECI_FP", state.INTERVAL_CYCLES, lambda x: x + 1, ("count", "busy_cycles.scalar")),
+        ("M_OUT", state.LATENCY_CYCLES, lambda x: x + 400, ("estimate", "makespan_cycles")),
+        ("M_MM", state.INTERVAL_CYCLES, lambda x: 0 * x, ("bound", "makespan_cycles")),
     ],
 )
-def test_cycle_with_a_wrong_fact(clean, monkeypatch, mnemonic, field, change, expected):
-    wrong_fact(monkeypatch, mnemonic, field, change)
+def test_cycle_with_a_wrong_fact(clean, monkeypatch, mnemonic, column, change, expected):
+    wrong_fact(monkeypatch, mnemonic, column, change)
     assert expected in failures(clean)
 
 
 def test_cycle_with_a_wrong_byte_count(clean, monkeypatch):
-    original = cycle_simulator._code
+    original = cycle_simulator.code_of
 
     def corrupted(program, hardware):
         code = original(program, hardware)
         loads = [n for n, i in enumerate(program.instructions) if i.mnemonic == "H_LOAD_M"]
-        code.accesses[loads[0], 0, tables.Access.SIZE] += 1
+        code[loads[0], state.HBM_BYTES] += 1
         return code
 
-    monkeypatch.setattr(cycle_simulator, "_code", corrupted)
+    monkeypatch.setattr(cycle_simulator, "code_of", corrupted)
     assert ("count", "hbm_read_bytes") in failures(clean)
 
 
@@ -108,8 +109,14 @@ def test_cycle_with_a_loop_run_once_too_often(clean, monkeypatch):
 
 
 def test_cycle_with_memory_at_a_tenth_of_its_bandwidth(clean, monkeypatch):
-    original = cycle_simulator._facts
-    monkeypatch.setattr(cycle_simulator, "_facts", lambda hardware: original(hardware)._replace(bytes_per_cycle=6))
+    original = cycle_simulator.facts_of
+
+    def corrupted(hardware):
+        facts = original(hardware)
+        facts[state.BYTES_PER_CYCLE] //= 10
+        return facts
+
+    monkeypatch.setattr(cycle_simulator, "facts_of", corrupted)
     assert ("estimate", "makespan_cycles") in failures(clean)
 
 

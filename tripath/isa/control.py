@@ -24,11 +24,11 @@ from tripath.isa.spec import (
 
 Control = namedtuple(
     "Control",
-    "pc index trips start stop register address row_stride stride ring ring_stride ring_length ring_position",
+    "pc index trips start stop register base row_stride stride ring ring_stride ring_length ring_position",
 )
 """State of the front end: `pc` [1]; per loop level `index`, `trips`, first and past-the-end instruction; integer
-`register`s; per address register its current `address`, `row_stride`, `stride` [level, register], number of its `ring`
-(-1: none) and `ring_stride`; per ring its length and position."""
+`register`s; per address register its `base`, `row_stride`, `stride` [register, level], number of its `ring` (-1: none)
+and `ring_stride`; per ring its length and position. `address_of` says where a register points."""
 
 
 def new_control() -> Control:
@@ -36,7 +36,19 @@ def new_control() -> Control:
     level, address = LOOP_LEVELS, ADDRESS_REGISTERS
     zeros = [np.zeros(n, np.int64) for n in (1, level, level, level, level, INTEGER_REGISTERS, address, address)]
     rings = [np.full(address, -1), np.zeros(address, np.int64), np.ones(RINGS, np.int64), np.zeros(RINGS, np.int64)]
-    return Control._make([*zeros, np.zeros((level, address), np.int64), *rings])
+    return Control._make([*zeros, np.zeros((address, level), np.int64), *rings])
+
+
+@njit(cache=True)
+def address_of(control, register):
+    """Where an address register points: base, plus its stride for every index of the running loops, plus its ring's
+    buffer (hardware adds the steps as they happen)."""
+    address = control.base[register]
+    for level in range(control.index.size):
+        address += control.index[level] * control.stride[register, level]
+    if control.ring[register] >= 0:
+        address += control.ring_position[control.ring[register]] * control.ring_stride[register]
+    return address
 
 
 LEVEL, REGISTER, ADDRESS, RING = unsigned(4), unsigned(4), unsigned(8), unsigned(4)
@@ -54,10 +66,7 @@ def _enter(control, level, trips, length):
 
 @njit(cache=True)
 def _leave(control, level):
-    """Take the loop's index back out of every address and go on after its C_NEXT."""
-    index = control.index[level]
-    for register in range(control.address.size):
-        control.address[register] -= index * control.stride[level, register]
+    """Take the loop's index back to 0, and so out of every address, and go on after its C_NEXT."""
     control.index[level] = 0
     control.pc[0] = control.stop[level]
 
@@ -81,8 +90,6 @@ def c_next(control, level):
     """End of a loop body: advance index[level] and every address by its stride, or leave the loop."""
     if control.index[level] + 1 < control.trips[level]:
         control.index[level] += 1
-        for register in range(control.address.size):
-            control.address[register] += control.stride[level, register]
         control.pc[0] = control.start[level]
     else:
         _leave(control, level)
@@ -115,12 +122,12 @@ def c_end(control):
 @instruction(opcode=0x07, unit=Unit.FRONTEND, operands={"register": ADDRESS, "base": unsigned(48)})
 def a_base(control, register, base):
     """Set an address register: address := base; its row stride, strides and ring are cleared."""
-    control.address[register] = base
+    control.base[register] = base
     control.row_stride[register] = 0
     control.ring[register] = -1
     control.ring_stride[register] = 0
     for level in range(control.index.size):
-        control.stride[level, register] = 0
+        control.stride[register, level] = 0
     control.pc[0] += 1
 
 
@@ -128,7 +135,7 @@ def a_base(control, register, base):
              operands={"register": ADDRESS, "level": LEVEL, "stride": signed(48)})  # fmt: skip
 def a_step(control, register, level, stride):
     """The address grows by `stride` for each index of `level` (which must not be running)."""
-    control.stride[level, register] = stride
+    control.stride[register, level] = stride
     control.pc[0] += 1
 
 
@@ -152,10 +159,5 @@ def a_ring(control, register, ring, length, stride):
 @instruction(opcode=0x0B, unit=Unit.FRONTEND, operands={"ring": RING})
 def a_next(control, ring):
     """Advance every address register of a ring to its next buffer, modulo the ring's length."""
-    wrap = control.ring_position[ring] + 1 == control.ring_length[ring]
-    control.ring_position[ring] = 0 if wrap else control.ring_position[ring] + 1
-    for register in range(control.address.size):
-        if control.ring[register] == ring:
-            steps = 1 - control.ring_length[ring] if wrap else 1
-            control.address[register] += steps * control.ring_stride[register]
+    control.ring_position[ring] = (control.ring_position[ring] + 1) % control.ring_length[ring]
     control.pc[0] += 1

@@ -50,10 +50,11 @@ DEEPEST = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reference:
-    """One stream of a file: its bursts (numbers, READ or WRITE each), the memory that serves them, the cycles expected."""
+class Stream:
+    """One stream of file `source`: its bursts (numbers, READ or WRITE each), the memory that serves them, the cycles expected."""
 
     name: str
+    source: str
     pattern: str
     mapping: str
     channels: int
@@ -75,7 +76,7 @@ class Reference:
         return len({bank for bank, _ in places}) == 1 < len(places)
 
 
-def read_streams(name: str, hbm: Hbm) -> list[Reference]:
+def read_streams(name: str, hbm: Hbm) -> list[Stream]:
     """The streams of file `name`, or of the published one; what its memory section leaves out is as in `hbm`.
 
     Raises:
@@ -160,7 +161,7 @@ class _Reader:
                 self.refuse(at, f"no timing {_short(key)}, one of {', '.join(DRAM_TIMINGS)}")
         return self._hbm(hbm, "memory", timings=known, **given)
 
-    def stream(self, values: Mapping[str, Any], at: str, base: Hbm) -> Reference:
+    def stream(self, values: Mapping[str, Any], at: str, base: Hbm) -> Stream:
         """One entry of `streams`."""
         name = self.text(values, "stream", at)
         at = f"{at} ({name[:40]})"
@@ -172,8 +173,8 @@ class _Reader:
         hbm = self._hbm(base, at, address_mapping=mapping, channels=channels, interleave_bytes=interleave)
         pattern = self.mapping(values.get("pattern"), f"{at}.pattern")
         numbers, kinds = self.bursts(pattern, f"{at}.pattern", hbm.burst_bytes, DEEPEST)
-        return Reference(
-            name=name, pattern=pattern["kind"], mapping=mapping, channels=channels, hbm=hbm, numbers=numbers,
+        return Stream(
+            name=name, source=self._name, pattern=pattern["kind"], mapping=mapping, channels=channels, hbm=hbm, numbers=numbers,
             kinds=kinds, cycles=self.number(values, "cycles", at),
         )  # fmt: skip
 

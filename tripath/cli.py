@@ -22,7 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from tripath.errors import TripathError
 
 if TYPE_CHECKING:
-    from tripath.experiment import Experiment
+    from collections.abc import Callable
+
+    from cycle.streams import Stream
+    from tripath.experiment import Experiment, Outcome
     from tripath.launch import Cluster, Launch
     from tripath.tracking import Store, Tracking
 
@@ -145,34 +148,21 @@ def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
     experiment, default_prompt = build_experiment(config)
     launch, tracking = build("launch", config.launch), build("tracking", config.tracking)
-    from tripath.compiler import compile_program
     from tripath.console import error_out, out, print_outcome, progress
-    from tripath.experiment import Generated, Outcome, read_prompts
+    from tripath.experiment import Outcome
     from tripath.report import write_files
-    from tripath.validation import validate
+    from tripath.validation import check_streams
 
-    prompts = read_prompts(experiment, default_prompt)
-    if prompts.unknown_words:
-        words = ", ".join(prompts.unknown_words[:8])
-        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
-    lengths = [len(tokens) for tokens in prompts.token_ids]
-    program = compile_program(experiment.model, experiment.workload, experiment.hardware, experiment.numerics, lengths)
-    # The input is good. Compiling takes milliseconds, so the two slow starts begin only now: bad input stays quick.
-    cluster, store = _command.cluster(launch), _command.store(tracking)
+    streams = _read_streams(experiment)
+    simulate = _prepare(experiment, default_prompt, launch) if experiment.paths else None
+    store = _command.store(tracking)
     if _in_sweep():
         out.rule(f"job {HydraConfig.get().job.num}: {' '.join(_overrides())}")
     with progress() as show:
-        simulated = cluster.run(program, experiment, prompts.token_ids, show)
-        made, generated = simulated.accuracy, None
-        if made is not None and prompts.tokenizer is not None:
-            answers = [prompts.tokenizer.decode(ids) for ids in made.token_ids]
-            generated = Generated(
-                prompts=prompts.texts, texts=answers, token_ids=made.token_ids, trip_counts=made.trip_counts
-            )
-        outcome = Outcome(
-            program=program, results=simulated.results, wall_seconds=simulated.wall_seconds, generated=generated,
-            discrepancies=validate(simulated.results, experiment.settings), fail_on=experiment.settings.fail_on,
-        )  # fmt: skip
+        outcome = simulate(show) if simulate else Outcome.without_program(experiment.settings.fail_on)
+        if streams:
+            show({"streams": "run through the DRAM model"})
+            outcome = replace(outcome, discrepancies=[*outcome.discrepancies, *check_streams(streams)])
         if store:
             show({"mlflow": "opens the store"})
             store.wait()
@@ -188,6 +178,49 @@ def _job(config: DictConfig, folder: Path) -> int:
                 error_out.print(f"note: {error}; the results are kept in {folder}", style="yellow", markup=False)
     print_outcome(experiment, outcome, tracked, str(folder))
     return PASSED if outcome.status == "passed" else FAILED
+
+
+def _read_streams(experiment: "Experiment") -> "list[Stream]":
+    """The memory streams that the experiment names, none where it names no file."""
+    if experiment.settings.streams is None:
+        return []
+    from cycle.streams import read_streams
+
+    return read_streams(experiment.settings.streams, experiment.hardware.hbm)
+
+
+def _prepare(
+    experiment: "Experiment", default_prompt: str | None, launch: "Launch"
+) -> "Callable[[Callable[[dict[str, str]], None]], Outcome]":
+    """Compile the program and begin to start the cluster; what is returned runs the paths and compares them."""
+    from tripath.compiler import compile_program
+    from tripath.console import error_out
+    from tripath.experiment import Generated, Outcome, read_prompts
+    from tripath.validation import validate
+
+    prompts = read_prompts(experiment, default_prompt)
+    if prompts.unknown_words:
+        words = ", ".join(prompts.unknown_words[:8])
+        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
+    lengths = [len(tokens) for tokens in prompts.token_ids]
+    program = compile_program(experiment.model, experiment.workload, experiment.hardware, experiment.numerics, lengths)
+    # The input is good. Compiling takes milliseconds, so the slow start begins only now: bad input stays quick.
+    cluster = _command.cluster(launch)
+
+    def simulate(show: "Callable[[dict[str, str]], None]") -> Outcome:
+        simulated = cluster.run(program, experiment, prompts.token_ids, show)
+        made, generated = simulated.accuracy, None
+        if made is not None and prompts.tokenizer is not None:
+            answers = [prompts.tokenizer.decode(ids) for ids in made.token_ids]
+            generated = Generated(
+                prompts=prompts.texts, texts=answers, token_ids=made.token_ids, trip_counts=made.trip_counts
+            )
+        return Outcome(
+            program=program, results=simulated.results, wall_seconds=simulated.wall_seconds, generated=generated,
+            discrepancies=validate(simulated.results, experiment.settings), fail_on=experiment.settings.fail_on,
+        )  # fmt: skip
+
+    return simulate
 
 
 def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":

@@ -74,13 +74,16 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
             out.print(Text.assemble(("answer  ", "dim"), (text, "bold")))
         steps = " + ".join(map(str, outcome.generated.trip_counts))
         out.print(Text(f"        {steps} denoising steps in {len(outcome.generated.trip_counts)} blocks", style="dim"))
-    words = f"{len(outcome.program.words):,} instruction words"
-    out.print()
-    out.print(_table(f"{experiment.model.name} on {experiment.hardware.name}, {words}", headline(experiment, outcome)))
-    if "accuracy" in outcome.results:
-        _print_accuracy(outcome.results["accuracy"].metrics)
-    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items())
-    out.print(Text(f"simulated in {took}", style="dim"))
+    if outcome.program is not None:
+        words = f"{len(outcome.program.words):,} instruction words"
+        out.print()
+        out.print(
+            _table(f"{experiment.model.name} on {experiment.hardware.name}, {words}", headline(experiment, outcome))
+        )
+        if "accuracy" in outcome.results:
+            _print_accuracy(outcome.results["accuracy"].metrics)
+        took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items())
+        out.print(Text(f"simulated in {took}", style="dim"))
     out.print()
     if outcome.discrepancies:
         out.print(_table("cross-validation", verdicts(outcome)))

@@ -20,13 +20,19 @@ from tripath.validation import Discrepancy, Settings
 from tripath.workload import Numerics, Workload
 
 PATHS = ("analytical", "cycle", "accuracy")
+WHOLE_RUN = ("program", "generation")
+"""Scopes of which a run has one; others are named beside the metric."""
+
 FIRST_SYNTHETIC_TOKEN = 3
 TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """The inputs of a run. `options` holds the options of each simulator by name."""
+    """The inputs of a run. `options` holds the options of each simulator by name.
+
+    Without `paths` no program is compiled: the run consists of checks that need none, `settings.streams`.
+    """
 
     model: ModelSpec
     workload: Workload
@@ -38,7 +44,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         unknown = [path for path in self.paths if path not in PATHS]
-        if unknown or not self.paths or len(set(self.paths)) != len(self.paths):
+        nothing = not self.paths and self.settings.streams is None
+        if unknown or nothing or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(PATHS)}, got {list(self.paths)}")
         for name in self.options:
             if name not in PATHS:
@@ -88,14 +95,19 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The outputs of a run."""
+    """The outputs of a run. `program` None: it had no paths, so no results either."""
 
-    program: Program
+    program: Program | None
     results: Mapping[str, Result]
     wall_seconds: Mapping[str, float]
     discrepancies: Sequence[Discrepancy]
     generated: Generated | None
     fail_on: Sequence[str]
+
+    @classmethod
+    def without_program(cls, fail_on: Sequence[str]) -> "Outcome":
+        """What a run without paths begins with."""
+        return cls(program=None, results={}, wall_seconds={}, discrepancies=[], generated=None, fail_on=fail_on)
 
     @property
     def failures(self) -> list[Discrepancy]:
@@ -191,7 +203,7 @@ def verdicts(outcome: Outcome) -> Table:
         rows.append([f"{equal} counts equal", "count", "", "", "", "0", "passed"])
     rows += [
         [
-            row.metric if row.passed else f"{row.metric}: {row.observed_source} vs {row.expected_source}", row.kind,
+            _subject(row) if row.passed else f"{_subject(row)}: {row.observed_source} vs {row.expected_source}", row.kind,
             _number(row.expected), _number(row.observed), _error(row.kind, row.relative_error),
             _tolerance(row.kind, row.tolerance), row.verdict,
         ]
@@ -199,6 +211,10 @@ def verdicts(outcome: Outcome) -> Table:
         if row.kind != "count" or not row.passed
     ]  # fmt: skip
     return Table(columns=["check", "kind", "expected", "observed", "error", "tolerance", "verdict"], rows=rows)
+
+
+def _subject(row: Discrepancy) -> str:
+    return row.metric if row.scope in WHOLE_RUN else f"{row.metric} {row.scope}"
 
 
 def _number(value: float) -> str:

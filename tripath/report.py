@@ -40,7 +40,7 @@ def report_of(outcome: Outcome) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
         "status": outcome.status,
-        "program": {
+        "program": None if outcome.program is None else {
             "digest": outcome.program.digest, "words": len(outcome.program.words),
             "bytes": len(outcome.program.to_bytes()),
         },
@@ -79,17 +79,18 @@ def write_files(
     `configuration` is the composed configuration as YAML, `command` the command line that ran.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"program.asm": outcome.program.to_text(), "config.yaml": configuration}
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    (folder / "program.bin").write_bytes(outcome.program.to_bytes())
+    files = {"config.yaml": configuration.encode()}
+    if outcome.program is not None:
+        files |= {"program.asm": outcome.program.to_text().encode(), "program.bin": outcome.program.to_bytes()}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     pictures = draw_pictures(folder, experiment, outcome)
     page, report = folder / "report.html", folder / "report.json"
     page.write_text(page_of(experiment, outcome, pictures, configuration, command), encoding="utf-8")
     partial = report.with_suffix(".partial")
     partial.write_text(json.dumps(report_of(outcome), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(report)
-    return [*(folder / name for name in texts), folder / "program.bin", *pictures, page, report]
+    return [*(folder / name for name in files), *pictures, page, report]
 
 
 def page_of(
@@ -97,7 +98,7 @@ def page_of(
 ) -> str:
     """The run as one HTML file that loads nothing: pictures are inside, and all text is escaped."""
     program, generated = outcome.program, outcome.generated
-    title = f"{experiment.model.name} on {experiment.hardware.name}"
+    title = f"{experiment.model.name} on {experiment.hardware.name}" if program else "Checks without a program"
     failed, checks = len(outcome.failures), len(outcome.discrepancies)
     verdict = f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold"
     parts = [
@@ -109,7 +110,9 @@ def page_of(
         for prompt, text in zip(generated.prompts, generated.texts, strict=True):
             parts.append(f"<p>{html.escape(prompt)}<br><b>{html.escape(text)}</b></p>")
         parts.append(f"<p>Denoising steps of each block: {', '.join(map(str, generated.trip_counts))}</p>")
-    parts += ["<h2>Paths</h2>", _table(headline(experiment, outcome)), "<h2>Checks</h2>", _table(verdicts(outcome))]
+    if program:
+        parts += ["<h2>Paths</h2>", _table(headline(experiment, outcome))]
+    parts += ["<h2>Checks</h2>", _table(verdicts(outcome))]
     for picture in pictures:
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append(f'<img alt="{html.escape(picture.stem)}" src="data:image/png;base64,{data}">')
@@ -117,11 +120,13 @@ def page_of(
         for heading, table in result.tables.items():
             if len(table.rows) <= LONGEST_TABLE:
                 parts += [f"<h2>{html.escape(name)}: {html.escape(heading)}</h2>", _table(table)]
-    provenance = {
-        "tripath": version("tripath"), "program digest": program.digest, "instruction words": f"{len(program.words):,}",
-        "program file": format_bytes(len(program.to_bytes())),
-        "trace digest": next(iter(outcome.results.values())).trace_digest,
-    }  # fmt: skip
+    provenance = {"tripath": version("tripath")}
+    if program:
+        provenance |= {
+            "program digest": program.digest, "instruction words": f"{len(program.words):,}",
+            "program file": format_bytes(len(program.to_bytes())),
+            "trace digest": next(iter(outcome.results.values())).trace_digest,
+        }  # fmt: skip
     parts += [
         "<h2>Provenance</h2>", _table(Table(columns=["", ""], rows=list(provenance.items()))),
         f"<h2>To run it again</h2><pre>{html.escape(command)}</pre>",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripath.errors import TripathError
-from tripath.experiment import Experiment, Outcome
+from tripath.experiment import WHOLE_RUN, Experiment, Outcome
 from tripath.metrics import Result
 
 DATABASE = "mlflow.db"
@@ -180,10 +180,11 @@ class Store:
 
 def tags_of(experiment: Experiment, outcome: Outcome) -> dict[str, str]:
     """What runs are filtered by."""
+    of_program = {} if outcome.program is None else {
+        "program_digest": outcome.program.digest, "trace_digest": next(iter(outcome.results.values())).trace_digest,
+    }  # fmt: skip
     tags = {
-        "program_digest": outcome.program.digest,
-        "trace_digest": next(iter(outcome.results.values())).trace_digest,
-        "model": experiment.model.name, "hardware": experiment.hardware.name, "cache": experiment.workload.cache,
+        **of_program, "model": experiment.model.name, "hardware": experiment.hardware.name, "cache": experiment.workload.cache,
         "verdict": outcome.status, "mlflow.source.name": "tripath",
     }  # fmt: skip
     commit = git_commit()
@@ -197,7 +198,8 @@ def headline_metrics(outcome: Outcome) -> dict[str, float]:
     }  # fmt: skip
     for row in outcome.discrepancies:
         if row.kind != "count":
-            metrics[f"validation.{row.kind}.{row.metric}.relative_error"] = row.relative_error
+            subject = row.metric if row.scope in WHOLE_RUN else f"{row.metric}.{row.scope}"
+            metrics[f"validation.{row.kind}.{subject}.relative_error"] = row.relative_error
     for simulator, result in outcome.results.items():
         metrics |= {f"{simulator}.{key}": value for key, value in result.metrics.items() if key in HEADLINE}
     return metrics

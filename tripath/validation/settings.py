@@ -48,13 +48,15 @@ class Reference:
 class Settings:
     """Tolerances by check. `fail_on` lists the kinds whose failure fails the run.
 
-    `estimate` is relative to the cycle path; `fidelity` holds absolute distances from `IDEAL`.
+    `estimate` is relative to the cycle path; `fidelity` holds absolute distances from `IDEAL`. `streams`: a file of memory
+    streams to run through the DRAM model (`published`: the one in the package), or None.
     """
 
     fail_on: Sequence[str]
     estimate: Tolerance
     fidelity: Mapping[str, Tolerance]
     references: Sequence[Reference] = field(default_factory=list)
+    streams: str | None = None
 
     def __post_init__(self) -> None:
         for kind in self.fail_on:

@@ -206,10 +206,11 @@ def headline_metrics(outcome: Outcome) -> dict[str, float]:
 
 
 def parameters(experiment: Experiment) -> dict[str, str]:
-    """What was run, flat: `workload.steps`, `hardware.hbm.channels`, ...; config.yaml also has the table of timings."""
+    """What was run, flat: `workload.steps`, `hardware.hbm.channels`, ...; config.yaml also has the tables of timings."""
     names = ("model", "workload", "hardware", "numerics")
     groups = {name: dataclasses.asdict(getattr(experiment, name)) for name in names}
     groups["hardware"].pop("timing")
+    groups["hardware"]["hbm"].pop("timings")
     flat: dict[str, str] = {"paths": ",".join(experiment.paths)}
 
     def walk(prefix: str, value: object) -> None:

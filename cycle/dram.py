@@ -160,7 +160,7 @@ def stream(numbers, kinds, memory, opened):
     tally = np.zeros(TALLY_CELLS, np.int64)
     tally[LEFT] = len(numbers)
     next_refresh = m.nREFI if m.refresh_by_clock else NEVER
-    clock = 0
+    clock = np.int64(0)
     while tally[LEFT]:
         # Bursts enter in one order: the first that finds its queue full holds up all. The very first enters alone: the
         # reference's clock starts with it.

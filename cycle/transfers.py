@@ -127,7 +127,9 @@ def absolute_refresh(start, busy, nRFC, nREFI):
 
     The memory stands still for nRFC cycles from every whole multiple of nREFI (above 0) on.
     """
-    into = start % nREFI if start >= nREFI else nRFC + start
-    waited = max(0, nRFC - into) if busy else 0
-    left = nREFI - max(into, nRFC) if start >= nREFI else nREFI - start
-    return waited + (max(0, busy - 1 - (left - 1)) + nREFI - nRFC - 1) // (nREFI - nRFC) * nRFC
+    if busy == 0:
+        return 0
+    phase = start % nREFI
+    stopped = start >= nREFI and phase < nRFC
+    waited, before_next = (nRFC - phase, nREFI - nRFC) if stopped else (0, nREFI - phase)
+    return waited + -(-max(0, busy - before_next) // (nREFI - nRFC)) * nRFC

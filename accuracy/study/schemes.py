@@ -1,0 +1,157 @@
+"""The KV cache of the reference path: what is stored, in which blocks, and how it is smoothed before rounding.
+
+Shape suffixes: B sequences, H KV heads, T tokens of the canvas, D head_dim. BAOS is reconstructed (its name and aim are
+published, its formula is not): docs/kv_quantisation.md.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accuracy.study.quantise import fake_quantise
+from tripath.errors import TripathError
+from tripath.formats import MX_BLOCK
+
+SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
+AXES = ("channels", "tokens")
+SMALLEST_SHARE = 2.0**-14
+"""c is kept above this share of the largest c of its head, so that a dead channel has a finite s."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KvScheme:
+    """How K and V are stored.
+
+    `smoother`: plain (nothing), baos (s anew at each block's warm step), frozen (s of block 0), static (s of a
+    calibration set), oracle (s anew at every step, and all of the cache rounded anew), hadamard (a rotation of the
+    channels). `alpha`, `power_of_two` and `centre` (subtract each channel's mean over the tokens) shape s; `keys` and
+    `values` choose what is smoothed. `pre_rope`: keys are stored before the rotation. `k_axis`, `v_axis`: along what
+    blocks run; KIVI is `plain` with k_axis tokens and v_axis channels.
+    """
+
+    smoother: str = "plain"
+    alpha: float = 1.0
+    power_of_two: bool = False
+    centre: bool = False
+    keys: bool = True
+    values: bool = True
+    pre_rope: bool = False
+    k_axis: str = "channels"
+    v_axis: str = "tokens"
+
+    def __post_init__(self) -> None:
+        if self.smoother not in SMOOTHERS:
+            raise TripathError(f"study.smoother: unknown {self.smoother!r}, one of {', '.join(SMOOTHERS)}")
+        for axis in ("k_axis", "v_axis"):
+            if getattr(self, axis) not in AXES:
+                raise TripathError(f"study.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
+        if self.smoother == "hadamard" and self.pre_rope:
+            raise TripathError("study.pre_rope: a rotation of all channels does not commute with RoPE, use post-RoPE")
+
+    @property
+    def smooths(self) -> bool:
+        """Whether channels are divided by s."""
+        return self.smoother not in ("plain", "hadamard")
+
+
+def channel_maxima(x_BHTD: Tensor, real_BT: Tensor, *, pairs: bool = False) -> Tensor:
+    """c_j = max over real tokens of |x_j| ([B, H, 1, D]); with `pairs` the larger of channels j and j + D/2."""
+    c = (x_BHTD * real_BT[:, None, :, None]).abs().amax(2, keepdim=True)
+    if pairs:
+        half = torch.maximum(*c.chunk(2, dim=-1))
+        c = torch.cat([half, half], -1)
+    return c.clamp(min=1e-30).maximum(c.amax(-1, keepdim=True) * SMALLEST_SHARE)
+
+
+def smoothing(c: Tensor, scheme: KvScheme) -> Tensor:
+    """s_j = (c_j / geomean(c))^alpha, maybe rounded to a power of two."""
+    logs = c.log2()
+    logs = (logs - logs.mean(-1, keepdim=True)) * scheme.alpha
+    return (logs.round() if scheme.power_of_two else logs).exp2()
+
+
+def hadamard(size: int) -> Tensor:
+    """Sylvester's matrix, orthonormal ([size, size]); size is a power of two.
+
+    Raises:
+        TripathError: it is not.
+    """
+    if size & (size - 1):
+        raise TripathError(f"model.head_dim: the Hadamard scheme needs a power of two, got {size}")
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / math.sqrt(size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideRules:
+    """What the cache of one side (K or V) of a layer needs to know: rounding of lanes, format, blocks, smoothing."""
+
+    scheme: KvScheme
+    format: str
+    axis: str
+    token_block: int
+    smoothed: bool
+    pairs: bool
+    lanes: Callable[[Tensor], Tensor]
+    calibrated: tuple[Tensor, Tensor] | None
+    """Maxima and means of the static scheme, [1, H, 1, D] each."""
+
+
+class Side:
+    """K or V of one layer: raw rows as the projection left them, and `stored`, what the cache gives back.
+
+    `stored` is in the smoothed domain: x = stored * s + m. `s` and `m` are None where nothing is smoothed or centred.
+    """
+
+    def __init__(self, rules: SideRules, raw_BHTD: Tensor, real_BT: Tensor) -> None:
+        self.rules = rules
+        self.real = real_BT
+        self.raw = torch.zeros_like(raw_BHTD)
+        self.stored = torch.zeros_like(raw_BHTD)
+        self.s: Tensor | None = None
+        self.m: Tensor | None = None
+
+    def write(self, x_BHRD: Tensor, rows: slice, *, block: int) -> slice:
+        """Overwrite `rows`; a write of all rows is a warm step of block number `block`. Returns the rows that changed."""
+        warm = x_BHRD.shape[2] == self.raw.shape[2]
+        self.raw[:, :, rows] = x_BHRD
+        kind = self.rules.scheme.smoother
+        if self.rules.smoothed and (
+            kind == "oracle" or (warm and (kind == "baos" or (kind == "frozen" and block == 0) or self.s is None))
+        ):
+            self._calibrate()
+        changed = slice(0, self.raw.shape[2]) if warm or kind == "oracle" else rows
+        self.stored[:, :, changed] = self._rounded(self.raw[:, :, changed], self.real[:, changed])
+        return changed
+
+    def _calibrate(self) -> None:
+        rules, scheme, lanes = self.rules, self.rules.scheme, self.rules.lanes
+        x, real = self.raw, self.real
+        maxima = None
+        if rules.calibrated is not None:
+            maxima, mean = rules.calibrated
+            mean = mean if scheme.centre else None
+        elif scheme.centre:
+            weights = real[:, None, :, None].to(x.dtype)
+            mean = (x * weights).sum(2, keepdim=True) / weights.sum(2, keepdim=True)
+        else:
+            mean = None
+        self.m = lanes(mean) if mean is not None else None
+        if maxima is None:
+            maxima = channel_maxima(x if self.m is None else x - self.m, real, pairs=rules.pairs)
+        self.s = lanes(smoothing(maxima, scheme)).expand(x.shape[0], -1, -1, -1)
+
+    def _rounded(self, x: Tensor, real: Tensor) -> Tensor:
+        rules = self.rules
+        if self.m is not None:
+            x = rules.lanes(x - self.m) * real[:, None, :, None]
+        if self.s is not None:
+            x = rules.lanes(x * rules.lanes(1 / self.s))
+        if rules.axis == "channels":
+            return fake_quantise(x, rules.format, block=MX_BLOCK, dim=-1)
+        return fake_quantise(x, rules.format, block=rules.token_block, dim=-2)

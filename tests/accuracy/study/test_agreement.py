@@ -1,0 +1,92 @@
+"""The executor and the reference path agree step by step on the executor's canvases, format by format.
+
+Both round to BF16 and to the formats at the same points; bits differ because FP32 sums run in another order and exp, 1/x
+and 1/sqrt(x) are torch's instead of tables. Such a difference is below 2^-17 where it arises; a rounding that it flips
+then grows through the layers as any perturbation does, in coarse formats up to the size of their steps. So the bound is
+what that perturbation does to the reference path itself: SAFETY times the largest deviation of any logit, at the same
+step, over sequences and seeded runs whose every FP32 result is perturbed by as much (`agreement.perturbed`).
+"""
+
+import numpy as np
+import pytest
+
+from accuracy.study.problems import load_problems
+from tests.accuracy.study.agreement import cache_of, experiment_of, run_both
+
+PROBLEMS = 20
+SAFETY = 2.0
+"""The executor's is one more draw of that deviation; the largest of some thousand logits varies by less than this."""
+PRESETS = ["mxint8", "mxint4_kv", "mxint4", "bf16", "fp16", "mxfp8", "mxfp8_e5m2", "mxfp6", "mxfp4"]
+BF16_STEP = 2.0**-8
+
+
+def check(steps, experiment):
+    """Every difference lies within the bound; returns (tokens that differ, tokens, sets that differ, sets)."""
+    counts = np.zeros(4, int)
+    threshold = experiment.workload.threshold if experiment.workload.commit == "threshold" else None
+    for step in steps:
+        mine, theirs = step.executor, step.reference
+        bound = SAFETY * step.deviation.max()
+        error = np.abs(mine["logits"] - theirs["logits"])
+        assert error.max() <= bound
+        # Confidence is 1 / sum exp(x - m): its logarithm moves by at most twice the logits' error, and by the BF16
+        # roundings of differences (up to 16 in size where exp still counts), exponentials and the ranked value.
+        slack = 2 * error.max() + 16 * BF16_STEP / 2 + 2 * BF16_STEP
+        logs = [np.log(side["confidence"].astype(np.float64)) for side in (mine, theirs)]
+        assert np.abs(logs[0] - logs[1]).max() <= 2 * bound + slack - 2 * error.max()
+        for row, position in np.argwhere(mine["token_ids"] != theirs["token_ids"]):
+            logits = theirs["logits"][row, position]
+            assert (
+                logits.max() - logits[mine["token_ids"][row, position]] <= 2 * error[row, position].max() <= 2 * bound
+            )
+        for row in np.flatnonzero((mine["committed"] != theirs["committed"]).any(1)):
+            only = [
+                (a & ~b)[row]
+                for a, b in ((mine["committed"], theirs["committed"]), (theirs["committed"], mine["committed"]))
+            ]
+            for position in np.flatnonzero(only[0] | only[1]):
+                rivals = logs[1][row][only[1] if only[0][position] else only[0]].tolist()
+                rivals += [] if threshold is None else [np.log(threshold)]
+                assert min(abs(logs[1][row, position] - rival) for rival in rivals) <= slack
+        counts += [(mine["token_ids"] != theirs["token_ids"]).sum(), mine["token_ids"].size,
+                   (mine["committed"] != theirs["committed"]).any(1).sum(), len(mine["committed"])]  # fmt: skip
+    return counts
+
+
+def agree(preset, tensors, *overrides):
+    """Run and check one configuration; the counts of `check`."""
+    prompts = [problem.prompt for problem in load_problems()[:PROBLEMS]]
+    x = experiment_of(preset, PROBLEMS, *overrides)
+    machine, batch, steps = run_both(x, tensors, prompts)
+    counts = check(steps, x)
+    # Before perturbations grow: the first layer's cache saw one norm and one projection, the second's a whole layer.
+    for side in ("k", "v"):
+        stored = np.stack([layer[side].stored.numpy() for layer in batch.sides])
+        differs = (cache_of(machine, side) != stored).mean(axis=(1, 2, 3, 4))
+        assert differs[0] < 1e-3
+        assert differs[1] < 0.03
+        assert (differs < 0.6).all()
+    print(f"{preset} {overrides}: differ {counts[0]} of {counts[1]} tokens, {counts[2]} of {counts[3]} sets")
+    assert counts[0] <= 0.05 * counts[1]
+    assert counts[2] <= 0.25 * counts[3]
+    return counts
+
+
+SHORT = ("workload.generation_length=8", "workload.steps=4")
+
+
+@pytest.mark.parametrize("preset", ["mxint8", "mxint4_kv", "mxint4", "bf16", "mxfp8", "mxfp6", "mxfp4"])
+def test_executor_and_reference_path_agree_step_by_step(preset, tensors):
+    agree(preset, tensors, *SHORT)
+
+
+@pytest.mark.parametrize(("cache", "commit"), [("none", "quota"), ("prefix", "threshold")])
+def test_they_agree_under_other_policies(cache, commit, tensors):
+    agree("mxint8", tensors, *SHORT, f"workload.cache={cache}", f"workload.commit={commit}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("commit", ["quota", "threshold"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_they_agree_over_whole_generations(preset, commit, tensors):
+    agree(preset, tensors, f"workload.commit={commit}")

@@ -7,7 +7,7 @@ import numpy as np
 from tripath.hardware import QUEUED_UNITS, HardwareConfig
 from tripath.isa import TABLE, Memory, Unit
 from tripath.program import Program
-from tripath.tables import QUEUE_OF_UNIT, Access, tabulate
+from tripath.tables import QUEUE_OF_UNIT, Access, address_steps, tabulate
 
 FRONT_END = -1
 DMA = (QUEUED_UNITS.index("dma_in"), QUEUED_UNITS.index("dma_out"))
@@ -46,14 +46,19 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
     """Facts of every instruction of a program on a machine."""
     tables, registers = tabulate(program), _registers(program)
     queue = [int(QUEUE_OF_UNIT[unit]) for unit in tables.unit]
+    frontend, steps, ends = hardware.frontend, address_steps(program), program.loop_ends()
     interval, ideal, latency, front_end = ([0.0] * len(queue) for _ in range(4))
     for number, instruction in enumerate(program.instructions):
         spec = TABLE[int(tables.opcode[number])]
-        front_end[number] = hardware.frontend["issue_cycles"]
-        if spec.mnemonic in ("C_LOOP", "C_LOOP_R"):
-            front_end[number] = hardware.frontend["loop_cycles"]
+        front_end[number] = frontend.control_cycles if spec.unit is Unit.FRONTEND else frontend.issue_cycles
+        if spec.mnemonic in ("C_LOOP", "C_LOOP_R"):  # what leaving costs is paid on entry: each happens once
+            front_end[number] = frontend.loop_cycles
+            if not any(row.mnemonic == "C_BREAK_IF" and row.operands["level"] == instruction.operands["level"]
+                       for row in program.instructions[number : ends[number]]):  # fmt: skip
+                front_end[number] += frontend.exit_cycles - frontend.next_cycles
         elif spec.mnemonic == "C_NEXT":
-            front_end[number] = hardware.frontend["next_cycles"]
+            front_end[number] = frontend.next_cycles
+        front_end[number] += frontend.address_step_cycles * steps[number]
         if spec.unit in (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR):
             interval[number] = ideal[number] = hardware.interval_cycles(spec.mnemonic)
             latency[number] = hardware.latency_cycles(spec.mnemonic)
@@ -63,7 +68,6 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
             ideal[number] = moved / hardware.hbm.bytes_per_cycle
             out = hardware.hbm.write_latency_cycles if spec.unit is Unit.DMA_OUT else hardware.hbm.read_latency_cycles
             latency[number] = interval[number] + out if moved else 1
-        del instruction
     return Costs(
         queue=queue, interval=interval, ideal=ideal, latency=latency, front_end=front_end,
         waits=[tuple(int(s) for s in row if s) for row in tables.waits],

@@ -11,12 +11,15 @@ from numba import njit
 
 from cycle.fastforward import Snapshots, at_loop_end, cells_of, enter_loop, is_due
 from cycle.state import (
+    ADDRESS,
+    ADDRESS_COST,
     ARRIVAL,
     BANDWIDTH,
     BURST_BYTES,
     BUS_FREE,
     BUSY,
     BYTES_PER_CYCLE,
+    COST,
     COUNT,
     CYCLES,
     DEPTH,
@@ -26,6 +29,7 @@ from cycle.state import (
     ENTERED,
     ENTRY,
     EVENTS,
+    EXIT_COST,
     FLIGHT,
     FLIGHTS,
     FREE,
@@ -37,7 +41,6 @@ from cycle.state import (
     HBM_ROWS,
     HEAD,
     INTERVAL_CYCLES,
-    ISSUE,
     ISSUED,
     LATENCY,
     LATENCY_CYCLES,
@@ -53,11 +56,9 @@ from cycle.state import (
     LOG_PLACE,
     LOG_RETIRE,
     LOGGED,
-    LOOP,
     MATRIX,
     MOVES,
     N_CAUSES,
-    NEXT,
     NOW,
     OPCODE,
     OPERAND,
@@ -227,11 +228,11 @@ def _front_end(code, operands, facts, control, breaks, state, statistics, timeli
                 scalars[NOW] += wait
         op = row[OPCODE]
         if op < QUEUED:
-            cost = facts[ISSUE]
-            level = row[LEVEL]
+            cost, level = row[COST], row[LEVEL]
             if op == OP_NEXT:
-                cost = facts[NEXT]
                 c_next(control, level)
+                if control.pc[0] > pc:
+                    cost = row[EXIT_COST]
             elif op == OP_BREAK:
                 awaited = row[WAIT]
                 if awaited:
@@ -251,12 +252,12 @@ def _front_end(code, operands, facts, control, breaks, state, statistics, timeli
                     control.pc[0] += 1
             else:
                 if op == OP_LOOP or op == OP_LOOP_R:
-                    cost = facts[LOOP]
                     enter_loop(level, scalars[NOW], snapshots.loop)
                 control_step(op, operands[pc], control)
             statistics.retired[pc] += 1
             scalars[NOW] += cost
             counters[BUSY] += cost
+            counters[ADDRESS] += row[ADDRESS_COST]
             moved = 1
             if row[PERIOD] > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.loop):
                 at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots)
@@ -272,8 +273,8 @@ def _front_end(code, operands, facts, control, breaks, state, statistics, timeli
         if wait > 0:
             counters[STALL + QUEUE_FULL] += wait
             scalars[NOW] += wait
-        scalars[NOW] += facts[ISSUE]
-        counters[BUSY] += facts[ISSUE]
+        scalars[NOW] += row[COST]
+        counters[BUSY] += row[COST]
         place[ENTRY], place[ARRIVAL] = pc, scalars[NOW]
         if q == VECTOR:
             for lock in range(row[LOCK_COUNT]):

@@ -8,6 +8,7 @@ from cycle.fastforward import mark_loops, new_snapshots
 from cycle.machine import DEADLOCK, OK, TRACE_SHORT, run
 from cycle.races import check_races
 from cycle.state import (
+    ADDRESS,
     BUSY,
     CAUSES,
     CYCLES,
@@ -114,6 +115,7 @@ def _result(
     tokens = program.layout["batch"] * program.layout["generation_length"]
     cycles, busy = statistics.phase[:, CYCLES], statistics.phase[:, BUSY : BUSY + len(UNITS)]
     stall = statistics.phase[:, STALL:TRAFFIC_BYTES].reshape(len(phases), len(UNITS), N_CAUSES)
+    address = int(statistics.phase[:, ADDRESS].sum())
     by_unit, by_cause = busy.sum(axis=0), stall.sum(axis=0)
     sampling = sum(int(cycles[phases.index(name)]) for name in SAMPLING_PHASES if name in phases)
     metrics: dict[str, float] = {
@@ -129,6 +131,11 @@ def _result(
         for column, cause in enumerate(CAUSES):
             if by_cause[number, column]:
                 metrics[f"stall_cycles.{unit}.{cause}"] = int(by_cause[number, column])
+    components = {
+        "matrix": by_unit[1], "vector": by_unit[2], "scalar": by_unit[3] + address, "memory": by_unit[4] + by_unit[5],
+        "control": by_unit[0] - address,
+    }  # fmt: skip
+    metrics |= {f"component_cycles.{name}": int(value) for name, value in components.items()}
     for number, phase in enumerate(phases):
         metrics[f"phase_cycles.{phase}"] = int(cycles[number])
     by_phase = [

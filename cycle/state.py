@@ -8,12 +8,12 @@ from collections import namedtuple
 import numpy as np
 
 from tripath.errors import ProgramError
-from tripath.hardware import QUEUED_UNITS, HardwareConfig
+from tripath.hardware import QUEUED_UNITS, FrontEnd, HardwareConfig
 from tripath.isa import TABLE, Memory, Unit
 from tripath.isa.spec import SEMAPHORES
 from tripath.metrics import UNITS
 from tripath.program import Program
-from tripath.tables import QUEUE_OF_UNIT, tabulate
+from tripath.tables import QUEUE_OF_UNIT, address_steps, tabulate
 
 MATRIX, VECTOR, DMA_IN, DMA_OUT = range(4)
 """Queues."""
@@ -32,18 +32,17 @@ UNIT_FRONTEND, UNIT_MATRIX, UNIT_VECTOR, UNIT_SCALAR, UNIT_DMA_IN, UNIT_DMA_OUT 
 LOCKS = 5
 """Interlocked accesses of one vector or scalar instruction at most."""
 (OPCODE, UNIT, QUEUE, PHASE, INTERVAL_CYCLES, LATENCY_CYCLES, WAIT, _, WAIT_CAUSE, _, SIGNAL, _, MOVES, HBM, HBM_ROWS,
- HBM_BYTES, PERIOD, EXITS, LEVEL, LOCK_COUNT, LOCK) = range(21)  # fmt: skip
+ HBM_BYTES, PERIOD, EXITS, LEVEL, COST, EXIT_COST, ADDRESS_COST, LOCK_COUNT, LOCK) = range(24)  # fmt: skip
 """WAIT, SIGNAL: two semaphores (0: none); WAIT_CAUSE: what waiting for each counts as. MOVES: whether a DMA instruction
 moves data (and is not only a sync). HBM: the address register of its access to HBM, or -1, and the rows and bytes a row.
-PERIOD, EXITS (C_NEXT only): see `fastforward`. LEVEL: first operand. LOCK: LOCK_COUNT groups of the next five."""
+PERIOD, EXITS (C_NEXT only): see `fastforward`. LEVEL: first operand. COST: cycles of the front end; EXIT_COST: those of a
+C_NEXT that leaves; ADDRESS_COST: how many of them step addresses. LOCK: LOCK_COUNT groups of the next five."""
 LOCK_REGISTER, LOCK_CELL, LOCK_WIDTH, LOCK_SIZE, LOCK_WRITE, LOCK_COLUMNS = range(6)
 """Address register; first cell of the memory in the scoreboard; addresses a cell; addresses touched; written or not."""
 CODE_COLUMNS = LOCK + LOCKS * LOCK_COLUMNS
 
 # Places in the facts.
-SERIAL_MODE, ISSUE, LOOP, NEXT, OUTSTANDING, BYTES_PER_CYCLE, BURST_BYTES, READ_LATENCY, WRITE_LATENCY, DEPTH = range(
-    10
-)
+SERIAL_MODE, OUTSTANDING, BYTES_PER_CYCLE, BURST_BYTES, READ_LATENCY, WRITE_LATENCY, DEPTH = range(7)
 FACTS = DEPTH + len(QUEUED_UNITS)
 
 # Places in the state's scalars.
@@ -73,12 +72,14 @@ everything up to them is over, their addresses; `ready`: the scoreboard."""
 CYCLES, BUSY = 0, 1
 STALL = BUSY + len(UNITS)
 TRAFFIC_BYTES = STALL + len(UNITS) * len(CAUSES)
-TRAFFIC_BURSTS, COUNTERS = TRAFFIC_BYTES + 2, TRAFFIC_BYTES + 4
+TRAFFIC_BURSTS = TRAFFIC_BYTES + 2
+ADDRESS, COUNTERS = TRAFFIC_BURSTS + 2, TRAFFIC_BURSTS + 3
 N_CAUSES = len(CAUSES)
 
 Statistics = namedtuple("Statistics", "retired phase")
 """What is counted, all of it additive over time: `retired` [n]; `phase` [phases, COUNTERS]: its CYCLES; BUSY + unit;
-STALL + unit * N_CAUSES + cause, in cycles; TRAFFIC_BYTES and TRAFFIC_BURSTS + direction."""
+STALL + unit * N_CAUSES + cause, in cycles; TRAFFIC_BYTES and TRAFFIC_BURSTS + direction; ADDRESS: cycles of the
+front end that step addresses."""
 
 EVENT_COLUMNS = ("instruction", "unit", "dispatched", "start", "end", "bytes")
 
@@ -98,6 +99,7 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
         if spec.unit in (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR):
             code[tables.opcode == opcode, INTERVAL_CYCLES] = hardware.interval_cycles(spec.mnemonic)
             code[tables.opcode == opcode, LATENCY_CYCLES] = hardware.latency_cycles(spec.mnemonic)
+    _control_costs(program, hardware.frontend, code)
     giver = np.zeros(SEMAPHORES + 1, np.int64)
     giver[tables.signals] = code[:, QUEUE, None]
     code[:, WAIT : WAIT + 2], code[:, SIGNAL : SIGNAL + 2] = tables.waits, tables.signals
@@ -117,6 +119,18 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
                         raise ProgramError(f"program: instruction {number} has two accesses to HBM")
                     row[HBM : HBM_BYTES + 1] = register, rows, size
     return code
+
+
+def _control_costs(program: Program, frontend: FrontEnd, code: np.ndarray) -> None:
+    """Fill the columns COST, EXIT_COST and ADDRESS_COST."""
+    special = {"C_LOOP": frontend.loop_cycles, "C_LOOP_R": frontend.loop_cycles, "C_NEXT": frontend.next_cycles}
+    for number, instruction in enumerate(program.instructions):
+        queued = instruction.spec.unit is not Unit.FRONTEND
+        cost = frontend.issue_cycles if queued else special.get(instruction.mnemonic, frontend.control_cycles)
+        code[number, COST], code[number, EXIT_COST] = cost, frontend.exit_cycles
+    code[:, ADDRESS_COST] = frontend.address_step_cycles * address_steps(program)
+    code[:, COST] += code[:, ADDRESS_COST]
+    code[:, EXIT_COST] += code[:, ADDRESS_COST]
 
 
 def _lock(row: np.ndarray, *access: int) -> None:
@@ -140,11 +154,10 @@ def scoreboard(program: Program, hardware: HardwareConfig) -> tuple[dict[int, in
 
 def facts_of(hardware: HardwareConfig) -> np.ndarray:
     """The hardware in integers."""
-    hbm, frontend = hardware.hbm, hardware.frontend
+    hbm = hardware.hbm
     facts = np.zeros(FACTS, np.int64)
     facts[SERIAL_MODE] = hardware.execution == "serial"
-    facts[ISSUE], facts[LOOP] = frontend["issue_cycles"], frontend["loop_cycles"]
-    facts[NEXT], facts[OUTSTANDING] = frontend["next_cycles"], hardware.dma_outstanding
+    facts[OUTSTANDING] = hardware.dma_outstanding
     facts[BYTES_PER_CYCLE], facts[BURST_BYTES] = hbm.bytes_per_cycle, hbm.burst_bytes
     facts[READ_LATENCY], facts[WRITE_LATENCY] = hbm.read_latency_cycles, hbm.write_latency_cycles
     facts[DEPTH:] = [hardware.queue_depth[name] for name in QUEUED_UNITS]

@@ -189,8 +189,33 @@ class Sram:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FrontEnd:
+    """Cycles of the front end: to dispatch a queued instruction, to enter a loop, to go round one (`next`; 0: zero-overhead
+    loops) and to leave one by its C_NEXT (`exit`), for any other control instruction.
+
+    `address_step_cycles`: for each address that moves with a loop or a ring; 0 where address registers step by
+    themselves, 1 where scalar instructions add.
+    """
+
+    issue_cycles: int = 1
+    loop_cycles: int = 1
+    next_cycles: int = 0
+    exit_cycles: int = 0
+    control_cycles: int = 1
+    address_step_cycles: int = 0
+
+    def __post_init__(self) -> None:
+        for field in self.__slots__:
+            if getattr(self, field) < 0:
+                raise TripathError(f"hardware.frontend.{field}: must not be negative, got {getattr(self, field)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HardwareConfig:
-    """One NPU core. The array multiplies (BLEN, MLEN) by (MLEN, BLEN); the vector unit has VLEN lanes."""
+    """One NPU core. The array multiplies (BLEN, MLEN) by (MLEN, BLEN); the vector unit has VLEN lanes.
+
+    `prefetch_rows`: rows of VLEN elements that one descriptor brings at most where a long row streams in (None: all).
+    """
 
     name: str
     clock_hz: float
@@ -202,7 +227,8 @@ class HardwareConfig:
     hbm: Hbm
     queue_depth: Mapping[str, int]
     dma_outstanding: int
-    frontend: Mapping[str, int]
+    prefetch_rows: int | None = None
+    frontend: FrontEnd
     timing: Mapping[str, Timing]
 
     def __post_init__(self) -> None:
@@ -218,6 +244,8 @@ class HardwareConfig:
             )
         if self.dma_outstanding < 1:
             raise TripathError(f"hardware.dma_outstanding: must be at least 1, got {self.dma_outstanding}")
+        if self.prefetch_rows is not None and self.prefetch_rows < 1:
+            raise TripathError(f"hardware.prefetch_rows: must be at least 1, got {self.prefetch_rows}")
         if self.clock_hz <= 0:
             raise TripathError(f"hardware.clock_hz: must be positive, got {self.clock_hz}")
 

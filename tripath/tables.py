@@ -78,6 +78,30 @@ def sram_bytes_per_instruction(tables: Tables) -> np.ndarray:
     return np.where(memory > Memory.HBM, moved, 0).sum(axis=1)
 
 
+def address_steps(program: Program) -> np.ndarray:
+    """Addresses that each C_NEXT and A_NEXT moves (int64 [n]): registers used in the loop's body that have a stride at its
+    level, registers that follow the ring."""
+    strides: dict[int, set[int]] = {}
+    ring: dict[int, set[int]] = {}
+    used: list[set[int]] = []
+    for instruction in program.instructions:
+        o, spec = instruction.operands, instruction.spec
+        if instruction.mnemonic == "A_STEP":
+            strides.setdefault(o["level"], set()).add(o["register"])
+        elif instruction.mnemonic == "A_RING":
+            ring.setdefault(o["ring"], set()).add(o["register"])
+        queued = spec.unit is not Unit.FRONTEND
+        used.append({o[name] for name, operand in spec.operands.items() if queued and operand.address})
+    steps = np.zeros(len(program.instructions), np.int64)
+    for start, end in program.loop_ends().items():
+        level = program.instructions[end].operands["level"]
+        steps[end] = len(set().union(*used[start:end]) & strides.get(level, set()))
+    for number, instruction in enumerate(program.instructions):
+        if instruction.mnemonic == "A_NEXT":
+            steps[number] = len(ring.get(instruction.operands["ring"], set()))
+    return steps
+
+
 def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
     """Event counts of a run in which instruction i retired `retired[i]` times: the counts that all paths must share.
 

@@ -29,7 +29,7 @@ class FrontEnd:
 
     def control(self, instruction):
         """Run one control instruction; returns its cost."""
-        o, cost = instruction.operands, self.facts["issue_cycles"]
+        o, cost = instruction.operands, self.facts.control_cycles
         self.pc += 1
         match instruction.mnemonic:
             case "A_BASE":
@@ -39,12 +39,12 @@ class FrontEnd:
             case "A_ROWS":
                 self.pitch[o["register"]] = o["stride"]
             case "C_LOOP":
-                cost = self.facts["loop_cycles"]
+                cost = self.facts.loop_cycles
                 self.index[o["level"]], self.trips[o["level"]], self.start[o["level"]] = 0, o["trips"], self.pc
                 if o["trips"] == 0:
                     self.pc += o["length"]
             case "C_NEXT":
-                cost = self.facts["next_cycles"]
+                cost = self.facts.next_cycles
                 if self.index[o["level"]] + 1 < self.trips[o["level"]]:
                     self.index[o["level"]] += 1
                     self.pc = self.start[o["level"]]
@@ -133,7 +133,7 @@ def run_clocked(program, hardware, limit=100_000):
                     (spec.operands[f.operand].memory, write, front.address(o[f.operand]), front.pitch.get(o[f.operand], 0), f.rows(o), f.size(o))
                     for group, write in ((spec.reads, False), (spec.writes, True)) for f in group
                 ]  # fmt: skip
-                front_free = now + hardware.frontend["issue_cycles"]
+                front_free = now + hardware.frontend.issue_cycles
                 queues[name].append((front.pc, front_free, touched, dispatched))
                 dispatched += 1
                 front.pc += 1

@@ -20,7 +20,8 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     share, spread = successes / trials, z * z / trials
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the interval reaches the share itself, which rounding must not cut off.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 def kv_bytes_per_token(spec: ModelSpec, format: str, scheme: KvScheme, *, token_block: int, canvas: float) -> float:

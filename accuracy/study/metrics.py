@@ -48,6 +48,8 @@ class Comparison:
         self.counts: dict[str, float] = defaultdict(float)
         self._batch: Batch | None = None
         self._warm: dict[tuple[int, str], Tensor] = {}
+        self._divergence: list[Tensor] = []
+        """Per batch [2, B]: sum of logit KL over each sequence's masked positions, and their number."""
 
     def add(self, name: str, values: Tensor) -> None:
         """Enter values into the mean called `name`."""
@@ -56,8 +58,13 @@ class Comparison:
 
     @property
     def summary(self) -> dict[str, float]:
-        """Means of everything that was observed; attention_error is a ratio of norms."""
+        """Means of everything that was observed; attention_error is a ratio of norms, logit_kl_error the standard error
+        of logit_kl over sequences (they differ far more than positions do)."""
         means = {name: total / max(1.0, self.counts[name]) for name, total in self.sums.items()}
+        total, positions = torch.cat(self._divergence, 1)
+        residual = total - means["logit_kl"] * positions
+        spread = residual.square().sum() * len(residual) / max(1, len(residual) - 1)
+        means["logit_kl_error"] = float(spread.sqrt() / positions.sum())
         means["attention_error"] = math.sqrt(means.pop("attention_difference") / means.pop("attention_exact"))
         return means
 
@@ -72,6 +79,7 @@ class Comparison:
         transfer_overlap (Jaccard index of the committed sets, mean over sequences that still have masks)."""
         if view.block == 0 and view.step == 0:
             self._batch, self._warm = self._fresh(view), {}
+            self._divergence.append(torch.zeros(2, len(view.canvas), dtype=torch.float64))
         assert self._batch is not None
         rows = recomputed_rows(self.policy.cache, view.step, view.place, view.canvas.shape[1])
         hidden = self.reference.forward(view.canvas, rows, self._batch, block=view.block)
@@ -80,7 +88,9 @@ class Comparison:
         ids, confidence = sample(logits, self.policy.score, self.reference.arithmetic.sampling)
         chosen = commit(confidence, view.masked, self.policy, view.step)
         p, q = logits.double().log_softmax(-1), view.logits.double().log_softmax(-1)
-        self.add("logit_kl", (p.exp() * (p - q)).sum(-1)[view.masked])
+        divergence = (p.exp() * (p - q)).sum(-1) * view.masked
+        self.add("logit_kl", divergence[view.masked])
+        self._divergence[-1] += torch.stack([divergence.sum(1), view.masked.sum(1)])
         self.add("argmax_flips", (ids != view.token_ids)[view.masked])
         active = view.masked.any(1)
         both, either = ((chosen & view.committed).sum(1), (chosen | view.committed).sum(1))

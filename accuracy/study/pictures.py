@@ -14,7 +14,7 @@ Draw = Callable[[Axes, list[float], list[dict[str, Any]], str], None]
 def write_pictures(results: Sequence[dict[str, Any]], out: Path) -> None:
     """`exact_match.png` (with 95 % intervals) and `logit_kl.png` (logarithmic), one panel per planted gain."""
     _write(results, out / "exact_match.png", "exact match (95 % Wilson interval)", _exact_match)
-    _write(results, out / "logit_kl.png", "logit KL to FP32 on the same canvas, nats", _logit_kl)
+    _write(results, out / "logit_kl.png", "logit KL to FP32 on the same canvas, nats (± standard error)", _logit_kl)
 
 
 def _exact_match(axes: Axes, places: list[float], rows: list[dict[str, Any]], label: str) -> None:
@@ -25,7 +25,10 @@ def _exact_match(axes: Axes, places: list[float], rows: list[dict[str, Any]], la
 
 
 def _logit_kl(axes: Axes, places: list[float], rows: list[dict[str, Any]], label: str) -> None:
-    axes.plot(places, [max(row.get("logit_kl", 0.0), 1e-9) for row in rows], "o", markersize=5, label=label)
+    means = [max(row["logit_kl"], 1e-9) for row in rows]
+    axes.errorbar(
+        places, means, yerr=[row["logit_kl_error"] for row in rows], fmt="o", markersize=4, capsize=2, label=label
+    )
     axes.set_yscale("log")
 
 

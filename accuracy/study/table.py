@@ -53,6 +53,8 @@ def cell(row: dict[str, Any], name: str) -> str:
     text = format(row[name], COLUMNS[name][1])
     if name == "exact_match":
         text += f" ({row['exact_match_low']:.3f} to {row['exact_match_high']:.3f})"
+    elif name == "logit_kl":
+        text += f" ± {row['logit_kl_error']:.2g}"
     return text
 
 

@@ -190,6 +190,33 @@ def test_the_reference_compared_with_itself_shows_nothing():
     assert summary["drift_blocks_v"] > 0
 
 
+def test_the_error_of_logit_kl_is_the_standard_error_over_sequences():
+    """All sequences have as many masked positions here, so it is the plain standard error of their means."""
+    comparison, per_sequence = (
+        Comparison(StudyModel(SPEC, tensors()), POLICY),
+        torch.zeros(len(PROMPTS), dtype=torch.float64),
+    )
+    reference = StudyModel(SPEC, tensors())
+    batch = []
+
+    def observe(view):
+        comparison.observe(view)
+        if not batch:
+            batch.append(reference.new_batch((~view.batch.real).sum(1), view.canvas.shape[1]))
+        rows = slice(0, view.canvas.shape[1]) if view.step == 0 else view.place
+        hidden = reference.forward(view.canvas, rows, batch[0], block=view.block)
+        p = reference.logits(hidden[:, view.place] if view.step == 0 else hidden).double().log_softmax(-1)
+        kl = torch.nn.functional.kl_div(view.logits.double().log_softmax(-1), p, reduction="none", log_target=True).sum(
+            -1
+        )
+        per_sequence.add_((kl * view.masked).sum(1))
+
+    decode(model_of(KvScheme()), PROMPTS, POLICY, observe=observe, probe=comparison.probe)
+    means = per_sequence / (2 * (8 + 6 + 4 + 2))
+    assert comparison.summary["logit_kl"] == pytest.approx(float(means.mean()), rel=1e-6)
+    assert comparison.summary["logit_kl_error"] == pytest.approx(float(means.std()) / len(PROMPTS) ** 0.5, rel=1e-6)
+
+
 def test_kv_bytes_count_elements_scales_and_factors():
     def size(format, **options):
         return kv_bytes_per_token(SPEC, format, KvScheme(**options), token_block=8, canvas=64.0)

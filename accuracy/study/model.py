@@ -81,11 +81,9 @@ class StudyModel:
         for name, value in tensors.items():
             weight = torch.from_numpy(np.array(value, np.float32))
             short = name.removeprefix(_PREFIX).removesuffix(".weight")
-            plain = (
-                weight.ndim == 1 or short == "wte"
-            )  # norms and the embedding are read by the vector unit and the DMA
+            in_lanes = weight.ndim == 1 or short == "wte"  # norms and the embedding never enter the array
             self.weights[short] = (
-                self.lanes(weight) if plain else fake_quantise(weight, self.arithmetic.weights, block=MX_BLOCK)
+                self.lanes(weight) if in_lanes else fake_quantise(weight, self.arithmetic.weights, block=MX_BLOCK)
             )
         self.rotation = hadamard(spec.head_dim) if self.arithmetic.kv_scheme.smoother == "hadamard" else None
 

@@ -72,8 +72,14 @@ class Stream:
     def in_one_bank(self) -> bool:
         """Whether every burst goes to the same bank, and not all to the same row."""
         memory, values = memory_of(self.hbm), np.empty(5, np.int64)
-        places = {place(number, memory, values)[1:] for number in np.unique(self.numbers).tolist()}
-        return len({bank for bank, _ in places}) == 1 < len(places)
+        bank, row = place(self.numbers[0], memory, values)[1:]
+        several = False
+        for number in self.numbers[1:]:
+            other = place(number, memory, values)
+            if other[1] != bank:
+                return False
+            several = several or other[2] != row
+        return several
 
 
 def read_streams(name: str, hbm: Hbm) -> list[Stream]:

@@ -1,4 +1,4 @@
-"""The burst model of HBM: laws, hand-computed latencies, and a tally of rows by brute force."""
+"""The burst model of HBM: hand-computed latencies, an oracle that looks at every cycle, published streams, laws."""
 
 import dataclasses
 import itertools
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cycle.dram import CLOSED, FOREIGN, READ, WRITE, all_banks, memory_of, place, stream
 from cycle.streams import PUBLISHED, read_streams
 from tests.conftest import compose_experiment
+from tests.cycle.clocked_dram import run_clocked
 from tripath.errors import TripathError
 
 HBM2 = dataclasses.replace(compose_experiment().hardware.hbm, refresh="absolute")
@@ -134,6 +135,24 @@ hardware = st.builds(
     lambda channels, mapping, interleave: with_(channels=channels, address_mapping=mapping, interleave_bytes=interleave),
     st.sampled_from([1, 2, 3, 8]), st.sampled_from(MAPPINGS), st.sampled_from([32, 256, 1024]),
 )  # fmt: skip
+
+
+places = st.one_of(st.integers(0, 63), st.integers(0, 1 << 14), st.integers(0, 31).map(lambda row: row << 15))
+mixes = st.lists(st.tuples(places, st.integers(1, 24), st.sampled_from([READ, WRITE])), min_size=1, max_size=12)
+intervals = st.sampled_from([HBM2.timings["nREFI"], 700])
+
+
+@settings(max_examples=40, deadline=None, phases=PHASES)
+@given(mixes, hardware, intervals, st.sampled_from([32, 5]))
+def test_streams_are_served_as_by_a_controller_that_looks_at_every_cycle(runs, hbm, interval, entries):
+    """Reads and writes mixed, with repeated bursts; short intervals of refresh, short queues."""
+    numbers = [first + i for first, count, _ in runs for i in range(count)]
+    kinds = [kind for _, count, kind in runs for _ in range(count)]
+    timings = {**HBM2.timings, "nREFI": interval}
+    hbm = dataclasses.replace(hbm, timings=timings, read_queue_entries=entries, write_queue_entries=entries)
+    served = serve(numbers, kinds, hbm)
+    expected = run_clocked(numbers, kinds, memory_of(hbm), np.empty(5, np.int64))
+    assert (served.cycles, served.hits, served.misses, served.conflicts) == expected
 
 
 @settings(max_examples=60, deadline=None, phases=PHASES)

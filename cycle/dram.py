@@ -152,6 +152,7 @@ def stream(numbers, kinds, memory, opened):
     queue = np.zeros((m.channels, 3, max(m.read_entries, m.write_entries, len(bank) // m.channels)), np.int64)
     channel = np.zeros((m.channels, LENGTH + 3), np.int64)
     channel[:, DUE], channel[:, WAKE] = m.pseudo_channels, NEVER
+    channel[:, DRAINING] = 1  # nothing to read, so writes would be served
     burst = np.zeros((len(numbers), BURST_CELLS), np.int64)
     burst[:, NUMBER], burst[:, KIND] = numbers, kinds
     values = np.empty(5, np.int64)

@@ -33,15 +33,16 @@ def _logit_kl(axes: Axes, places: list[float], rows: list[dict[str, Any]], label
 
 
 def _write(results: Sequence[dict[str, Any]], file: Path, title: str, draw: Draw) -> None:
-    gains = list(dict.fromkeys(row["planted"] for row in results))
-    schemes = list(dict.fromkeys(row["scheme"] for row in results))
-    formats = list(dict.fromkeys(row["format"] for row in results))
-    figure = Figure(figsize=(max(6.0, 0.75 * len(schemes) + 2), 4.2 * len(gains)), layout="constrained")
+    panels = [
+        [row for row in results if row["planted"] == gain] for gain in dict.fromkeys(r["planted"] for r in results)
+    ]
+    width = max(len({row["scheme"] for row in panel}) for panel in panels)
+    figure = Figure(figsize=(max(6.0, 0.75 * width + 2), 4.2 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(gains), 1, squeeze=False)[:, 0]
-    for axes, gain in zip(panels, gains, strict=True):
+    for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        schemes, formats = (list(dict.fromkeys(row[key] for row in panel)) for key in ("scheme", "format"))
         for number, name in enumerate(formats):
-            rows = [row for row in results if row["planted"] == gain and row["format"] == name]
+            rows = [row for row in panel if row["format"] == name]
             if len(rows) == 1 and len(schemes) > 1:  # the baseline, to which no scheme applies
                 value = rows[0]["exact_match" if draw is _exact_match else "logit_kl"]
                 axes.axhline(value, color="0.4", linestyle="--", linewidth=1, label=name)
@@ -49,7 +50,8 @@ def _write(results: Sequence[dict[str, Any]], file: Path, title: str, draw: Draw
             offset = (number - (len(formats) - 1) / 2) * 0.7 / len(formats)
             draw(axes, [schemes.index(row["scheme"]) + offset for row in rows], rows, name)
         axes.set_xticks(range(len(schemes)), schemes, rotation=40, ha="right")
+        gain = panel[0]["planted"]
         axes.set_title(title if gain == 1 else f"{title}; planted K outliers, x{gain:g}", fontsize=10)
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize=8, ncols=3)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=100)

@@ -96,7 +96,7 @@ def test_files_are_written_and_read_back(tmp_path, small_experiment, small_outco
     program = Program.from_bytes((tmp_path / "run" / "program.bin").read_bytes())
     assert program.digest == small_outcome.program.digest
     assert (tmp_path / "run" / "program.asm").read_text() == small_outcome.program.to_text()
-    for picture in ("roofline.png", "stalls.png"):
+    for picture in ("roofline.png", "stalls.png", "timeline.png"):
         assert (tmp_path / "run" / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -112,7 +112,7 @@ def test_the_page_escapes_text_and_loads_nothing(tmp_path, small_experiment, sma
 
 
 def test_a_page_and_pictures_exist_for_every_choice_of_paths(tmp_path, small_experiment):
-    for paths, pictures in ((("analytical",), {"roofline.png"}), (("cycle",), {"roofline.png", "stalls.png"})):
+    for paths, pictures in ((("analytical",), {"roofline.png"}), (("cycle",), {"roofline.png", "stalls.png", "timeline.png"})):
         outcome = make_outcome(small_experiment, paths)
         files = write_files(tmp_path / paths[0], small_experiment, outcome, configuration="", command="tripath")
         assert {file.name for file in files if file.suffix == ".png"} == pictures

@@ -87,14 +87,14 @@ def test_children_hold_all_finite_metrics_tables_and_pictures(recorded):
         assert set(run.data.metrics) == expected | {"wall_seconds"}
         artifacts = {file.path for file in client.list_artifacts(run_id)}
         assert {f"{title}.json" for title in outcome.results[name].tables} <= artifacts
-        assert {"roofline.png", "stalls.png"} <= artifacts or name != "cycle"
+        assert {"roofline.png", "stalls.png", "timeline.png"} <= artifacts or name != "cycle"
 
 
 def test_artifacts_are_those_of_the_run_folder(recorded):
     client, tracked, _ = recorded
     artifacts = {file.path for file in client.list_artifacts(tracked.run_id)}
     assert artifacts == {
-        "config.yaml", "program.asm", "program.bin", "report.html", "report.json", "roofline.png", "stalls.png"
+        "config.yaml", "program.asm", "program.bin", "report.html", "report.json", "roofline.png", "stalls.png", "timeline.png"
     }  # fmt: skip
     report = Path(client.download_artifacts(tracked.run_id, "report.json"))
     assert json.loads(report.read_text())["status"] == "passed"

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -248,15 +249,35 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     model: Any = OmegaConf.to_container(config.model, resolve=True)
     model["checkpoint"] = _resolve(model.get("checkpoint"))
     paths = config.paths
+    settings = build("validation", config.validation)
+    references = [row for row in settings.references if _applies(row.when, config)]
     options: Any = OmegaConf.to_container(config.simulator, resolve=True)
     experiment = Experiment(
         model=build("model", model), workload=build("workload", workload), hardware=build("hardware", config.hardware),
-        numerics=build("numerics", config.numerics), settings=build("validation", config.validation),
+        numerics=build("numerics", config.numerics), settings=replace(settings, references=references),
         paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
+
+
+def _applies(when: Mapping[str, object], config: DictConfig) -> bool:
+    """Whether a reference was measured for this configuration.
+
+    Raises:
+        TripathError: it names a key that does not exist.
+    """
+    for key, value in when.items():
+        try:
+            given = OmegaConf.select(config, key, throw_on_missing=True)
+        except OmegaConfBaseException:
+            given = None
+        if given is None:
+            raise TripathError(f"validation.references: when names {key}, no such key")
+        if given != value:
+            return False
+    return True
 
 
 def build(key: str, node: object) -> Any:  # noqa: ANN401  whatever `_target_` names

@@ -271,7 +271,10 @@ def _check_value(key: str, value: object, kind: typing.Any) -> None:  # noqa: AN
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return
-        kind = next(argument for argument in arguments if argument is not type(None))
+        plain = [argument for argument in arguments if argument is not type(None)]
+        if any(_is_a(value, argument) for argument in plain):
+            return
+        kind = plain[0]
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Sequence and isinstance(value, list):
         for number, item in enumerate(value):

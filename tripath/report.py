@@ -9,13 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tripath.experiment import Experiment, Outcome, headline, verdicts
-from tripath.metrics import UNITS, Table
+from tripath.metrics import Table
+from tripath.pictures import draw_pictures
 from tripath.units import format_bytes
 
 SCHEMA_VERSION = 1
-COLOURS = {"busy": "#3b6ea5", "frontend": "#bcbcbc", "semaphore": "#e0a030", "operand": "#c0504d", "memory": "#7a4ea3",
-           "queue_full": "#8c8c8c", "serial": "#6b8e6b", "shared_queue": "#9fc5e8", "drained": "#eeeeee"}  # fmt: skip
-MARKERS = {"cycle": "o", "analytical": "x"}
 LONGEST_TABLE = 64
 """Tables with more rows stay out of the page; MLflow keeps them."""
 HEAD = """<!doctype html>
@@ -144,64 +142,6 @@ def _table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table.rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def draw_pictures(folder: Path, experiment: Experiment, outcome: Outcome) -> list[Path]:
-    """Roofline of the timing paths that ran, and stall breakdown of the cycle path."""
-    if not set(MARKERS) & set(outcome.results):
-        return []
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    pictures = [_roofline(folder / "roofline.png", experiment, outcome)]
-    return [*pictures, _stalls(folder / "stalls.png", outcome)] if "cycle" in outcome.results else pictures
-
-
-def _roofline(path: Path, experiment: Experiment, outcome: Outcome) -> Path:
-    from matplotlib import pyplot as plt
-
-    hardware = experiment.hardware
-    timed = {name: result for name, result in outcome.results.items() if name in MARKERS}
-    counts = next(iter(timed.values())).counts
-    peak, bandwidth = hardware.blen * hardware.mlen, hardware.hbm.bytes_per_cycle
-    intensity = counts["macs"] / (counts["hbm_read_bytes"] + counts["hbm_write_bytes"])
-    ridge = peak / bandwidth
-    low, high = min(intensity, ridge) / 8, max(intensity, ridge) * 8
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.loglog([low, ridge, high], [low * bandwidth, peak, peak], color="black", label="roof of this hardware")
-    for name, result in timed.items():
-        cycles = result.metrics["makespan_cycles" if name == "cycle" else "estimated_cycles"]
-        reached = counts["macs"] / cycles
-        share = reached / min(peak, intensity * bandwidth)
-        label = f"{name}: {reached:.3g} MAC/cycle, {share:.0%} of the roof"
-        axes.loglog([intensity], [reached], MARKERS[name], label=label)
-    axes.set(xlabel="arithmetic intensity (MAC per HBM byte)", ylabel="MAC per cycle",
-             title=f"Roofline: {experiment.model.name} on {hardware.name}")  # fmt: skip
-    axes.grid(visible=True, which="both", alpha=0.2)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
-
-
-def _stalls(path: Path, outcome: Outcome) -> Path:
-    from matplotlib import pyplot as plt
-
-    result = outcome.results["cycle"]
-    makespan, table = result.metrics["makespan_cycles"], result.tables["units"]
-    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    left = [0.0] * len(UNITS)
-    for column, name in enumerate(table.columns[1:], 1):
-        share = [100 * float(str(row[column])) / makespan for row in table.rows]
-        axes.barh(UNITS, share, left=left, color=COLOURS.get(name), label=name.replace("_", " "))
-        left = [a + b for a, b in zip(left, share, strict=True)]
-    axes.invert_yaxis()
-    axes.set(xlabel=f"share of the makespan of {makespan:,.0f} cycles (%)", xlim=(0, 100),
-             title="What each unit does, and what it waits for")  # fmt: skip
-    axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
 
 
 def _finite(value: float) -> float | None:

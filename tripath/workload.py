@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tripath.errors import TripathError
 from tripath.formats import FORMATS
 
+STAGES = ("generation", "sampling")
 CACHE_POLICIES = ("none", "prefix", "dual")
 COMMIT_POLICIES = ("quota", "threshold")
 
@@ -15,7 +16,8 @@ class Workload:
 
     `steps` is the total of denoising steps over the generation, a multiple of the number of blocks. `prompt_length`
     (tokens) stands in where no prompt text is given. With `commit="threshold"` positions of confidence >= `threshold`
-    are committed and always the best one; steps then only serves as the schedule when no trace exists.
+    are committed and always the best one; steps then only serves as the schedule when no trace exists. `stage="sampling"`
+    is the sampling stage of one step of one block alone, its logits given: a program for measurements.
     """
 
     prompt: str | None = None
@@ -28,6 +30,7 @@ class Workload:
     cache: str = "dual"
     commit: str = "quota"
     threshold: float = 0.9
+    stage: str = "generation"
 
     def __post_init__(self) -> None:
         if self.block_length not in (4, 8, 16, 32, 64):
@@ -48,6 +51,12 @@ class Workload:
             )
         if self.batch < 1:
             raise TripathError(f"workload.batch: must be at least 1, got {self.batch}")
+        if self.stage not in STAGES:
+            raise TripathError(f"workload.stage: unknown stage {self.stage!r}, one of {', '.join(STAGES)}")
+        if self.stage == "sampling" and (self.blocks, self.steps) != (1, 1):
+            raise TripathError(
+                f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
+            )
         if self.cache not in CACHE_POLICIES:
             raise TripathError(f"workload.cache: unknown policy {self.cache!r}, one of {', '.join(CACHE_POLICIES)}")
         if self.commit not in COMMIT_POLICIES:

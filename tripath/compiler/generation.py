@@ -60,7 +60,10 @@ def compile_program(
                signal=c.semaphores["set_up"])  # fmt: skip
         e.sync("vector", wait=c.semaphores["set_up"])
     with e.loop(workload.blocks) as block:
-        if workload.cache == "none":
+        if workload.stage == "sampling":
+            sample(c, block)
+            commit(c, block, Level(number=None), 0)
+        elif workload.cache == "none":
             with e.loop(workload.block_length, keep=True) as step:
                 _step(c, block, step, 0, full_span(workload, layout.tiling))
                 _leave_if_done(c, step)

@@ -1,5 +1,6 @@
 """Where everything lies: tiles, the HBM map, and the SRAM buffers, with capacity errors that name phase and limit."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ class Tiling:
 
     `canvas` is the padded length S of a sequence in tokens (a multiple of the block length); keys live in a cache of
     `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A row tile has `row_tile` rows; `slice`
-    columns are produced at a time where a wide result streams on (FFN, logits).
+    columns are produced at a time where a wide result streams on (FFN, logits). `stage`: what the program is of.
     """
 
     canvas: int
@@ -34,6 +35,7 @@ class Tiling:
     row_tile: int
     slice: int
     chunk_rows: int
+    stage: str
 
     @property
     def pad(self) -> int:
@@ -45,6 +47,9 @@ def key_tile_tokens(canvas: int, smallest: int, largest: int) -> int:
     """Keys per attention tile: the power of two with the least work, an empty tile costing as much as 64 keys."""
     sizes = [smallest << i for i in range(16) if smallest << i <= largest]
     return min(sizes, key=lambda size: (-(-canvas // size) * (size + 64), -size))
+
+
+SAMPLING_PHASES = ("setup", "sampling", "commit")
 
 
 def make_tiling(
@@ -84,7 +89,7 @@ def make_tiling(
     tiling = Tiling(
         canvas=canvas, prompt=prompt, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
         token_block=min(MX_BLOCK, block), row_tile=min(hardware.blen, block),
-        slice=min(hardware.vlen, model.ffn, model.vocab), chunk_rows=0,
+        slice=min(hardware.vlen, model.ffn, model.vocab), chunk_rows=0, stage=workload.stage,
     )  # fmt: skip
     low, high = block, min(MAX_CHUNK_ROWS, max(block, canvas * workload.batch)) // block * block
     rows = high
@@ -92,7 +97,7 @@ def make_tiling(
         rows -= block
     _vector_buffers(model, hardware, tiling, rows)
     _fp_buffers(model, hardware, tiling, rows)
-    return Tiling(**{name: getattr(tiling, name) for name in tiling.__slots__ if name != "chunk_rows"}, chunk_rows=rows)
+    return dataclasses.replace(tiling, chunk_rows=rows)
 
 
 def _fits(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int) -> bool:
@@ -157,7 +162,8 @@ def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, 
         ("commit", 5 * hardware.vlen, "commit"),
     ]
     for name, elements, phase in plan:
-        bump.take(name, -(-elements // hardware.vlen) * hardware.vlen, phase)
+        if tiling.stage == "generation" or phase in SAMPLING_PHASES:
+            bump.take(name, -(-elements // hardware.vlen) * hardware.vlen, phase)
     return bump
 
 
@@ -176,11 +182,12 @@ def _fp_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows
         ("running_sum", group * rows, "attention"),
         ("new_max", tiling.row_tile, "attention"),
         ("correction", tiling.row_tile, "attention"),
-        ("best", sampled, "sampling"),
+        ("best", 1, "sampling"),
         ("confidence", sampled, "sampling"),
     ]
     for name, elements, phase in plan:
-        bump.take(name, elements, phase)
+        if tiling.stage == "generation" or phase in SAMPLING_PHASES:
+            bump.take(name, elements, phase)
     return bump
 
 

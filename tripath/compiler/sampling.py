@@ -49,21 +49,19 @@ def lm_head(c: Context, span: Span, block: Level) -> None:
 def sample(c: Context, block: Level) -> None:
     """Token and confidence of every position of the block, by streamed Stable-Max over its logits."""
     e, model, length = c.e, c.model, c.workload.block_length
-    logits, tokens, stream = c.layout.tensor("logits"), c.layout.tensor("tokens"), c.channels["logit_rows"]
+    tokens, stream = c.layout.tensor("tokens"), c.channels["logit_rows"]
     prompt = c.layout.tiling.prompt
     with e.phase("sampling"):
-        e.sync("dma_in", wait=c.semaphores["logits_stored"])
+        if c.workload.stage == "generation":
+            e.sync("dma_in", wait=c.semaphores["logits_stored"])
         with e.loop(c.workload.batch) as sequence:
             steps = [(block, 4 * length), (sequence, tokens.row_bytes)]
             e.emit("H_LOAD_I", dst=c.integer("tokens", 0, [(sequence, length)]), src=c.hbm("tokens", 4 * prompt, steps),
                    n=length)  # fmt: skip
         e.sync("dma_in", signal=c.semaphores["tokens_loaded"])
         with e.loop(c.workload.batch * length) as position:
-            e.emit("H_LOAD_V", dst=c.vector("logit_row", ring="logit_rows", ring_stride=model.vocab),
-                   src=c.hbm("logits", 0, [(position, logits.row_bytes)]), rows=1, cols=model.vocab,
-                   format=FORMATS[c.numerics.logits].code, block=LOG2_MX_BLOCK, wait=stream.free,
-                   signal=stream.full)  # fmt: skip
-            best, place = c.fp("best", 0, [(position, 1)]), c.integer("sampled", 0, [(position, 1)])
+            _load_logits(c, position)
+            best, place = c.fp("best"), c.integer("sampled", 0, [(position, 1)])
             total = c.fp("confidence", 0, [(position, 1)])
             e.emit("S_MOV_FP", dst=best, a=c.fp("lowest"), wait=stream.full)
             e.emit("S_SET_INT", dst=place, value=0)
@@ -82,6 +80,25 @@ def sample(c: Context, block: Level) -> None:
                     e.emit("V_RED_SUM", dst=total, a=shifted, n=lanes)
             e.emit("S_RECI_FP", dst=total, a=total, signal=stream.free)
             e.emit("A_NEXT", ring=stream.ring)
+
+
+def _load_logits(c: Context, position: Level) -> None:
+    """One row of logits into the next buffer, in as many descriptors as the hardware needs."""
+    e, model, stream = c.e, c.model, c.channels["logit_rows"]
+    logits, fmt = c.layout.tensor("logits"), FORMATS[c.numerics.logits]
+    limit = model.vocab if c.hardware.prefetch_rows is None else c.hardware.prefetch_rows * c.vlen
+    pieces = segments(model.vocab, limit)
+    alone = len(pieces) == 1 and pieces[0][1] == 1
+    if not alone:
+        e.sync("dma_in", wait=stream.free)
+    for first, count, lanes in pieces:
+        with e.loop(count) as part:
+            src = c.hbm("logits", fmt.row_bytes(first), [(position, logits.row_bytes), (part, fmt.row_bytes(lanes))])
+            dst = c.vector("logit_row", first, [(part, lanes)], ring="logit_rows", ring_stride=model.vocab)
+            e.emit("H_LOAD_V", dst=dst, src=src, rows=1, cols=lanes, format=fmt.code, block=LOG2_MX_BLOCK,
+                   wait=stream.free if alone else (), signal=stream.full if alone else ())  # fmt: skip
+    if not alone:
+        e.sync("dma_in", signal=stream.full)
 
 
 def commit(c: Context, block: Level, step: Level, first_step: int) -> None:

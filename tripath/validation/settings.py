@@ -30,13 +30,17 @@ class Tolerance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """A figure measured elsewhere. `metric` is a full name such as `cycle.makespan_cycles`; `expected` in its unit."""
+    """A figure measured elsewhere. `metric` is a full name such as `cycle.makespan_cycles`; `expected` in its unit.
+
+    `when` names configuration keys and the values for which the figure was measured; elsewhere it is left out.
+    """
 
     metric: str
     expected: float
     source: str
     tolerance: float
     reason: str
+    when: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "." not in self.metric:

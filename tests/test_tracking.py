@@ -94,7 +94,8 @@ def test_artifacts_are_those_of_the_run_folder(recorded):
     client, tracked, _ = recorded
     artifacts = {file.path for file in client.list_artifacts(tracked.run_id)}
     assert artifacts == {
-        "config.yaml", "program.asm", "program.bin", "report.html", "report.json", "roofline.png", "stalls.png", "timeline.png"
+        "config.yaml", "program.asm", "program.bin", "report.html", "report.json", "roofline.png", "stalls.png", "timeline.perfetto-trace",
+        "timeline.png",
     }  # fmt: skip
     report = Path(client.download_artifacts(tracked.run_id, "report.json"))
     assert json.loads(report.read_text())["status"] == "passed"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tripath.experiment import Experiment, Outcome, headline, verdicts
 from tripath.metrics import Table
+from tripath.perfetto import FILE, write_trace
 from tripath.pictures import draw_pictures
 from tripath.units import format_bytes
 
@@ -82,13 +83,16 @@ def write_files(
         files |= {"program.asm": outcome.program.to_text().encode(), "program.bin": outcome.program.to_bytes()}
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    pictures = draw_pictures(folder, experiment, outcome)
+    pictures, traces = draw_pictures(folder, experiment, outcome), []
+    if "cycle" in outcome.results:
+        process = f"{experiment.model.name} on {experiment.hardware.name}"
+        traces.append(write_trace(folder / FILE, outcome.results["cycle"].tables["timeline"], process))
     page, report = folder / "report.html", folder / "report.json"
     page.write_text(page_of(experiment, outcome, pictures, configuration, command), encoding="utf-8")
     partial = report.with_suffix(".partial")
     partial.write_text(json.dumps(report_of(outcome), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(report)
-    return [*(folder / name for name in files), *pictures, page, report]
+    return [*(folder / name for name in files), *pictures, *traces, page, report]
 
 
 def page_of(

@@ -1,6 +1,6 @@
 """The executor and the reference path on the same canvases, and how far apart legal orders of FP32 sums can lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class Compared:
     reference: dict[str, np.ndarray]
     deviation: np.ndarray
     """Largest absolute deviation of a logit in each perturbed run: [runs, B]."""
+    logit_format: str
+    """What the reference path stores logits in."""
 
 
 def experiment_of(preset, problems, *overrides):
@@ -39,10 +41,11 @@ def experiment_of(preset, problems, *overrides):
 def arithmetic_of(x, program, **changes):
     """The reference path's arithmetic for an experiment, with the machine's tiles."""
     n = x.numerics
-    return Arithmetic(
+    exact = Arithmetic(
         weights=n.weights, activations=n.activations, kv=n.kv, logits=n.logits, lanes="bf16", sampling="bf16",
-        token_block=min(32, x.workload.block_length), key_tile=program.layout["key_tile"], **changes,
+        token_block=min(32, x.workload.block_length), key_tile=program.layout["key_tile"],
     )  # fmt: skip
+    return replace(exact, **changes)
 
 
 def perturbed(x, product, generator):
@@ -58,11 +61,19 @@ def observations(model, prompts, policy, force):
     return views
 
 
-def run_both(x, tensors, prompts, runs=4):
-    """(machine, model, steps): both decoders on the executor's canvases."""
+def run_executor(x, tensors, prompts):
+    """Machine after a generation, and the executor's record of every step of each sequence."""
     program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts])
-    machine, records = execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
-    model, policy = StudyModel(x.model, tensors, arithmetic_of(x, program)), Policy.of(x.workload)
+    return execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
+
+
+def compare(x, tensors, prompts, machine, records, runs=4, **changes):
+    """(last batch of the reference path, steps): both decoders on the executor's canvases.
+
+    `changes` to the reference path's arithmetic are seeded defects.
+    """
+    arithmetic = arithmetic_of(x, machine.program, **changes)
+    model, policy = StudyModel(x.model, tensors, arithmetic), Policy.of(x.workload)
     steps = {(r.block, r.step): [sequence[i] for sequence in records] for i, r in enumerate(records[0])}
 
     def force(block, step):
@@ -88,10 +99,10 @@ def run_both(x, tensors, prompts, runs=4):
         result.append(
             Compared(
                 masked=view.masked.numpy(), executor={f: np.stack([getattr(r, f) for r in mine]) for f in fields},
-                reference={f: getattr(view, f).numpy() for f in fields}, deviation=deviation.numpy(),
+                reference={f: getattr(view, f).numpy() for f in fields}, deviation=deviation.numpy(), logit_format=arithmetic.logits,
             )
         )  # fmt: skip
-    return machine, (views[-1].batch if views else None), result
+    return views[-1].batch, result
 
 
 def cache_of(machine, side):

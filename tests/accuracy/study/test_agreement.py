@@ -9,9 +9,12 @@ step, over sequences and seeded runs whose every FP32 result is perturbed by as 
 
 import numpy as np
 import pytest
+import torch
 
 from accuracy.study.problems import load_problems
-from tests.accuracy.study.agreement import cache_of, experiment_of, run_both
+from accuracy.study.quantise import fake_quantise
+from accuracy.study.schemes import KvScheme
+from tests.accuracy.study.agreement import cache_of, compare, experiment_of, run_executor
 
 PROBLEMS = 20
 SAFETY = 2.0
@@ -29,6 +32,10 @@ def check(steps, experiment):
         bound = SAFETY * step.deviation.max()
         error = np.abs(mine["logits"] - theirs["logits"])
         assert error.max() <= bound
+        stored = torch.from_numpy(
+            mine["logits"]
+        )  # on the grid that the reference path rounds to, or the bound is loose
+        assert torch.equal(fake_quantise(stored, step.logit_format).to(torch.bfloat16).float(), stored)
         # Confidence is 1 / sum exp(x - m): its logarithm moves by at most twice the logits' error, and by the BF16
         # roundings of differences (up to 16 in size where exp still counts), exponentials and the ranked value.
         slack = 2 * error.max() + 16 * BF16_STEP / 2 + 2 * BF16_STEP
@@ -53,23 +60,31 @@ def check(steps, experiment):
     return counts
 
 
-def agree(preset, tensors, *overrides):
-    """Run and check one configuration; the counts of `check`."""
-    prompts = [problem.prompt for problem in load_problems()[:PROBLEMS]]
-    x = experiment_of(preset, PROBLEMS, *overrides)
-    machine, batch, steps = run_both(x, tensors, prompts)
-    counts = check(steps, x)
-    # Before perturbations grow: the first layer's cache saw one norm and one projection, the second's a whole layer.
+def caches_agree(machine, batch):
+    """Before perturbations grow: the first layer's cache saw one norm and one projection, the second's a whole layer."""
     for side in ("k", "v"):
         stored = np.stack([layer[side].stored.numpy() for layer in batch.sides])
         differs = (cache_of(machine, side) != stored).mean(axis=(1, 2, 3, 4))
         assert differs[0] < 1e-3
         assert differs[1] < 0.03
         assert (differs < 0.6).all()
+
+
+def prompts():
+    """Token ids of the problems."""
+    return [problem.prompt for problem in load_problems()[:PROBLEMS]]
+
+
+def agree(preset, tensors, *overrides):
+    """Run and check one configuration."""
+    x = experiment_of(preset, PROBLEMS, *overrides)
+    machine, records = run_executor(x, tensors, prompts())
+    batch, steps = compare(x, tensors, prompts(), machine, records)
+    counts = check(steps, x)
+    caches_agree(machine, batch)
     print(f"{preset} {overrides}: differ {counts[0]} of {counts[1]} tokens, {counts[2]} of {counts[3]} sets")
     assert counts[0] <= 0.05 * counts[1]
     assert counts[2] <= 0.25 * counts[3]
-    return counts
 
 
 SHORT = ("workload.generation_length=8", "workload.steps=4")
@@ -83,6 +98,26 @@ def test_executor_and_reference_path_agree_step_by_step(preset, tensors):
 @pytest.mark.parametrize(("cache", "commit"), [("none", "quota"), ("prefix", "threshold")])
 def test_they_agree_under_other_policies(cache, commit, tensors):
     agree("mxint8", tensors, *SHORT, f"workload.cache={cache}", f"workload.commit={commit}")
+
+
+def test_the_comparison_notices_seeded_defects(tensors):
+    """A format, an axis or a rounding point changed on one side alone is no legal order of sums."""
+    x = experiment_of("mxint8", PROBLEMS, *SHORT)
+    machine, records = run_executor(x, tensors, prompts())
+    defects = [
+        {"weights": "mxfp8_e4m3"}, {"activations": "bf16"}, {"activations": "mxfp8_e4m3"}, {"kv": "bf16"},
+        {"logits": "mxint4"}, {"lanes": "fp32"}, {"lanes": "fp16"}, {"token_block": 4},
+        {"kv_scheme": KvScheme(k_axis="tokens")}, {"kv_scheme": KvScheme(smoother="baos")},
+    ]  # fmt: skip
+    for defect in defects:
+        batch, steps = compare(x, tensors, prompts(), machine, records, **defect)
+        with pytest.raises(AssertionError):  # noqa: PT012
+            check(steps, x)
+            caches_agree(machine, batch)
+            print("not noticed:", defect)
+    batch, steps = compare(x, tensors, prompts(), machine, records)
+    check(steps, x)
+    caches_agree(machine, batch)
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ from cycle.state import (
     PENDING,
     PERIOD,
     PLACE,
+    REFRESH_EVERY,
     RETIRE,
     SKIPPED,
     SLOT_FREE,
@@ -300,7 +301,8 @@ def _capture(code, facts, control, state, snapshots):
     a += 1
     floor = scalars[NOW]
     exact[c], exact[c + 1] = scalars[PENDING], scalars[BUS_WRITES]
-    c += 2
+    exact[c + 2] = scalars[NOW] % max(facts[REFRESH_EVERY], 1)
+    c += 3
     for value in control.ring_position:
         exact[c] = value
         c += 1

@@ -10,15 +10,15 @@ import numpy as np
 from numba import njit
 
 from cycle.fastforward import Snapshots, at_loop_end, cells_of, enter_loop, is_due
+from cycle.memory import BURSTS, DATA, KNOWN, REFRESHES, ROW_CHANGES, TAIL, line_of
 from cycle.state import (
     ADDRESS,
     ADDRESS_COST,
     ARRIVAL,
     BANDWIDTH,
-    BURST_BYTES,
     BUS_FREE,
+    BUS_WRITES,
     BUSY,
-    BYTES_PER_CYCLE,
     COST,
     COUNT,
     CYCLES,
@@ -57,6 +57,7 @@ from cycle.state import (
     LOG_RETIRE,
     LOGGED,
     MATRIX,
+    MISSING,
     MOVES,
     N_CAUSES,
     NOW,
@@ -69,8 +70,9 @@ from cycle.state import (
     PLACE,
     QUEUE,
     QUEUE_FULL,
-    READ_LATENCY,
     REFRESH,
+    REFRESH_EVERY,
+    REFRESH_FOR,
     RETIRE,
     ROW,
     SERIAL,
@@ -84,6 +86,8 @@ from cycle.state import (
     TOKENS,
     TRAFFIC_BURSTS,
     TRAFFIC_BYTES,
+    TURN_TO_READ,
+    TURN_TO_WRITE,
     UNIT,
     UNIT_DMA_IN,
     UNIT_DMA_OUT,
@@ -95,10 +99,10 @@ from cycle.state import (
     WAIT_CAUSE,
     WINDOW_FROM,
     WINDOW_TO,
-    WRITE_LATENCY,
     State,
     Statistics,
 )
+from cycle.transfers import absolute_refresh
 from cycle.unowned import unowned
 from tripath.isa import BY_MNEMONIC
 from tripath.isa.control import (
@@ -117,7 +121,7 @@ from tripath.isa.control import (
     c_next,
 )
 
-OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE = range(4)
+OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE, UNKNOWN = range(5)
 QUEUED = 0x10
 
 OP_LOOP, OP_LOOP_R, OP_NEXT, OP_BREAK, OP_AFFINE, OP_END, OP_BASE, OP_STEP, OP_ROWS, OP_RING, OP_ADVANCE = (
@@ -153,13 +157,14 @@ def control_step(opcode, o, control):
 
 
 @njit(cache=True)
-def run(code, operands, facts, control, breaks, state, statistics, timeline, snapshots):
+def run(code, operands, facts, costs, control, breaks, state, statistics, timeline, snapshots):
     """Replay the program to its end. Returns (status, instruction at fault).
 
+    UNKNOWN means that line MISSING of the table of memory `costs` must be filled before the next call goes on.
     `timeline` [events, 6] receives the instructions that start in the recorded window.
     """
     code, operands, facts, breaks = unowned(code), unowned(operands), unowned(facts), unowned(breaks)
-    timeline = unowned(timeline)
+    timeline, costs = unowned(timeline), unowned(costs)
     control = Control(
         unowned(control.pc), unowned(control.index), unowned(control.trips), unowned(control.start),
         unowned(control.stop), unowned(control.register), unowned(control.base), unowned(control.row_stride),
@@ -178,12 +183,12 @@ def run(code, operands, facts, control, breaks, state, statistics, timeline, sna
     )  # fmt: skip
     scalars, unit, queue = state.scalars, state.unit, state.queue
     while True:
-        moved = _front_end(code, operands, facts, control, breaks, state, statistics, timeline, snapshots)
+        moved = _front_end(code, operands, facts, costs, control, breaks, state, statistics, timeline, snapshots)
         if moved < 0:
             return -moved, control.pc[0]
         for q in (MATRIX, VECTOR):
             while unit[q, COUNT] > 0 and _has_tokens(code[queue[q, unit[q, HEAD], ENTRY]], state.semaphore):
-                if not _commit(q, code, facts, state, statistics, timeline):
+                if not _commit(q, code, facts, costs, state, statistics, timeline):
                     return OUT_OF_RANGE, queue[q, unit[q, HEAD], ENTRY]
                 moved = 1
         if moved > 0:
@@ -197,7 +202,12 @@ def run(code, operands, facts, control, breaks, state, statistics, timeline, sna
                 if unit[other, COUNT] > 0:
                     stuck = queue[other, unit[other, HEAD], ENTRY]
             return DEADLOCK, stuck
-        if not _commit(q, code, facts, state, statistics, timeline):
+        place = queue[q, unit[q, HEAD]]
+        if code[place[ENTRY], MOVES]:
+            scalars[MISSING] = line_of(costs, code[place[ENTRY]], place, facts)
+            if not costs[scalars[MISSING], KNOWN]:
+                return UNKNOWN, place[ENTRY]
+        if not _commit(q, code, facts, costs, state, statistics, timeline):
             return OUT_OF_RANGE, queue[q, unit[q, HEAD], ENTRY]
     if scalars[NOW] > scalars[FRONTIER]:
         statistics.phase[0, CYCLES] += scalars[NOW] - scalars[FRONTIER]
@@ -207,7 +217,7 @@ def run(code, operands, facts, control, breaks, state, statistics, timeline, sna
 
 
 @njit(cache=True)
-def _front_end(code, operands, facts, control, breaks, state, statistics, timeline, snapshots):
+def _front_end(code, operands, facts, costs, control, breaks, state, statistics, timeline, snapshots):
     """Dispatch until a queue is full, a flag is awaited, an instruction is pending (serial), or the program ends.
 
     Returns 1 if anything was processed, 0 if not, or minus the status of a fault.
@@ -289,7 +299,7 @@ def _front_end(code, operands, facts, control, breaks, state, statistics, timeli
             scalars[PENDING] = q
         if (
             q <= VECTOR and unit[q, COUNT] == 1 and _has_tokens(row, semaphore)
-            and not _commit(q, code, facts, state, statistics, timeline)
+            and not _commit(q, code, facts, costs, state, statistics, timeline)
         ):  # fmt: skip
             return -OUT_OF_RANGE
     return moved
@@ -328,7 +338,7 @@ def _earliest_descriptor(code, state):
 
 
 @njit(cache=True)
-def _commit(q, code, facts, state, statistics, timeline):
+def _commit(q, code, facts, costs, state, statistics, timeline):
     """Give the head of a queue its start and end; false if a semaphore holds more tokens than it can."""
     scalars, unit, semaphore = state.scalars, state.unit[q], state.semaphore
     place = state.queue[q, unit[HEAD]]
@@ -361,19 +371,25 @@ def _commit(q, code, facts, state, statistics, timeline):
             window_free = unit[FLIGHT + unit[FLIGHTS]]
             if window_free > start:
                 start, cause = window_free, LATENCY
-            if scalars[BUS_FREE] > start:
+            bus_free, writes = scalars[BUS_FREE], np.int64(q == DMA_OUT)
+            if bus_free and writes != scalars[BUS_WRITES]:
+                bus_free += facts[TURN_TO_WRITE if writes else TURN_TO_READ]
+            if bus_free > start:
                 cause = BANDWIDTH
             issue = max(issue, window_free)
-            start = max(issue, scalars[BUS_FREE])
+            start = max(issue, bus_free)
             size = row[HBM_ROWS] * row[HBM_BYTES]
-            bursts, data, row_cycles, refresh = _transfer(row, place, facts)
+            cost = costs[line_of(costs, row, place, facts)]
+            data, row_cycles, refresh = cost[DATA], cost[ROW_CHANGES], cost[REFRESHES]
+            if facts[REFRESH_EVERY]:
+                refresh = absolute_refresh(start, data + row_cycles, facts[REFRESH_FOR], facts[REFRESH_EVERY])
             occupied = data + row_cycles + refresh
-            end = start + occupied + (facts[READ_LATENCY] if q == DMA_IN else facts[WRITE_LATENCY])
-            scalars[BUS_FREE] = start + occupied
+            end = start + occupied + cost[TAIL]
+            scalars[BUS_FREE], scalars[BUS_WRITES] = start + occupied, writes
             unit[FLIGHT + unit[FLIGHTS]] = end
             unit[FLIGHTS] = (unit[FLIGHTS] + 1) % facts[OUTSTANDING]
             counters[TRAFFIC_BYTES + q - DMA_IN] += size
-            counters[TRAFFIC_BURSTS + q - DMA_IN] += bursts
+            counters[TRAFFIC_BURSTS + q - DMA_IN] += cost[BURSTS]
             if facts[SERIAL_MODE]:
                 data, occupied = end - start - row_cycles - refresh, end - start
             counters[BUSY + row[UNIT]] += data
@@ -414,27 +430,6 @@ def _commit(q, code, facts, state, statistics, timeline):
         unit[HEAD] = 0
     unit[COUNT] -= 1
     return True
-
-
-@njit(cache=True)
-def _transfer(row, place, facts):
-    """What a descriptor takes: (bursts, cycles of data, of row changes, of refresh)."""
-    burst = facts[BURST_BYTES]
-    bursts = burst_count(place[PLACE], place[PLACE + 1], row[HBM_ROWS], row[HBM_BYTES], burst)
-    return bursts, -(-bursts * burst // facts[BYTES_PER_CYCLE]), np.int64(0), np.int64(0)
-
-
-@njit(cache=True)
-def burst_count(address, stride, rows, size, burst):
-    """Bursts of `rows` runs of `size` bytes; runs that follow each other without a gap are one run."""
-    if stride == size:
-        size, rows = rows * size, np.int64(1)
-    total = np.int64(0)
-    for row in range(rows):
-        first = (address + row * stride) // burst
-        last = (address + row * stride + size - 1) // burst
-        total += last - first + 1
-    return total
 
 
 @njit(cache=True)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cycle.fastforward import mark_loops, new_snapshots
-from cycle.machine import DEADLOCK, OK, TRACE_SHORT, run
+from cycle.machine import DEADLOCK, OK, TRACE_SHORT, UNKNOWN, run
+from cycle.memory import Memory
 from cycle.races import check_races
 from cycle.state import (
     ADDRESS,
@@ -15,11 +16,16 @@ from cycle.state import (
     EVENT_COLUMNS,
     EVENTS,
     FRONTIER,
+    MISSING,
     N_CAUSES,
+    REFRESH_EVERY,
+    REFRESH_FOR,
     SKIPPED,
     STALL,
     TRAFFIC_BURSTS,
     TRAFFIC_BYTES,
+    TURN_TO_READ,
+    TURN_TO_WRITE,
     Statistics,
     code_of,
     facts_of,
@@ -65,10 +71,16 @@ def simulate(
         mark_loops(program, code, hardware.hbm.burst_bytes)
     state, statistics = new_state(program, hardware, window), new_statistics(program)
     timeline = np.zeros((MAXIMUM_EVENTS, len(EVENT_COLUMNS)), np.int64)
-    status, fault = run(  # pyright: ignore[reportGeneralTypeIssues]  it sees no return in compiled code
-        code, tabulate(program).operands, facts, new_control(), np.array(trace.breaks, np.int64), state, statistics,
-        timeline, new_snapshots(statistics),
-    )  # fmt: skip
+    memory, control = Memory(hardware), new_control()
+    facts[TURN_TO_WRITE], facts[TURN_TO_READ] = memory.turnaround_cycles()
+    facts[REFRESH_FOR], facts[REFRESH_EVERY] = memory.refresh_cycles()
+    inputs = code, tabulate(program).operands, facts, memory.costs, control, np.array(trace.breaks, np.int64)
+    outputs = state, statistics, timeline, new_snapshots(statistics)
+    status, fault = UNKNOWN, 0
+    while status == UNKNOWN:
+        status, fault = run(*inputs, *outputs)  # pyright: ignore[reportGeneralTypeIssues]  its return is compiled away
+        if status == UNKNOWN:
+            memory.fill(int(state.scalars[MISSING]))
     if status != OK:
         name = program.instructions[fault].mnemonic
         reason = {DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop"}
@@ -123,7 +135,7 @@ def _result(
         "instructions": counts["instructions"], "executed_instructions": counts["instructions"] - skipped,
         "skipped_instructions": skipped, "macs_per_cycle": counts["macs"] / makespan,
         "matrix_utilisation": counts["macs"] / makespan / (hardware.blen * hardware.mlen),
-        "hbm_utilisation": int(moved.sum()) / makespan / hardware.hbm.bytes_per_cycle,
+        "hbm_utilisation": int(moved.sum()) / makespan / hardware.peak_bytes_per_cycle,
         "hbm_bursts": int(statistics.phase[:, TRAFFIC_BURSTS : TRAFFIC_BURSTS + 2].sum()), "sampling_share": sampling / makespan,
     }  # fmt: skip
     for number, unit in enumerate(UNITS):

@@ -42,16 +42,15 @@ LOCK_REGISTER, LOCK_CELL, LOCK_WIDTH, LOCK_SIZE, LOCK_WRITE, LOCK_COLUMNS = rang
 CODE_COLUMNS = LOCK + LOCKS * LOCK_COLUMNS
 
 # Places in the facts.
-SERIAL_MODE, OUTSTANDING, BYTES_PER_CYCLE, BURST_BYTES, READ_LATENCY, WRITE_LATENCY, DEPTH = range(7)
+SERIAL_MODE, OUTSTANDING, BURST_BYTES, TURN_TO_WRITE, TURN_TO_READ, REFRESH_FOR, REFRESH_EVERY, DEPTH = range(8)
 FACTS = DEPTH + len(QUEUED_UNITS)
 
 # Places in the state's scalars.
-NOW, FRONTIER, ENTERED, EVENTS, LOGGED, PENDING, SKIPPED, BUS_FREE, BUS_WRITES, WINDOW_FROM, WINDOW_TO, SCALARS = range(
-    12
-)
+(NOW, FRONTIER, ENTERED, EVENTS, LOGGED, PENDING, SKIPPED, BUS_FREE, BUS_WRITES, MISSING, WINDOW_FROM, WINDOW_TO,
+ SCALARS) = range(13)  # fmt: skip
 """The front end's time; the latest end; trace entries used; events recorded; entries of the log; the queue of the
 instruction that serial execution waits for (-1: none); instructions skipped; when HBM is free, and whether it wrote last;
-the cycles whose instructions are recorded."""
+the line of `memory.Memory` that is missing; the cycles whose instructions are recorded."""
 
 # Columns of a unit, of a place in its queue, of a semaphore, of the log.
 HEAD, COUNT, FREE, RETIRE, ISSUED, FLIGHTS, FLIGHT = range(7)
@@ -154,12 +153,10 @@ def scoreboard(program: Program, hardware: HardwareConfig) -> tuple[dict[int, in
 
 def facts_of(hardware: HardwareConfig) -> np.ndarray:
     """The hardware in integers."""
-    hbm = hardware.hbm
     facts = np.zeros(FACTS, np.int64)
     facts[SERIAL_MODE] = hardware.execution == "serial"
     facts[OUTSTANDING] = hardware.dma_outstanding
-    facts[BYTES_PER_CYCLE], facts[BURST_BYTES] = hbm.bytes_per_cycle, hbm.burst_bytes
-    facts[READ_LATENCY], facts[WRITE_LATENCY] = hbm.read_latency_cycles, hbm.write_latency_cycles
+    facts[BURST_BYTES] = hardware.hbm.burst_bytes
     facts[DEPTH:] = [hardware.queue_depth[name] for name in QUEUED_UNITS]
     return facts
 

@@ -1,7 +1,8 @@
 """What one DMA descriptor costs: its bursts simulated in full by `cycle.dram`, from one canonical state of the memory.
 
-The canonical state (every bank open on a foreign row, nothing else going on) makes the cost a function of the descriptor's
-shape, its direction and its address modulo `mapping_period_bytes`, so a caller may look it up after the first time.
+The canonical state (every bank open on a foreign row, nothing else going on) and the mean over a period of the mapping make
+the cost a function of the descriptor's shape, its direction and its address modulo a burst, so a caller may look it up
+after the first time.
 docs/dram.md states what that leaves out, and measures it.
 """
 
@@ -16,6 +17,9 @@ from tripath.hardware import Hbm
 
 QUEUES_FILLED = 2
 """The steady state is measured over so many times the bursts that the read queues of all channels hold."""
+
+MOST_BURSTS = 1 << 16
+"""The steady state is measured over at most so many bursts."""
 
 HISTORY = 1024
 """At most so many descriptors are searched for the rows that banks are open on."""
@@ -55,18 +59,19 @@ def transfer(rows, size, stride, address, write, memory):
 
     Runs that follow each other without a gap are one run. `memory`: from `dma_memory_of`.
 
-    Steady state is a sequence of like descriptors, each beginning where the one before ends: `occupied` is what one more of
-    them adds, as the mean over as many as fill the queues, to the nearest cycle, half up. Banks are open on the rows that
-    those in front have left.
+    Steady state is a sequence of like descriptors, each beginning where the one before ends, over a whole period of the
+    mapping (at most MOST_BURSTS): `occupied` is what one of them adds in the mean, to the nearest cycle, so that the rows
+    that all banks change at a period's end are shared by all. Banks are open on the rows that those in front have left.
     """
     m = memory.memory.rules
     if stride == size:
         rows, size = 1, rows * size
     span = rows * stride if rows > 1 else size
-    own = bursts_of(rows, size, stride, address % memory.period_bytes, m.burst_bytes)
-    followers = -(-QUEUES_FILLED * m.read_entries * m.channels // len(own))
+    own = bursts_of(rows, size, stride, address % m.burst_bytes, m.burst_bytes)
+    queues = -(-QUEUES_FILLED * m.read_entries * m.channels // len(own))
+    followers = max(1, min(max(queues, -(-memory.period_bytes // span)), MOST_BURSTS // len(own)))
     # Whole periods keep the addresses of those in front from falling below 0.
-    start = address % memory.period_bytes + -(-HISTORY * span // memory.period_bytes) * memory.period_bytes
+    start = address % m.burst_bytes + -(-HISTORY * span // memory.period_bytes) * memory.period_bytes
     opened = all_banks(FOREIGN, memory.memory)
     values = np.empty(5, np.int64)
     for i in range(1, HISTORY + 1):
@@ -85,14 +90,16 @@ def transfer(rows, size, stride, address, write, memory):
         count += len(more)
     kinds = np.full(count, write)
     first = stream(numbers[: len(own)], kinds[: len(own)], memory.memory, opened).cycles
-    all_of_them = stream(numbers[:count], kinds, memory.memory, opened).cycles
-    added = (2 * (all_of_them - first) + followers) // (2 * followers)
+    added = stream(numbers[:count], kinds, memory.memory, opened).cycles - first
     alone = stream(own, kinds[: len(own)], memory.memory, all_banks(FOREIGN, memory.memory))
     ideal = -(-len(own) * m.nBL // (m.channels * m.pseudo_channels))
-    busy = min(max(added, ideal), alone.cycles)
-    refresh = refresh_share(busy, m.nRFC, m.nREFI) if memory.refresh_share else 0
+    busy = min(max((2 * added + followers) // (2 * followers), ideal), alone.cycles)
+    occupied = busy
+    if memory.refresh_share:  # of every nREFI cycles nRFC are lost
+        working = followers * (m.nREFI - m.nRFC)
+        occupied = max(busy, (2 * max(added, followers * ideal) * m.nREFI + working) // (2 * working))
     return Transfer(
-        busy + refresh, alone.cycles - busy, ideal, busy - ideal, refresh, len(own), alone.hits, alone.misses,
+        occupied, alone.cycles - busy, ideal, busy - ideal, occupied - busy, len(own), alone.hits, alone.misses,
         alone.conflicts,
     )  # fmt: skip
 
@@ -112,13 +119,6 @@ def bursts_of(rows, size, stride, address, burst_bytes):
             numbers[at] = number
             at += 1
     return numbers
-
-
-@njit(cache=True)
-def refresh_share(busy, nRFC, nREFI):
-    """Refresh that `busy` cycles of work bear: of every nREFI cycles nRFC are lost. To the nearest cycle, half up."""
-    working = nREFI - nRFC
-    return (2 * busy * nRFC + working) // (2 * working)
 
 
 @njit(cache=True)

@@ -72,6 +72,9 @@ ADDRESS_MAPPINGS = {
 """Source: hbm_streams.json, `memory.address_mapping`. The first leaves half of the bandwidth unused in a sequential stream:
 neighbours lie in one bank group, which takes a burst every nCCDL. The second changes the bank group every four bursts."""
 
+MEMORY_MODELS = ("bursts", "simple")
+"""Banks, rows, refresh and queues; or a bandwidth and a latency."""
+
 REFRESHES = ("per_transfer", "absolute")
 """Refresh as a share of each transfer, or by the clock."""
 
@@ -104,6 +107,7 @@ class Hbm:
     read_queue_entries: int
     write_queue_entries: int
     refresh: str
+    model: str = "bursts"
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -131,6 +135,7 @@ class Hbm:
             raise TripathError(f"hardware.hbm.channels: must make at most {MOST_BANKS} banks, got {banks}")
         _check_choice("address_mapping", self.address_mapping, ADDRESS_MAPPINGS)
         _check_choice("refresh", self.refresh, REFRESHES)
+        _check_choice("model", self.model, MEMORY_MODELS)
         _check_timings(self.timings)
         placed = sum(bits for name, bits in ADDRESS_MAPPINGS[self.address_mapping].fields if name == "column")
         if self.page_bytes // self.burst_bytes < 1 << placed:
@@ -248,6 +253,13 @@ class HardwareConfig:
             raise TripathError(f"hardware.prefetch_rows: must be at least 1, got {self.prefetch_rows}")
         if self.clock_hz <= 0:
             raise TripathError(f"hardware.clock_hz: must be positive, got {self.clock_hz}")
+
+    @property
+    def peak_bytes_per_cycle(self) -> float:
+        """Bytes that HBM moves at most in a core cycle."""
+        if self.hbm.model == "simple":
+            return self.hbm.bytes_per_cycle
+        return float(self.hbm.bytes_per_memory_cycle / self.hbm.core_cycles_per_memory_cycle(self.clock_hz))
 
     @property
     def tree_levels(self) -> int:

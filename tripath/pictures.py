@@ -35,7 +35,7 @@ def _roofline(path: Path, experiment: Experiment, outcome: Outcome) -> Path:
     hardware = experiment.hardware
     timed = {name: result for name, result in outcome.results.items() if name in MARKERS}
     counts = next(iter(timed.values())).counts
-    peak, bandwidth = hardware.blen * hardware.mlen, hardware.hbm.bytes_per_cycle
+    peak, bandwidth = hardware.blen * hardware.mlen, hardware.peak_bytes_per_cycle
     intensity = counts["macs"] / (counts["hbm_read_bytes"] + counts["hbm_write_bytes"])
     ridge = peak / bandwidth
     low, high = min(intensity, ridge) / 8, max(intensity, ridge) * 8

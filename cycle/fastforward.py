@@ -64,6 +64,8 @@ from cycle.state import (
     TAKEN,
     TOKEN,
     TOKENS,
+    TURN_TO_READ,
+    TURN_TO_WRITE,
     VECTOR,
     WINDOW_FROM,
     WINDOW_TO,
@@ -309,7 +311,7 @@ def _capture(code, facts, control, state, snapshots):
     for value in control.register:
         exact[c] = value
         c += 1
-    clipped[b] = scalars[BUS_FREE]
+    clipped[b] = scalars[BUS_FREE] + max(facts[TURN_TO_WRITE], facts[TURN_TO_READ])
     b += 1
     for q in range(4):
         unit = state.unit[q]
@@ -454,7 +456,7 @@ def _skip(code, facts, control, state, statistics, snapshots, level, steps, peri
     scalars[NOW] += shift
     scalars[FRONTIER] += shift
     scalars[ENTERED] += periods * (snapshots.head[SCRATCH, ENTERED_THEN] - snapshots.head[level, ENTERED_THEN])
-    if scalars[BUS_FREE] > floor:
+    if scalars[BUS_FREE] + max(facts[TURN_TO_WRITE], facts[TURN_TO_READ]) > floor:
         scalars[BUS_FREE] += shift
     for q in range(4):
         unit = state.unit[q]

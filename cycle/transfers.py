@@ -66,7 +66,8 @@ def transfer(rows, size, stride, address, write, memory):
     m = memory.memory.rules
     if stride == size:
         rows, size = 1, rows * size
-    span = rows * stride if rows > 1 else size
+    stride = abs(stride)  # upwards or downwards costs the same
+    span = rows * stride if rows > 1 and stride else size
     own = bursts_of(rows, size, stride, address % m.burst_bytes, m.burst_bytes)
     queues = -(-QUEUES_FILLED * m.read_entries * m.channels // len(own))
     followers = max(1, min(max(queues, -(-memory.period_bytes // span)), MOST_BURSTS // len(own)))

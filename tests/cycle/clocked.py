@@ -1,8 +1,11 @@
 """A clock-driven model of the machine in plain Python: one loop iteration per cycle, no event times. The oracle of the
-event-driven `cycle.machine` on small programs; it shares with it only the program and the facts of the hardware."""
+event-driven `cycle.machine` on small programs; it shares with it only the program, the facts of the hardware, and what one
+DMA descriptor costs by the burst model, which has an oracle of its own."""
 
+import math
 from collections import deque
 
+from cycle.transfers import dma_memory_of, transfer
 from tripath.hardware import QUEUED_UNITS
 from tripath.isa import Memory, Unit
 
@@ -65,7 +68,7 @@ def run_clocked(program, hardware, limit=100_000):
     results = []
     flying = {name: [] for name in QUEUED_UNITS}  # [end, signals] in order of start, not yet retired
     tokens, ready = {}, {}
-    front_free, bus_free, dispatched = 0, 0, 0
+    front_free, bus_free, bus_last, dispatched = 0, 0, None, 0
     in_flight = {"dma_in": [], "dma_out": []}
     for now in range(limit):
         for name in QUEUED_UNITS:  # retire in order: a result counts when all earlier ones of the unit are there
@@ -85,8 +88,8 @@ def run_clocked(program, hardware, limit=100_000):
                     continue
                 mnemonic = instruction.mnemonic
                 if name.startswith("dma"):
-                    in_flight[name] = [end for end in in_flight[name] if end > now]
-                    if touched and len(in_flight[name]) >= hardware.dma_outstanding:
+                    window = hardware.dma_outstanding  # the descriptor that many before this one must be complete
+                    if touched and len(in_flight[name]) >= window and in_flight[name][-window] > now:
                         continue
                     burst = hardware.hbm.burst_bytes
                     bursts = sum(
@@ -94,11 +97,11 @@ def run_clocked(program, hardware, limit=100_000):
                         for memory, _, a, p, rows, size in touched if memory == Memory.HBM
                         for r, p, size in (((0, 0, rows * size),) if p == size else ((r, p, size) for r in range(rows)))
                     )  # fmt: skip
-                    begin = max(now, bus_free) if bursts else now
-                    occupied = -(-bursts * burst // hardware.hbm.bytes_per_cycle)
-                    wait = hardware.hbm.read_latency_cycles if name == "dma_in" else hardware.hbm.write_latency_cycles
+                    turn = turnaround(hardware, name) if bursts and bus_last not in (None, name) else 0
+                    begin = max(now, bus_free + turn) if bursts else now
+                    occupied, wait = cost(hardware, name, touched, bursts) if bursts else (0, 1)
                     end = begin + occupied + wait if bursts else now + 1
-                    bus_free = begin + occupied if bursts else bus_free
+                    bus_free, bus_last = (begin + occupied, name) if bursts else (bus_free, bus_last)
                     in_flight[name] += [end] if touched else []
                     unit_free[name] = now + 1
                     start = begin
@@ -141,6 +144,28 @@ def run_clocked(program, hardware, limit=100_000):
         if front.pc < 0 and not any(queues.values()):
             return [row[1:] for row in sorted(results)]
     raise AssertionError("the clocked model does not end")
+
+
+def turnaround(hardware, name):
+    """Core cycles between a transfer and one of the other direction behind it (hbm_streams.json)."""
+    if hardware.hbm.model == "simple":
+        return 0
+    t = hardware.hbm.timings
+    memory_cycles = t["nCL"] + t["nBL"] + 2 - t["nCWL"] if name == "dma_out" else t["nCWL"] + t["nBL"] + t["nWTRL"]
+    return math.ceil(memory_cycles * hardware.hbm.tck_ps * hardware.clock_hz / 1e12)
+
+
+def cost(hardware, name, touched, bursts):
+    """Core cycles that a descriptor takes the bus, and from there to its result."""
+    hbm = hardware.hbm
+    if hbm.model == "simple":
+        latency = hbm.read_latency_cycles if name == "dma_in" else hbm.write_latency_cycles
+        return -(-bursts * hbm.burst_bytes // hbm.bytes_per_cycle), latency
+    ((_, _, address, pitch, rows, size),) = [place for place in touched if place[0] == Memory.HBM]
+    whole = transfer(rows, size, pitch, address, int(name == "dma_out"), dma_memory_of(hbm))
+    scale = hbm.tck_ps * hardware.clock_hz / 1e12
+    occupied = math.ceil(whole.occupied * scale)
+    return occupied, math.ceil((whole.occupied + whole.latency) * scale) - occupied
 
 
 def places(memory, address, size, vlen):

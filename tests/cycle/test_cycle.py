@@ -86,10 +86,14 @@ def programs(draw):
 @settings(
     max_examples=150, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )  # shrinking takes minutes
-@given(program=programs(), depth=st.sampled_from([1, 2, 4, 32]), outstanding=st.sampled_from([1, 2, 8]))
-def test_every_instruction_starts_and_ends_when_the_clocked_model_says(program, depth, outstanding):
+@given(
+    program=programs(), depth=st.sampled_from([1, 2, 4, 32]), outstanding=st.sampled_from([1, 2, 8]),
+    model=st.sampled_from(["simple", "bursts"]),
+)  # fmt: skip
+def test_every_instruction_starts_and_ends_when_the_clocked_model_says(program, depth, outstanding, model):
     depths = dict.fromkeys(SMALL.queue_depth, depth)
-    hardware = dataclasses.replace(SMALL, queue_depth=depths, dma_outstanding=outstanding)
+    hbm = dataclasses.replace(SMALL.hbm, model=model)
+    hardware = dataclasses.replace(SMALL, queue_depth=depths, dma_outstanding=outstanding, hbm=hbm)
     expected = run_clocked(program, hardware)
     result = cycle.simulate(program, hardware=hardware, trace=Trace(breaks=()), race_check=False)
     observed = sorted((row[0], row[4], row[5]) for row in result.tables["timeline"].rows)

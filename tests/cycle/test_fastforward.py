@@ -105,12 +105,14 @@ SKIPPED = []
 @given(
     nest=nests(), depth=st.sampled_from([1, 4, 32]), outstanding=st.sampled_from([1, 2, 8]),
     execution=st.sampled_from(["decoupled", "decoupled", "serial"]), start=st.integers(0, 3000),
+    memory=st.sampled_from([{"model": "simple"}, {}, {"refresh": "absolute"}]),
 )  # fmt: skip
-def test_random_nests_are_the_same_with_and_without(nest, depth, outstanding, execution, start):
+def test_random_nests_are_the_same_with_and_without(nest, depth, outstanding, execution, start, memory):
     program, trace = nest
     hardware = dataclasses.replace(
-        SMALL, queue_depth=dict.fromkeys(SMALL.queue_depth, depth), dma_outstanding=outstanding, execution=execution
-    )
+        SMALL, queue_depth=dict.fromkeys(SMALL.queue_depth, depth), dma_outstanding=outstanding, execution=execution,
+        hbm=dataclasses.replace(SMALL.hbm, **memory),
+    )  # fmt: skip
     fast, slow = both(program, hardware, trace, trace_window=(start, start + 500))
     assert figures(fast) == figures(slow)
     assert slow.metrics["skipped_instructions"] == 0
@@ -118,7 +120,7 @@ def test_random_nests_are_the_same_with_and_without(nest, depth, outstanding, ex
 
 
 def test_random_nests_did_skip():
-    assert np.mean(np.array(SKIPPED) > 0) > 0.3, "the law above would hold of a machine that never skips"
+    assert np.mean(np.array(SKIPPED) > 0) > 0.15, "the law above would hold of a machine that never skips"
 
 
 @pytest.mark.parametrize("execution", ["serial", "decoupled"])

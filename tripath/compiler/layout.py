@@ -227,8 +227,9 @@ def make_layout(
     vector = _vector_buffers(model, hardware, tiling, tiling.chunk_rows)
     fp = _fp_buffers(model, hardware, tiling, tiling.chunk_rows, sampled)
     integer = Bump("int", hardware.sram.int_bytes, 4, hardware.name)
+    # The step loop's last trip only leaves, but its address moves on: a place of its own keeps accesses apart.
     for name, entries, phase in (
-        ("constants", 2, "setup"), ("quota", workload.block_length, "setup"), ("remaining", 1, "commit"),
+        ("constants", 2, "setup"), ("quota", workload.block_length + 1, "setup"), ("remaining", 1, "commit"),
         ("ids", tiling.chunk_rows, "embed"), ("tokens", sampled, "sampling"), ("sampled", sampled, "sampling"),
     ):  # fmt: skip
         integer.take(name, entries, phase)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analytical.memory import memory_facts, occupied_cycles
 from tripath.hardware import QUEUED_UNITS, HardwareConfig
 from tripath.isa import TABLE, Memory, Unit
 from tripath.program import Program
@@ -46,6 +47,7 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
     """Facts of every instruction of a program on a machine."""
     tables, registers = tabulate(program), _registers(program)
     queue = [int(QUEUE_OF_UNIT[unit]) for unit in tables.unit]
+    memory = memory_facts(hardware)
     frontend, steps, ends = hardware.frontend, address_steps(program), program.loop_ends()
     interval, ideal, latency, front_end = ([0.0] * len(queue) for _ in range(4))
     for number, instruction in enumerate(program.instructions):
@@ -63,11 +65,14 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
             interval[number] = ideal[number] = hardware.interval_cycles(spec.mnemonic)
             latency[number] = hardware.latency_cycles(spec.mnemonic)
         elif spec.unit in (Unit.DMA_IN, Unit.DMA_OUT):
-            moved, bursts = _traffic(tables.accesses[number], registers, hardware.hbm.burst_bytes)
-            interval[number] = -(-bursts * hardware.hbm.burst_bytes // hardware.hbm.bytes_per_cycle)
-            ideal[number] = moved / hardware.hbm.bytes_per_cycle
-            out = hardware.hbm.write_latency_cycles if spec.unit is Unit.DMA_OUT else hardware.hbm.read_latency_cycles
-            latency[number] = interval[number] + out if moved else 1
+            bursts, rows, size = _traffic(tables.accesses[number], registers, hardware.hbm.burst_bytes)
+            if not bursts:  # a sync
+                latency[number] = 1
+                continue
+            interval[number] = occupied_cycles(memory, bursts, rows, size)
+            ideal[number] = rows * size / memory.peak
+            tail = memory.write_latency if spec.unit is Unit.DMA_OUT else memory.read_latency
+            latency[number] = interval[number] + tail
     return Costs(
         queue=queue, interval=interval, ideal=ideal, latency=latency, front_end=front_end,
         waits=[tuple(int(s) for s in row if s) for row in tables.waits],
@@ -108,17 +113,16 @@ def _touches(accesses: np.ndarray, registers: dict[int, tuple[int, dict[int, int
 
 def _traffic(
     accesses: np.ndarray, registers: dict[int, tuple[int, dict[int, int], int]], burst: int
-) -> tuple[int, float]:
-    """Bytes in HBM of one DMA instruction, and bursts: exact for aligned runs, the mean over phases for others."""
-    moved, bursts = 0, 0.0
+) -> tuple[float, int, int]:
+    """Bursts in HBM of one DMA instruction (exact for aligned runs, the mean over phases for others), separate runs, and
+    bytes of each."""
     for access in accesses:
         if access[Access.MEMORY] != Memory.HBM:
             continue
         base, strides, pitch = registers[int(access[Access.REGISTER])]
         rows, size = int(access[Access.ROWS]), int(access[Access.SIZE])
-        moved += rows * size
         if pitch == size:
             rows, size = 1, rows * size
         aligned = all(value % burst == 0 for value in (base, *strides.values(), pitch if rows > 1 else 0))
-        bursts += rows * (-(-size // burst) if aligned else 1 + (size - 1) / burst)
-    return moved, bursts
+        return rows * (-(-size // burst) if aligned else 1 + (size - 1) / burst), rows, size
+    return 0.0, 0, 0

@@ -35,7 +35,7 @@ def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace) -> Res
     front_end = float((retired * np.array(costs.front_end)).sum())
     bounds = {
         "matrix": busy["matrix"], "vector": busy["vector"] + busy["scalar"], "frontend": front_end,
-        "memory": moved / hardware.hbm.bytes_per_cycle,
+        "memory": moved / hardware.peak_bytes_per_cycle,
     }  # fmt: skip
     if serial:
         estimate = front_end + float((retired * np.array(costs.latency))[units != Unit.FRONTEND].sum())

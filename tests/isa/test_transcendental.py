@@ -1,13 +1,19 @@
 """exp, reciprocal and rsqrt against float64, over every BF16 input."""
 
+import re
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
 import pytest
 
+from tripath.formats.rounding import round_bf16
 from tripath.isa.transcendental import exponential, reciprocal, reciprocal_sqrt
 
 LIMIT = 2.0**-17
 ALL = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
 FINITE = ALL[np.isfinite(ALL)]
+NUMERICS = Path(__file__).parents[2] / "docs" / "numerics.md"
 
 
 @pytest.mark.parametrize(
@@ -44,3 +50,26 @@ def test_special_values():
     assert np.isnan(exponential(np.float32(np.nan)))
     assert np.isnan(reciprocal(np.float32(np.nan)))
     assert np.isnan(reciprocal_sqrt(np.float32(np.nan)))
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "truth", "inputs"),
+    [
+        ("exp", exponential, np.exp, FINITE),
+        ("reciprocal", reciprocal, lambda x: 1 / x, FINITE[np.abs(FINITE) >= 2.0**-126]),
+        ("rsqrt", reciprocal_sqrt, lambda x: 1 / np.sqrt(x), FINITE[FINITE >= 2.0**-126]),
+    ],
+)
+def test_the_documented_errors_in_bf16_ulps_are_the_measured_ones(name, function, truth, inputs):
+    with np.errstate(over="ignore"):
+        exact = truth(inputs.astype(np.float64))
+    observed = np.array([round_bf16(function(value)) for value in inputs], np.float64)
+    normal = (np.abs(exact) >= 2.0**-126) & (np.abs(exact) < 2.0**128 - 2.0**119)
+    error = np.abs(observed[normal] - exact[normal]) / np.exp2(np.floor(np.log2(np.abs(exact[normal]))) - 7)
+    with np.errstate(over="ignore"):
+        nearest = exact.astype(ml_dtypes.bfloat16).astype(np.float64)
+    flushed = np.count_nonzero((observed == 0) & (nearest != 0))
+    row = f"| {name} | {normal.sum():,} | {error.max():.5f} | {np.sum((nearest != observed)[normal])} | {flushed} |"
+    assert re.findall(rf"^\| {name} \|.*$", NUMERICS.read_text(), re.MULTILINE) == [row]
+    beyond = ~normal & (np.abs(exact) > 1)
+    assert np.all(np.isinf(observed[beyond]))

@@ -110,8 +110,12 @@ def _crossing(line: Sequence[Point], axis: str, path: str) -> str:
     if at is not None:
         return f"{path}: sampling takes half of a run at {axis} {at:.3g}."
     largest = max(shares, key=lambda pair: pair[1])
-    where = "more than half everywhere" if min(shares, key=lambda pair: pair[1])[1] > HALF else "never half of a run"
-    return f"{path}: sampling takes {where} ({largest[1]:.1%} at most, at {axis} {largest[0]:.0f})."
+    where = (
+        "takes more than half everywhere"
+        if min(shares, key=lambda pair: pair[1])[1] > HALF
+        else "never takes half of a run"
+    )
+    return f"{path}: sampling {where} ({largest[1]:.1%} at most, at {axis} {largest[0]:.0f})."
 
 
 def _draw(path: Path, axis: str, others: Sequence[str], lines: Mapping[tuple[float, ...], Sequence[Point]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.accuracy.random_programs import digest, random_program, run
 from tripath.isa import TABLE, Unit
-from tripath.isa.matrix import dot_tree, dot_tree_32
+from tripath.isa.matrix import LANES, panel_dots, panel_dots_32
 from tripath.isa.vector import tree_sum
 
 SEEDS = range(12)
@@ -42,8 +42,15 @@ def test_sums_are_pairwise_trees(n):
     assert tree_sum(values.copy()) == level[0]
 
 
-def test_the_unrolled_dot_product_is_the_tree():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        a, b = (rng.normal(size=32).astype(np.float32) for _ in range(2))
-        assert dot_tree_32(a, b, np.empty(32, np.float32)) == dot_tree(a, b, np.empty(32, np.float32))
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 64])
+def test_columns_side_by_side_are_trees(size):
+    rng = np.random.default_rng(size)
+    for _ in range(20):
+        acts, panel = rng.normal(size=size).astype(np.float32), rng.normal(size=(size, LANES)).astype(np.float32)
+        dots, scratch = np.empty(LANES, np.float32), np.empty(size * LANES, np.float32)
+        panel_dots(acts, panel.ravel(), size, scratch, dots)
+        assert dots.tolist() == [tree_sum(acts * panel[:, c]) for c in range(LANES)]
+        if size == 32:
+            written_out = np.empty(LANES, np.float32)
+            panel_dots_32(acts, panel.ravel(), written_out)
+            assert written_out.tolist() == dots.tolist()

@@ -112,6 +112,10 @@ def quantise_block(values, start, stride, count, fmt, out):
 
     The block is `values[start + i * stride]`, i < count. Formats without a scale have exponent 0.
     """
+    if fmt == BF16:  # as below; without branches the compiler uses SIMD
+        for i in range(count):
+            out[i] = round_bf16(values[start + i * stride])
+        return 0
     if not IS_BLOCK_SCALED[fmt]:
         for i in range(count):
             out[i] = round_element(values[start + i * stride], fmt)
@@ -230,6 +234,9 @@ def load_block(memory, address, count, fmt, out):
     elif fmt == FP16:
         for i in range(count):
             out[i] = fp16_value(int(memory[address + 2 * i]) | (int(memory[address + 2 * i + 1]) << 8))
+    elif bits == 16:
+        for i in range(count):
+            out[i] = float_of((int(memory[address + 2 * i]) << 16) | (int(memory[address + 2 * i + 1]) << 24))
     else:
         for i in range(count):
             word = 0

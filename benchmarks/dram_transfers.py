@@ -63,7 +63,7 @@ def compare(hbm: Hbm, table: Table, name: str) -> None:
     cost_of = functools.lru_cache(maxsize=None)(lambda *descriptor: transfer(*descriptor, memory))
     for label, descriptors in sequences(hbm.channels):
         costs = [
-            cost_of(rows, size, stride, address % memory.period_bytes, write)
+            cost_of(rows, size, stride, address % hbm.burst_bytes, write)
             for rows, size, stride, address, write in descriptors
         ]
         runs = [

@@ -152,6 +152,7 @@ def test_every_metric_and_count_is_documented(tripath_command, tmp_path):
     for name in {name for row in report["simulators"].values() for name in row["metrics"]}:
         general = re.sub(rf"\.({units})\b", ".<unit>", name)
         general = re.sub(rf"\.({phases})$", ".<phase>", general)
+        general = re.sub(r"(component_cycles)\..*", r"\1.<component>", general)
         general = re.sub(r"(bound_cycles)\..*", r"\1.<resource>", general)
         general = re.sub(r"(stall_cycles\.<unit>)\..*", r"\1.<cause>", general)
         assert f"`{general}`" in documented
@@ -327,13 +328,12 @@ def test_a_prompt_is_repeated_over_the_batch_and_needed():
         read_prompts(experiment, None)
 
 
+NUMERICS = ("mxint8", "mxint4_kv", "mxint4", "bf16", "mxfp8", "mxfp8_e5m2", "mxfp6", "mxfp4", "fp16")
 HARDWARE = {"npu_small": ("wordmath",), "npu_datacenter": ("wordmath", "llada_8b")}
 CHOICES = [
     (hardware, model, workload, numerics)
     for hardware, models in HARDWARE.items()
-    for model, workload, numerics in itertools.product(
-        models, ("wordmath", "threshold", "llada_gsm8k"), ("mxint8", "mxint4_kv", "mxint4", "bf16", "mxfp8")
-    )
+    for model, workload, numerics in itertools.product(models, ("wordmath", "threshold", "llada_gsm8k"), NUMERICS)
     if model == "llada_8b" or workload != "llada_gsm8k"
 ]
 
@@ -358,7 +358,12 @@ def test_help_explains_itself_and_lists_groups(tripath_command, capsys):
         tripath_command("--help")
     output = capsys.readouterr().out
     assert not exit_.value.code
-    for shown in ("Examples:", "hardware: npu_datacenter, npu_small", "model: llada_8b, wordmath", "Exit status"):
+    for shown in (
+        "Examples:",
+        "hardware: npu_datacenter, npu_plena, npu_small, npu_v1",
+        "model: llada_8b, wordmath",
+        "Exit status",
+    ):
         assert shown in output
 
 

@@ -1,14 +1,17 @@
-"""Checkpoints in the Hugging Face layout of LLaDA: config.json, safetensors (one file or shards with an index), tokenizer.
+"""Checkpoints in the Hugging Face layout: config.json, safetensors (one file or shards with an index), tokenizer.
 
-Read without pickle. Errors name the tensor and the file.
+Two layouts of names are read, LLaDA's and Dream's (DiffuCoder's too); both become LLaDA's names. Headers are checked first,
+then tensors are read one by one, without pickle. Errors name the tensor and the file.
 """
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from tripath.errors import TripathError
@@ -16,6 +19,21 @@ from tripath.model import ModelSpec
 
 PREFIX = "model.transformer."
 _TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_INDEX = "model.safetensors.index.json"
+_DREAM_EMBEDDING = "model.embed_tokens.weight"
+_DREAM_WHOLE = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+_DREAM_LAYER = {
+    "attn_norm": "input_layernorm", "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj", "ff_norm": "post_attention_layernorm",
+    "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
+}  # fmt: skip
+"""Dream's modules by LLaDA's names."""
+
+_CONFIG_KEYS = {
+    "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
+    "rope_theta": ("rope_theta",), "rms_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",),
+}  # fmt: skip
+"""What no tensor's shape tells, by its names in config.json."""
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -35,25 +53,104 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
-    """All tensors of the model's checkpoint as float32, by LLaDA's names.
+def expected_biases(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shape of the biases that Dream's layout has besides, by LLaDA's names for their modules."""
+    widths = (("q_proj", spec.query_width), ("k_proj", spec.kv_width), ("v_proj", spec.kv_width))
+    return {f"{PREFIX}blocks.{i}.{name}.bias": (width,) for i in range(spec.layers) for name, width in widths}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where a tensor lies: its name there, type and shape by the header, first byte."""
+
+    file: Path
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The tensors of a checkpoint by LLaDA's names, checked but not read; `open_checkpoint` makes it."""
+
+    spec: ModelSpec
+    places: Mapping[str, _Place]
+
+    @property
+    def biases(self) -> list[str]:
+        """Names of the biases that it has."""
+        return [name for name in self.places if name.endswith(".bias")]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32."""
+        place = self.places[name]
+        raw = np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
+        wide = (raw.astype(np.uint32) << 16).view(np.float32) if place.kind == "BF16" else raw.astype(np.float32)
+        return wide.reshape(place.shape)
+
+    def layer(self, index: int) -> dict[str, np.ndarray]:
+        """The tensors of one layer as float32: no other layer is in memory."""
+        prefix = f"{PREFIX}blocks.{index}."
+        return {name: self.read(name) for name in self.places if name.startswith(prefix)}
+
+    def refuse_biases(self) -> None:
+        """Refuse what the compiled program would leave out.
+
+        Raises:
+            TripathError: the checkpoint has biases.
+        """
+        for name in self.biases[:1]:
+            place = self.places[name]
+            raise TripathError(
+                f"model.checkpoint: tensor {place.name} in {place.file}: the accuracy path does not execute biases of Q, K "
+                "and V; run paths=[analytical,cycle]"
+            )
+
+
+def open_checkpoint(spec: ModelSpec) -> Checkpoint:
+    """The model's checkpoint, every tensor found in a header and its type and shape checked; nothing else is read.
 
     Raises:
-        TripathError: a file or tensor is missing, unreadable, or of another shape than the model says.
+        TripathError: a file or tensor is missing, unreadable, or of another type or shape than the model says.
     """
     folder = _folder(spec.checkpoint)
-    found = {}
-    for file in _shards(folder):
-        found |= dict(_read(file))
-    shapes = expected_shapes(spec)
-    for name, shape in shapes.items():
-        if name not in found:
-            raise TripathError(f"model.checkpoint: tensor {name} is missing in {folder}")
-        if found[name].shape != shape:
+    _check_config(spec, folder / "config.json")
+    index = folder / _INDEX
+    listed = _weight_map(index) if index.exists() else {}
+    headers: dict[str, _Place] = {}
+    for file in [folder / name for name in sorted(set(listed.values()))] or [folder / "model.safetensors"]:
+        if not file.is_file():
+            raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}")
+        headers |= _header(file)
+    dream = _DREAM_EMBEDDING in headers or any(name.startswith("model.layers.") for name in headers)
+    places = {}
+    for name, shape in (expected_shapes(spec) | (expected_biases(spec) if dream else {})).items():
+        known = _dream_name(name) if dream else name
+        if known not in headers:
+            raise TripathError(f"model.checkpoint: tensor {known} is missing in {folder / listed.get(known, '')}")
+        place = headers[known]
+        if place.kind not in _TYPES:
             raise TripathError(
-                f"model.checkpoint: tensor {name} has shape {found[name].shape}, the model says {shape} ({folder})"
+                f"model.checkpoint: tensor {known} has type {place.kind}, not F32, F16 or BF16 ({place.file})"
             )
-    return {name: found[name] for name in shapes}
+        if place.shape != shape:
+            raise TripathError(
+                f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {shape} ({place.file})"
+            )
+        places[name] = place
+    return Checkpoint(spec=spec, places=places)
+
+
+def load_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint that is to be executed, as float32, by LLaDA's names.
+
+    Raises:
+        TripathError: as `open_checkpoint`, and where the checkpoint has biases.
+    """
+    checkpoint = open_checkpoint(spec)
+    checkpoint.refuse_biases()
+    return {name: checkpoint.read(name) for name in checkpoint.places}
 
 
 def load_tokenizer(folder: str) -> "TextTokenizer":
@@ -104,34 +201,53 @@ def _folder(name: str | None) -> Path:
     return folder
 
 
-def _shards(folder: Path) -> list[Path]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (KeyError, ValueError):
-            raise TripathError(f"model.checkpoint: malformed {index}") from None
-        files = [folder / name for name in names]
-    else:
-        files = [single]
-    for file in files:
-        if not file.exists():
-            raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}")
-    return files
-
-
-def _read(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _check_config(spec: ModelSpec, file: Path) -> None:
+    """Compare with config.json what the tensors do not show; keys that it lacks are not compared."""
+    if not file.exists():
+        return
     try:
-        entries = deserialize(file.read_bytes())
-    except SafetensorError as error:
-        raise TripathError(f"model.checkpoint: unreadable {file} ({error})") from None
-    for name, entry in entries:
-        if entry["dtype"] not in _TYPES:
+        config = json.loads(file.read_text())
+        told = {field: config[key] for field, keys in _CONFIG_KEYS.items() for key in keys if key in config}
+    except (TypeError, ValueError, OSError):
+        raise TripathError(f"model.checkpoint: malformed {file}") from None
+    for field, value in told.items():
+        if value is not None and value != getattr(spec, field):
+            raise TripathError(f"model.{field}: is {getattr(spec, field)}, the checkpoint says {value} ({file})")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File of each tensor by the index; every file lies beside it."""
+    try:
+        listed = dict(json.loads(index.read_text())["weight_map"])
+    except (KeyError, TypeError, ValueError, OSError):
+        raise TripathError(f"model.checkpoint: malformed {index}") from None
+    for tensor, name in listed.items():
+        if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & {"/", "\\", ":", "\0"}:
             raise TripathError(
-                f"model.checkpoint: tensor {name} has type {entry['dtype']}, not F32, F16 or BF16 ({file})"
+                f"model.checkpoint: tensor {tensor} lies in {name!r}, which is no file name beside {index}"
             )
-        raw = np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":
-            yield name, (raw.astype(np.uint32) << 16).view(np.float32)
-        else:
-            yield name, raw.astype(np.float32)
+    if not listed:
+        raise TripathError(f"model.checkpoint: malformed {index}")
+    return listed
+
+
+def _header(file: Path) -> dict[str, _Place]:
+    """Every tensor of a file; safetensors itself checks that offsets, types and sizes are consistent."""
+    try:
+        with safe_open(file, framework="numpy"), file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TripathError(f"model.checkpoint: unreadable {file} ({str(error).splitlines()[0]})") from None
+    entries.pop("__metadata__", None)
+    return {
+        name: _Place(file=file, name=name, kind=entry["dtype"], shape=tuple(entry["shape"]),
+                     offset=8 + size + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }  # fmt: skip
+
+
+def _dream_name(name: str) -> str:
+    """Dream's name of a tensor, by LLaDA's."""
+    *path, module, kind = name.removeprefix(PREFIX).split(".")
+    return f"model.layers.{path[1]}.{_DREAM_LAYER[module]}.{kind}" if path else f"{_DREAM_WHOLE[module]}.{kind}"

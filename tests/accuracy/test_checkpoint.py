@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from accuracy.checkpoint import expected_shapes, load_tensors, load_tokenizer
+from accuracy.checkpoint import PREFIX, expected_biases, expected_shapes, load_tensors, load_tokenizer, open_checkpoint
+from accuracy.reference import ReferenceModel
+from tests.accuracy.torch_llada import TorchLlada
 from tests.conftest import CHECKPOINT
 from tripath.errors import TripathError
+from tripath.model import ModelSpec
 
 LAST = "model.transformer.ff_out.weight"
 
@@ -86,3 +90,145 @@ def test_a_missing_folder_or_tokenizer_is_named(folder):
 
 def test_the_names_are_those_of_llada(default_experiment, tensors):
     assert set(expected_shapes(default_experiment.model)) == set(tensors)
+
+
+SHAPE = {"layers": 3, "hidden": 96, "heads": 3, "head_dim": 32, "ffn": 160, "vocab": 64, "rope_theta": 5e5, "mask_id": 63,
+         "eos_id": 62, "max_sequence": 64}  # fmt: skip
+LLADA = ModelSpec(name="llada", kv_heads=3, rms_eps=1e-5, **SHAPE)
+DREAM = ModelSpec(name="dream", kv_heads=1, rms_eps=1e-6, **SHAPE)
+DREAM_LAYER = {
+    "attn_norm.weight": "input_layernorm.weight", "ff_norm.weight": "post_attention_layernorm.weight",
+    "q_proj.weight": "self_attn.q_proj.weight", "k_proj.weight": "self_attn.k_proj.weight",
+    "v_proj.weight": "self_attn.v_proj.weight", "q_proj.bias": "self_attn.q_proj.bias", "k_proj.bias": "self_attn.k_proj.bias",
+    "v_proj.bias": "self_attn.v_proj.bias", "attn_out.weight": "self_attn.o_proj.weight", "ff_proj.weight": "mlp.gate_proj.weight",
+    "up_proj.weight": "mlp.up_proj.weight", "ff_out.weight": "mlp.down_proj.weight",
+}  # fmt: skip
+
+
+def dream_name(name):
+    whole = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+    short = name.removeprefix(PREFIX)
+    if short.startswith("blocks."):
+        _, layer, rest = short.split(".", 2)
+        return f"model.layers.{layer}.{DREAM_LAYER[rest]}"
+    return f"{whole[short.split('.')[0]]}.weight"
+
+
+def random_checkpoint(folder, spec, *, dream=False, shards=3):
+    """A random checkpoint as Hugging Face writes it; its tensors (BF16 values) by LLaDA's names."""
+    rng = np.random.default_rng(0)
+    shapes = expected_shapes(spec) | (expected_biases(spec) if dream else {})
+    made = {name: (rng.normal(size=shape) / 8).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
+    named = {dream_name(name) if dream else name: value for name, value in made.items()}
+    index = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(named.items())[shard::shards])
+        save_file(part, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    config = {"num_attention_heads": spec.heads, "num_key_value_heads": spec.kv_heads} if dream else {
+        "n_heads": spec.heads, "n_kv_heads": spec.kv_heads}  # fmt: skip
+    config |= {"rope_theta": spec.rope_theta, "rms_norm_eps": spec.rms_eps, "mask_token_id": spec.mask_id}
+    (folder / "config.json").write_text(json.dumps(config))
+    return dataclasses.replace(spec, checkpoint=str(folder)), {k: v.astype(np.float32) for k, v in made.items()}
+
+
+def test_a_sharded_llada_runs_as_in_torch(tmp_path):
+    spec, made = random_checkpoint(tmp_path, LLADA)
+    loaded = load_tensors(spec)
+    canvas = np.arange(20) % spec.vocab
+    reference = ReferenceModel(spec, loaded)
+    expected = TorchLlada(spec, made).forward(canvas, slice(None), keep=False).numpy()
+    np.testing.assert_allclose(reference.logits(reference.forward(canvas)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_dream_maps_into_the_same_names_and_is_not_executed(tmp_path, shards):
+    spec, made = random_checkpoint(tmp_path, DREAM, dream=True, shards=shards)
+    checkpoint = open_checkpoint(spec)
+    assert set(checkpoint.places) == set(made)
+    for name, value in made.items():
+        np.testing.assert_array_equal(checkpoint.read(name), value)
+    assert len(checkpoint.biases) == 3 * spec.layers
+    with pytest.raises(
+        TripathError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.bias in .* does not execute biases"
+    ):
+        load_tensors(spec)
+
+
+def test_reading_layer_by_layer_holds_a_layer_at_a_time(tmp_path):
+    wide = dataclasses.replace(LLADA, layers=12, hidden=384, heads=12, kv_heads=12, ffn=768)
+    spec, made = random_checkpoint(tmp_path, wide)
+    layer_bytes = sum(value.nbytes for name, value in made.items() if ".blocks.0." in name)
+    checkpoint = open_checkpoint(spec)
+    tracemalloc.start()
+    for index in range(spec.layers):
+        layer = checkpoint.layer(index)
+        assert sum(value.nbytes for value in layer.values()) == layer_bytes
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert layer_bytes < peak < 3 * layer_bytes
+
+
+def rewrite_index(folder, change):
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    change(index["weight_map"])
+    file.write_text(json.dumps(index))
+
+
+def set_head(name):
+    return lambda folder: rewrite_index(folder, lambda listed: listed.update({LAST: name}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        *(
+            (set_head(name), rf"tensor {LAST} lies in .*, which is no file name beside .*index\.json")
+            for name in (
+                "../model.safetensors",
+                "/etc/passwd",
+                "..",
+                "",
+                "sub/a.safetensors",
+                "..\\a",
+                "C:a",
+                "a\0b",
+                7,
+                None,
+            )
+        ),
+        (set_head("model-00009-of-00009.safetensors"), r"model-00009-of-00009\.safetensors is missing in"),
+        (set_head("model-00003-of-00003.safetensors"), None),
+        (
+            lambda f: (f / "model-00002-of-00003.safetensors").unlink(),
+            r"model-00002-of-00003\.safetensors is missing in",
+        ),
+        (lambda f: (f / "model-00002-of-00003.safetensors").write_bytes(b""), r"unreadable .*model-00002"),
+        (
+            lambda f: (f / "model-00001-of-00003.safetensors").write_bytes(
+                (f / "model-00001-of-00003.safetensors").read_bytes()[:-8]
+            ),
+            r"unreadable .*model-00001",
+        ),
+        (
+            lambda f: save_file({"other": np.zeros(1, np.float32)}, f / "model-00001-of-00003.safetensors"),
+            r"tensor \S+ is missing in .*model-00001-of-00003\.safetensors",
+        ),
+        (lambda f: rewrite_index(f, lambda listed: listed.clear()), r"malformed .*index\.json"),
+        (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": [1]}'), r"malformed .*index\.json"),
+        (lambda f: (f / "config.json").write_text("["), r"malformed .*config\.json"),
+        (lambda f: (f / "config.json").write_text('{"n_heads": 6}'), r"model\.heads: is 3, the checkpoint says 6"),
+    ],
+)
+def test_damaged_shards_are_named(tmp_path, damage, message):
+    spec, _ = random_checkpoint(tmp_path, LLADA)
+    damage(tmp_path)
+    if message is None:  # an index that names the wrong shard: the tensor is found all the same
+        assert set(load_tensors(spec)) == set(expected_shapes(spec))
+        return
+    with pytest.raises(TripathError, match=message) as caught:
+        load_tensors(spec)
+    assert "\n" not in str(caught.value)

@@ -13,7 +13,9 @@ def run(*overrides):
     """Results of the two timing paths, and the references that apply."""
     experiment = compose_experiment("experiment=paper_sampling", *overrides)
     program, trace = compiled(experiment, experiment.workload.prompt_length)
-    results = {path.__name__: path.simulate(program, hardware=experiment.hardware, trace=trace) for path in (analytical, cycle)}
+    results = {
+        path.__name__: path.simulate(program, hardware=experiment.hardware, trace=trace) for path in (analytical, cycle)
+    }
     return experiment, results
 
 
@@ -58,5 +60,7 @@ def test_a_reference_for_an_unknown_key_is_refused():
 
 
 def test_the_sampling_stage_is_one_step_of_one_block():
-    with pytest.raises(TripathError, match=r"workload.stage: sampling is one step of one block, got workload.steps 2 of 2"):
+    with pytest.raises(
+        TripathError, match=r"workload.stage: sampling is one step of one block, got workload.steps 2 of 2"
+    ):
         compose_experiment("experiment=paper_sampling", "workload.generation_length=64", "workload.steps=2")

@@ -112,7 +112,10 @@ def test_the_page_escapes_text_and_loads_nothing(tmp_path, small_experiment, sma
 
 
 def test_a_page_and_pictures_exist_for_every_choice_of_paths(tmp_path, small_experiment):
-    for paths, pictures in ((("analytical",), {"roofline.png"}), (("cycle",), {"roofline.png", "stalls.png", "timeline.png"})):
+    for paths, pictures in (
+        (("analytical",), {"roofline.png"}),
+        (("cycle",), {"roofline.png", "stalls.png", "timeline.png"}),
+    ):
         outcome = make_outcome(small_experiment, paths)
         files = write_files(tmp_path / paths[0], small_experiment, outcome, configuration="", command="tripath")
         assert {file.name for file in files if file.suffix == ".png"} == pictures

@@ -65,7 +65,7 @@ def tripath_command(monkeypatch, tmp_path, capsys):
 
 
 BAD_INPUT = [
-    (["model=lada_8b"], "model: no option 'lada_8b', one of llada_8b, wordmath"),
+    (["model=lada_8b"], "model: no option 'lada_8b', one of dream_7b, llada_8b, wordmath"),
     (["nothing=1"], "nothing: no such key"),
     (["+nothing=1"], "nothing: no such key, one of hardware"),
     (["workload.stps=8"], "workload.stps: no such key"),
@@ -361,7 +361,7 @@ def test_help_explains_itself_and_lists_groups(tripath_command, capsys):
     for shown in (
         "Examples:",
         "hardware: npu_datacenter, npu_plena, npu_small, npu_v1",
-        "model: llada_8b, wordmath",
+        "model: dream_7b, llada_8b, wordmath",
         "Exit status",
     ):
         assert shown in output

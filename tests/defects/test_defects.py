@@ -13,6 +13,7 @@ from analytical import overlap, tree
 from analytical import simulator as analytical_simulator
 from cycle import simulator as cycle_simulator
 from cycle import state
+from cycle.memory import DATA
 from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath import tables
 from tripath.trace import Trace
@@ -109,14 +110,13 @@ def test_cycle_with_a_loop_run_once_too_often(clean, monkeypatch):
 
 
 def test_cycle_with_memory_at_a_tenth_of_its_bandwidth(clean, monkeypatch):
-    original = cycle_simulator.facts_of
+    original = cycle_simulator.Memory.fill
 
-    def corrupted(hardware):
-        facts = original(hardware)
-        facts[state.BYTES_PER_CYCLE] //= 10
-        return facts
+    def corrupted(memory, line):
+        original(memory, line)
+        memory.costs[line, DATA] *= 10
 
-    monkeypatch.setattr(cycle_simulator, "facts_of", corrupted)
+    monkeypatch.setattr(cycle_simulator.Memory, "fill", corrupted)
     assert ("estimate", "makespan_cycles") in failures(clean)
 
 

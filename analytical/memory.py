@@ -12,11 +12,13 @@ from tripath.hardware import ADDRESS_MAPPINGS, HardwareConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFacts:
-    """HBM in core cycles: bytes a cycle at peak, factor of refresh, latencies; `sweep` is lost when all banks change rows,
+    """HBM in core cycles: bytes a cycle at peak, how many times slower bursts of one bank group follow each other where the
+    visits in flight reach no other (`crowding`), factor of refresh, latencies; `sweep` is lost when all banks change rows,
     a row set being `row_set_bytes`; `visit_bytes` are moved per visit of a bank, a run apart from others costs `change`
     shared by `overlap` visits in flight."""
 
     peak: float
+    crowding: float
     refresh: float
     read_latency: float
     write_latency: float
@@ -34,7 +36,7 @@ def memory_facts(hardware: HardwareConfig) -> MemoryFacts:
     hbm, peak = hardware.hbm, hardware.peak_bytes_per_cycle
     if hbm.model == "simple":
         return MemoryFacts(
-            peak=peak, refresh=1.0, read_latency=hbm.read_latency_cycles, write_latency=hbm.write_latency_cycles,
+            peak=peak, crowding=1.0, refresh=1.0, read_latency=hbm.read_latency_cycles, write_latency=hbm.write_latency_cycles,
             burst_bytes=hbm.burst_bytes, row_set_bytes=1.0, sweep=0.0, interleave_bytes=hbm.interleave_bytes,
             channels=hbm.channels, change=0.0, overlap=1.0,
         )  # fmt: skip
@@ -46,7 +48,8 @@ def memory_facts(hardware: HardwareConfig) -> MemoryFacts:
     change = t["nRP"] + t["nRCDRD"] + hbm.act_command_cycles
     banks = hbm.bank_groups * hbm.banks_per_group
     return MemoryFacts(
-        peak=peak, refresh=t["nREFI"] / (t["nREFI"] - t["nRFC"]),
+        peak=peak, crowding=max(1.0, t["nCCDL"] / (t["nBL"] * min(hbm.bank_groups, overlap))),
+        refresh=t["nREFI"] / (t["nREFI"] - t["nRFC"]),
         read_latency=scale * (t["nRP"] + t["nRCDRD"] + t["nCL"] + t["nBL"]), write_latency=scale * (t["nRP"] + t["nRCDWR"]),
         burst_bytes=hbm.burst_bytes, row_set_bytes=hbm.channels * hbm.pseudo_channels * banks * hbm.page_bytes,
         sweep=scale * (banks * max(0.0, change / overlap - visit) + change), interleave_bytes=hbm.interleave_bytes,
@@ -56,7 +59,7 @@ def memory_facts(hardware: HardwareConfig) -> MemoryFacts:
 
 def occupied_cycles(facts: MemoryFacts, bursts: float, rows: int, size: int) -> float:
     """Cycles that `rows` separate runs of `size` bytes take, `bursts` in all; whole cycles, as buses count."""
-    data = bursts * facts.burst_bytes / facts.peak
+    data = bursts * facts.burst_bytes / facts.peak * facts.crowding
     if rows == 1:
         busy = data + rows * size / facts.row_set_bytes * facts.sweep
     else:  # each run opens rows of its own in the channels that it reaches

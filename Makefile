@@ -11,7 +11,7 @@ run: .venv/.run
 	@$(BIN)/python -m tripath
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/.test .venv/.check
 	$(BIN)/ruff check .

@@ -55,6 +55,7 @@ def tripath_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tripath.launch, "Cluster", InlineCluster)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("COLUMNS", cli.WIDTH_WITHOUT_TERMINAL)
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["tripath", *arguments])

@@ -14,8 +14,7 @@ from tripath.hardware import ADDRESS_MAPPINGS, HardwareConfig
 class MemoryFacts:
     """HBM in core cycles: bytes a cycle at peak, how many times slower bursts of one bank group follow each other where the
     visits in flight reach no other (`crowding`), factor of refresh, latencies; `sweep` is lost when all banks change rows,
-    a row set being `row_set_bytes`; `visit_bytes` are moved per visit of a bank, a run apart from others costs `change`
-    shared by `overlap` visits in flight."""
+    a row set being `row_set_bytes`; a run apart from others costs `change`, shared by the `overlap` bank visits in flight."""
 
     peak: float
     crowding: float

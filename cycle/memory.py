@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from cycle.state import BURST_BYTES, DMA_OUT, HBM_BYTES, HBM_ROWS, PLACE, QUEUE
-from cycle.transfers import dma_memory_of, transfer
+from cycle.transfers import bursts_of, dma_memory_of, transfer
 from tripath.hardware import HardwareConfig
 
 KNOWN, ROWS, SIZE, STRIDE, OFFSET, WRITE, BURSTS, DATA, ROW_CHANGES, REFRESHES, TAIL, COLUMNS = range(12)
@@ -79,8 +79,7 @@ class Memory:
         hbm = self._hbm
         if stride == size:
             rows, size = 1, rows * size
-        first = [offset + row * stride for row in range(rows)]
-        bursts = sum((at + size - 1) // hbm.burst_bytes - at // hbm.burst_bytes + 1 for at in first)
+        bursts = len(bursts_of(rows, size, stride, offset, hbm.burst_bytes))
         latency = hbm.write_latency_cycles if write else hbm.read_latency_cycles
         return bursts, -(-bursts * hbm.burst_bytes // hbm.bytes_per_cycle), 0, 0, latency
 

@@ -22,6 +22,7 @@ from tripath.isa.dma import (
     h_load_i,
     h_load_m,
     h_load_sync,
+    h_load_t,
     h_load_v,
     h_store_i,
     h_store_sync,
@@ -49,8 +50,12 @@ from tripath.isa.vector import (
     v_add_vv,
     v_cmp_eq_int,
     v_cmp_ge_vf,
+    v_exp2_v,
     v_exp_v,
     v_fill_vf,
+    v_log2_v,
+    v_max_abs_vv,
+    v_max_vf,
     v_max_vv,
     v_mul_vf,
     v_mul_vv,
@@ -61,8 +66,10 @@ from tripath.isa.vector import (
     v_red_sum,
     v_red_sumsq,
     v_rope_v,
+    v_round_v,
     v_select_int,
     v_sub_vf,
+    v_sub_vv,
     v_sync,
     v_topk_mask,
 )
@@ -119,6 +126,18 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         v_fill_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x29:
         v_rope_v(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3], o[4])
+    elif opcode == 0x2a:
+        v_sub_vv(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
+    elif opcode == 0x2b:
+        v_max_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
+    elif opcode == 0x2c:
+        v_max_abs_vv(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
+    elif opcode == 0x2d:
+        v_log2_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
+    elif opcode == 0x2e:
+        v_exp2_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
+    elif opcode == 0x2f:
+        v_round_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x30:
         v_red_max(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x31:
@@ -167,6 +186,8 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         h_load_i(hbm, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x54:
         h_gather_v(hbm, vector, integer, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], address_of(control, o[2]), o[3], o[4])
+    elif opcode == 0x55:
+        h_load_t(hbm, matrix, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3], o[4], o[5])
     elif opcode == 0x5f:
         h_load_sync()
     elif opcode == 0x60:

@@ -14,6 +14,8 @@ from tripath.workload import Workload
 
 LOWEST = -float.fromhex("0x1.fep127")
 """The lowest finite BF16: what a masked score and an initial maximum are."""
+SMALLEST_SHARE = 2.0**-14
+"""A channel's maximum counts as this share of its head's at least, so that a dead channel has a finite factor."""
 
 
 def build_image(
@@ -88,7 +90,10 @@ def _host(
         angle = np.outer(np.arange(canvas - first), frequency)
         rope[row, first:] = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
     unscheduled = workload.block_length - workload.steps_per_block
-    constants = [0.0, LOWEST, 1.0, -1.0, 1.0 / model.hidden, model.rms_eps, model.head_dim**-0.5, workload.threshold]
+    constants = [
+        0.0, LOWEST, 1.0, -1.0, 1.0 / model.hidden, model.rms_eps, model.head_dim**-0.5, workload.threshold,
+        layout["alpha_millionths"] / 1e6, 1.0 / model.head_dim, SMALLEST_SHARE,
+    ]  # fmt: skip
     return {
         "tokens": tokens, "mask": mask, "valid": valid, "rope": rope, "constants": np.array([constants]),
         "integers": np.array([[model.mask_id, 1, *workload.quotas(), *[0] * unscheduled]]),

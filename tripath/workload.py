@@ -1,6 +1,6 @@
 """What is generated: the canvas, its blocks, and the decoding policies; and the numerics it is generated with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tripath.errors import TripathError
 from tripath.formats import FORMATS
@@ -8,6 +8,11 @@ from tripath.formats import FORMATS
 STAGES = ("generation", "sampling")
 CACHE_POLICIES = ("none", "prefix", "dual")
 COMMIT_POLICIES = ("quota", "threshold")
+SMOOTHERS = ("plain", "baos")
+STUDIED = ("frozen", "static", "oracle", "hadamard")
+"""Schemes that the reference path alone knows (`accuracy.study`)."""
+AXES = ("channels", "tokens")
+BLOCK_SIZES = (8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,17 +88,63 @@ class Workload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Smoothing:
+    """What is done to the channels of K and V before they are rounded into the cache (docs/kv_quantisation.md).
+
+    `scheme` baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens at
+    the block's first step, geomean over its head; `power_of_two` rounds s to one. `keys`, `values`: which are smoothed.
+    """
+
+    scheme: str = "plain"
+    alpha: float = 1.0
+    power_of_two: bool = False
+    keys: bool = True
+    values: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scheme in STUDIED:
+            raise TripathError(
+                f"numerics.smoothing.scheme: {self.scheme} is no scheme of the machine, one of {', '.join(SMOOTHERS)}; "
+                "the reference path knows it: python -m accuracy.study.kv"
+            )
+        if self.scheme not in SMOOTHERS:
+            raise TripathError(f"numerics.smoothing.scheme: unknown {self.scheme!r}, one of {', '.join(SMOOTHERS)}")
+        if not 0.0 < self.alpha <= 1.0:
+            raise TripathError(f"numerics.smoothing.alpha: must be in (0, 1], got {self.alpha}")
+
+    @property
+    def sides(self) -> list[str]:
+        """What is smoothed, of `keys` and `values`."""
+        return [side for side in ("keys", "values") if self.scheme != "plain" and getattr(self, side)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Numerics:
-    """Formats of weights, of activations at the array, of the KV cache, and of the logits in HBM."""
+    """Formats of weights, of activations at the array, of the KV cache, and of the logits in HBM; the cache's blocks.
+
+    `k_axis`, `v_axis`: along what the blocks of K and V run. A product contracts K along channels and V along tokens: a
+    block along the other axis is de-quantised to BF16 on load. `block_size`: elements that share a scale (along tokens
+    never more than a block of the generation).
+    """
 
     weights: str
     activations: str
     kv: str
     logits: str
+    k_axis: str = "channels"
+    v_axis: str = "tokens"
+    block_size: int = 32
+    smoothing: Smoothing = field(default_factory=Smoothing)
 
     def __post_init__(self) -> None:
-        for field in ("weights", "activations", "kv", "logits"):
-            if getattr(self, field) not in FORMATS:
+        if self.block_size not in BLOCK_SIZES:
+            known = ", ".join(map(str, BLOCK_SIZES))
+            raise TripathError(f"numerics.block_size: must be one of {known}, got {self.block_size}")
+        for axis in ("k_axis", "v_axis"):
+            if getattr(self, axis) not in AXES:
+                raise TripathError(f"numerics.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
+        for name in ("weights", "activations", "kv", "logits"):
+            if getattr(self, name) not in FORMATS:
                 raise TripathError(
-                    f"numerics.{field}: unknown format {getattr(self, field)!r}, one of {', '.join(FORMATS)}"
+                    f"numerics.{name}: unknown format {getattr(self, name)!r}, one of {', '.join(FORMATS)}"
                 )

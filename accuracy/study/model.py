@@ -29,7 +29,8 @@ class Arithmetic:
 
     `lanes` is what the vector unit rounds to between operations (bf16 as on the machine, or fp32), `sampling` what
     confidences are computed in (bf16: as on the machine; fp32; fp64). `token_block` are the tokens of a block that runs
-    along tokens (the machine: min(32, block length)); `key_tile` the keys merged at a time (None: all at once).
+    along tokens (the machine: min(block_size, block length)), `block_size` the elements of any other; `key_tile` the keys
+    merged at a time (None: all at once).
     """
 
     weights: str = "fp32"
@@ -39,6 +40,7 @@ class Arithmetic:
     lanes: str = "fp32"
     sampling: str = "fp32"
     token_block: int = 8
+    block_size: int = MX_BLOCK
     key_tile: int | None = None
     kv_scheme: KvScheme = field(default_factory=KvScheme)
 
@@ -83,7 +85,9 @@ class StudyModel:
             short = name.removeprefix(_PREFIX).removesuffix(".weight")
             in_lanes = weight.ndim == 1 or short == "wte"  # norms and the embedding never enter the array
             self.weights[short] = (
-                self.lanes(weight) if in_lanes else fake_quantise(weight, self.arithmetic.weights, block=MX_BLOCK)
+                self.lanes(weight)
+                if in_lanes
+                else fake_quantise(weight, self.arithmetic.weights, block=self.arithmetic.block_size)
             )
         self.rotation = hadamard(spec.head_dim) if self.arithmetic.kv_scheme.smoother == "hadamard" else None
 
@@ -119,7 +123,7 @@ class StudyModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm, LM head and the logits' way through HBM: [B, R, vocab]."""
         logits = self._linear(self._norm(hidden, "ln_f"), "ff_out")
-        return self.lanes(fake_quantise(logits, self.arithmetic.logits, block=MX_BLOCK))
+        return self.lanes(fake_quantise(logits, self.arithmetic.logits, block=self.arithmetic.block_size))
 
     def _rounded(self, x: Tensor, *, product: bool = False) -> Tensor:
         """An FP32 result, whose last bits are not the executor's, as the lanes keep it."""
@@ -130,7 +134,7 @@ class StudyModel:
         return self.lanes(self._rounded(x * factor) * self.weights[weight])
 
     def _linear(self, x: Tensor, weight: str) -> Tensor:
-        acts = fake_quantise(x, self.arithmetic.activations, block=MX_BLOCK)
+        acts = fake_quantise(x, self.arithmetic.activations, block=self.arithmetic.block_size)
         return self._rounded(acts @ self.weights[weight].T, product=True)
 
     def _rotate(self, x: Tensor, batch: Batch, rows: slice) -> Tensor:
@@ -148,7 +152,8 @@ class StudyModel:
         return SideRules(
             scheme=scheme, format=a.kv, axis=scheme.k_axis if side == "k" else scheme.v_axis,
             token_block=a.token_block, smoothed=wanted and scheme.smooths, pairs=side == "k" and scheme.pre_rope,
-            lanes=self.lanes, calibrated=self.calibration[layer][side] if static and self.calibration else None,
+            block_size=a.block_size, lanes=self._rounded,
+            calibrated=self.calibration[layer][side] if static and self.calibration else None,
         )  # fmt: skip
 
     def _attention(self, h: Tensor, layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
@@ -206,7 +211,7 @@ class StudyModel:
         q = _grouped(q_BhRD, k_BHTD.shape[1])
         if s is not None:
             q = self.lanes(q * s)
-        q = fake_quantise(q, a.activations, block=MX_BLOCK)
+        q = fake_quantise(q, a.activations, block=a.block_size)
         mask = torch.where(real_BT, 0.0, LOWEST)[:, None, None]
         tile = a.key_tile or canvas
         largest, total, out = torch.tensor(LOWEST), torch.tensor(0.0), torch.tensor(0.0)

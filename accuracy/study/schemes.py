@@ -13,10 +13,9 @@ from torch import Tensor
 
 from accuracy.study.quantise import fake_quantise
 from tripath.errors import TripathError
-from tripath.formats import MX_BLOCK
+from tripath.workload import AXES, Numerics
 
 SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
-AXES = ("channels", "tokens")
 SMALLEST_SHARE = 2.0**-14
 """c is kept above this share of the largest c of its head, so that a dead channel has a finite s."""
 
@@ -51,6 +50,15 @@ class KvScheme:
         if self.smoother == "hadamard" and self.pre_rope:
             raise TripathError("study.pre_rope: a rotation of all channels does not commute with RoPE, use post-RoPE")
 
+    @classmethod
+    def of(cls, numerics: Numerics) -> "KvScheme":
+        """The scheme that a program of these numerics carries out."""
+        smoothing = numerics.smoothing
+        return cls(
+            smoother=smoothing.scheme, alpha=smoothing.alpha, power_of_two=smoothing.power_of_two, keys=smoothing.keys,
+            values=smoothing.values, k_axis=numerics.k_axis, v_axis=numerics.v_axis,
+        )  # fmt: skip
+
     @property
     def smooths(self) -> bool:
         """Whether channels are divided by s."""
@@ -66,11 +74,13 @@ def channel_maxima(x_BHTD: Tensor, real_BT: Tensor, *, pairs: bool = False) -> T
     return c.clamp(min=1e-30).maximum(c.amax(-1, keepdim=True) * SMALLEST_SHARE)
 
 
-def smoothing(c: Tensor, scheme: KvScheme) -> Tensor:
-    """s_j = (c_j / geomean(c))^alpha, maybe rounded to a power of two."""
-    logs = c.log2()
-    logs = (logs - logs.mean(-1, keepdim=True)) * scheme.alpha
-    return (logs.round() if scheme.power_of_two else logs).exp2()
+def smoothing(c: Tensor, scheme: KvScheme, rounded: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """s_j = (c_j / geomean(c))^alpha, maybe rounded to a power of two; `rounded` where the machine's lanes round."""
+    logs = rounded(c.log2())
+    logs = rounded(logs - logs.mean(-1, keepdim=True))
+    if scheme.alpha != 1:
+        logs = rounded(logs * scheme.alpha)
+    return rounded((logs.round() if scheme.power_of_two else logs).exp2())
 
 
 def hadamard(size: int) -> Tensor:
@@ -97,6 +107,7 @@ class SideRules:
     token_block: int
     smoothed: bool
     pairs: bool
+    block_size: int
     lanes: Callable[[Tensor], Tensor]
     calibrated: tuple[Tensor, Tensor] | None
     """Maxima and means of the static scheme, [1, H, 1, D] each."""
@@ -144,7 +155,7 @@ class Side:
         self.m = lanes(mean) if mean is not None else None
         if maxima is None:
             maxima = channel_maxima(x if self.m is None else x - self.m, real, pairs=rules.pairs)
-        self.s = lanes(smoothing(maxima, scheme)).expand(x.shape[0], -1, -1, -1)
+        self.s = smoothing(maxima, scheme, lanes).expand(x.shape[0], -1, -1, -1)
 
     def _rounded(self, x: Tensor, real: Tensor) -> Tensor:
         rules = self.rules
@@ -153,5 +164,5 @@ class Side:
         if self.s is not None:
             x = rules.lanes(x * rules.lanes(1 / self.s))
         if rules.axis == "channels":
-            return fake_quantise(x, rules.format, block=MX_BLOCK, dim=-1)
+            return fake_quantise(x, rules.format, block=rules.block_size, dim=-1)
         return fake_quantise(x, rules.format, block=rules.token_block, dim=-2)

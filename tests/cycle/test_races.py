@@ -18,6 +18,9 @@ CONFIGURATIONS = [
     ("workload.batch=3",), ("hardware.sram.vector_bytes=60000", "workload.batch=2"),
     ("hardware.sram.vector_bytes=60000", "workload.cache=none", "workload.batch=2"), ("hardware.blen=4",),
     ("hardware.mlen=64", "hardware.vlen=128", "workload.block_length=16"), ("numerics=bf16",), ("numerics=mxint4",),
+    ("numerics=mxint4_baos",), ("numerics=mxint4_baos", "workload.cache=prefix"), ("numerics=mxint4_baos", "workload.cache=none"),
+    ("numerics=mxint4_baos", "hardware.sram.vector_bytes=80000", "workload.batch=2"),
+    ("numerics.k_axis=tokens", "numerics.v_axis=channels"),
     ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "paths=[analytical,cycle]"),
 ]  # fmt: skip
 
@@ -51,6 +54,24 @@ def test_the_removal_of_a_semaphore_is_caught_unless_it_is_redundant():
         redundant = kept if redundant is None else redundant & kept
         assert len(used) > 40
     assert len(redundant) <= 9
+
+
+def test_the_removal_of_a_smoothing_semaphore_is_caught_unless_it_is_redundant():
+    """What smoothing adds, over one chunk and over several: `smoothing.free` follows where the next sequence's factors
+    wait for the loads of the last."""
+    kept = None
+    for overrides in (
+        ("numerics=mxint4_baos",),
+        ("numerics=mxint4_baos", "hardware.sram.vector_bytes=80000", "workload.batch=2"),
+    ):
+        program, _ = compiled(compose_experiment(*overrides))
+        plain, _ = compiled(compose_experiment("numerics=mxint4_kv", *overrides[1:]))
+        count = len({s for i in plain.instructions for s in i.waits})
+        used = sorted({s for i in program.instructions for s in i.waits})
+        assert len(used) == count + 7
+        still = {s for s in used if find_race(without(program, s)) is None}
+        kept = still if kept is None else kept & still
+    assert len(kept) <= 9 + 1
 
 
 def test_a_race_is_named():

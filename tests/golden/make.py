@@ -17,11 +17,12 @@ import numpy as np
 
 from tests.golden.cases import cases, memory_of, queued, spans
 from tests.golden.words import to_words
-from tripath.isa.transcendental import EXP2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
+from tripath.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
 
 FOLDER = Path(__file__).parent
 TABLES = {
     "EXP2": EXP2_TABLE,
+    "LOG2": LOG2_TABLE,
     "RECIPROCAL": RECIPROCAL_TABLE,
     "RSQRT_EVEN": RSQRT_TABLES[0],
     "RSQRT_ODD": RSQRT_TABLES[1],

@@ -1,4 +1,4 @@
-"""exp, reciprocal and rsqrt against float64, over every BF16 input."""
+"""exp, exp2, log2, reciprocal and rsqrt against float64, over every BF16 input."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tripath.formats.rounding import round_bf16
-from tripath.isa.transcendental import exponential, reciprocal, reciprocal_sqrt
+from tripath.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal, reciprocal_sqrt
 
 LIMIT = 2.0**-17
 ALL = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
@@ -20,15 +20,31 @@ NUMERICS = Path(__file__).parents[2] / "docs" / "numerics.md"
     ("function", "truth", "inputs"),
     [
         (exponential, np.exp, FINITE[(FINITE > -87) & (FINITE < 88.5)]),
+        (power_of_two, np.exp2, FINITE[(FINITE >= -126) & (FINITE < 128)]),
         (reciprocal, lambda x: 1 / x, FINITE[(np.abs(FINITE) >= 2.0**-126) & (np.abs(FINITE) < 2.0**126)]),
         (reciprocal_sqrt, lambda x: 1 / np.sqrt(x), FINITE[FINITE >= 2.0**-126]),
     ],
-    ids=["exp", "reciprocal", "rsqrt"],
+    ids=["exp", "exp2", "reciprocal", "rsqrt"],
 )
 def test_relative_error_is_within_the_stated_bound_everywhere(function, truth, inputs):
     observed = np.array([function(value) for value in inputs], np.float64)
     expected = truth(inputs.astype(np.float64))
     assert np.max(np.abs(observed / expected - 1)) < LIMIT
+
+
+def test_log2_is_within_the_stated_bound_everywhere():
+    """Of inputs with more bits too: a dense sweep of an octave and of the neighbourhood of 1, where the result is small."""
+    inputs = np.concatenate([FINITE[FINITE >= 2.0**-126], np.linspace(1, 2, 9999), np.linspace(0.99, 1.01, 999)])
+    inputs = inputs.astype(np.float32)
+    observed = np.array([logarithm2(value) for value in inputs], np.float64)
+    expected = np.log2(inputs.astype(np.float64))
+    assert np.max(np.abs(observed - expected) / np.maximum(1, np.abs(expected))) < LIMIT
+
+
+def test_log2_and_exp2_are_exact_inverses_on_powers_of_two():
+    for exponent in range(-126, 128):
+        assert logarithm2(np.float32(2.0**exponent)) == exponent
+        assert power_of_two(np.float32(exponent)) == np.float32(2.0**exponent)
 
 
 def test_exponential_is_monotonic_and_flushes():
@@ -48,6 +64,14 @@ def test_special_values():
     assert np.isnan(reciprocal_sqrt(np.float32(-1.0)))
     assert reciprocal_sqrt(np.float32(np.inf)) == 0
     assert np.isnan(exponential(np.float32(np.nan)))
+    assert np.isnan(power_of_two(np.float32(np.nan)))
+    assert np.isposinf(power_of_two(np.float32(128.0)))
+    assert power_of_two(np.float32(-127.0)) == 0
+    assert power_of_two(np.float32(-1e-20)) == 1
+    assert [logarithm2(np.float32(x)) for x in (0.0, -0.0, 1e-40)] == [-127.0] * 3
+    assert np.isnan(logarithm2(np.float32(-1.0)))
+    assert np.isnan(logarithm2(np.float32(np.nan)))
+    assert np.isposinf(logarithm2(np.float32(np.inf)))
     assert np.isnan(reciprocal(np.float32(np.nan)))
     assert np.isnan(reciprocal_sqrt(np.float32(np.nan)))
 
@@ -56,6 +80,8 @@ def test_special_values():
     ("name", "function", "truth", "inputs"),
     [
         ("exp", exponential, np.exp, FINITE),
+        ("exp2", power_of_two, np.exp2, FINITE),
+        ("log2", logarithm2, np.log2, FINITE[FINITE >= 2.0**-126]),
         ("reciprocal", reciprocal, lambda x: 1 / x, FINITE[np.abs(FINITE) >= 2.0**-126]),
         ("rsqrt", reciprocal_sqrt, lambda x: 1 / np.sqrt(x), FINITE[FINITE >= 2.0**-126]),
     ],

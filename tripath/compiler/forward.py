@@ -4,23 +4,32 @@ Data that crosses chunks (hidden states, Q, the KV cache) lives in HBM; within a
 unit through channels. docs/timing.md lists them.
 """
 
-from functools import partial
-
+from tripath.compiler.cache import cache_steps, load_tile, multiply_tile, store_cache
 from tripath.compiler.emit import Level
-from tripath.compiler.layout import STREAM_SLOTS
-from tripath.compiler.lower import LOG2_MX_BLOCK, Context, Steps, segments
+from tripath.compiler.lower import LOG2_ROW_BLOCK, Context, Steps, segments
 from tripath.compiler.rows import Chunk, Span, times
-from tripath.formats import FORMATS, MX_BLOCK
+from tripath.compiler.smoothing import clear_maxima, load_factors, measure, scale_cache_rows, scale_rows, smooth
+from tripath.formats import FORMATS
 
 
-def forward(c: Context, span: Span, block: Level) -> None:
-    """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM."""
+def forward(c: Context, span: Span, block: Level, *, warm: bool) -> None:
+    """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM.
+
+    A `warm` pass forwards the whole canvas: where the cache is smoothed, it measures the channels first.
+    """
+    two_phases = warm and c.smooths
     embed(c, span, block)
     with c.e.loop(c.model.layers) as layer:
         with c.e.phase("qkv"):
             c.e.sync("dma_in", wait=c.semaphores["x_stored"])
+            if two_phases:
+                clear_maxima(c)
             with c.chunks(span, block) as chunk:
-                project_qkv(c, chunk, layer)
+                project_qkv(c, chunk, layer, measuring=two_phases)
+        if two_phases:
+            with c.e.phase("smooth"):
+                smooth(c, span, block, layer)
+        with c.e.phase("qkv"):
             c.e.sync("dma_out", signal=c.semaphores["kv_stored"])
         with c.e.phase("attention"):
             c.e.sync("dma_in", wait=c.semaphores["kv_stored"])
@@ -60,8 +69,11 @@ def embed(c: Context, span: Span, block: Level) -> None:
         e.sync("dma_out", signal=c.semaphores["x_stored"])
 
 
-def project_qkv(c: Context, chunk: Chunk, layer: Level) -> None:
-    """Norm, Q K V projections, RoPE; Q goes to HBM as BF16, K and V into the cache in its format."""
+def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> None:
+    """Norm, Q K V projections, RoPE; Q goes to HBM as BF16, K and V into the cache in its format.
+
+    Where the pass is `measuring` the channels, K and V go to HBM as BF16 instead, to be read again once all are known.
+    """
     e, model, channels = c.e, c.model, c.channels
     width = model.query_width + 2 * model.kv_width
     source, produced, rotated = channels["qkv_in"], channels["qkv"], c.semaphores["rotated"]
@@ -74,6 +86,8 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level) -> None:
         with chunk.runs(e, c.workload.block_length) as (rows, local, canvas):
             steps = chunk.canvas_steps(4, valid.row_bytes) + [(lv, s * valid.row_bytes + r * 4) for lv, s, r in canvas]
             e.emit("H_LOAD_F", dst=c.fp("valid", 0, local), src=c.hbm("valid", chunk.span.first * 4, steps), n=rows)
+    if c.smooths and not measuring:
+        load_factors(c, chunk, layer, "inverse")
     e.sync("dma_in", signal=source.full)
     e.sync("vector", wait=source.full)
     c.rms_norm(chunk, "x", "h", zero_padding=chunk.span.has_padding)
@@ -85,9 +99,17 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level) -> None:
     e.sync("matrix", signal=produced.full)
     e.sync("vector", wait=produced.full)
     _rotate(c, chunk, width)
+    if measuring:
+        measure(c, chunk, "qkv", model.query_width, width)
+    else:
+        scale_cache_rows(c, chunk, "qkv", model.query_width, width)
     e.sync("vector", signal=(source.free, rotated))
     e.sync("dma_out", wait=rotated)
-    _store_qkv(c, chunk, layer, width)
+    c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", model.query_width, pitch=width)
+    if measuring:
+        c.transfer_rows(chunk, "H_STORE_V", "kv_raw", "qkv", 2 * model.kv_width, offset=model.query_width, pitch=width)
+    else:
+        store_cache(c, chunk, layer, "qkv", model.query_width, width)
     e.sync("dma_out", signal=produced.free)
 
 
@@ -106,37 +128,6 @@ def _rotate(c: Context, chunk: Chunk, width: int) -> None:
             e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("attention_scale"), n=lanes)
 
 
-def _store_qkv(c: Context, chunk: Chunk, layer: Level, width: int) -> None:
-    """Q rows to HBM; K with blocks along channels, V with blocks along tokens, into the cache."""
-    e, model, tiling = c.e, c.model, c.layout.tiling
-    queries, keys, values = (c.layout.tensor(name) for name in ("q", "keys", "values"))
-    kv, first, unit = FORMATS[c.numerics.kv], chunk.span.first, c.workload.block_length
-    with chunk.runs(e, unit) as (rows, local, canvas):
-        steps = chunk.canvas_steps(queries.row_bytes, queries.stride_bytes(0))
-        steps += [(lv, s * queries.stride_bytes(0) + r * queries.row_bytes) for lv, s, r in canvas]
-        e.emit("H_STORE_V", dst=c.hbm("q", first * queries.row_bytes, steps, rows=queries.row_bytes),
-               src=c.vector("qkv", 0, times(local, width), rows=width), rows=rows, cols=model.query_width,
-               format=FORMATS["bf16"].code, block=LOG2_MX_BLOCK)  # fmt: skip
-        with e.loop(model.kv_heads) as head:
-            steps = chunk.canvas_steps(keys.row_bytes, keys.stride_bytes(1))
-            steps += [(lv, s * keys.stride_bytes(1) + r * keys.row_bytes) for lv, s, r in canvas]
-            steps += [(layer, keys.stride_bytes(0)), (head, keys.stride_bytes(2))]
-            place = c.hbm("keys", (tiling.pad + first) * keys.row_bytes, steps, rows=keys.row_bytes)
-            source = [(head, model.head_dim), *times(local, width)]
-            e.emit("H_STORE_V", dst=place, src=c.vector("qkv", model.query_width, source, rows=width), rows=rows,
-                   cols=model.head_dim, format=kv.code, block=LOG2_MX_BLOCK)  # fmt: skip
-            group = tiling.token_block
-            with e.loop(rows // group) as part:
-                per_row = values.stride_bytes(3) // group
-                steps = chunk.canvas_steps(per_row, values.stride_bytes(1))
-                steps += [(lv, s * values.stride_bytes(1) + r * per_row) for lv, s, r in canvas]
-                steps += [(layer, values.stride_bytes(0)), (head, values.stride_bytes(2)), (part, group * per_row)]
-                source = [(head, model.head_dim), (part, group * width), *times(local, width)]
-                e.emit("H_STORE_T", dst=c.hbm("values", (tiling.pad + first) * per_row, steps),
-                       src=c.vector("qkv", model.query_width + model.kv_width, source, rows=width),
-                       cols=model.head_dim, format=kv.code, block=group.bit_length() - 1)  # fmt: skip
-
-
 def attend(c: Context, chunk: Chunk, layer: Level) -> None:
     """Bidirectional FlashAttention over the whole cache: `attended` := softmax(q K^T + mask) V, head by head."""
     e, model, tiling, channels = c.e, c.model, c.layout.tiling, c.channels
@@ -148,14 +139,23 @@ def attend(c: Context, chunk: Chunk, layer: Level) -> None:
     with e.loop(chunk.span.sequences) as sequence:
         step = [(chunk.batch_loop, chunk.span.sequences * mask.row_bytes), (sequence, mask.row_bytes)]
         e.emit("H_LOAD_V", dst=c.vector("mask", 0, [(sequence, tiling.cache_tokens)]), src=c.hbm("mask", 0, step),
-               rows=1, cols=tiling.cache_tokens, format=FORMATS["bf16"].code, block=LOG2_MX_BLOCK)  # fmt: skip
+               rows=1, cols=tiling.cache_tokens, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
     c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
     c.load_row("ffn_norm", "norm_weight", model.hidden, [(layer, c.layout.tensor("ffn_norm").row_bytes)])
+    if c.smooths:
+        load_factors(c, chunk, layer, "fold")
     e.sync("dma_in", signal=rest.full)
-    e.sync("matrix", wait=queries.full)
-    e.sync("vector", wait=rest.full)
+    if c.smooths:  # softmax(q s (K / s)^T) (V / s) s
+        e.sync("vector", wait=(queries.full, rest.full))
+        scale_rows(c, chunk, "keys", "fold", "q", 0, model.query_width)
+        e.sync("vector", signal=c.semaphores["queries_scaled"])
+        e.sync("matrix", wait=c.semaphores["queries_scaled"])
+    else:
+        e.sync("matrix", wait=queries.full)
+        e.sync("vector", wait=rest.full)
     with e.loop(chunk.span.sequences) as sequence, e.loop(model.kv_heads) as head:
         _attend_head(c, chunk, layer, sequence, head)
+    scale_rows(c, chunk, "values", "fold", "attended", 0, model.query_width)
     e.sync("vector", signal=c.semaphores["attended"])
 
 
@@ -164,11 +164,7 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
     e, model, tiling = c.e, c.model, c.layout.tiling
     group, hd, rows, width = model.heads // model.kv_heads, model.head_dim, tiling.row_tile, model.query_width
     tiles = chunk.span.chunk_rows.divided(rows)
-    stream, kv = c.channels["keys_values"], FORMATS[c.numerics.kv]
-    keys, values = c.layout.tensor("keys"), c.layout.tensor("values")
-    slotted = partial(e.address, ring=stream.ring, length=STREAM_SLOTS)
-    key_bytes, value_row = tiling.key_tile * keys.row_bytes, values.row_bytes
-    value_bytes = tiling.key_tile // tiling.token_block * hd * value_row
+    stream = c.channels["keys_values"]
     local = [(sequence, chunk.span.rows)]
 
     def state(name: str, steps: Steps) -> int:
@@ -184,26 +180,14 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
         e.emit("S_MOV_FP", dst=state("running_sum", place), a=c.fp("zero"))
         e.emit("V_FILL_VF", dst=output(0, [(row, width)], query, tile), scalar=c.fp("zero"), n=hd)
     with e.loop(tiling.cache_tokens // tiling.key_tile) as part:
-        cache = [(layer, keys.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * keys.stride_bytes(1)),
-                 (sequence, keys.stride_bytes(1)), (head, keys.stride_bytes(2)), (part, key_bytes)]  # fmt: skip
-        e.emit("H_LOAD_M", dst=slotted(c.layout.matrix["keys"], ring_stride=key_bytes),
-               src=c.hbm("keys", 0, cache), rows=1, row_bytes=key_bytes, wait=stream.free)  # fmt: skip
-        cache = [(layer, values.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * values.stride_bytes(1)),
-                 (sequence, values.stride_bytes(1)), (head, values.stride_bytes(2)), (part, value_bytes)]  # fmt: skip
-        e.emit("H_LOAD_M", dst=slotted(c.layout.matrix["values"], ring_stride=value_bytes),
-               src=c.hbm("values", 0, cache), rows=1, row_bytes=value_bytes, signal=stream.full)  # fmt: skip
+        for side, tokens in (("keys", {"wait": stream.free}), ("values", {"signal": stream.full})):
+            load_tile(c, side, cache_steps(c, side, chunk, layer, sequence, head), part, **tokens)
         e.sync("matrix", wait=stream.full)
         with e.loop(group) as query, e.loop(tiles) as tile:
             place = [(query, chunk.span.sequences * chunk.span.rows), *local, (tile, rows)]
             with e.loop(tiling.key_tile // c.hardware.blen) as n:
                 q_steps = [(head, group * hd), (query, hd), *times([*local, (tile, rows)], width)]
-                e.emit(
-                    "M_MM", rows=rows, cols=c.hardware.blen, k=hd, block=LOG2_MX_BLOCK, weight_format=kv.code,
-                    weights=slotted(c.layout.matrix["keys"], [(n, c.hardware.blen * keys.row_bytes)],
-                                      rows=keys.row_bytes, ring_stride=key_bytes),
-                    acts=c.vector("q", 0, q_steps, rows=width), block_stride=kv.record_bytes(MX_BLOCK),
-                    act_format=FORMATS[c.numerics.activations].code,
-                )  # fmt: skip
+                multiply_tile(c, "keys", n, rows, c.vector("q", 0, q_steps, rows=width))
                 scores = c.vector("scores", 0, [(n, c.hardware.blen)], rows=c.vlen)
                 e.emit("M_OUT", dst=scores, rows=rows, cols=c.hardware.blen)
             e.sync("matrix", signal=c.semaphores["scores"])
@@ -212,14 +196,7 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
             e.sync("vector", signal=c.semaphores["weighted"])
             e.sync("matrix", wait=c.semaphores["weighted"])
             with e.loop(hd // c.hardware.blen) as n:
-                e.emit(
-                    "M_MM", rows=rows, cols=c.hardware.blen, k=tiling.key_tile,
-                    block=tiling.token_block.bit_length() - 1, weight_format=kv.code,
-                    weights=slotted(c.layout.matrix["values"], [(n, c.hardware.blen * value_row)],
-                                      rows=value_row, ring_stride=value_bytes),
-                    acts=c.vector("scores", rows=c.vlen), block_stride=hd * value_row,
-                    act_format=FORMATS[c.numerics.activations].code,
-                )  # fmt: skip
+                multiply_tile(c, "values", n, rows, c.vector("scores", rows=c.vlen))
                 e.emit("M_OUT", dst=c.vector("partial", 0, [(n, c.hardware.blen)], rows=hd), rows=rows,
                        cols=c.hardware.blen)  # fmt: skip
             e.sync("matrix", signal=c.semaphores["partial"])

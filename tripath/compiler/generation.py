@@ -6,7 +6,7 @@ from tripath.compiler.emit import Emitter, Level
 from tripath.compiler.forward import forward
 from tripath.compiler.layout import CONSTANTS, STREAM_SLOTS, make_layout
 from tripath.compiler.lower import Context
-from tripath.compiler.rows import block_span, full_span, suffix_span
+from tripath.compiler.rows import Span, block_span, full_span, suffix_span
 from tripath.compiler.sampling import commit, lm_head, sample
 from tripath.errors import TripathError
 from tripath.hardware import HardwareConfig
@@ -35,6 +35,8 @@ HANDSHAKES = (
     "rotated", "kv_stored", "x_stored", "logits_stored", "tokens_loaded", "committed", "flag",
 )  # fmt: skip
 """Semaphores without a buffer of their own: what is awaited also orders the reuse."""
+
+SMOOTHING_HANDSHAKES = ("queries_scaled", "factors_stored", "kv_scaled")
 
 
 def compile_program(
@@ -65,18 +67,17 @@ def compile_program(
             commit(c, block, Level(number=None), 0)
         elif workload.cache == "none":
             with e.loop(workload.block_length, keep=True) as step:
-                _step(c, block, step, 0, full_span(workload, layout.tiling))
+                _step(c, block, step, 0, full_span(workload, layout.tiling), warm=True)
                 _leave_if_done(c, step)
         else:
             once = Level(number=None)
-            _step(c, block, once, 0, full_span(workload, layout.tiling))
+            _step(c, block, once, 0, full_span(workload, layout.tiling), warm=True)
             with e.loop(workload.block_length, keep=True) as step:
                 _leave_if_done(c, step)
                 suffix = workload.cache == "prefix"
                 tiling = layout.tiling
-                _step(
-                    c, block, step, 1, suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling)
-                )
+                rows = suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling)
+                _step(c, block, step, 1, rows, warm=False)
     instructions, phases = e.finish()
     tiling = layout.tiling
     geometry = {
@@ -87,7 +88,7 @@ def compile_program(
         "batch": workload.batch, "canvas": tiling.canvas, "prompt": tiling.prompt, "cache_tokens": tiling.cache_tokens,
         "generation_length": workload.generation_length, "block_length": workload.block_length,
         "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows, "sampled": layout.integer["sampled"],
-        "confidence": layout.fp["confidence"],
+        "confidence": layout.fp["confidence"], "alpha_millionths": round(numerics.smoothing.alpha * 1e6),
     }  # fmt: skip
     return Program(words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases)
 
@@ -100,6 +101,10 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
     channels["qkv"] = e.channel("qkv", "matrix", "dma_out")
     channels["post_in"] = e.channel("post_in", "dma_in", "dma_out")
     semaphores = {name: e.semaphore(name) for name in HANDSHAKES}
+    if numerics.smoothing.sides:
+        channels["smoothing"] = e.channel("smoothing", "vector", "dma_out")
+        channels["kv_in"] = e.channel("kv_in", "dma_in", "dma_out")
+        semaphores |= {name: e.semaphore(name) for name in SMOOTHING_HANDSHAKES}
     semaphores["set_up"] = e.semaphore("set_up")
     semaphores["tokens_stored"] = e.semaphore("tokens_stored", unit="dma_out", initial=1)
     return Context(
@@ -108,9 +113,9 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
     )  # fmt: skip
 
 
-def _step(c: Context, block: Level, step: Level, first_step: int, span) -> None:
+def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, warm: bool) -> None:
     """One denoising step over the rows of a span."""
-    forward(c, span, block)
+    forward(c, span, block, warm=warm)
     lm_head(c, block_span(c.workload, c.layout.tiling), block)
     sample(c, block)
     commit(c, block, step, first_step)

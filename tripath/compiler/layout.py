@@ -35,12 +35,62 @@ class Tiling:
     row_tile: int
     slice: int
     chunk_rows: int
+    batch: int
     stage: str
 
     @property
     def pad(self) -> int:
         """Cache positions before the first row of the canvas."""
         return self.cache_tokens - self.canvas
+
+    def sequences(self, rows: int) -> int:
+        """Most sequences that a chunk of `rows` rows has rows of."""
+        return min(self.batch, rows // self.row_tile)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheTile:
+    """A tile of keys or values in Matrix SRAM: the weights of a tile product.
+
+    Columns lie `column_bytes` apart, blocks of 2^log2_block elements of a column `block_bytes` apart. `converted`: blocks
+    in HBM run along the other axis, so the load transposes them and makes them BF16.
+    """
+
+    converted: bool
+    format: str
+    size_bytes: int
+    column_bytes: int
+    block_bytes: int
+    log2_block: int
+
+
+CONTRACTED = {"keys": "channels", "values": "tokens"}
+"""The axis that the product of attention contracts: where the blocks of a cache run, no conversion is needed."""
+
+
+def cache_tile(model: ModelSpec, numerics: Numerics, tiling: Tiling, side: str) -> CacheTile:
+    """How a tile of `side` (keys, values) lies in Matrix SRAM."""
+    columns, length, block = (
+        (tiling.key_tile, model.head_dim, numerics.block_size)
+        if side == "keys"
+        else (model.head_dim, tiling.key_tile, tiling.token_block)
+    )
+    converted = axis_of(numerics, side) != CONTRACTED[side]
+    name = "bf16" if converted else numerics.kv
+    record = FORMATS[name].record_bytes(block)
+    column_bytes = length // block * record
+    # Keys, and what is converted, lie column by column; values as they are stored: the blocks of a group of tokens.
+    apart = side == "values" and not converted
+    return CacheTile(
+        converted=converted, format=name, size_bytes=columns * column_bytes,
+        column_bytes=record if apart else column_bytes, block_bytes=columns * record if apart else record,
+        log2_block=block.bit_length() - 1,
+    )  # fmt: skip
+
+
+def axis_of(numerics: Numerics, side: str) -> str:
+    """Along what the blocks of `side` run in HBM."""
+    return numerics.k_axis if side == "keys" else numerics.v_axis
 
 
 def key_tile_tokens(canvas: int, smallest: int, largest: int) -> int:
@@ -53,7 +103,7 @@ SAMPLING_PHASES = ("setup", "sampling", "commit")
 
 
 def make_tiling(
-    model: ModelSpec, workload: Workload, hardware: HardwareConfig, prompt_lengths: Sequence[int]
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
 ) -> Tiling:
     """Tile sizes of a workload on a machine.
 
@@ -61,7 +111,7 @@ def make_tiling(
         TripathError: the canvas exceeds the model's context, or widths do not fit the array.
         CapacityError: not even one row tile fits Vector SRAM.
     """
-    block = workload.block_length
+    block, size = workload.block_length, numerics.block_size
     if len(prompt_lengths) != workload.batch:
         raise TripathError(f"workload.batch: {workload.batch} sequences but {len(prompt_lengths)} prompts")
     if min(prompt_lengths) < 1:
@@ -80,30 +130,36 @@ def make_tiling(
         raise TripathError(
             f"model.head_dim: {model.head_dim} exceeds hardware.vlen {hardware.vlen} or hardware.mlen {hardware.mlen}"
         )
+    if hardware.mlen % size or any(width % size for width in (model.head_dim, model.hidden, model.ffn)):
+        raise TripathError(
+            f"numerics.block_size: {size} does not divide model.head_dim {model.head_dim}, model.hidden, model.ffn or "
+            f"hardware.mlen {hardware.mlen}"
+        )
     prompt = -(-longest // block) * block
     canvas = prompt + workload.generation_length
-    smallest = max(MX_BLOCK, block, hardware.blen)
+    smallest = max(MX_BLOCK, block, hardware.blen)  # a tile of MX_BLOCK keys at least, whatever their blocks
     if smallest > min(hardware.mlen, hardware.vlen):
         raise TripathError(f"hardware.mlen: a key tile of {smallest} tokens exceeds it or hardware.vlen")
     key_tile = key_tile_tokens(canvas, smallest, min(hardware.mlen, hardware.vlen))
     tiling = Tiling(
         canvas=canvas, prompt=prompt, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
-        token_block=min(MX_BLOCK, block), row_tile=min(hardware.blen, block),
-        slice=min(hardware.vlen, model.ffn, model.vocab), chunk_rows=0, stage=workload.stage,
+        token_block=min(size, block), row_tile=min(hardware.blen, block),
+        slice=min(hardware.vlen, model.ffn, model.vocab), chunk_rows=0, batch=workload.batch, stage=workload.stage,
     )  # fmt: skip
     low, high = block, min(MAX_CHUNK_ROWS, max(block, canvas * workload.batch)) // block * block
     rows = high
-    while rows > low and not _fits(model, hardware, tiling, rows):
+    smooths = bool(numerics.smoothing.sides)
+    while rows > low and not _fits(model, hardware, tiling, rows, smooths=smooths):
         rows -= block
-    _vector_buffers(model, hardware, tiling, rows)
-    _fp_buffers(model, hardware, tiling, rows)
+    _vector_buffers(model, hardware, tiling, rows, smooths=smooths)
+    _fp_buffers(model, hardware, tiling, rows, smooths=smooths)
     return dataclasses.replace(tiling, chunk_rows=rows)
 
 
-def _fits(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int) -> bool:
+def _fits(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, *, smooths: bool) -> bool:
     try:
-        _vector_buffers(model, hardware, tiling, rows)
-        _fp_buffers(model, hardware, tiling, rows)
+        _vector_buffers(model, hardware, tiling, rows, smooths=smooths)
+        _fp_buffers(model, hardware, tiling, rows, smooths=smooths)
     except CapacityError:
         return False
     return True
@@ -136,7 +192,7 @@ class Bump:
         return address
 
 
-def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int) -> Bump:
+def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, *, smooths: bool) -> Bump:
     """Buffers of Vector SRAM, in elements, for chunks of `rows` rows; each starts on a VLEN boundary."""
     bump = Bump("vector", hardware.sram.vector_bytes, 2, hardware.name)
     sequences = rows // tiling.row_tile
@@ -161,16 +217,30 @@ def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, 
         ("shifted", min(hardware.vlen, model.vocab), "sampling"),
         ("commit", 5 * hardware.vlen, "commit"),
     ]
+    if smooths:
+        sequences = tiling.sequences(rows)
+        plan += [
+            ("channel_max", tiling.batch * 2 * model.kv_width, "qkv"),
+            ("inverse", sequences * 2 * model.kv_width, "qkv"),
+            ("smoothing", 2 * (model.kv_width + model.query_width), "smooth"),
+            ("kv", rows * 2 * model.kv_width, "smooth"),
+            ("fold", sequences * 2 * model.query_width, "attention"),
+        ]
     for name, elements, phase in plan:
         if tiling.stage == "generation" or phase in SAMPLING_PHASES:
             bump.take(name, -(-elements // hardware.vlen) * hardware.vlen, phase)
     return bump
 
 
-CONSTANTS = ("zero", "lowest", "one", "minus_one", "inverse_hidden", "epsilon", "attention_scale", "threshold")
+CONSTANTS = (
+    "zero", "lowest", "one", "minus_one", "inverse_hidden", "epsilon", "attention_scale", "threshold", "alpha",
+    "inverse_head_dim", "smallest_share",
+)  # fmt: skip
 
 
-def _fp_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, sampled: int = 0) -> Bump:
+def _fp_buffers(
+    model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, *, smooths: bool, sampled: int = 0
+) -> Bump:
     """Entries of FP SRAM: constants, one sum and validity per row, softmax state per query head and row."""
     bump = Bump("fp", hardware.sram.fp_bytes, 4, hardware.name)
     group = model.heads // model.kv_heads
@@ -182,6 +252,7 @@ def _fp_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows
         ("running_sum", group * rows, "attention"),
         ("new_max", tiling.row_tile, "attention"),
         ("correction", tiling.row_tile, "attention"),
+        ("head_state", 2 * 2 * model.kv_heads if smooths else 0, "smooth"),
         ("best", 1, "sampling"),
         ("confidence", sampled, "sampling"),
     ]
@@ -211,7 +282,7 @@ class Layout:
 def panel_bytes(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics) -> int:
     """Bytes of the largest panel: BLEN columns of weights over the longest contraction."""
     longest = max(model.hidden, model.query_width, model.ffn)
-    return hardware.blen * FORMATS[numerics.weights].row_bytes(longest)
+    return hardware.blen * FORMATS[numerics.weights].row_bytes(longest, numerics.block_size)
 
 
 def make_layout(
@@ -222,10 +293,10 @@ def make_layout(
     Raises:
         TripathError, CapacityError: see `make_tiling`; or a memory is too small.
     """
-    tiling = make_tiling(model, workload, hardware, prompt_lengths)
+    tiling, smooths = make_tiling(model, workload, hardware, numerics, prompt_lengths), bool(numerics.smoothing.sides)
     sampled = workload.batch * workload.block_length
-    vector = _vector_buffers(model, hardware, tiling, tiling.chunk_rows)
-    fp = _fp_buffers(model, hardware, tiling, tiling.chunk_rows, sampled)
+    vector = _vector_buffers(model, hardware, tiling, tiling.chunk_rows, smooths=smooths)
+    fp = _fp_buffers(model, hardware, tiling, tiling.chunk_rows, smooths=smooths, sampled=sampled)
     integer = Bump("int", hardware.sram.int_bytes, 4, hardware.name)
     # The step loop's last trip only leaves, but its address moves on: a place of its own keeps accesses apart.
     for name, entries, phase in (
@@ -234,13 +305,9 @@ def make_layout(
     ):  # fmt: skip
         integer.take(name, entries, phase)
     matrix = Bump("matrix", hardware.sram.matrix_bytes, 1, hardware.name)
-    kv = FORMATS[numerics.kv]
     matrix.take("weights", STREAM_SLOTS * panel_bytes(model, hardware, numerics), "ffn")
-    matrix.take("keys", STREAM_SLOTS * tiling.key_tile * kv.row_bytes(model.head_dim), "attention")
-    value_block = kv.record_bytes(tiling.token_block)
-    matrix.take(
-        "values", STREAM_SLOTS * tiling.key_tile // tiling.token_block * model.head_dim * value_block, "attention"
-    )
+    for side in CONTRACTED:
+        matrix.take(side, STREAM_SLOTS * cache_tile(model, numerics, tiling, side).size_bytes, "attention")
     bumps = (vector, fp, integer, matrix)
     return Layout(
         tiling=tiling, tensors=_hbm_map(model, workload, numerics, tiling, hardware), vector=vector.places,
@@ -254,16 +321,27 @@ def _hbm_map(
 ) -> tuple[Tensor, ...]:
     """Tensors in HBM, those that the program writes first."""
     batch, canvas, layers, hidden = workload.batch, tiling.canvas, model.layers, model.hidden
-    groups, block = tiling.cache_tokens // tiling.token_block, tiling.token_block
-    cache = (layers, batch, model.kv_heads)
+    groups, tokens, size = tiling.cache_tokens // tiling.token_block, tiling.token_block, numerics.block_size
     width = model.query_width + 2 * model.kv_width
+
+    def cache(side: str) -> tuple[str, tuple[int, ...], str, int, bool]:
+        """A row for each token, or for each group of tokens a row for each channel."""
+        by_token = axis_of(numerics, side) == "channels"
+        rows = (tiling.cache_tokens, model.head_dim) if by_token else (groups, model.head_dim, tokens)
+        return side, (layers, batch, model.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
+
+    smoothing: list[tuple[str, tuple[int, ...], str, int, bool]] = [
+        ("kv_raw", (batch, canvas, 2 * model.kv_width), "bf16", MX_BLOCK, True),
+        ("smoothing", (layers, batch, 2 * (model.kv_width + model.query_width)), "bf16", MX_BLOCK, True),
+    ]
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
         ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
         ("q", (batch, canvas, model.query_width), "bf16", MX_BLOCK, True),
-        ("keys", (*cache, tiling.cache_tokens, model.head_dim), numerics.kv, MX_BLOCK, True),
-        ("values", (*cache, groups, model.head_dim, block), numerics.kv, block, True),
-        ("logits", (batch, workload.block_length, model.vocab), numerics.logits, MX_BLOCK, True),
+        cache("keys"),
+        cache("values"),
+        *(smoothing if numerics.smoothing.sides else []),
+        ("logits", (batch, workload.block_length, model.vocab), numerics.logits, size, True),
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
@@ -273,12 +351,12 @@ def _hbm_map(
         ("attention_norm", (layers, hidden), "bf16", MX_BLOCK, False),
         ("ffn_norm", (layers, hidden), "bf16", MX_BLOCK, False),
         ("final_norm", (1, hidden), "bf16", MX_BLOCK, False),
-        ("w_qkv", (layers, width, hidden), numerics.weights, MX_BLOCK, False),
-        ("w_out", (layers, hidden, model.query_width), numerics.weights, MX_BLOCK, False),
-        ("w_gate", (layers, model.ffn, hidden), numerics.weights, MX_BLOCK, False),
-        ("w_up", (layers, model.ffn, hidden), numerics.weights, MX_BLOCK, False),
-        ("w_down", (layers, hidden, model.ffn), numerics.weights, MX_BLOCK, False),
-        ("lm_head", (model.vocab, hidden), numerics.weights, MX_BLOCK, False),
+        ("w_qkv", (layers, width, hidden), numerics.weights, size, False),
+        ("w_out", (layers, hidden, model.query_width), numerics.weights, size, False),
+        ("w_gate", (layers, model.ffn, hidden), numerics.weights, size, False),
+        ("w_up", (layers, model.ffn, hidden), numerics.weights, size, False),
+        ("w_down", (layers, hidden, model.ffn), numerics.weights, size, False),
+        ("lm_head", (model.vocab, hidden), numerics.weights, size, False),
     ]
     tensors, address = [], 0
     for name, shape, fmt, size, writable in rows:

@@ -14,7 +14,8 @@ from tripath.model import ModelSpec
 from tripath.workload import Numerics, Workload
 
 Steps = Sequence[tuple[Level, int]]
-LOG2_MX_BLOCK = MX_BLOCK.bit_length() - 1
+LOG2_ROW_BLOCK = MX_BLOCK.bit_length() - 1
+"""Block of rows in BF16, which have no scale: any that divides the row would do."""
 
 
 def segments(width: int, limit: int) -> list[tuple[int, int, int]]:
@@ -40,6 +41,16 @@ class Context:
     def vlen(self) -> int:
         """Lanes of the vector unit."""
         return self.hardware.vlen
+
+    @property
+    def smooths(self) -> bool:
+        """Whether the cache is smoothed."""
+        return bool(self.numerics.smoothing.sides)
+
+    @property
+    def log2_block(self) -> int:
+        """Logarithm of the elements that share a scale."""
+        return self.numerics.block_size.bit_length() - 1
 
     def vector(self, buffer: str, offset: int = 0, steps: Steps = (), *, rows: int = 0, ring: str | None = None,
                ring_stride: int = 0) -> int:  # fmt: skip
@@ -76,25 +87,32 @@ class Context:
             with self.e.loop(count) as piece:
                 yield first, [(piece, lanes)], lanes
 
-    def transfer_rows(self, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, width: int) -> None:
-        """Move rows of a [batch, canvas, width] BF16 tensor between HBM and a chunk buffer."""
+    def transfer_rows(
+        self, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, width: int, *, offset: int = 0,
+        pitch: int | None = None,
+    ) -> None:  # fmt: skip
+        """Move rows of a [batch, canvas, width] BF16 tensor between HBM and a chunk buffer.
+
+        In the buffer they lie `pitch` elements apart (None: `width`), from column `offset` on.
+        """
+        pitch = pitch or width
         facts, unit = self.layout.tensor(tensor), self.workload.block_length
         sequence_bytes = facts.stride_bytes(0)
         with chunk.runs(self.e, unit) as (rows, local, canvas):
             steps = chunk.canvas_steps(facts.row_bytes, sequence_bytes)
             steps += [(level, seq * sequence_bytes + row * facts.row_bytes) for level, seq, row in canvas]
             outside = self.hbm(tensor, chunk.span.first * facts.row_bytes, steps, rows=facts.row_bytes)
-            inside = self.vector(buffer, 0, times(local, width), rows=width)
+            inside = self.vector(buffer, offset, times(local, pitch), rows=pitch)
             dst, src = (inside, outside) if mnemonic == "H_LOAD_V" else (outside, inside)
             self.e.emit(
-                mnemonic, dst=dst, src=src, rows=rows, cols=width, format=FORMATS["bf16"].code, block=LOG2_MX_BLOCK,
+                mnemonic, dst=dst, src=src, rows=rows, cols=width, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
             )  # fmt: skip
 
     def load_row(self, tensor: str, buffer: str, width: int, steps: Steps = ()) -> None:
         """Load one BF16 row of `width` elements (norm weights)."""
         self.e.emit(
             "H_LOAD_V", dst=self.vector(buffer), src=self.hbm(tensor, 0, steps), rows=1, cols=width,
-            format=FORMATS["bf16"].code, block=LOG2_MX_BLOCK,
+            format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
         )  # fmt: skip
 
     def rms_norm(self, chunk: Chunk, source: str, target: str, *, zero_padding: bool = False) -> None:
@@ -141,7 +159,8 @@ class Context:
         e, tiling, channel = self.e, self.layout.tiling, self.channels["weights"]
         columns, facts = self.hardware.blen, self.layout.tensor(weights)
         panel, row_bytes, size = columns * facts.row_bytes, facts.row_bytes, FORMATS[self.numerics.weights]
-        record = size.record_bytes(MX_BLOCK)
+        block = self.numerics.block_size
+        record = size.record_bytes(block)
         slot = self.layout.matrix["weights"]
         buffer_stride = columns * max(self.layout.tensor(name).row_bytes for name in ("w_qkv", "w_out", "w_down"))
         slotted = partial(e.address, ring=channel.ring, length=STREAM_SLOTS, ring_stride=buffer_stride)
@@ -156,12 +175,12 @@ class Context:
                         e.emit(
                             "M_MM",
                             weights=slotted(
-                                slot + offset // MX_BLOCK * record,
-                                [(piece, k // MX_BLOCK * record)],
+                                slot + offset // block * record,
+                                [(piece, k // block * record)],
                                 rows=row_bytes,
                             ),
                             acts=self.vector(acts, offset, [(piece, k), *times(rows, inputs)], rows=inputs),
-                            rows=tiling.row_tile, cols=columns, k=k, block=LOG2_MX_BLOCK, weight_format=size.code,
+                            rows=tiling.row_tile, cols=columns, k=k, block=self.log2_block, weight_format=size.code,
                             act_format=FORMATS[self.numerics.activations].code, block_stride=record,
                         )  # fmt: skip
                 out = self.vector(dst, 0, [(n, columns), *times(rows, dst_width)], rows=dst_width, ring=ring,

@@ -136,6 +136,19 @@ class Chunk:
             with self.tiles(e, size) as steps, e.loop(size) as row:
                 yield [*steps, (row, 1)]
 
+    @contextmanager
+    def each_of_sequence(self, e: Emitter, size: int) -> Iterator[tuple[Level, list[tuple[Level, int]]]]:
+        """Loops over the sequences of the chunk and their single rows; yields the former and local strides in rows."""
+        rows = self.span.chunk_rows
+        with e.loop(self.span.sequences) as sequence:
+            local = [(sequence, self.span.rows)]
+            if rows.fixed:
+                with e.loop(rows.base) as row:
+                    yield sequence, [*local, (row, 1)]
+            else:
+                with e.loop(rows.divided(size)) as tile, e.loop(size) as row:
+                    yield sequence, [*local, (tile, size), (row, 1)]
+
 
 def times(steps: list[tuple[Level, int]], factor: int) -> list[tuple[Level, int]]:
     """Strides in rows as strides in addresses."""

@@ -1,7 +1,7 @@
 """The sampling stage: LM head, streamed Stable-Max, commit of the most confident positions, in-place token update."""
 
 from tripath.compiler.emit import Level
-from tripath.compiler.lower import LOG2_MX_BLOCK, Context, segments
+from tripath.compiler.lower import Context, segments
 from tripath.compiler.rows import Span
 from tripath.formats import FORMATS
 
@@ -36,11 +36,11 @@ def lm_head(c: Context, span: Span, block: Level) -> None:
                               ring_stride=rows * width)  # fmt: skip
                     e.sync("matrix", signal=stream.full)
                     steps = [(chunk.batch_loop, span.sequences * length * logits.row_bytes),
-                             (part, fmt.row_bytes(lanes))]  # fmt: skip
-                    place = c.hbm("logits", fmt.row_bytes(first), steps, rows=logits.row_bytes)
+                             (part, fmt.row_bytes(lanes, c.numerics.block_size))]  # fmt: skip
+                    place = c.hbm("logits", fmt.row_bytes(first, c.numerics.block_size), steps, rows=logits.row_bytes)
                     staged = c.vector("logits", rows=lanes, ring="logits", ring_stride=rows * width)
                     e.emit("H_STORE_V", dst=place, src=staged, rows=rows, cols=lanes, format=fmt.code,
-                           block=LOG2_MX_BLOCK, wait=stream.full, signal=stream.free)  # fmt: skip
+                           block=c.log2_block, wait=stream.full, signal=stream.free)  # fmt: skip
                     e.emit("A_NEXT", ring=stream.ring)
             e.sync("matrix", signal=normed.free)
         e.sync("dma_out", signal=c.semaphores["logits_stored"])
@@ -93,9 +93,13 @@ def _load_logits(c: Context, position: Level) -> None:
         e.sync("dma_in", wait=stream.free)
     for first, count, lanes in pieces:
         with e.loop(count) as part:
-            src = c.hbm("logits", fmt.row_bytes(first), [(position, logits.row_bytes), (part, fmt.row_bytes(lanes))])
+            src = c.hbm(
+                "logits",
+                fmt.row_bytes(first, c.numerics.block_size),
+                [(position, logits.row_bytes), (part, fmt.row_bytes(lanes, c.numerics.block_size))],
+            )
             dst = c.vector("logit_row", first, [(part, lanes)], ring="logit_rows", ring_stride=model.vocab)
-            e.emit("H_LOAD_V", dst=dst, src=src, rows=1, cols=lanes, format=fmt.code, block=LOG2_MX_BLOCK,
+            e.emit("H_LOAD_V", dst=dst, src=src, rows=1, cols=lanes, format=fmt.code, block=c.log2_block,
                    wait=stream.free if alone else (), signal=stream.full if alone else ())  # fmt: skip
     if not alone:
         e.sync("dma_in", signal=stream.full)

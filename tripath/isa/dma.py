@@ -8,6 +8,7 @@ from numba import njit
 
 from tripath.formats import FORMAT_OF_CODE
 from tripath.formats.rounding import (
+    bits_of,
     float_of,
     load_block,
     quantise_block,
@@ -113,6 +114,30 @@ def h_gather_v(hbm, vector, integer, dst, dst_stride, table, table_stride, index
         for i in range(cols):
             word = int(hbm[source + 2 * i]) | (int(hbm[source + 2 * i + 1]) << 8)
             vector[dst + row * dst_stride + i] = float_of(word << 16)
+
+
+@instruction(opcode=0x55, unit=Unit.DMA_IN,
+             operands={"dst": MATRIX_ROWS, "src": HBM_ROWS, "rows": ROWS, "cols": COLS, "format": FORMAT, "block": BLOCK},
+             reads=(Footprint(operand="src", rows=lambda o: o["rows"], size=_row_bytes),),
+             writes=(Footprint(operand="dst", rows=lambda o: o["cols"], size=lambda o: 2 * o["rows"]),),
+             legal=_legal)  # fmt: skip
+def h_load_t(hbm, matrix, dst, dst_stride, src, src_stride, rows, cols, format, block):
+    """matrix[dst; cols, rows] := the transpose of hbm[src; rows, cols], de-quantised from `format` to BF16 (2 bytes each).
+
+    The load of a cache whose blocks do not run along the contracted axis.
+    """
+    size = 1 << block
+    elements = np.empty(size, np.float32)
+    for row in range(rows):
+        address = src + row * src_stride
+        for b in range(cols // size):
+            exponent = load_block(hbm, address, size, format, elements)
+            address += record_bytes(size, format)
+            for i in range(size):
+                word = bits_of(round_bf16(scaled(elements[i], exponent))) >> 16
+                place = dst + (b * size + i) * dst_stride + 2 * row
+                matrix[place] = word & 0xFF
+                matrix[place + 1] = word >> 8
 
 
 @instruction(opcode=0x5F, unit=Unit.DMA_IN)

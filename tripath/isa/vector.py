@@ -9,7 +9,7 @@ from numba import njit
 
 from tripath.formats.rounding import round_bf16
 from tripath.isa.spec import FP, INDEX, INT, VECTOR, Unit, instruction, touch, unsigned
-from tripath.isa.transcendental import exponential, reciprocal
+from tripath.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal
 
 N = unsigned(16)
 
@@ -118,6 +118,54 @@ def v_rope_v(vector, dst, a, table, n, head_dim):
             cosine, sine = vector[table + i], vector[table + half + i]
             vector[dst + head * head_dim + i] = round_bf16(np.float32(low * cosine) - np.float32(high * sine))
             vector[dst + head * head_dim + half + i] = round_bf16(np.float32(high * cosine) + np.float32(low * sine))
+
+
+@instruction(opcode=0x2A, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_sub_vv(vector, dst, a, b, n):
+    """vector[dst] := vector[a] - vector[b]."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(vector[a + i] - vector[b + i])
+
+
+@instruction(opcode=0x2B, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_max_vf(vector, fp, dst, a, scalar, n):
+    """vector[dst] := max(vector[a], fp[scalar])."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(max(vector[a + i], fp[scalar]))
+
+
+@instruction(opcode=0x2C, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_max_abs_vv(vector, dst, a, b, n):
+    """vector[dst] := max(vector[a], |vector[b]|): a running maximum of absolute values."""
+    for i in range(n):
+        vector[dst + i] = max(vector[a + i], abs(vector[b + i]))
+
+
+@instruction(opcode=0x2D, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_log2_v(vector, dst, a, n):
+    """vector[dst] := log2 of vector[a], by the table of `transcendental`; -127 of zero."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(logarithm2(vector[a + i]))
+
+
+@instruction(opcode=0x2E, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_exp2_v(vector, dst, a, n):
+    """vector[dst] := 2^vector[a], by the table of `transcendental`; exact for integers."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(power_of_two(vector[a + i]))
+
+
+@instruction(opcode=0x2F, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_round_v(vector, dst, a, n):
+    """vector[dst] := the integer nearest to vector[a], ties to even."""
+    for i in range(n):
+        vector[dst + i] = np.rint(vector[a + i])
 
 
 @instruction(opcode=0x30, unit=Unit.VECTOR, operands={"dst": FP, "a": VECTOR, "n": N},

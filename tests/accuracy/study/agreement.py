@@ -8,6 +8,7 @@ import torch
 from accuracy.simulator import execute
 from accuracy.study.decode import Policy, decode, layout
 from accuracy.study.model import Arithmetic, StudyModel
+from accuracy.study.schemes import KvScheme
 from tests.conftest import compose_experiment
 from tripath.compiler import compile_program
 from tripath.formats import FORMATS
@@ -43,7 +44,8 @@ def arithmetic_of(x, program, **changes):
     n = x.numerics
     exact = Arithmetic(
         weights=n.weights, activations=n.activations, kv=n.kv, logits=n.logits, lanes="bf16", sampling="bf16",
-        token_block=min(32, x.workload.block_length), key_tile=program.layout["key_tile"],
+        token_block=min(n.block_size, x.workload.block_length), key_tile=program.layout["key_tile"],
+        block_size=n.block_size, kv_scheme=KvScheme.of(n),
     )  # fmt: skip
     return replace(exact, **changes)
 
@@ -112,6 +114,6 @@ def cache_of(machine, side):
     values = np.zeros(tensor.shape, np.float32)
     raw = machine.hbm[tensor.address : tensor.address + tensor.size_bytes]
     decode_rows(raw, FORMATS[tensor.format].code, tensor.block, values.reshape(-1, tensor.shape[-1]))
-    if side == "v":
+    if values.ndim == 6:  # blocks along tokens: [.., groups, head_dim, tokens of a group]
         values = values.swapaxes(-1, -2).reshape(*tensor.shape[:3], -1, tensor.shape[4])
     return values[:, :, :, program.layout["cache_tokens"] - program.layout["canvas"] :]

@@ -35,7 +35,10 @@ def check(steps, experiment):
         stored = torch.from_numpy(
             mine["logits"]
         )  # on the grid that the reference path rounds to, or the bound is loose
-        assert torch.equal(fake_quantise(stored, step.logit_format).to(torch.bfloat16).float(), stored)
+        assert torch.equal(
+            fake_quantise(stored, step.logit_format, block=experiment.numerics.block_size).to(torch.bfloat16).float(),
+            stored,
+        )
         # Confidence is 1 / sum exp(x - m): its logarithm moves by at most twice the logits' error, and by the BF16
         # roundings of differences (up to 16 in size where exp still counts), exponentials and the ranked value.
         slack = 2 * error.max() + 16 * BF16_STEP / 2 + 2 * BF16_STEP
@@ -98,6 +101,21 @@ def test_executor_and_reference_path_agree_step_by_step(preset, tensors):
 @pytest.mark.parametrize(("cache", "commit"), [("none", "quota"), ("prefix", "threshold")])
 def test_they_agree_under_other_policies(cache, commit, tensors):
     agree("mxint8", tensors, *SHORT, f"workload.cache={cache}", f"workload.commit={commit}")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("numerics/smoothing=baos",), ("numerics/smoothing=baos", "workload.cache=prefix"),
+        ("numerics/smoothing=baos", "numerics.smoothing.alpha=0.5", "numerics.smoothing.values=false"),
+        ("numerics/smoothing=baos", "numerics.smoothing.power_of_two=true", "numerics.smoothing.keys=false"),
+        ("numerics.k_axis=tokens", "numerics.v_axis=channels"),
+        ("numerics/smoothing=baos", "numerics.v_axis=channels", "workload.cache=none"),
+        ("numerics.block_size=8",), ("numerics.block_size=16", "numerics.k_axis=tokens"),
+    ],
+)  # fmt: skip
+def test_they_agree_however_the_cache_is_stored(overrides, tensors):
+    agree("mxint4_kv", tensors, *SHORT, *overrides)
 
 
 def test_the_comparison_notices_seeded_defects(tensors):

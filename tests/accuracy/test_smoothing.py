@@ -1,0 +1,101 @@
+"""Smoothing of the KV cache as a program: what it must not change, what it costs, what is refused."""
+
+import numpy as np
+import pytest
+
+from accuracy.image import read_tokens
+from accuracy.simulator import execute
+from analytical.tree import retirements
+from tests.conftest import PROMPT, compiled, compose_experiment
+from tripath.compiler import compile_program
+from tripath.errors import TripathError
+from tripath.tables import event_counts
+
+SMALL = ("workload.generation_length=16", "workload.steps=4")
+
+
+def run(tensors, prompts, *overrides):
+    """(canvas, all records) of a generation."""
+    x = compose_experiment(*SMALL, f"workload.batch={len(prompts)}", *overrides)
+    program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts])
+    machine, steps = execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
+    return read_tokens(machine.hbm, program), steps
+
+
+def equal(one, other):
+    """Whether two runs agree in every token and every bit of the logits."""
+    same = (one[0] == other[0]).all()
+    pairs = [(a, b) for rows in zip(one[1], other[1], strict=True) for a, b in zip(*rows, strict=True)]
+    return bool(same) and all(np.array_equal(a.logits, b.logits) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kv", ["mxint4", "mxint8", "mxfp8_e4m3"])
+@pytest.mark.parametrize("cache", ["dual", "none"])
+def test_a_power_of_two_is_a_no_op_for_values_in_blocks_along_tokens(kv, cache, tensors, tokenizer):
+    """The negative control: a block is one channel, its scale takes the factor up, and the output gets it back."""
+    prompts, policy = [tokenizer.encode(PROMPT)], (f"numerics.kv={kv}", f"workload.cache={cache}")
+    smoothed = ("numerics/smoothing=baos", "numerics.smoothing.power_of_two=true", "numerics.smoothing.keys=false")
+    plain = run(tensors, prompts, *policy)
+    assert equal(plain, run(tensors, prompts, *policy, *smoothed))
+    # Along channels, or with any other factor, it is none.
+    assert not equal(run(tensors, prompts, *policy, "numerics.v_axis=channels"),
+                     run(tensors, prompts, *policy, *smoothed, "numerics.v_axis=channels"))  # fmt: skip
+    assert not equal(plain, run(tensors, prompts, *policy, *smoothed, "numerics.smoothing.power_of_two=false"))
+
+
+def test_each_sequence_of_a_batch_has_its_own_factors(tensors, tokenizer):
+    """A sequence gets bit for bit what it gets alone, with as much padding."""
+    texts = [PROMPT, "Anna has 7 pens and loses 2 of them. How many pens does Anna have now?"]
+    ids = [tokenizer.encode(text)[-16:] for text in texts]
+    together = run(tensors, ids, "numerics=mxint4_baos", "hardware.sram.vector_bytes=80000")
+    for row, prompt in enumerate(ids):
+        alone = run(tensors, [prompt], "numerics=mxint4_baos")
+        assert equal(alone, (together[0][row : row + 1], together[1][row : row + 1]))
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_the_traffic_of_the_two_phases_is_charged(cache):
+    """A warm step writes K and V in BF16 and reads them again, and writes a row of factors; a chunk of any step reads the
+    halves of that row that it needs."""
+    overrides = ("numerics=mxint4_kv", f"workload.cache={cache}", "workload.batch=2")
+    counts = []
+    for smoothing in ("plain", "baos"):
+        x = compose_experiment(*overrides, f"numerics/smoothing={smoothing}")
+        program, trace = compiled(x)
+        counts.append(event_counts(program, retirements(program, trace)))
+    model, batch, canvas = x.model, x.workload.batch, program.layout["canvas"]
+    assert program.layout["chunk_rows"] >= batch * canvas  # one chunk a pass
+    warm = x.workload.steps if cache == "none" else x.workload.blocks
+    refine = x.workload.steps - warm
+    raw, row = 2 * 2 * model.kv_width * canvas, 2 * 2 * (model.kv_width + model.query_width)
+    added = {key: counts[1][key] - counts[0][key] for key in ("hbm_write_bytes", "hbm_read_bytes", "macs")}
+    assert added == {
+        "hbm_write_bytes": model.layers * batch * warm * (raw + row),
+        "hbm_read_bytes": model.layers * batch * (warm * raw + (warm + refine) * row), "macs": 0,
+    }  # fmt: skip
+
+
+def test_blocks_along_the_other_axis_take_the_same_memory_and_are_converted_on_load():
+    native, _ = compiled(compose_experiment())
+    other, trace = compiled(compose_experiment("numerics.k_axis=tokens", "numerics.v_axis=channels"))
+    for side in ("keys", "values"):
+        elements = np.prod(other.tensor(side).shape)
+        assert elements == np.prod(native.tensor(side).shape)
+    assert other.geometry["matrix_bytes"] > native.geometry["matrix_bytes"]  # BF16 tiles
+    assert event_counts(other, retirements(other, trace))["instructions.H_LOAD_T"] > 0
+    assert not [i for i in native.instructions if i.mnemonic == "H_LOAD_T"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("numerics.smoothing.scheme=oracle",), "numerics.smoothing.scheme: oracle is no scheme of the machine"),
+        (("numerics.smoothing.scheme=magic",), "numerics.smoothing.scheme: unknown 'magic', one of plain, baos"),
+        (("numerics.smoothing.alpha=1.5",), r"numerics.smoothing.alpha: must be in \(0, 1\], got 1.5"),
+        (("numerics.k_axis=rows",), "numerics.k_axis: unknown 'rows', one of channels, tokens"),
+        (("numerics.block_size=12",), "numerics.block_size: must be one of 8, 16, 32, got 12"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused_in_one_line(overrides, message):
+    with pytest.raises(TripathError, match=message):
+        compose_experiment(*overrides)

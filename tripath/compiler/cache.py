@@ -1,0 +1,90 @@
+"""The KV cache: rows of K and V into HBM in blocks along an axis, and tiles of it into Matrix SRAM."""
+
+from tripath.compiler.emit import Level
+from tripath.compiler.layout import CONTRACTED, STREAM_SLOTS, CacheTile, axis_of, cache_tile
+from tripath.compiler.lower import Context, Steps
+from tripath.compiler.rows import Chunk, times
+from tripath.formats import FORMATS
+
+
+def store_cache(c: Context, chunk: Chunk, layer: Level, buffer: str, offset: int, width: int) -> None:
+    """The rows of a chunk, K from column `offset` of a buffer of `width` columns and V behind it, into the cache."""
+    e, model, tiling, group = c.e, c.model, c.layout.tiling, c.layout.tiling.token_block
+    first, unit, code = chunk.span.first, c.workload.block_length, FORMATS[c.numerics.kv].code
+    with chunk.runs(e, unit) as (rows, local, canvas), e.loop(model.kv_heads) as head:
+        for number, side in enumerate(CONTRACTED):
+            facts, by_token = c.layout.tensor(side), axis_of(c.numerics, side) == "channels"
+            per_token = facts.row_bytes if by_token else facts.stride_bytes(3) // group
+            steps = chunk.canvas_steps(per_token, facts.stride_bytes(1))
+            steps += [(level, s * facts.stride_bytes(1) + r * per_token) for level, s, r in canvas]
+            steps += [(layer, facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
+            column, place = offset + number * model.kv_width, (tiling.pad + first) * per_token
+            source: Steps = [(head, model.head_dim), *times(local, width)]
+            if by_token:
+                e.emit("H_STORE_V", dst=c.hbm(side, place, steps, rows=per_token),
+                       src=c.vector(buffer, column, source, rows=width), rows=rows, cols=model.head_dim, format=code,
+                       block=c.log2_block)  # fmt: skip
+                continue
+            with e.loop(rows // group) as part:
+                steps = [*steps, (part, group * per_token)]
+                source = [(head, model.head_dim), (part, group * width), *times(local, width)]
+                e.emit("H_STORE_T", dst=c.hbm(side, place, steps), src=c.vector(buffer, column, source, rows=width),
+                       cols=model.head_dim, format=code, block=group.bit_length() - 1)  # fmt: skip
+
+
+def tile_of(c: Context, side: str) -> CacheTile:
+    """How tiles of `side` lie in Matrix SRAM."""
+    return cache_tile(c.model, c.numerics, c.layout.tiling, side)
+
+
+def tile_address(c: Context, side: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> int:
+    """Address register into the current tile of `side` in Matrix SRAM."""
+    return c.e.address(
+        c.layout.matrix[side] + offset, list(steps), rows=rows, ring=c.channels["keys_values"].ring,
+        length=STREAM_SLOTS, ring_stride=tile_of(c, side).size_bytes,
+    )  # fmt: skip
+
+
+def load_tile(
+    c: Context, side: str, cache: Steps, part: Level, *, wait: int | tuple[()] = (), signal: int | tuple[()] = ()
+) -> None:
+    """Tile `part` of `side` into Matrix SRAM; `cache` are the steps that lead to its layer, sequence and head."""
+    e, tiling, facts, tile = c.e, c.layout.tiling, c.layout.tensor(side), tile_of(c, side)
+    by_token, group, code = axis_of(c.numerics, side) == "channels", tiling.token_block, FORMATS[c.numerics.kv].code
+    stored = facts.row_bytes * tiling.key_tile if by_token else facts.stride_bytes(3) * (tiling.key_tile // group)
+    steps = [*cache, (part, stored)]
+    if not tile.converted:
+        e.emit("H_LOAD_M", dst=tile_address(c, side), src=c.hbm(side, 0, steps), rows=1, row_bytes=stored, wait=wait,
+               signal=signal)  # fmt: skip
+    elif by_token:
+        e.emit("H_LOAD_T", dst=tile_address(c, side, rows=tile.column_bytes), src=c.hbm(side, 0, steps, rows=facts.row_bytes),
+               rows=tiling.key_tile, cols=c.model.head_dim, format=code, block=c.log2_block, wait=wait,
+               signal=signal)  # fmt: skip
+    else:
+        e.sync("dma_in", wait=wait)
+        with e.loop(tiling.key_tile // group) as number:
+            place = tile_address(c, side, 0, [(number, group * tile.column_bytes)], rows=tile.column_bytes)
+            source = c.hbm(side, 0, [*steps, (number, facts.stride_bytes(3))], rows=facts.row_bytes)
+            e.emit("H_LOAD_T", dst=place, src=source, rows=c.model.head_dim, cols=group, format=code,
+                   block=group.bit_length() - 1)  # fmt: skip
+        e.sync("dma_in", signal=signal)
+
+
+def cache_steps(c: Context, side: str, chunk: Chunk, layer: Level, sequence: Level, head: Level) -> Steps:
+    """Strides that lead to the layer, sequence and head of `side` in HBM."""
+    facts = c.layout.tensor(side)
+    return [
+        (layer, facts.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * facts.stride_bytes(1)),
+        (sequence, facts.stride_bytes(1)), (head, facts.stride_bytes(2)),
+    ]  # fmt: skip
+
+
+def multiply_tile(c: Context, side: str, n: Level, rows: int, acts: int) -> None:
+    """Accumulate rows times BLEN columns (number n) of the current tile of `side`."""
+    tiling, tile = c.layout.tiling, tile_of(c, side)
+    c.e.emit(
+        "M_MM", rows=rows, cols=c.hardware.blen, k=c.model.head_dim if side == "keys" else tiling.key_tile,
+        block=tile.log2_block, weight_format=FORMATS[tile.format].code, acts=acts,
+        weights=tile_address(c, side, 0, [(n, c.hardware.blen * tile.column_bytes)], rows=tile.column_bytes),
+        block_stride=tile.block_bytes, act_format=FORMATS[c.numerics.activations].code,
+    )  # fmt: skip

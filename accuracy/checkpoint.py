@@ -18,6 +18,7 @@ from tripath.errors import TripathError
 from tripath.model import ModelSpec
 
 PREFIX = "model.transformer."
+QKV = ("q_proj", "k_proj", "v_proj")
 _TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _INDEX = "model.safetensors.index.json"
 _DREAM_EMBEDDING = "model.embed_tokens.weight"
@@ -37,7 +38,7 @@ _CONFIG_KEYS = {
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a LLaDA checkpoint, by name."""
+    """Shape of every tensor that the model needs, by LLaDA's names."""
     hidden, ffn = spec.hidden, spec.ffn
     shapes: dict[str, tuple[int, ...]] = {
         f"{PREFIX}wte.weight": (spec.vocab, hidden), f"{PREFIX}ln_f.weight": (hidden,),
@@ -50,13 +51,9 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             ("ff_proj", (ffn, hidden)), ("up_proj", (ffn, hidden)), ("ff_out", (hidden, ffn)),
         ):  # fmt: skip
             shapes[f"{PREFIX}blocks.{layer}.{name}.weight"] = shape
+            if spec.qkv_bias and name in QKV:
+                shapes[f"{PREFIX}blocks.{layer}.{name}.bias"] = shape[:1]
     return shapes
-
-
-def expected_biases(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shape of the biases that Dream's layout has besides, by LLaDA's names for their modules."""
-    widths = (("q_proj", spec.query_width), ("k_proj", spec.kv_width), ("v_proj", spec.kv_width))
-    return {f"{PREFIX}blocks.{i}.{name}.bias": (width,) for i in range(spec.layers) for name, width in widths}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +74,6 @@ class Checkpoint:
     spec: ModelSpec
     places: Mapping[str, _Place]
 
-    @property
-    def biases(self) -> list[str]:
-        """Names of the biases that it has."""
-        return [name for name in self.places if name.endswith(".bias")]
-
     def read(self, name: str) -> np.ndarray:
         """One tensor as float32."""
         place = self.places[name]
@@ -93,19 +85,6 @@ class Checkpoint:
         """The tensors of one layer as float32: no other layer is in memory."""
         prefix = f"{PREFIX}blocks.{index}."
         return {name: self.read(name) for name in self.places if name.startswith(prefix)}
-
-    def refuse_biases(self) -> None:
-        """Refuse what the compiled program would leave out.
-
-        Raises:
-            TripathError: the checkpoint has biases.
-        """
-        for name in self.biases[:1]:
-            place = self.places[name]
-            raise TripathError(
-                f"model.checkpoint: tensor {place.name} in {place.file}: the accuracy path does not execute biases of Q, K "
-                "and V; run paths=[analytical,cycle]"
-            )
 
 
 def open_checkpoint(spec: ModelSpec) -> Checkpoint:
@@ -125,7 +104,10 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
         headers |= _header(file)
     dream = _DREAM_EMBEDDING in headers or any(name.startswith("model.layers.") for name in headers)
     places = {}
-    for name, shape in (expected_shapes(spec) | (expected_biases(spec) if dream else {})).items():
+    for name in headers:
+        if name.endswith("_proj.bias") and not spec.qkv_bias:
+            raise TripathError(f"model.qkv_bias: is false, but {headers[name].file} has tensor {name}")
+    for name, shape in expected_shapes(spec).items():
         known = _dream_name(name) if dream else name
         if known not in headers:
             raise TripathError(f"model.checkpoint: tensor {known} is missing in {folder / listed.get(known, '')}")
@@ -143,13 +125,12 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
 
 
 def load_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint that is to be executed, as float32, by LLaDA's names.
+    """All tensors of a checkpoint as float32, by LLaDA's names.
 
     Raises:
-        TripathError: as `open_checkpoint`, and where the checkpoint has biases.
+        TripathError: as `open_checkpoint`.
     """
     checkpoint = open_checkpoint(spec)
-    checkpoint.refuse_biases()
     return {name: checkpoint.read(name) for name in checkpoint.places}
 
 

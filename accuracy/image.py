@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from accuracy.checkpoint import PREFIX
+from accuracy.checkpoint import PREFIX, QKV
 from tripath.errors import TripathError
 from tripath.formats import FORMATS
 from tripath.formats.rounding import encode_rows
@@ -60,10 +60,14 @@ def _weights(model: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, n
         layers = range(model.layers)
         return np.stack([np.concatenate([tensors[f"{PREFIX}blocks.{i}.{n}.weight"] for n in names]) for i in layers])
 
-    return {
+    biases = []
+    if model.qkv_bias:
+        names = [[f"{PREFIX}blocks.{i}.{part}.bias" for part in QKV] for i in range(model.layers)]
+        biases = [("qkv_bias", np.stack([np.concatenate([tensors[name] for name in row]) for row in names]))]
+    return dict(biases) | {
         "embedding": tensors[f"{PREFIX}wte.weight"], "final_norm": tensors[f"{PREFIX}ln_f.weight"],
         "lm_head": tensors[f"{PREFIX}ff_out.weight"], "attention_norm": stack("attn_norm"), "ffn_norm": stack("ff_norm"),
-        "w_qkv": stack("q_proj", "k_proj", "v_proj"), "w_out": stack("attn_out"), "w_gate": stack("ff_proj"),
+        "w_qkv": stack(*QKV), "w_out": stack("attn_out"), "w_gate": stack("ff_proj"),
         "w_up": stack("up_proj"), "w_down": stack("ff_out"),
     }  # fmt: skip
 

@@ -86,7 +86,7 @@ class ReferenceModel:
         self._layers: list[dict[str, np.ndarray]] = [{} for _ in range(spec.layers)]
         for name, value in self.tensors.items():
             if name.startswith("blocks."):
-                _, layer, part = name.split(".")
+                _, layer, part = name.split(".", 2)
                 self._layers[int(layer)][part] = value
 
     def new_cache(self) -> Cache:
@@ -118,7 +118,7 @@ class ReferenceModel:
     ) -> np.ndarray:  # fmt: skip
         spec = self.spec
         q_RHD, k_RHD, v_RHD = (
-            (h @ weights[name].T).reshape(len(h), heads, spec.head_dim)
+            (h @ weights[name].T + weights.get(f"{name}.bias", np.float32(0))).reshape(len(h), heads, spec.head_dim)
             for name, heads in (("q_proj", spec.heads), ("k_proj", spec.kv_heads), ("v_proj", spec.kv_heads))
         )
         for name, value in (("k", rotate(k_RHD, *rope)), ("v", v_RHD)):
@@ -181,6 +181,7 @@ def generate(
     for block in range(workload.blocks):
         start = len(prompt) + block * length
         place, cache = slice(start, start + length), model.new_cache()
+        edge = np.zeros((1, spec.hidden), np.float32)  # the row before the block, as the warm step left it
         for step in range(length):
             if force is not None:
                 canvas = force(block, step)
@@ -193,7 +194,11 @@ def generate(
             rows = recomputed_rows(workload.cache, step, start, length, len(tokens))
             hidden = model.forward(tokens, rows, cache)
             first = start - rows.start
-            logits = model.logits(hidden[first : first + length])
+            own = hidden[first : first + length]
+            if spec.shifted_logits:
+                edge = hidden[first - 1 : first] if first else edge
+                own = np.concatenate([edge, own[:-1]])
+            logits = model.logits(own)
             ids, confidence = sample(logits)
             if workload.commit == "quota":
                 chosen = commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)

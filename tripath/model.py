@@ -9,6 +9,8 @@ from tripath.errors import TripathError
 class ModelSpec:
     """A LLaDA-style transformer: RMSNorm, RoPE, bidirectional attention (GQA allowed), SwiGLU, untied LM head.
 
+    Dream's differs in two things: `qkv_bias`, Q, K and V have biases; `shifted_logits`, the logits of a position come from
+    the hidden state of the position before it.
     `hidden`, `ffn` and `vocab` are widths in elements; `checkpoint` is a folder with `config.json`, safetensors and
     `tokenizer.json`, or None for a model of which only the shape is known (the accuracy path then has no weights).
     """
@@ -26,6 +28,8 @@ class ModelSpec:
     mask_id: int
     eos_id: int
     max_sequence: int
+    qkv_bias: bool = False
+    shifted_logits: bool = False
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +58,11 @@ class ModelSpec:
     def kv_width(self) -> int:
         """Elements of one row of K (and of V)."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def qkv_width(self) -> int:
+        """Elements of one row of Q, K and V."""
+        return self.query_width + 2 * self.kv_width
 
     @property
     def layer_macs_per_row(self) -> int:

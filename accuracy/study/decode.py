@@ -118,6 +118,7 @@ def decode(
     for block in range(policy.blocks):
         start = canvas - policy.generation_length + block * length
         place = slice(start, start + length)
+        edge = torch.empty(0)  # hidden state of the row before the block, as the warm step left it
         for step in range(length):
             if force is not None:
                 forced = force(block, step)
@@ -129,7 +130,11 @@ def decode(
                 break
             rows = recomputed_rows(policy.cache, step, place, canvas)
             hidden = model.forward(tokens, rows, batch, block=block)
-            logits = model.logits(hidden[:, start - rows.start : start - rows.start + length])
+            own = hidden[:, start - rows.start : start - rows.start + length]
+            if model.spec.shifted_logits:
+                edge = hidden[:, start - rows.start - 1 : start - rows.start] if rows.start < start else edge
+                own = torch.cat([edge, own[:, :-1]], 1)
+            logits = model.logits(own)
             token_ids, confidence = sample(logits, policy.score, model.arithmetic.sampling)
             chosen = commit(confidence, masked, policy, step)
             if observe is not None:

@@ -83,7 +83,7 @@ class StudyModel:
         for name, value in tensors.items():
             weight = torch.from_numpy(np.array(value, np.float32))
             short = name.removeprefix(_PREFIX).removesuffix(".weight")
-            in_lanes = weight.ndim == 1 or short == "wte"  # norms and the embedding never enter the array
+            in_lanes = weight.ndim == 1 or short == "wte"  # norms, biases and the embedding never enter the array
             self.weights[short] = (
                 self.lanes(weight)
                 if in_lanes
@@ -137,6 +137,11 @@ class StudyModel:
         acts = fake_quantise(x, self.arithmetic.activations, block=self.arithmetic.block_size)
         return self._rounded(acts @ self.weights[weight].T, product=True)
 
+    def _projected(self, h: Tensor, weight: str, real_BR: Tensor) -> Tensor:
+        """Q, K or V, with its bias if it has one; rows of padding stay zero."""
+        bias, x = self.weights.get(weight + ".bias"), self._linear(h, weight)
+        return x if bias is None else self.lanes(x + bias) * real_BR[..., None]
+
     def _rotate(self, x: Tensor, batch: Batch, rows: slice) -> Tensor:
         """RoPE by halves on [B, heads, R, D]; rows of padding become zero."""
         cosine, sine = batch.cosine[:, :, rows], batch.sine[:, :, rows]
@@ -159,7 +164,7 @@ class StudyModel:
     def _attention(self, h: Tensor, layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
         spec, scheme, name = self.spec, self.arithmetic.kv_scheme, f"blocks.{layer}."
         q, k, v = (
-            self._linear(h, name + part).unflatten(-1, (-1, spec.head_dim)).transpose(1, 2)
+            self._projected(h, name + part, batch.real[:, rows]).unflatten(-1, (-1, spec.head_dim)).transpose(1, 2)
             for part in ("q_proj", "k_proj", "v_proj")
         )
         q = self.lanes(self._rotate(q, batch, rows) * spec.head_dim**-0.5)

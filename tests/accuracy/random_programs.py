@@ -108,7 +108,7 @@ def random_program(seed, length=60):
         "blen": BLEN,
         "mlen": 32,
         "vlen": VLEN,
-        "matrix_bytes": 4096,
+        "matrix_bytes": 8192,
         "vector_bytes": 2048,
         "fp_bytes": 256,
         "int_bytes": 512,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from accuracy.checkpoint import PREFIX, expected_biases, expected_shapes, load_tensors, load_tokenizer, open_checkpoint
+from accuracy.checkpoint import PREFIX, expected_shapes, load_tensors, load_tokenizer, open_checkpoint
 from accuracy.reference import ReferenceModel
 from tests.accuracy.torch_llada import TorchLlada
 from tests.conftest import CHECKPOINT
@@ -95,7 +95,7 @@ def test_the_names_are_those_of_llada(default_experiment, tensors):
 SHAPE = {"layers": 3, "hidden": 96, "heads": 3, "head_dim": 32, "ffn": 160, "vocab": 64, "rope_theta": 5e5, "mask_id": 63,
          "eos_id": 62, "max_sequence": 64}  # fmt: skip
 LLADA = ModelSpec(name="llada", kv_heads=3, rms_eps=1e-5, **SHAPE)
-DREAM = ModelSpec(name="dream", kv_heads=1, rms_eps=1e-6, **SHAPE)
+DREAM = ModelSpec(name="dream", kv_heads=1, rms_eps=1e-6, qkv_bias=True, shifted_logits=True, **SHAPE)
 DREAM_LAYER = {
     "attn_norm.weight": "input_layernorm.weight", "ff_norm.weight": "post_attention_layernorm.weight",
     "q_proj.weight": "self_attn.q_proj.weight", "k_proj.weight": "self_attn.k_proj.weight",
@@ -117,7 +117,7 @@ def dream_name(name):
 def random_checkpoint(folder, spec, *, dream=False, shards=3):
     """A random checkpoint as Hugging Face writes it; its tensors (BF16 values) by LLaDA's names."""
     rng = np.random.default_rng(0)
-    shapes = expected_shapes(spec) | (expected_biases(spec) if dream else {})
+    shapes = expected_shapes(spec)
     made = {name: (rng.normal(size=shape) / 8).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
     named = {dream_name(name) if dream else name: value for name, value in made.items()}
     index = {}
@@ -144,17 +144,23 @@ def test_a_sharded_llada_runs_as_in_torch(tmp_path):
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_dream_maps_into_the_same_names_and_is_not_executed(tmp_path, shards):
+def test_dream_maps_into_the_same_names(tmp_path, shards):
     spec, made = random_checkpoint(tmp_path, DREAM, dream=True, shards=shards)
-    checkpoint = open_checkpoint(spec)
-    assert set(checkpoint.places) == set(made)
+    loaded = load_tensors(spec)
+    assert set(loaded) == set(made)
     for name, value in made.items():
-        np.testing.assert_array_equal(checkpoint.read(name), value)
-    assert len(checkpoint.biases) == 3 * spec.layers
-    with pytest.raises(
-        TripathError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.bias in .* does not execute biases"
-    ):
-        load_tensors(spec)
+        np.testing.assert_array_equal(loaded[name], value)
+    with pytest.raises(TripathError, match=r"model\.qkv_bias: is false, but .* has tensor model\.layers\.0\.self_attn"):
+        load_tensors(dataclasses.replace(spec, qkv_bias=False))
+
+
+def test_a_sharded_dream_runs_as_in_torch(tmp_path):
+    spec, made = random_checkpoint(tmp_path, DREAM, dream=True)
+    canvas, reference = np.arange(20) % spec.vocab, ReferenceModel(spec, load_tensors(spec))
+    expected = TorchLlada(dataclasses.replace(spec, shifted_logits=False), made).forward(
+        canvas, slice(None), keep=False
+    )
+    np.testing.assert_allclose(reference.logits(reference.forward(canvas)), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_reading_layer_by_layer_holds_a_layer_at_a_time(tmp_path):

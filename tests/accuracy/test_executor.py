@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cycle
+from accuracy.checkpoint import expected_shapes
 from accuracy.image import read_tokens
 from accuracy.reference import ReferenceModel, generate
 from accuracy.simulator import execute, simulate
@@ -41,10 +42,28 @@ def logit_bound(model, logits):
 )
 def test_bf16_equals_torch_step_by_step_up_to_a_bound(cache, commit, prompt, tensors, tokenizer):
     experiment = compose_experiment("numerics=bf16", f"workload.cache={cache}", f"workload.commit={commit}")
-    model, workload, ids = experiment.model, experiment.workload, tokenizer.encode(prompt)
+    steps = equals_torch(experiment, tokenizer.encode(prompt), tensors)
+    assert sum(int(step.committed.sum()) for step in steps) == experiment.workload.generation_length
+
+
+@pytest.mark.parametrize(("cache", "commit"), [("none", "quota"), ("prefix", "threshold"), ("dual", "quota")])
+def test_biases_and_shifted_logits_equal_torch_step_by_step(cache, commit, tensors, tokenizer):
+    """Dream's two differences, on the shipped weights with biases as large as Q, K and V themselves."""
+    dream = ("model.qkv_bias=true", "model.shifted_logits=true", "workload.generation_length=16", "workload.steps=16")
+    experiment = compose_experiment("numerics=bf16", f"workload.cache={cache}", f"workload.commit={commit}", *dream)
+    rng = np.random.default_rng(0)
+    biases = {name: rng.normal(size=shape).astype(np.float32) for name, shape in expected_shapes(experiment.model).items()
+              if name.endswith(".bias")}  # fmt: skip
+    assert len(biases) == 3 * experiment.model.layers
+    equals_torch(experiment, tokenizer.encode(PROMPT), {**tensors, **biases})
+
+
+def equals_torch(experiment, ids, tensors):
+    """Check every step of one sequence against torch on the same canvas; the executor's steps."""
+    model, workload = experiment.model, experiment.workload
+    cache, commit = workload.cache, workload.commit
     _, steps = run(experiment, [ids], tensors)
     oracle, length = TorchLlada(model, tensors), experiment.workload.block_length
-    assert sum(int(step.committed.sum()) for step in steps[0]) == workload.generation_length
     for mine in steps[0]:
         start = len(ids) + mine.block * length
         masked = mine.canvas[start : start + length] == model.mask_id
@@ -66,6 +85,7 @@ def test_bf16_equals_torch_step_by_step_up_to_a_bound(cache, commit, prompt, ten
             for position in np.flatnonzero(only_mine | only_theirs):
                 others = [logs[p] for p in np.flatnonzero(only_theirs if only_mine[position] else only_mine)]
                 assert min(abs(logs[position] - rival) for rival in [*others, *rivals]) <= slack
+    return steps[0]
 
 
 def test_numpy_reference_equals_torch(default_experiment, tensors, tokenizer):

@@ -1,5 +1,6 @@
 """The NumPy reference against an independent torch implementation, and its commit rules against brute force."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accuracy.checkpoint import expected_shapes
 from accuracy.reference import (
     Generation,
     ReferenceModel,
@@ -60,10 +62,17 @@ def random_tensors(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def pair(kv_heads: int, seed: int) -> tuple[ReferenceModel, "oracle.TorchLlada"]:
-    """The same random model twice."""
-    spec = small_spec(kv_heads)
+def pair(kv_heads: int, seed: int, *, dream: bool = False) -> tuple[ReferenceModel, "oracle.TorchLlada"]:
+    """The same random model twice; `dream`: with biases of Q, K and V, and logits from the row before."""
+    spec = dataclasses.replace(small_spec(kv_heads), qkv_bias=dream, shifted_logits=dream)
     tensors = random_tensors(spec, seed)
+    if dream:
+        rng = np.random.default_rng(seed + 100)
+        tensors |= {
+            name: rng.normal(size=shape).astype(np.float32)
+            for name, shape in expected_shapes(spec).items()
+            if name.endswith(".bias")
+        }
     return ReferenceModel(spec, tensors), oracle.TorchLlada(spec, tensors)
 
 
@@ -115,8 +124,9 @@ def test_full_forward_logits_match_torch(kv_heads: int, seed: int) -> None:
 @pytest.mark.parametrize(("cache", "commit"), POLICIES)
 @pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_decoding_matches_torch(kv_heads: int, seed: int, cache: str, commit: str) -> None:
-    model, twin = pair(kv_heads, seed)
+@pytest.mark.parametrize("dream", [False, True])
+def test_decoding_matches_torch(kv_heads: int, seed: int, cache: str, commit: str, *, dream: bool) -> None:
+    model, twin = pair(kv_heads, seed, dream=dream)
     w = workload(cache, commit)
     mine, theirs = generate(model, PROMPT, w), torch_run(twin, w)
     assert mine.token_ids == theirs.token_ids

@@ -36,6 +36,13 @@ class TorchLlada:
                 return torch.nn.functional.linear(y, self.w[f"blocks.{i}.{name}"])
 
             h = self.norm(x, f"blocks.{i}.attn_norm")
+            if spec.qkv_bias:
+
+                def linear(y, name, i=i):
+                    return torch.nn.functional.linear(
+                        y, self.w[f"blocks.{i}.{name}"], self.w.get(f"blocks.{i}.{name}.bias")
+                    )
+
             q = self.rotate(linear(h, "q_proj").unflatten(-1, (spec.heads, -1)), positions)
             k = self.rotate(linear(h, "k_proj").unflatten(-1, (spec.kv_heads, -1)), positions)
             v = linear(h, "v_proj").unflatten(-1, (spec.kv_heads, -1))
@@ -49,6 +56,10 @@ class TorchLlada:
             x = x + linear(out.transpose(0, 1).flatten(1), "attn_out")
             h = self.norm(x, f"blocks.{i}.ff_norm")
             x = x + linear(torch.nn.functional.silu(linear(h, "ff_proj")) * linear(h, "up_proj"), "ff_out")
+        if spec.shifted_logits:  # position i from row i - 1; the row before `rows` is as the last full pass left it
+            if not keep:
+                self.last = x
+            x = torch.cat([self.last[positions[0] - 1 :][:1], x[:-1]])
         return torch.nn.functional.linear(self.norm(x, "ln_f"), self.w["ff_out"])
 
     def block_logits(self, canvas, start, length, step, cache):

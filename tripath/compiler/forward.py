@@ -75,11 +75,13 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> N
     Where the pass is `measuring` the channels, K and V go to HBM as BF16 instead, to be read again once all are known.
     """
     e, model, channels = c.e, c.model, c.channels
-    width = model.query_width + 2 * model.kv_width
+    width = model.qkv_width
     source, produced, rotated = channels["qkv_in"], channels["qkv"], c.semaphores["rotated"]
     e.sync("dma_in", wait=source.free)
     c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
     c.transfer_rows(chunk, "H_LOAD_V", "rope", "rope", model.head_dim)
+    if model.qkv_bias:
+        c.load_row("qkv_bias", "bias", width, [(layer, c.layout.tensor("qkv_bias").row_bytes)])
     c.load_row("attention_norm", "norm_weight", model.hidden, [(layer, c.layout.tensor("attention_norm").row_bytes)])
     if chunk.span.has_padding:
         valid = c.layout.tensor("valid")
@@ -98,6 +100,8 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> N
               steps=[(layer, weights.stride_bytes(0))])  # fmt: skip
     e.sync("matrix", signal=produced.full)
     e.sync("vector", wait=produced.full)
+    if model.qkv_bias:
+        _add_bias(c, chunk, width)
     _rotate(c, chunk, width)
     if measuring:
         measure(c, chunk, "qkv", model.query_width, width)
@@ -111,6 +115,20 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> N
     else:
         store_cache(c, chunk, layer, "qkv", model.query_width, width)
     e.sync("dma_out", signal=produced.free)
+
+
+def _add_bias(c: Context, chunk: Chunk, width: int) -> None:
+    """Biases of Q, K and V; rows of padding stay zero (RoPE makes those of Q and K zero again)."""
+    e, model, tile = c.e, c.model, c.layout.tiling.row_tile
+    for first, piece, lanes in c.wide(width):
+        with chunk.each(e, tile) as rows:
+            row = c.vector("qkv", first, [*piece, *times(rows, width)])
+            e.emit("V_ADD_VV", dst=row, a=row, b=c.vector("bias", first, piece), n=lanes)
+    if chunk.span.has_padding:
+        for first, piece, lanes in c.wide(model.kv_width):
+            with chunk.each(e, tile) as rows:
+                row = c.vector("qkv", model.query_width + model.kv_width + first, [*piece, *times(rows, width)])
+                e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("valid", 0, rows), n=lanes)
 
 
 def _rotate(c: Context, chunk: Chunk, width: int) -> None:

@@ -116,7 +116,7 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
 def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, warm: bool) -> None:
     """One denoising step over the rows of a span."""
     forward(c, span, block, warm=warm)
-    lm_head(c, block_span(c.workload, c.layout.tiling), block)
+    lm_head(c, block_span(c.workload, c.layout.tiling, back=int(c.model.shifted_logits)), block)
     sample(c, block)
     commit(c, block, step, first_step)
 

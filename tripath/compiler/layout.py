@@ -201,7 +201,8 @@ def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, 
         ("norm_weight", model.hidden, "qkv"),
         ("h", rows * model.hidden, "qkv"),
         ("rope", rows * model.head_dim, "qkv"),
-        ("qkv", rows * (model.query_width + 2 * model.kv_width), "qkv"),
+        ("bias", model.qkv_width if model.qkv_bias else 0, "qkv"),
+        ("qkv", rows * model.qkv_width, "qkv"),
         ("q", rows * model.query_width, "attention"),
         ("mask", sequences * tiling.cache_tokens, "attention"),
         ("scores", tiling.row_tile * hardware.vlen, "attention"),
@@ -322,7 +323,6 @@ def _hbm_map(
     """Tensors in HBM, those that the program writes first."""
     batch, canvas, layers, hidden = workload.batch, tiling.canvas, model.layers, model.hidden
     groups, tokens, size = tiling.cache_tokens // tiling.token_block, tiling.token_block, numerics.block_size
-    width = model.query_width + 2 * model.kv_width
 
     def cache(side: str) -> tuple[str, tuple[int, ...], str, int, bool]:
         """A row for each token, or for each group of tokens a row for each channel."""
@@ -351,7 +351,8 @@ def _hbm_map(
         ("attention_norm", (layers, hidden), "bf16", MX_BLOCK, False),
         ("ffn_norm", (layers, hidden), "bf16", MX_BLOCK, False),
         ("final_norm", (1, hidden), "bf16", MX_BLOCK, False),
-        ("w_qkv", (layers, width, hidden), numerics.weights, size, False),
+        *([("qkv_bias", (layers, model.qkv_width), "bf16", MX_BLOCK, False)] if model.qkv_bias else []),
+        ("w_qkv", (layers, model.qkv_width, hidden), numerics.weights, size, False),
         ("w_out", (layers, hidden, model.query_width), numerics.weights, size, False),
         ("w_gate", (layers, model.ffn, hidden), numerics.weights, size, False),
         ("w_up", (layers, model.ffn, hidden), numerics.weights, size, False),

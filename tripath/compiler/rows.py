@@ -52,10 +52,10 @@ def full_span(workload: Workload, tiling: Tiling) -> Span:
     return _cut(workload, tiling, first=0, step=0, count=Trips(base=tiling.canvas), has_padding=True)
 
 
-def block_span(workload: Workload, tiling: Tiling) -> Span:
-    """The rows of the current block."""
+def block_span(workload: Workload, tiling: Tiling, *, back: int = 0) -> Span:
+    """The rows of the current block, or as many that begin `back` rows before it."""
     length = workload.block_length
-    return _cut(workload, tiling, first=tiling.prompt, step=length, count=Trips(base=length), has_padding=False)
+    return _cut(workload, tiling, first=tiling.prompt - back, step=length, count=Trips(base=length), has_padding=False)
 
 
 def suffix_span(workload: Workload, tiling: Tiling, block_loop: Level) -> Span:

@@ -1,18 +1,22 @@
 """Per-instruction facts that the closed forms use: what each costs by the hardware's description, and what it touches."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from analytical.memory import memory_facts, occupied_cycles
 from tripath.hardware import QUEUED_UNITS, HardwareConfig
-from tripath.isa import TABLE, Memory, Unit
-from tripath.program import Program
-from tripath.tables import QUEUE_OF_UNIT, Access, address_steps, tabulate
+from tripath.isa import BY_MNEMONIC, TABLE, Memory, Unit
+from tripath.program import Program, fact_of_program
+from tripath.structure import LOOPS
+from tripath.tables import FRONTEND, QUEUE_OF_UNIT, Register, address_registers, address_steps, tabulate
 
 FRONT_END = -1
 DMA = (QUEUED_UNITS.index("dma_in"), QUEUED_UNITS.index("dma_out"))
 _BEYOND = 1 << 40
+_COMPUTE, _DMA = (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR), (Unit.DMA_IN, Unit.DMA_OUT)
+_HBM, _MATRIX = int(Memory.HBM), int(Memory.MATRIX)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +27,7 @@ class Touch:
     write: bool
     first: int
     last: int
-    strides: dict[int, int]
+    strides: Mapping[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,86 +47,87 @@ class Costs:
     depth: list[int]
 
 
-def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
-    """Facts of every instruction of a program on a machine."""
-    tables, registers = tabulate(program), _registers(program)
-    queue = [int(QUEUE_OF_UNIT[unit]) for unit in tables.unit]
-    memory = memory_facts(hardware)
-    frontend, steps, ends = hardware.frontend, address_steps(program), program.loop_ends()
-    interval, ideal, latency, front_end = ([0.0] * len(queue) for _ in range(4))
-    for number, instruction in enumerate(program.instructions):
-        spec = TABLE[int(tables.opcode[number])]
-        front_end[number] = frontend.control_cycles if spec.unit is Unit.FRONTEND else frontend.issue_cycles
-        if spec.mnemonic in ("C_LOOP", "C_LOOP_R"):  # what leaving costs is paid on entry: each happens once
-            front_end[number] = frontend.loop_cycles
-            if not any(row.mnemonic == "C_BREAK_IF" and row.operands["level"] == instruction.operands["level"]
-                       for row in program.instructions[number : ends[number]]):  # fmt: skip
-                front_end[number] += frontend.exit_cycles - frontend.next_cycles
-        elif spec.mnemonic == "C_NEXT":
-            front_end[number] = frontend.next_cycles
-        front_end[number] += frontend.address_step_cycles * steps[number]
-        if spec.unit in (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR):
-            interval[number] = ideal[number] = hardware.interval_cycles(spec.mnemonic)
-            latency[number] = hardware.latency_cycles(spec.mnemonic)
-        elif spec.unit in (Unit.DMA_IN, Unit.DMA_OUT):
-            bursts, rows, size = _traffic(tables.accesses[number], registers, hardware.hbm.burst_bytes)
-            if not bursts:  # a sync
-                latency[number] = 1
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What of the costs is the program's alone: `left_by_break` marks the loop heads whose loop has a C_BREAK_IF; `runs`
+    holds, of instructions that reach HBM, whether all runs start at multiples of a common power of two, and which."""
+
+    queue: list[int]
+    waits: list[tuple[int, ...]]
+    signals: list[tuple[int, ...]]
+    touches: list[list[Touch]]
+    left_by_break: set[int]
+    runs: dict[int, tuple[int, int, int]]
+
+
+@fact_of_program
+def _facts(program: Program) -> _Facts:
+    tables, registers, ends = tabulate(program), address_registers(program), program.loop_ends()
+    accesses, breaks = tables.accesses.tolist(), np.flatnonzero(tables.opcode == BY_MNEMONIC["C_BREAK_IF"].opcode)
+    levels = tables.operands[:, 0].tolist()
+    touches, runs = [], {}
+    for number, row in enumerate(accesses):
+        touched = []
+        for memory, write, name, rows, size in row:
+            if memory < 0 or memory == _MATRIX:
                 continue
-            interval[number] = occupied_cycles(memory, bursts, rows, size)
-            ideal[number] = rows * size / memory.peak
-            tail = memory.write_latency if spec.unit is Unit.DMA_OUT else memory.read_latency
-            latency[number] = interval[number] + tail
-    return Costs(
-        queue=queue, interval=interval, ideal=ideal, latency=latency, front_end=front_end,
-        waits=[tuple(int(s) for s in row if s) for row in tables.waits],
-        signals=[tuple(int(s) for s in row if s) for row in tables.signals],
-        touches=[_touches(row, registers) for row in tables.accesses],
-        granule={Memory.VECTOR: hardware.vlen, Memory.FP: 1, Memory.INT: 1},
-        depth=[hardware.queue_depth[name] for name in QUEUED_UNITS],
+            register = registers[name]
+            if memory == _HBM:
+                runs[number] = _run(register, rows, size)
+            else:
+                touched.append(Touch(memory=memory, write=bool(write), first=register.base, last=register.base + size,
+                                     strides=register.strides))  # fmt: skip
+        touches.append(touched)
+    return _Facts(
+        queue=QUEUE_OF_UNIT[tables.unit].tolist(), touches=touches, runs=runs,
+        waits=[tuple(s for s in row if s) for row in tables.waits.tolist()],
+        signals=[tuple(s for s in row if s) for row in tables.signals.tolist()],
+        left_by_break={
+            start for start, end in ends.items()
+            if any(start < place < end and levels[place] == levels[start] for place in breaks.tolist())
+        },
     )  # fmt: skip
 
 
-def _registers(program: Program) -> dict[int, tuple[int, dict[int, int], int]]:
-    """Base, stride by loop level, and row stride of every address register."""
-    result: dict[int, tuple[int, dict[int, int], int]] = {}
-    for instruction in program.instructions:
-        o = instruction.operands
-        match instruction.mnemonic:
-            case "A_BASE":
-                result[o["register"]] = (o["base"], {}, 0)
-            case "A_STEP":
-                result[o["register"]][1][o["level"]] = o["stride"]
-            case "A_ROWS":
-                base, strides, _ = result[o["register"]]
-                result[o["register"]] = (base, strides, o["stride"])
-    return result
+def _run(register: Register, rows: int, size: int) -> tuple[int, int, int]:
+    """Separate runs of an access to HBM, bytes of each, and the largest power of two at whose multiples all begin."""
+    if register.row_stride == size:
+        rows, size = 1, rows * size
+    starts = register.base
+    for stride in (*register.strides.values(), register.row_stride if rows > 1 else 0):
+        starts |= stride
+    return rows, size, starts & -starts if starts else _BEYOND
 
 
-def _touches(accesses: np.ndarray, registers: dict[int, tuple[int, dict[int, int], int]]) -> list[Touch]:
-    """Accesses of one instruction to the memories whose rows and entries interlock."""
-    result = []
-    for access in accesses:
-        if access[Access.MEMORY] < Memory.VECTOR:
-            continue
-        base, strides, _ = registers[int(access[Access.REGISTER])]
-        result.append(Touch(memory=int(access[Access.MEMORY]), write=bool(access[Access.WRITE]), first=base,
-                            last=base + int(access[Access.SIZE]), strides=strides))  # fmt: skip
-    return result
-
-
-def _traffic(
-    accesses: np.ndarray, registers: dict[int, tuple[int, dict[int, int], int]], burst: int
-) -> tuple[float, int, int]:
-    """Bursts in HBM of one DMA instruction (exact for aligned runs, the mean over phases for others), separate runs, and
-    bytes of each."""
-    for access in accesses:
-        if access[Access.MEMORY] != Memory.HBM:
-            continue
-        base, strides, pitch = registers[int(access[Access.REGISTER])]
-        rows, size = int(access[Access.ROWS]), int(access[Access.SIZE])
-        if pitch == size:
-            rows, size = 1, rows * size
-        aligned = all(value % burst == 0 for value in (base, *strides.values(), pitch if rows > 1 else 0))
-        return rows * (-(-size // burst) if aligned else 1 + (size - 1) / burst), rows, size
-    return 0.0, 0, 0
+def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
+    """Facts of every instruction of a program on a machine."""
+    tables, facts, memory, frontend = tabulate(program), _facts(program), memory_facts(hardware), hardware.frontend
+    interval, ideal, latency, front_end = (np.zeros(len(tables.opcode)) for _ in range(4))
+    front_end[:] = np.where(tables.unit == FRONTEND, frontend.control_cycles, frontend.issue_cycles)
+    for opcode in np.unique(tables.opcode).tolist():
+        spec, where = TABLE[opcode], tables.opcode == opcode
+        if spec.mnemonic in LOOPS:  # what leaving costs is paid on entry: each happens once
+            front_end[where] = frontend.loop_cycles + frontend.exit_cycles - frontend.next_cycles
+        elif spec.mnemonic == "C_NEXT":
+            front_end[where] = frontend.next_cycles
+        elif spec.unit in _COMPUTE:
+            interval[where] = ideal[where] = hardware.interval_cycles(spec.mnemonic)
+            latency[where] = hardware.latency_cycles(spec.mnemonic)
+        elif spec.unit in _DMA:
+            latency[where] = 1  # of a sync
+    front_end[list(facts.left_by_break)] = frontend.loop_cycles
+    front_end += frontend.address_step_cycles * address_steps(program)
+    burst = hardware.hbm.burst_bytes
+    for number, (rows, size, step) in facts.runs.items():
+        # Bursts of a run: exact where it begins with one, else the mean over where it may begin.
+        bursts = rows * (-(-size // burst) if step % burst == 0 else 1 + (size - 1) / burst)
+        interval[number] = occupied_cycles(memory, bursts, rows, size)
+        ideal[number] = rows * size / memory.peak
+        tail = memory.write_latency if facts.queue[number] == DMA[1] else memory.read_latency
+        latency[number] = interval[number] + tail
+    return Costs(
+        queue=facts.queue, interval=interval.tolist(), ideal=ideal.tolist(), latency=latency.tolist(),
+        front_end=front_end.tolist(), waits=facts.waits, signals=facts.signals, touches=facts.touches,
+        granule={Memory.VECTOR: hardware.vlen, Memory.FP: 1, Memory.INT: 1},
+        depth=[hardware.queue_depth[name] for name in QUEUED_UNITS],
+    )  # fmt: skip

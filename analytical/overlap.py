@@ -9,12 +9,13 @@ trip count, and the steady state (its cycle mean), fill and drain follow without
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
-from analytical.chains import nest_of, sequence, single_unit
+from analytical.chains import Nest, nest_of, sequence, single_unit
 from analytical.facts import FRONT_END, Costs
-from analytical.tree import Loop, TripCounts
+from analytical.tree import Loop, TripCounts, loops_of
 from tripath.errors import ProgramError
 
 NEVER = -np.inf
@@ -42,6 +43,10 @@ class Overlap:
     trips: TripCounts
     outer: Loop | None
     bound: bool
+    _powers: dict[tuple, np.ndarray] = field(default_factory=dict)
+    _runs: dict[tuple, Nest] = field(default_factory=dict)
+    _units: dict[int, int | None] = field(default_factory=dict)
+    _shapes: dict[int, tuple[list[int], list[Loop]]] = field(default_factory=dict)
 
     def makespan(self, root: Sequence["int | Loop"]) -> float:
         """Cycles from the start of the program to its last result."""
@@ -53,16 +58,24 @@ class Overlap:
     def _walk(self, nodes: list["int | Loop"], state: State, index: int) -> None:
         position = 0
         while position < len(nodes):
-            queue = single_unit(nodes[position], self.costs)
+            queue = self._unit(nodes[position])
             if queue is None or queue < 0:
                 self._mixed(nodes[position], state, index)
                 position += 1
                 continue
             stop = position + 1
-            while stop < len(nodes) and single_unit(nodes[stop], self.costs) == queue:
+            while stop < len(nodes) and self._unit(nodes[stop]) == queue:
                 stop += 1
             self._nests(nodes[position:stop], queue, state)
             position = stop
+
+    def _unit(self, node: "int | Loop") -> int | None:
+        """`single_unit`, once for each loop."""
+        if isinstance(node, int):
+            return single_unit(node, self.costs)
+        if node.head not in self._units:
+            self._units[node.head] = single_unit(node, self.costs)
+        return self._units[node.head]
 
     def _nests(self, nodes: list["int | Loop"], queue: int, state: State) -> None:
         """A run of nests of one unit."""
@@ -70,10 +83,12 @@ class Overlap:
             occupied = sum(self._ideal(node) for node in nodes)
             self._apply(state, queue, occupied=occupied, tail=self._least_tail(nodes[-1]), front_end=0.0, count=0.0)
             return
-        interlocked = queue == VECTOR_QUEUE
-        nest = sequence(
-            [nest_of(node, self.costs, interlocked=interlocked) for node in nodes], self.costs, interlocked=interlocked
-        )
+        key = tuple(node if isinstance(node, int) else node.head for node in nodes)
+        if key not in self._runs:
+            lock = queue == VECTOR_QUEUE
+            parts = [nest_of(node, self.costs, interlocked=lock) for node in nodes]
+            self._runs[key] = sequence(parts, self.costs, interlocked=lock)
+        nest = self._runs[key]
         self._apply(
             state, queue, occupied=nest.occupied, tail=nest.tail, front_end=nest.front_end, count=nest.instructions
         )
@@ -132,8 +147,10 @@ class Overlap:
         if not self.bound:
             state.rows[FRONT] = state.rows[FRONT] + costs.front_end[node.head]
         if node is self.outer:
-            for iteration in range(node.base):
-                self._walk(node.body, state, iteration)
+            counts = [self.trips.of(inner) for inner in self._shape(node)[1]]
+            for _, same in groupby(range(node.base), key=lambda i: [int(count[i]) for count in counts]):
+                first, *others = same
+                self._power(node, node.body, 1 + len(others), state, first)
             return
         trips = int(self.trips.of(node)[index])
         if node.exit is None:
@@ -147,14 +164,35 @@ class Overlap:
         """Apply `trips` iterations of a body to the state."""
         if trips < 1:
             return
-        used = sorted(_semaphores(body, self.costs))
+        used, varying = self._shape(loop)
         slots = [(semaphore, i) for semaphore in used for i in range(len(state.pending.get(semaphore, [])))]
-        size = len(state.rows) + len(slots)
+        key = (loop.head, trips, *(int(self.trips.of(inner)[index]) for inner in varying), *slots)
+        if key not in self._powers:  # the same for every index of the outer loop that gives the same trip counts
+            lengths = {semaphore: len(state.pending.get(semaphore, [])) for semaphore in used}
+            self._powers[key] = power(self._iteration(loop, body, index, lengths, slots), trips)
+        inputs = np.array([*state.rows, *(state.pending[semaphore][i] for semaphore, i in slots)])
+        outputs = product(self._powers[key], inputs)
+        state.rows = list(outputs[: len(state.rows)])
+        for row, (semaphore, i) in enumerate(slots, len(state.rows)):
+            state.pending[semaphore][i] = outputs[row]
+
+    def _shape(self, loop: Loop) -> tuple[list[int], list[Loop]]:
+        """The semaphores used in a loop, and the loops inside whose trip counts vary with the outer loop."""
+        if loop.head not in self._shapes:
+            varying = [inner for inner in loops_of(loop.body) if inner.leaves_early or inner.of_level >= 0]
+            self._shapes[loop.head] = sorted(_semaphores(loop.body, self.costs)), varying
+        return self._shapes[loop.head]
+
+    def _iteration(
+        self, loop: Loop, body: list["int | Loop"], index: int, lengths: dict[int, int], slots: list[tuple[int, int]]
+    ) -> np.ndarray:
+        """The map of one iteration: rows are the state after it and the dependences that it hands on."""
+        places = 1 + 2 * UNITS
+        size = places + len(slots)
         unit = np.where(np.eye(size, dtype=bool), 0.0, NEVER)
-        inner = State(rows=list(unit[: len(state.rows)]))
-        for row, (semaphore, _) in enumerate(slots, len(state.rows)):
+        inner = State(rows=list(unit[:places]))
+        for row, (semaphore, _) in enumerate(slots, places):
             inner.pending.setdefault(semaphore, []).append(unit[row])
-        lengths = {semaphore: len(state.pending.get(semaphore, [])) for semaphore in used}
         self._walk(body, inner, index)
         if not self.bound:
             inner.rows[FRONT] = inner.rows[FRONT] + self.costs.front_end[loop.next]
@@ -162,12 +200,7 @@ class Overlap:
             raise ProgramError(
                 f"program: the loop at instruction {loop.head} does not leave its semaphores as it found them"
             )
-        matrix = power(np.array([*inner.rows, *(inner.pending[semaphore][i] for semaphore, i in slots)]), trips)
-        inputs = np.array([*state.rows, *(state.pending[semaphore][i] for semaphore, i in slots)])
-        outputs = product(matrix, inputs)
-        state.rows = list(outputs[: len(state.rows)])
-        for row, (semaphore, i) in enumerate(slots, len(state.rows)):
-            state.pending[semaphore][i] = outputs[row]
+        return np.array([*inner.rows, *(inner.pending[semaphore][i] for semaphore, i in slots)])
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -21,8 +21,7 @@ def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace) -> Res
     """
     retired = retirements(program, trace)
     costs, counts = costs_of(program, hardware), event_counts(program, retired)
-    root = loop_tree(program)
-    outer, trips = indexed_loop(root), trip_counts(root, trace)
+    root, outer, trips = loop_tree(program), indexed_loop(program), trip_counts(program, trace)
     serial = hardware.execution == "serial"
     occupied = np.array(costs.latency if serial else costs.interval)
     units = np.array(tabulate(program).unit)

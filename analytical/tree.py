@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tripath.errors import ProgramError
-from tripath.program import Program
+from tripath.program import Program, fact_of_program
 from tripath.trace import Trace
 
 
@@ -36,6 +36,7 @@ class Loop:
         return self.exit is not None
 
 
+@fact_of_program
 def loop_tree(program: Program) -> list["int | Loop"]:
     """Top-level instructions and loops of a program, in order."""
     root: list[int | Loop] = []
@@ -77,13 +78,14 @@ def loops_of(nodes: list["int | Loop"]) -> Iterator[Loop]:
             yield from loops_of(node.body)
 
 
-def indexed_loop(root: list["int | Loop"]) -> Loop | None:
+@fact_of_program
+def indexed_loop(program: Program) -> Loop | None:
     """The loop whose index decides about others: trip counts refer to it, or its iterations leave a loop early.
 
     Raises:
         ProgramError: more than one loop is of that kind.
     """
-    loops = list(loops_of(root))
+    loops = list(loops_of(loop_tree(program)))
     levels = {loop.of_level for loop in loops if loop.of_level >= 0}
     found = [
         loop for loop in loops
@@ -109,15 +111,15 @@ class TripCounts:
         return np.maximum(loop.base + loop.factor * self.index, 0)
 
 
-def trip_counts(root: list["int | Loop"], trace: Trace) -> TripCounts:
+def trip_counts(program: Program, trace: Trace) -> TripCounts:
     """Trip counts of a program under `trace`.
 
     Raises:
         ProgramError: the trace has another number of loop exits than the program.
     """
-    outer = indexed_loop(root)
+    outer = indexed_loop(program)
     indices = outer.base if outer else 1
-    early = [loop for loop in loops_of(root) if loop.leaves_early]
+    early = any(loop.leaves_early for loop in loops_of(loop_tree(program)))
     if early and len(trace.breaks) != indices:
         raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {indices}")
     exits = trace.breaks if early else (0,) * indices
@@ -126,8 +128,7 @@ def trip_counts(root: list["int | Loop"], trace: Trace) -> TripCounts:
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:
     """How often each instruction retires (int64 [n])."""
-    root = loop_tree(program)
-    outer, trips = indexed_loop(root), trip_counts(root, trace)
+    root, outer, trips = loop_tree(program), indexed_loop(program), trip_counts(program, trace)
     counts = np.zeros(len(program.words), np.int64)
 
     def walk(nodes: list[int | Loop], weight: np.ndarray) -> None:

@@ -74,6 +74,7 @@ from cycle.state import (
 from tripath.isa.spec import LOOP_LEVELS
 from tripath.program import Program
 from tripath.structure import LOOPS
+from tripath.tables import address_registers
 
 WORTH_CYCLES = 64
 """An iteration shorter than this is run: comparing would take as long."""
@@ -134,9 +135,12 @@ class _Registers:
     """Where address registers can point: base, strides by level, ring; and the most trips of each loop."""
 
     def __init__(self, program: Program) -> None:
-        self.base: dict[int, int] = {}
-        self.stride: dict[int, dict[int, int]] = {}
-        self.ring: dict[int, int] = {}
+        registers = address_registers(program)
+        self.base = {number: register.base for number, register in registers.items()}
+        self.stride = {number: register.strides for number, register in registers.items()}
+        self.ring = {
+            number: (register.ring_length - 1) * register.ring_stride for number, register in registers.items()
+        }
         self.enclosing: list[list[int]] = []
         self.trips: dict[int, int] = {}
         integer: dict[int, int] = {}
@@ -144,12 +148,6 @@ class _Registers:
         for number, instruction in enumerate(program.instructions):
             o = instruction.operands
             match instruction.mnemonic:
-                case "A_BASE":
-                    self.base[o["register"]] = o["base"]
-                case "A_STEP":
-                    self.stride.setdefault(o["register"], {})[o["level"]] = o["stride"]
-                case "A_RING":
-                    self.ring[o["register"]] = (o["length"] - 1) * o["stride"]
                 case "C_AFFINE":
                     inner = [loop for loop in stack if program.instructions[loop].operands["level"] == o["level"]]
                     last = self.trips[inner[-1]] - 1 if inner else 0

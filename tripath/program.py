@@ -3,9 +3,10 @@
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import TypeVar
 
 import numpy as np
 
@@ -70,6 +71,10 @@ class Program:
 
     def __post_init__(self) -> None:
         check_structure(self.instructions, self.geometry)  # decoding checks the legality of each instruction
+
+    def __getstate__(self) -> dict[str, object]:
+        """Everything but the facts, which whoever loads it computes anew."""
+        return {name: value for name, value in self.__dict__.items() if name != _FACTS}
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
@@ -181,6 +186,23 @@ class Program:
         except json.JSONDecodeError as error:
             raise ProgramError(f"program text: malformed .header ({error.msg})") from None
         return cls._of_header(facts, words_of(assemble(code)))
+
+
+_FACTS = "_facts"
+T = TypeVar("T")
+
+
+def fact_of_program(function: Callable[[Program], T]) -> Callable[[Program], T]:
+    """Compute a function of the program alone once for each program. Its result is shared, so nobody may change it."""
+
+    @wraps(function)
+    def once(program: Program) -> T:
+        facts = program.__dict__.setdefault(_FACTS, {})
+        if function not in facts:
+            facts[function] = function(program)
+        return facts[function]
+
+    return once
 
 
 def words_of(instructions: Sequence[Instruction]) -> np.ndarray:

@@ -1,13 +1,16 @@
 """A program as flat arrays, for compiled code; and what its instructions amount to when each is retired so many times."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tripath.isa import BYTES_PER_ADDRESS, TABLE, Memory, Unit
-from tripath.program import Program
+from tripath.isa import BY_MNEMONIC, BYTES_PER_ADDRESS, TABLE, Memory, Unit
+from tripath.program import Program, fact_of_program
 
 OPERANDS = 10
+FRONTEND, A_NEXT = Unit.FRONTEND, BY_MNEMONIC["A_NEXT"].opcode
 ACCESSES = 5
 QUEUE_OF_UNIT = np.array([-1, 0, 1, 1, 2, 3], np.int64)
 """Queue of each unit (`hardware.QUEUED_UNITS`): scalar instructions share that of the vector unit."""
@@ -38,30 +41,63 @@ class Tables:
     accesses: np.ndarray
 
 
+@fact_of_program
 def tabulate(program: Program) -> Tables:
     """Arrays of a program."""
-    n = len(program.instructions)
-    tables = Tables(
-        opcode=np.zeros(n, np.int64), unit=np.zeros(n, np.int64), operands=np.zeros((n, OPERANDS), np.int64),
-        waits=np.zeros((n, 2), np.int64), signals=np.zeros((n, 2), np.int64),
-        accesses=np.full((n, ACCESSES, 5), -1, np.int64),
-    )  # fmt: skip
-    for number, instruction in enumerate(program.instructions):
-        spec = instruction.spec
-        tables.opcode[number], tables.unit[number] = spec.opcode, spec.unit
-        values = list(instruction.operands.values())
-        tables.operands[number, : len(values)] = values
-        tables.waits[number, : len(instruction.waits)] = instruction.waits
-        tables.signals[number, : len(instruction.signals)] = instruction.signals
-        footprints = [(f, False) for f in spec.reads] + [(f, True) for f in spec.writes]
-        for slot, (footprint, write) in enumerate(footprints):
-            memory = spec.operands[footprint.operand].memory
-            assert memory is not None
-            tables.accesses[number, slot] = (
-                memory, write, instruction.operands[footprint.operand],
-                footprint.rows(instruction.operands), footprint.size(instruction.operands),
-            )  # fmt: skip
-    return tables
+    opcode, unit, operands, waits, signals, accesses = ([] for _ in range(6))
+    absent = [-1] * 5
+    for instruction in program.instructions:
+        spec, values = instruction.spec, instruction.operands
+        opcode.append(spec.opcode)
+        unit.append(spec.unit)
+        operands.append([*values.values(), *[0] * (OPERANDS - len(values))])
+        waits.append([*instruction.waits, 0, 0][:2])
+        signals.append([*instruction.signals, 0, 0][:2])
+        touched = [
+            [spec.operands[footprint.operand].memory, write, values[footprint.operand], footprint.rows(values),
+             footprint.size(values)]
+            for footprints, write in ((spec.reads, False), (spec.writes, True)) for footprint in footprints
+        ]  # fmt: skip
+        accesses.append([*touched, *[absent] * (ACCESSES - len(touched))])
+    columns = [np.array(column, np.int64) for column in (opcode, unit, operands, waits, signals, accesses)]
+    for column in columns:
+        column.setflags(write=False)
+    return Tables(opcode=columns[0], unit=columns[1], operands=columns[2], waits=columns[3], signals=columns[4],
+                  accesses=columns[5])  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Register:
+    """What an address register is set to: base, stride by loop level, row stride, and the ring that it follows (-1: none)
+    with its length and stride."""
+
+    base: int
+    strides: Mapping[int, int]
+    row_stride: int = 0
+    ring: int = -1
+    ring_length: int = 1
+    ring_stride: int = 0
+
+
+@fact_of_program
+def address_registers(program: Program) -> dict[int, Register]:
+    """The address registers by number, as the program's set-up leaves them."""
+    result: dict[int, Register] = {}
+    for instruction in program.instructions:
+        o, number = instruction.operands, instruction.operands.get("register", -1)
+        match instruction.mnemonic:
+            case "A_BASE":
+                result[number] = Register(base=o["base"], strides={})
+            case "A_STEP":
+                known = result[number]
+                result[number] = replace(known, strides={**known.strides, o["level"]: o["stride"]})
+            case "A_ROWS":
+                result[number] = replace(result[number], row_stride=o["stride"])
+            case "A_RING":
+                result[number] = replace(
+                    result[number], ring=o["ring"], ring_length=o["length"], ring_stride=o["stride"]
+                )
+    return result
 
 
 def hbm_bytes_per_instruction(tables: Tables) -> np.ndarray:
@@ -78,28 +114,37 @@ def sram_bytes_per_instruction(tables: Tables) -> np.ndarray:
     return np.where(memory > Memory.HBM, moved, 0).sum(axis=1)
 
 
+@fact_of_program
 def address_steps(program: Program) -> np.ndarray:
     """Addresses that each C_NEXT and A_NEXT moves (int64 [n]): registers used in the loop's body that have a stride at its
     level, registers that follow the ring."""
-    strides: dict[int, set[int]] = {}
-    ring: dict[int, set[int]] = {}
+    registers, tables = address_registers(program), tabulate(program)
+    at_level: dict[int, set[int]] = {}
+    on_ring: Counter[int] = Counter()
+    for number, register in registers.items():
+        on_ring[register.ring] += 1
+        for level in register.strides:
+            at_level.setdefault(level, set()).add(number)
     used: list[set[int]] = []
     for instruction in program.instructions:
         o, spec = instruction.operands, instruction.spec
-        if instruction.mnemonic == "A_STEP":
-            strides.setdefault(o["level"], set()).add(o["register"])
-        elif instruction.mnemonic == "A_RING":
-            ring.setdefault(o["ring"], set()).add(o["register"])
-        queued = spec.unit is not Unit.FRONTEND
-        used.append({o[name] for name, operand in spec.operands.items() if queued and operand.address})
-    steps = np.zeros(len(program.instructions), np.int64)
+        queued = spec.unit is not FRONTEND
+        used.append({o[name] for name in spec.addresses} if queued else set())
+    steps = np.zeros(len(used), np.int64)
     for start, end in program.loop_ends().items():
-        level = program.instructions[end].operands["level"]
-        steps[end] = len(set().union(*used[start:end]) & strides.get(level, set()))
-    for number, instruction in enumerate(program.instructions):
-        if instruction.mnemonic == "A_NEXT":
-            steps[number] = len(ring.get(instruction.operands["ring"], set()))
+        level = int(tables.operands[end, 0])
+        steps[end] = len(set().union(*used[start:end]) & at_level.get(level, set()))
+    for number in np.flatnonzero(tables.opcode == A_NEXT):
+        steps[number] = on_ring[int(tables.operands[number, 0])]
     return steps
+
+
+@fact_of_program
+def _work(program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """MACs and vector lanes of each instruction, as Python's integers: their sums over a run may need more than 64 bits."""
+    pairs = [(i.spec.macs(i.operands), i.spec.lanes(i.operands)) for i in program.instructions]
+    macs, lanes = np.array(pairs, object).T
+    return macs, lanes
 
 
 def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
@@ -110,14 +155,14 @@ def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
     tables = tabulate(program)
     moved = hbm_bytes_per_instruction(tables)
     counts = {"instructions": int(retired.sum())}
-    for opcode, spec in sorted(TABLE.items()):
-        number = int(retired[tables.opcode == opcode].sum())
-        if number:
-            counts[f"instructions.{spec.mnemonic}"] = number
-    operands = [(instruction.spec, instruction.operands) for instruction in program.instructions]
-    times = [int(count) for count in retired]
-    counts["macs"] = sum(spec.macs(values) * n for (spec, values), n in zip(operands, times, strict=True))
-    counts["vector_lanes"] = sum(spec.lanes(values) * n for (spec, values), n in zip(operands, times, strict=True))
+    by_opcode = np.zeros(256, np.int64)
+    np.add.at(by_opcode, tables.opcode, retired)
+    counts |= {
+        f"instructions.{TABLE[opcode].mnemonic}": int(by_opcode[opcode])
+        for opcode in np.flatnonzero(by_opcode).tolist()
+    }
+    for name, work in zip(("macs", "vector_lanes"), _work(program), strict=True):
+        counts[name] = int((work * retired.astype(object)).sum())
     counts["hbm_read_bytes"] = int((moved * retired)[tables.unit == Unit.DMA_IN].sum())
     counts["hbm_write_bytes"] = int((moved * retired)[tables.unit == Unit.DMA_OUT].sum())
     return counts

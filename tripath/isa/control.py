@@ -51,7 +51,8 @@ def address_of(control, register):
     return address
 
 
-LEVEL, REGISTER, ADDRESS, RING = unsigned(4), unsigned(4), unsigned(8), unsigned(4)
+LEVEL, REGISTER, RING = unsigned(4), unsigned(4), unsigned(4)
+ADDRESS = unsigned((ADDRESS_REGISTERS - 1).bit_length())
 
 
 @njit(cache=True)

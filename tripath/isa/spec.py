@@ -16,7 +16,7 @@ from tripath.errors import ProgramError
 WORD_BITS = 128
 HEADER_BITS = 32
 SEMAPHORE_BITS = 6
-ADDRESS_REGISTERS = 256
+ADDRESS_REGISTERS = 512
 LOOP_LEVELS = 16
 INTEGER_REGISTERS = 16
 RINGS = 16
@@ -69,7 +69,7 @@ def signed(bits: int) -> Operand:
 
 
 def _address(memory: Memory | None, *, rows: bool = False) -> Operand:
-    return Operand(bits=8, memory=memory, address=True, rows=rows)
+    return Operand(bits=(ADDRESS_REGISTERS - 1).bit_length(), memory=memory, address=True, rows=rows)
 
 
 HBM, HBM_ROWS = _address(Memory.HBM), _address(Memory.HBM, rows=True)

@@ -7,6 +7,9 @@ front end knew, what the tokens it took brought along). Every read must know the
 every write also the last reads; matrix and vector instructions of one queue are ordered by the unit itself.
 """
 
+import math
+import mmap
+import sys
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -28,6 +31,8 @@ ITERATIONS = 2
 ALL = 1 << 40
 MAX_TOKENS = 64
 RACE, FINE = 1, 0
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""No promise of memory for what is never touched (mman.h; Python names it from 3.13 on)."""
 
 Shadow = namedtuple("Shadow", "write_queue write_number read_number write_pc read_pc")
 """Per cell: queue and number of the last write, numbers of the last read by each queue [4], and which instructions."""
@@ -86,10 +91,18 @@ def check_races(program: Program) -> None:
 
 
 def _shadow(cells: int) -> Shadow:
+    queues = len(QUEUED_UNITS)
     return Shadow(
-        np.zeros(cells, np.int8), np.zeros(cells, np.int32), np.zeros((cells, len(QUEUED_UNITS)), np.int32),
-        np.zeros(cells, np.int32), np.zeros((cells, len(QUEUED_UNITS)), np.int32),
+        _zeros(np.int8, cells), _zeros(np.int32, cells), _zeros(np.int32, cells, queues), _zeros(np.int32, cells),
+        _zeros(np.int32, cells, queues),
     )  # fmt: skip
+
+
+def _zeros(kind: type, *shape: int) -> np.ndarray:
+    """Zeros that take memory only where they are written: of a KV cache of many GiB the walk sees two layers."""
+    size = max(1, math.prod(shape)) * np.dtype(kind).itemsize
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    return np.frombuffer(pages, kind, math.prod(shape)).reshape(shape)
 
 
 def _limits(program: Program) -> np.ndarray:

@@ -6,7 +6,8 @@ then tensors are read one by one, without pickle. Errors name the tensor and the
 
 import json
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from tripath.errors import TripathError
 from tripath.model import ModelSpec
 
 PREFIX = "model.transformer."
+SYNTHETIC = "synthetic"
+"""The checkpoint that is no folder."""
+KEPT_BYTES = 6 << 30
 QKV = ("q_proj", "k_proj", "v_proj")
 _TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_BLOCKS = f"{PREFIX}blocks."
 _INDEX = "model.safetensors.index.json"
 _DREAM_EMBEDDING = "model.embed_tokens.weight"
 _DREAM_WHOLE = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
@@ -68,7 +73,7 @@ class _Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Mapping[str, np.ndarray]):
     """The tensors of a checkpoint by LLaDA's names, checked but not read; `open_checkpoint` makes it."""
 
     spec: ModelSpec
@@ -81,10 +86,48 @@ class Checkpoint:
         wide = (raw.astype(np.uint32) << 16).view(np.float32) if place.kind == "BF16" else raw.astype(np.float32)
         return wide.reshape(place.shape)
 
+    def __getitem__(self, name: str) -> np.ndarray:
+        """As `read`: a checkpoint is a mapping of which every tensor is read when it is asked for."""
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tensors."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self.places)
+
     def layer(self, index: int) -> dict[str, np.ndarray]:
         """The tensors of one layer as float32: no other layer is in memory."""
         prefix = f"{PREFIX}blocks.{index}."
         return {name: self.read(name) for name in self.places if name.startswith(prefix)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(Mapping[str, np.ndarray]):
+    """Random weights of a model's true shapes, the same on every machine; each is made when it is asked for.
+
+    Matrices are normal with the variance 1 / inputs, so that values keep their size from layer to layer; norms are one.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One tensor as float32."""
+        shape = self.shapes[name]
+        if len(shape) == 1 and name.endswith(".weight"):
+            return np.ones(shape, np.float32)
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        return rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tensors."""
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self.shapes)
 
 
 def open_checkpoint(spec: ModelSpec) -> Checkpoint:
@@ -108,7 +151,8 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
         if name.endswith("_proj.bias") and not spec.qkv_bias:
             raise TripathError(f"model.qkv_bias: is false, but {headers[name].file} has tensor {name}")
     for name, shape in expected_shapes(spec).items():
-        known = _dream_name(name) if dream else name
+        known = _layer_of(spec, name)
+        known = _dream_name(known) if dream else known
         if known not in headers:
             raise TripathError(f"model.checkpoint: tensor {known} is missing in {folder / listed.get(known, '')}")
         place = headers[known]
@@ -124,22 +168,27 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
     return Checkpoint(spec=spec, places=places)
 
 
-def load_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint as float32, by LLaDA's names.
+def load_tensors(spec: ModelSpec) -> Mapping[str, np.ndarray]:
+    """All tensors of a checkpoint as float32, by LLaDA's names: at hand where they take less than KEPT_BYTES, else read
+    again whenever one is asked for.
 
     Raises:
         TripathError: as `open_checkpoint`.
     """
-    checkpoint = open_checkpoint(spec)
-    return {name: checkpoint.read(name) for name in checkpoint.places}
+    shapes = expected_shapes(spec)
+    tensors = Synthetic(shapes=shapes) if spec.checkpoint == SYNTHETIC else open_checkpoint(spec)
+    kept = 4 * sum(map(math.prod, shapes.values())) <= KEPT_BYTES
+    return {name: tensors[name] for name in tensors} if kept else tensors
 
 
-def load_tokenizer(folder: str) -> "TextTokenizer":
-    """Tokenizer of a checkpoint folder.
+def load_tokenizer(folder: str) -> "TextTokenizer | None":
+    """Tokenizer of a checkpoint folder; None for synthetic weights.
 
     Raises:
         TripathError: the folder or its tokenizer.json is missing or unreadable.
     """
+    if folder == SYNTHETIC:
+        return None
     path = _folder(folder) / "tokenizer.json"
     if not path.exists():
         raise TripathError(f"model.checkpoint: no tokenizer.json in {folder}")
@@ -169,6 +218,14 @@ class TextTokenizer:
         unknown = self._tokenizer.token_to_id("[UNK]")
         spans = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[start:stop] for token, (start, stop) in spans if unknown is not None and token == unknown]
+
+
+def _layer_of(spec: ModelSpec, name: str) -> str:
+    """The name of a tensor in the checkpoint, where another layer may stand in its place."""
+    if spec.only_layers is None or not name.startswith(_BLOCKS):
+        return name
+    layer, rest = name.removeprefix(_BLOCKS).split(".", 1)
+    return f"{_BLOCKS}{spec.only_layers[int(layer)]}.{rest}"
 
 
 def _folder(name: str | None) -> Path:

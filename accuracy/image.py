@@ -1,5 +1,6 @@
 """The HBM image that a program starts from: weights in their formats, and what the host prepares for a workload."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,10 +32,29 @@ def build_image(
         TripathError: the prompts do not fit the program.
     """
     image = np.zeros(program.hbm_bytes, np.uint8)
-    contents = {**_weights(model, tensors), **_host(program, model, workload, prompts)}
-    for name, values in contents.items():
+    for name, values in _host(program, model, workload, prompts).items():
         write_tensor(image, program.tensor(name), values)
+    for name, part in WEIGHTS.items():
+        write_tensor(image, program.tensor(name), tensors[f"{PREFIX}{part}.weight"])
+    for layer in range(model.layers):
+        for name, parts in LAYER_WEIGHTS.items() if not model.qkv_bias else (*LAYER_WEIGHTS.items(), ("qkv_bias", QKV)):
+            kind = "bias" if name == "qkv_bias" else "weight"
+            rows = [tensors[f"{PREFIX}blocks.{layer}.{part}.{kind}"] for part in parts]  # one layer at a time in memory
+            write_tensor(image, _layer_tensor(program.tensor(name), layer), np.concatenate(rows))
     return image
+
+
+WEIGHTS = {"embedding": "wte", "final_norm": "ln_f", "lm_head": "ff_out"}
+LAYER_WEIGHTS = {
+    "attention_norm": ["attn_norm"], "ffn_norm": ["ff_norm"], "w_qkv": QKV, "w_out": ["attn_out"], "w_gate": ["ff_proj"],
+    "w_up": ["up_proj"], "w_down": ["ff_out"],
+}  # fmt: skip
+"""Tensors of the HBM map, and the parts of the checkpoint that stand one below the other in them."""
+
+
+def _layer_tensor(tensor: Tensor, layer: int) -> Tensor:
+    """One layer of a tensor [layers, ...]."""
+    return dataclasses.replace(tensor, address=tensor.address + layer * tensor.stride_bytes(0), shape=tensor.shape[1:])
 
 
 def write_tensor(image: np.ndarray, tensor: Tensor, values: np.ndarray) -> None:
@@ -52,24 +72,6 @@ def read_tokens(image: np.ndarray, program: Program) -> np.ndarray:
     tensor = program.tensor("tokens")
     raw = image[tensor.address : tensor.address + tensor.size_bytes]
     return raw.view("<i4").reshape(tensor.shape).astype(np.int32)
-
-
-def _weights(model: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    def stack(*names: str) -> np.ndarray:
-        """[layers, rows of all names, columns]."""
-        layers = range(model.layers)
-        return np.stack([np.concatenate([tensors[f"{PREFIX}blocks.{i}.{n}.weight"] for n in names]) for i in layers])
-
-    biases = []
-    if model.qkv_bias:
-        names = [[f"{PREFIX}blocks.{i}.{part}.bias" for part in QKV] for i in range(model.layers)]
-        biases = [("qkv_bias", np.stack([np.concatenate([tensors[name] for name in row]) for row in names]))]
-    return dict(biases) | {
-        "embedding": tensors[f"{PREFIX}wte.weight"], "final_norm": tensors[f"{PREFIX}ln_f.weight"],
-        "lm_head": tensors[f"{PREFIX}ff_out.weight"], "attention_norm": stack("attn_norm"), "ffn_norm": stack("ff_norm"),
-        "w_qkv": stack(*QKV), "w_out": stack("attn_out"), "w_gate": stack("ff_proj"),
-        "w_up": stack("up_proj"), "w_down": stack("ff_out"),
-    }  # fmt: skip
 
 
 def _host(

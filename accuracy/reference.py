@@ -81,13 +81,16 @@ class ReferenceModel:
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
-        self.spec = spec
-        self.tensors = {name.removeprefix(_PREFIX).removesuffix(".weight"): value for name, value in tensors.items()}
-        self._layers: list[dict[str, np.ndarray]] = [{} for _ in range(spec.layers)]
-        for name, value in self.tensors.items():
-            if name.startswith("blocks."):
-                _, layer, part = name.split(".", 2)
-                self._layers[int(layer)][part] = value
+        self.spec, self._tensors = spec, tensors
+
+    def _weight(self, name: str) -> np.ndarray:
+        return self._tensors[f"{_PREFIX}{name}.weight"]
+
+    def _layer(self, index: int) -> dict[str, np.ndarray]:
+        """The tensors of one layer by their short names, biases as `q_proj.bias`."""
+        prefix = f"{_PREFIX}blocks.{index}."
+        names = (name for name in self._tensors if name.startswith(prefix))
+        return {name.removeprefix(prefix).removesuffix(".weight"): self._tensors[name] for name in names}
 
     def new_cache(self) -> Cache:
         """An empty KV cache."""
@@ -103,8 +106,9 @@ class ReferenceModel:
         cache = self.new_cache() if cache is None else cache
         positions = np.arange(len(tokens))[rows]
         rope = rope_tables(positions, spec.head_dim, spec.rope_theta)
-        x = self.tensors["wte"][tokens[rows]]
-        for weights, kept in zip(self._layers, cache, strict=True):
+        x = self._weight("wte")[tokens[rows]]
+        for number, kept in enumerate(cache):
+            weights = self._layer(number)
             assert kept or len(positions) == len(tokens), "a partial forward needs a warm cache"
             h = rms_norm(x, weights["attn_norm"], spec.rms_eps)
             x = x + self._attention(h, weights, rope=rope, rows=rows, kept=kept, canvas=len(tokens))
@@ -132,7 +136,7 @@ class ReferenceModel:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and LM head: [R, vocab]."""
-        return rms_norm(hidden, self.tensors["ln_f"], self.spec.rms_eps) @ self.tensors["ff_out"].T
+        return rms_norm(hidden, self._weight("ln_f"), self.spec.rms_eps) @ self._weight("ff_out").T
 
 
 def sample(logits_LV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """The accuracy path: which bits come out, what text, and how far from the unquantised reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class AccuracyOutcome:
 
 
 def execute(
-    program: Program, *, model: ModelSpec, workload: Workload, tensors: dict[str, np.ndarray],
+    program: Program, *, model: ModelSpec, workload: Workload, tensors: Mapping[str, np.ndarray],
     prompts: Sequence[Sequence[int]], progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Machine, list[list[Step]]]:  # fmt: skip
     """Run a program to its end; the machine, and per sequence the record of every denoising step.

@@ -248,6 +248,10 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
         workload["prompt"] = None
     model: Any = OmegaConf.to_container(config.model, resolve=True)
     model["checkpoint"] = _resolve(model.get("checkpoint"))
+    if isinstance(sliced := model.get("only_layers"), list):
+        if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
+            raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
+        model["layers"] = len(sliced)
     paths = config.paths
     settings = build("validation", config.validation)
     references = [row for row in settings.references if _applies(row.when, config)]

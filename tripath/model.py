@@ -1,5 +1,6 @@
 """The shape of a diffusion language model, as far as the compiler and the references need it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tripath.errors import TripathError
@@ -12,7 +13,9 @@ class ModelSpec:
     Dream's differs in two things: `qkv_bias`, Q, K and V have biases; `shifted_logits`, the logits of a position come from
     the hidden state of the position before it.
     `hidden`, `ffn` and `vocab` are widths in elements; `checkpoint` is a folder with `config.json`, safetensors and
-    `tokenizer.json`, or None for a model of which only the shape is known (the accuracy path then has no weights).
+    `tokenizer.json`, `synthetic` for random weights of the true shapes, or None for a model of which only the shape is
+    known (the accuracy path then has no weights). `only_layers` are the checkpoint's layers that are run where it
+    has more than `layers`.
     """
 
     name: str
@@ -31,8 +34,13 @@ class ModelSpec:
     qkv_bias: bool = False
     shifted_logits: bool = False
     checkpoint: str | None = None
+    only_layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.only_layers is not None and len(self.only_layers) != self.layers:
+            raise TripathError(
+                f"model.only_layers: names {len(self.only_layers)} layers, model.layers is {self.layers}"
+            )
         for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_sequence"):
             if getattr(self, field) < 1:
                 raise TripathError(f"model.{field}: must be at least 1, got {getattr(self, field)}")

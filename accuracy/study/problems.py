@@ -55,6 +55,7 @@ def load_problems(folder: Path = CHECKPOINT) -> list[Problem]:
     except OSError:
         raise TripathError(f"model.checkpoint: no test.jsonl in {folder}") from None
     tokenizer, rows = load_tokenizer(str(folder)), [json.loads(line) for line in lines]
+    assert tokenizer is not None
     return [Problem(prompt=tokenizer.encode(row["prompt"]), result=row["result"]) for row in rows]
 
 

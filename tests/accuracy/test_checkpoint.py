@@ -11,9 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from accuracy.checkpoint import PREFIX, expected_shapes, load_tensors, load_tokenizer, open_checkpoint
+from accuracy.image import build_image
 from accuracy.reference import ReferenceModel
 from tests.accuracy.torch_llada import TorchLlada
-from tests.conftest import CHECKPOINT
+from tests.conftest import CHECKPOINT, compose_experiment
+from tripath.compiler import compile_program
 from tripath.errors import TripathError
 from tripath.model import ModelSpec
 
@@ -175,6 +177,51 @@ def test_reading_layer_by_layer_holds_a_layer_at_a_time(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert layer_bytes < peak < 3 * layer_bytes
+
+
+def test_some_layers_run_alone(tmp_path):
+    spec, made = random_checkpoint(tmp_path, LLADA)
+    sliced = load_tensors(dataclasses.replace(spec, layers=2, only_layers=[2, 0]))
+    for place, layer in enumerate((2, 0)):
+        for part in ("q_proj", "ff_out"):
+            mine, theirs = (f"{PREFIX}blocks.{i}.{part}.weight" for i in (place, layer))
+            np.testing.assert_array_equal(sliced[mine], made[theirs])
+    assert not [name for name in sliced if ".blocks.2." in name]
+    with pytest.raises(TripathError, match=r"model\.only_layers: must list layers of 0 to 3, got \[4\]"):
+        compose_experiment("model.only_layers=[4]")
+    assert compose_experiment("model.only_layers=[3,1]").model.layers == 2
+
+
+def test_a_checkpoint_read_as_needed_makes_the_same_image(tmp_path, monkeypatch):
+    """And holds one layer's tensors beside the image."""
+    wide = dataclasses.replace(LLADA, layers=12, hidden=384, heads=12, kv_heads=12, ffn=768)
+    spec, _ = random_checkpoint(tmp_path, wide)
+    x = compose_experiment("workload.prompt_length=19", "workload.prompt=null")
+    program = compile_program(spec, x.workload, x.hardware, x.numerics, [19])
+    prompts, layer_bytes = [list(range(19))], 4 * spec.layer_macs_per_row
+    kept = build_image(program, spec, x.workload, load_tensors(spec), prompts)
+    monkeypatch.setattr("accuracy.checkpoint.KEPT_BYTES", 0)
+    lazy = load_tensors(spec)
+    assert not isinstance(lazy, dict)
+    tracemalloc.start()
+    read = build_image(program, spec, x.workload, lazy, prompts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert layer_bytes / 4 < peak - read.nbytes < 2 * layer_bytes
+    np.testing.assert_array_equal(kept, read)
+    canvas = np.arange(20) % spec.vocab
+    np.testing.assert_array_equal(*(ReferenceModel(spec, t).forward(canvas) for t in (dict(lazy), lazy)))
+
+
+def test_synthetic_weights_have_the_true_shapes_and_are_always_the_same():
+    spec = dataclasses.replace(DREAM, checkpoint="synthetic")
+    one, two = load_tensors(spec), load_tensors(spec)
+    assert {name: value.shape for name, value in one.items()} == expected_shapes(spec)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name])
+    query = one[f"{PREFIX}blocks.0.q_proj.weight"]
+    assert abs(query.std() * spec.hidden**0.5 - 1) < 0.05
+    assert load_tokenizer("synthetic") is None
 
 
 def rewrite_index(folder, change):

@@ -232,7 +232,8 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     """
     from tripath.experiment import Experiment, read_prompts_file
 
-    known = {"model", "hardware", "workload", "numerics", "simulator", "validation", "launch", "tracking", "paths"}
+    known = {"model", "hardware", "workload", "numerics", "simulator", "validation", "launch", "tracking", "paths",
+             "technology"}  # fmt: skip
     for key in config:
         if key not in known:
             raise TripathError(f"{key}: no such key, one of {', '.join(sorted(known))}")
@@ -255,6 +256,7 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     experiment = Experiment(
         model=build("model", model), workload=build("workload", workload), hardware=build("hardware", config.hardware),
         numerics=build("numerics", config.numerics), settings=replace(settings, references=references),
+        technology=build("technology", config.technology),
         paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
     if isinstance(prompt, str):

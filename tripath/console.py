@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tripath.experiment import Experiment, Outcome, headline, verdicts
+from tripath.experiment import Experiment, Outcome, energy_line, headline, verdicts
 from tripath.metrics import Table as Rows
 
 LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict")
@@ -80,6 +80,8 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         out.print(
             _table(f"{experiment.model.name} on {experiment.hardware.name}, {words}", headline(experiment, outcome))
         )
+        if line := energy_line(outcome):
+            out.print(line, soft_wrap=True)
         if "accuracy" in outcome.results:
             _print_accuracy(outcome.results["accuracy"].metrics)
         took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tripath.energy import Technology
 from tripath.errors import TripathError
 from tripath.hardware import HardwareConfig
 from tripath.metrics import Result, Table
@@ -29,7 +30,7 @@ TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """The inputs of a run. `options` holds the options of each simulator by name.
+    """The inputs of a run. `options` holds the options of each simulator by name; without `technology` there is no energy.
 
     Without `paths` no program is compiled: the run consists of checks that need none, `settings.streams`.
     """
@@ -41,6 +42,7 @@ class Experiment:
     paths: Sequence[str]
     options: Mapping[str, Mapping[str, object] | None]
     settings: Settings
+    technology: Technology | None = None
 
     def __post_init__(self) -> None:
         unknown = [path for path in self.paths if path not in PATHS]
@@ -191,8 +193,26 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
             name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
             _number(metrics["tokens_per_second"]), _bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}",
             f"{metrics['sampling_share']:.1%}",
+            _number(metrics["tokens_per_joule"]) if "tokens_per_joule" in metrics else "",
         ])  # fmt: skip
-    return Table(columns=["path", "cycles", "time", "tokens/s", "bound by", "array use", "sampling"], rows=rows)
+    columns = ["path", "cycles", "time", "tokens/s", "bound by", "array use", "sampling", "tokens/J"]
+    return Table(columns=columns, rows=rows)
+
+
+def energy_line(outcome: Outcome) -> str:
+    """Energy, power and area of the run in one line, by the cycle path where it ran; empty without a technology."""
+    timed = [outcome.results[name].metrics for name in ("cycle", "analytical") if name in outcome.results]
+    if not timed or "energy_joules" not in timed[0]:
+        return ""
+    metrics, prefix = timed[0], "block_energy_joules."
+    blocks = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    largest = sorted(blocks, key=lambda name: -blocks[name])[:3]
+    shares = ", ".join(f"{name} {blocks[name] / metrics['energy_joules']:.0%}" for name in largest)
+    return (
+        f"energy {metrics['energy_joules']:.3g} J ({shares}), {metrics['average_power_watts']:.3g} W of at most "
+        f"{metrics['peak_power_watts']:.3g} W, {metrics['area_mm2']:.3g} mm2; "
+        f"{metrics['energy_assumed_share']:.0%} of the energy rests on assumed numbers"
+    )
 
 
 def verdicts(outcome: Outcome) -> Table:
@@ -228,7 +248,7 @@ def _error(kind: str, error: float) -> str:
 def _tolerance(kind: str, tolerance: float) -> str:
     if kind == "bound":
         return ">="
-    return f"{tolerance:g}" if kind == "fidelity" else f"{tolerance:.0%}"
+    return f"{tolerance:g}" if kind == "fidelity" or tolerance < 1e-3 else f"{tolerance:.0%}"
 
 
 def _bound_by(metrics: Mapping[str, float], cycles: float) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tripath.experiment import Experiment, Outcome
     from tripath.launch import Cluster, Launch
     from tripath.tracking import Store, Tracking
+    from tripath.validation import Settings
 
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 PACKAGE = "pkg://"
@@ -149,6 +151,7 @@ def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
     experiment, default_prompt = build_experiment(config)
     launch, tracking = build("launch", config.launch), build("tracking", config.tracking)
+    from tripath.comparison import with_other_hardware
     from tripath.console import error_out, out, print_outcome, progress
     from tripath.experiment import Outcome
     from tripath.report import write_files
@@ -164,6 +167,7 @@ def _job(config: DictConfig, folder: Path) -> int:
         if streams:
             show({"streams": "run through the DRAM model"})
             outcome = replace(outcome, discrepancies=[*outcome.discrepancies, *check_streams(streams)])
+        outcome = with_other_hardware(experiment, outcome, show)
         if store:
             show({"mlflow": "opens the store"})
             store.wait()
@@ -233,7 +237,7 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     from tripath.experiment import Experiment, read_prompts_file
 
     known = {"model", "hardware", "workload", "numerics", "simulator", "validation", "launch", "tracking", "paths",
-             "technology"}  # fmt: skip
+             "technology", "devices"}  # fmt: skip
     for key in config:
         if key not in known:
             raise TripathError(f"{key}: no such key, one of {', '.join(sorted(known))}")
@@ -256,12 +260,29 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     experiment = Experiment(
         model=build("model", model), workload=build("workload", workload), hardware=build("hardware", config.hardware),
         numerics=build("numerics", config.numerics), settings=replace(settings, references=references),
-        technology=build("technology", config.technology),
+        technology=build("technology", config.technology), **_other_hardware(config, settings),
         paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
+
+
+def _other_hardware(config: DictConfig, settings: "Settings") -> dict[str, Any]:
+    """Device models, measurements, and the models that these and published figures name."""
+    from tripath.validation import published_models, read_measurements
+
+    measurements = [] if settings.measurements is None else read_measurements(settings.measurements)
+    names = {row.model for row in measurements} | (published_models() if settings.published else set())
+    devices = {str(name): build(f"devices.{name}", node) for name, node in config.devices.items()}
+    models = {}
+    for name in sorted(names):
+        try:
+            loaded = GlobalHydra.instance().config_loader().load_configuration("config", [f"model={name}"], RunMode.RUN)
+        except HydraException as error:
+            raise TripathError(f"validation.measurements: {one_line(error)}") from None
+        models[name] = build("model", {**OmegaConf.to_container(loaded.model, resolve=True), "checkpoint": None})  # pyright: ignore[reportGeneralTypeIssues]
+    return {"devices": devices, "measurements": measurements, "models": models}
 
 
 def _applies(when: Mapping[str, object], config: DictConfig) -> bool:

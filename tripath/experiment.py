@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tripath.devices import Device
 from tripath.energy import Technology
 from tripath.errors import TripathError
 from tripath.hardware import HardwareConfig
@@ -18,6 +19,7 @@ from tripath.model import ModelSpec
 from tripath.program import Program
 from tripath.units import format_seconds
 from tripath.validation import Discrepancy, Settings
+from tripath.validation.measurements import Measurement
 from tripath.workload import Numerics, Workload
 
 PATHS = ("analytical", "cycle", "accuracy")
@@ -32,7 +34,8 @@ TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false"
 class Experiment:
     """The inputs of a run. `options` holds the options of each simulator by name; without `technology` there is no energy.
 
-    Without `paths` no program is compiled: the run consists of checks that need none, `settings.streams`.
+    Without `paths` no program is compiled: the run consists of checks that need none, of streams and of other hardware.
+    `devices` are models of other hardware, `measurements` what someone timed, `models` what these and published figures name.
     """
 
     model: ModelSpec
@@ -43,10 +46,21 @@ class Experiment:
     options: Mapping[str, Mapping[str, object] | None]
     settings: Settings
     technology: Technology | None = None
+    devices: Mapping[str, Device] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, ModelSpec] = dataclasses.field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
 
     def __post_init__(self) -> None:
         unknown = [path for path in self.paths if path not in PATHS]
-        nothing = not self.paths and self.settings.streams is None
+        settings = self.settings
+        asked = (
+            settings.streams,
+            settings.host,
+            self.measurements or None,
+            settings.published or None,
+            settings.devices or None,
+        )
+        nothing = not self.paths and all(what is None for what in asked)
         if unknown or nothing or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(PATHS)}, got {list(self.paths)}")
         for name in self.options:
@@ -97,7 +111,10 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The outputs of a run. `program` None: it had no paths, so no results either."""
+    """The outputs of a run. `program` None: it had no paths, so no results either.
+
+    `devices`: metrics of other hardware by name; `tables` and `files` (name, text) are what such a comparison leaves.
+    """
 
     program: Program | None
     results: Mapping[str, Result]
@@ -105,6 +122,9 @@ class Outcome:
     discrepancies: Sequence[Discrepancy]
     generated: Generated | None
     fail_on: Sequence[str]
+    devices: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def without_program(cls, fail_on: Sequence[str]) -> "Outcome":

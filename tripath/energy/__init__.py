@@ -5,9 +5,9 @@ It stands below the simulators: a timing path hands in its own counts and its ow
 
 from tripath.energy.account import Account, account
 from tripath.energy.area import matrix_unit_um2, vector_unit_um2, vector_unit_watts
-from tripath.energy.technology import NUMBERS, PROVENANCES, Technology
+from tripath.energy.technology import NUMBERS, Technology
 
 __all__ = [
-    "NUMBERS", "PROVENANCES", "Account", "Technology", "account", "matrix_unit_um2", "vector_unit_um2",
+    "NUMBERS", "Account", "Technology", "account", "matrix_unit_um2", "vector_unit_um2",
     "vector_unit_watts",
 ]  # fmt: skip

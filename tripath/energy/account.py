@@ -15,12 +15,13 @@ from tripath.energy.area import (
     sram_um2,
     static_terms,
 )
-from tripath.energy.technology import PROVENANCES, Technology, multiply_pj, power_law
+from tripath.energy.technology import Technology, multiply_pj, power_law
 from tripath.formats import FORMAT_OF_CODE, FORMATS
 from tripath.hardware import HardwareConfig
 from tripath.isa import BYTES_PER_ADDRESS, Memory, Unit
 from tripath.metrics import Table
 from tripath.program import Program
+from tripath.sourced import PROVENANCES
 from tripath.tables import Access, Tables, hbm_bytes_per_instruction, tabulate
 from tripath.units import KIB, MIB
 

@@ -1,13 +1,12 @@
 """The numbers of a process, each with its source (`conf/technology`), and the laws between them."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tripath.errors import TripathError
 from tripath.formats.table import Format
+from tripath.sourced import Numbers, check_numbers, weakest
 
-PROVENANCES: tuple[str, ...] = ("published", "derived", "assumed")
 NUMBERS = (
     "multiply_int8_pj", "multiply_int32_pj", "multiply_bf16_pj", "multiply_fp32_pj", "add_int32_pj", "add_fp32_pj",
     "register_bit_pj", "vector_lane_pj", "scalar_operation_pj", "issue_pj", "sram_8kib_pj", "sram_1mib_pj",
@@ -17,8 +16,6 @@ NUMBERS = (
     "instruction_memory_bytes", "sram_cell_um2", "sram_array_share", "hbm_phy_channel_um2",
 )  # fmt: skip
 """Every number of a technology; the unit ends its name."""
-
-FIELDS = {"value", "provenance", "source"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,25 +27,10 @@ class Technology:
     """
 
     name: str
-    numbers: Mapping[str, Mapping[str, float | str]]
+    numbers: Numbers
 
     def __post_init__(self) -> None:
-        for name in (*self.numbers, *NUMBERS):
-            key = f"technology.numbers.{name}"
-            if name not in NUMBERS:
-                raise TripathError(f"{key}: no such number, one of {', '.join(NUMBERS)}")
-            row = self.numbers.get(name)
-            if row is None or set(row) != FIELDS:
-                raise TripathError(
-                    f"{key}: needs value, provenance and source, got {None if row is None else dict(row)}"
-                )
-            value = row["value"]
-            if isinstance(value, str) or not (math.isfinite(value) and value > 0):
-                raise TripathError(f"{key}.value: must be a positive number, got {value!r}")
-            if row["provenance"] not in PROVENANCES:
-                raise TripathError(f"{key}.provenance: unknown {row['provenance']!r}, one of {', '.join(PROVENANCES)}")
-            if not str(row["source"]).strip():
-                raise TripathError(f"{key}.source: must not be empty")
+        check_numbers("technology.numbers", self.numbers, NUMBERS)
         if self["sram_array_share"] > 1:
             raise TripathError(
                 f"technology.numbers.sram_array_share.value: must be at most 1, got {self['sram_array_share']}"
@@ -59,7 +41,7 @@ class Technology:
 
     def provenance(self, *names: str) -> str:
         """The weakest provenance of some numbers: a result is no better than what it rests on."""
-        return max((str(self.numbers[name]["provenance"]) for name in names), key=PROVENANCES.index)
+        return weakest(self.numbers, *names)
 
 
 def significand_bits(format: Format) -> int:

@@ -270,11 +270,12 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
 
 def _other_hardware(config: DictConfig, settings: "Settings") -> dict[str, Any]:
     """Device models, measurements, and the models that these and published figures name."""
-    from tripath.validation import published_models, read_measurements
+    from tripath.validation import check_names, published_models, read_measurements
 
     measurements = [] if settings.measurements is None else read_measurements(settings.measurements)
     names = {row.model for row in measurements} | (published_models() if settings.published else set())
     devices = {str(name): build(f"devices.{name}", node) for name, node in config.devices.items()}
+    check_names(measurements, devices, config.hardware.name if config.paths else None)
     models = {}
     for name in sorted(names):
         try:

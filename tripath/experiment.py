@@ -63,6 +63,11 @@ class Experiment:
         nothing = not self.paths and all(what is None for what in asked)
         if unknown or nothing or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(PATHS)}, got {list(self.paths)}")
+        for name in settings.devices:
+            if name not in self.devices:
+                raise TripathError(f"validation.devices: no device {name!r}, one of {', '.join(self.devices)}")
+        if settings.devices and self.workload.prompt_length is None:
+            raise TripathError("validation.devices: needs workload.prompt_length, the tokens of a prompt")
         for name in self.options:
             if name not in PATHS:
                 raise TripathError(f"simulator.{name}: no such simulator, one of {', '.join(PATHS)}")

@@ -3,7 +3,7 @@
 
 from tripath.validation.checks import CHECKS, validate
 from tripath.validation.discrepancy import Discrepancy
-from tripath.validation.measurements import check_measurements, read_measurements
+from tripath.validation.measurements import check_measurements, check_names, read_measurements
 from tripath.validation.published import check_published, published_models
 from tripath.validation.settings import (
     IDEAL,
@@ -18,5 +18,5 @@ from tripath.validation.streams import check_streams
 
 __all__ = [
     "CHECKS", "IDEAL", "KINDS", "MAXIMUM_TOLERANCE", "Discrepancy", "HostSettings", "Reference", "Settings", "Tolerance",
-    "check_measurements", "check_published", "check_streams", "published_models", "read_measurements", "validate",
+    "check_measurements", "check_names", "check_published", "check_streams", "published_models", "read_measurements", "validate",
 ]  # fmt: skip

@@ -116,6 +116,20 @@ def _measurement(file: str, line: int, row: Mapping[str, str | None]) -> Measure
                        source=values["source"], line=line, **numbers)  # fmt: skip
 
 
+def check_names(rows: Sequence[Measurement], devices: Mapping[str, Device], hardware: str | None) -> None:
+    """Refuse rows of a device that is neither a model nor the simulated `hardware` (None: nothing is simulated).
+
+    Raises:
+        TripathError: a row names an unknown device, or a phase that its device model does not know.
+    """
+    for row in rows:
+        if row.device not in devices and row.device != hardware:
+            known = ", ".join(devices if hardware is None else (*devices, hardware))
+            raise TripathError(f"{KEY}: line {row.line}: unknown device {row.device!r}, one of {known}")
+        if row.device in devices and row.phase not in PHASES:
+            raise TripathError(f"{KEY}: line {row.line}: unknown phase {row.phase!r}, one of {', '.join(PHASES)}")
+
+
 def check_measurements(
     rows: Sequence[Measurement], devices: Mapping[str, Device], models: Mapping[str, ModelSpec], run: Simulated | None,
     tolerance: Tolerance,
@@ -125,28 +139,20 @@ def check_measurements(
     A row of the simulated hardware for another model or size than the run's is left out.
 
     Raises:
-        TripathError: a row names an unknown device or phase, or no row is left.
+        TripathError: a row of the hardware names an unknown phase, or no row is left.
     """
     found: list[Discrepancy] = []
     for row in rows:
-        where = f"{KEY}: line {row.line}"
+        size = (row.model, row.batch, row.canvas, row.block)
         if row.device in devices:
-            if row.phase not in PHASES:
-                raise TripathError(f"{where}: unknown phase {row.phase!r}, one of {', '.join(PHASES)}")
             device, shape = devices[row.device], Shape(batch=row.batch, canvas=row.canvas, block=row.block)
             predicted = device.seconds(device.phase(models[row.model], row.phase, shape))
             found.append(_compare(row, predicted, f"device model {row.device}", tolerance))
-        elif run is not None and row.device == run.hardware:
-            if (row.model, row.batch, row.canvas, row.block) == (run.model, run.batch, run.canvas, run.block):
-                by_path = run.seconds(row.phase)
-                if not by_path:
-                    raise TripathError(
-                        f"{where}: unknown phase {row.phase!r} of {row.device}: generation, or one of the program"
-                    )
-                found += [_compare(row, seconds, path, tolerance) for path, seconds in by_path.items()]
-        else:
-            simulated = "nothing is simulated" if run is None else f"hardware {run.hardware}"
-            raise TripathError(f"{where}: unknown device {row.device!r}, one of {', '.join(devices)}, or {simulated}")
+        elif run is not None and size == (run.model, run.batch, run.canvas, run.block):
+            by_path = run.seconds(row.phase)
+            if not by_path:
+                raise TripathError(f"{KEY}: line {row.line}: unknown phase {row.phase!r} of {row.device}")
+            found += [_compare(row, seconds, path, tolerance) for path, seconds in by_path.items()]
     if not found:
         raise TripathError(f"{KEY}: no row belongs to this run (its model, batch, canvas and block)")
     return found

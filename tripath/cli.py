@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cycle.streams import Stream
     from tripath.experiment import Experiment, Outcome
     from tripath.launch import Cluster, Launch
+    from tripath.model import ModelSpec
     from tripath.tracking import Store, Tracking
     from tripath.validation import Settings
 
@@ -236,11 +237,21 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     """
     from tripath.experiment import Experiment, read_prompts_file
 
-    known = {"model", "hardware", "workload", "numerics", "simulator", "validation", "launch", "tracking", "paths",
-             "technology", "devices"}  # fmt: skip
+    groups = {
+        "model",
+        "hardware",
+        "workload",
+        "numerics",
+        "simulator",
+        "validation",
+        "launch",
+        "tracking",
+        "technology",
+    }
+    known = (*sorted(groups), "devices", "paths")  # of devices there are several, one below the other
     for key in config:
         if key not in known:
-            raise TripathError(f"{key}: no such key, one of {', '.join(sorted(known))}")
+            raise TripathError(f"{key}: no such key, one of {', '.join(known)}")
     workload: Any = OmegaConf.to_container(config.workload, resolve=True)
     default_prompt = workload.pop("default_prompt", None)
     if sum(workload.get(key) is not None for key in ("prompt", "prompts_file", "prompt_length")) > 1:
@@ -253,14 +264,14 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
         workload["prompt"] = None
     model: Any = OmegaConf.to_container(config.model, resolve=True)
     model["checkpoint"] = _resolve(model.get("checkpoint"))
-    paths = config.paths
+    paths, own = config.paths, build("model", model)
     settings = build("validation", config.validation)
     references = [row for row in settings.references if _applies(row.when, config)]
     options: Any = OmegaConf.to_container(config.simulator, resolve=True)
     experiment = Experiment(
-        model=build("model", model), workload=build("workload", workload), hardware=build("hardware", config.hardware),
+        model=own, workload=build("workload", workload), hardware=build("hardware", config.hardware),
         numerics=build("numerics", config.numerics), settings=replace(settings, references=references),
-        technology=build("technology", config.technology), **_other_hardware(config, settings),
+        technology=build("technology", config.technology), **_other_hardware(config, settings, own),
         paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
     if isinstance(prompt, str):
@@ -268,21 +279,21 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     return experiment, default_prompt
 
 
-def _other_hardware(config: DictConfig, settings: "Settings") -> dict[str, Any]:
-    """Device models, measurements, and the models that these and published figures name."""
+def _other_hardware(config: DictConfig, settings: "Settings", own: "ModelSpec") -> dict[str, Any]:
+    """Device models, measurements, and the models that these and published figures name; `own` is that of the run."""
     from tripath.validation import check_names, published_models, read_measurements
 
     measurements = [] if settings.measurements is None else read_measurements(settings.measurements)
-    names = {row.model for row in measurements} | (published_models() if settings.published else set())
     devices = {str(name): build(f"devices.{name}", node) for name, node in config.devices.items()}
     check_names(measurements, devices, config.hardware.name if config.paths else None)
-    models = {}
-    for name in sorted(names):
+    names = {row.model for row in measurements} | (published_models() if settings.published else set())
+    models = {own.name: own}
+    for name in sorted(names - {own.name}):
         try:
             loaded = GlobalHydra.instance().config_loader().load_configuration("config", [f"model={name}"], RunMode.RUN)
         except HydraException as error:
             raise TripathError(f"validation.measurements: {one_line(error)}") from None
-        models[name] = build("model", {**OmegaConf.to_container(loaded.model, resolve=True), "checkpoint": None})  # pyright: ignore[reportGeneralTypeIssues]
+        models[name] = build("model", {**dict(loaded.model), "checkpoint": None})
     return {"devices": devices, "measurements": measurements, "models": models}
 
 

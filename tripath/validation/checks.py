@@ -102,7 +102,7 @@ def check_energy(results: Results, settings: Settings) -> Iterator[Discrepancy]:
         return
     tolerances = {
         "dynamic_energy_joules": (SAME_EVENTS, "the same events at the same energies; only the order of sums differs"),
-        "energy_joules": (settings.estimate.value, "static energy follows the time; " + settings.estimate.reason),
+        "energy_joules": (settings.energy.value, settings.energy.reason),
     }
     for name, (tolerance, reason) in tolerances.items():
         if all(name in results[path].metrics for path in ("analytical", "cycle")):

@@ -15,6 +15,7 @@ MAXIMUM_TOLERANCE = {"count": 0.0, "bound": 0.0, "estimate": 0.15, "fidelity": 0
 IDEAL = {"token_agreement": 1.0, "logit_kl": 0.0, "argmax_agreement": 1.0, "transfer_set_overlap": 1.0}
 """The fidelity metrics, and their values for a decoder that equals the reference."""
 
+ENERGY_REASON = "static energy follows the time, so it is off by no more than the estimate"
 MEASURED_REASON = "a roofline leaves out what software adds; clocks and boards differ by a few percent"
 
 
@@ -79,7 +80,7 @@ class HostSettings:
 class Settings:
     """Tolerances by check. `fail_on` lists the kinds whose failure fails the run.
 
-    `estimate` is relative to the cycle path; `fidelity` holds absolute distances from `IDEAL`. `streams`: a file of memory
+    `estimate` is relative to the cycle path, as is `energy`, that of the joules; `fidelity` holds absolute distances from `IDEAL`. `streams`: a file of memory
     streams to run through the DRAM model (`published`: the one in the package), or None.
 
     Other hardware: `devices` names the device models that run the same workload; `published` asks for their published
@@ -94,6 +95,7 @@ class Settings:
     devices: Sequence[str] = field(default_factory=list)
     published: bool = False
     measurements: str | None = None
+    energy: Tolerance = field(default_factory=lambda: Tolerance(value=0.10, reason=ENERGY_REASON))
     measured: Tolerance = field(default_factory=lambda: Tolerance(value=0.15, reason=MEASURED_REASON))
     host: HostSettings | None = None
 
@@ -102,6 +104,7 @@ class Settings:
             if kind not in KINDS:
                 raise TripathError(f"validation.fail_on: unknown kind {kind!r}, one of {', '.join(KINDS)}")
         check_tolerance("estimate", "validation.estimate", self.estimate.value)
+        check_tolerance("estimate", "validation.energy", self.energy.value)
         check_tolerance("reference", "validation.measured", self.measured.value)
         for name, tolerance in self.fidelity.items():
             if name not in IDEAL:

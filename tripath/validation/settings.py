@@ -80,8 +80,8 @@ class HostSettings:
 class Settings:
     """Tolerances by check. `fail_on` lists the kinds whose failure fails the run.
 
-    `estimate` is relative to the cycle path, as is `energy`, that of the joules; `fidelity` holds absolute distances from `IDEAL`. `streams`: a file of memory
-    streams to run through the DRAM model (`published`: the one in the package), or None.
+    `estimate` is relative to the cycle path, as is `energy`, that of the joules; `fidelity` holds absolute distances from
+    `IDEAL`. `streams`: a file of memory streams to run through the DRAM model (`published`: the one in the package), or None.
 
     Other hardware: `devices` names the device models that run the same workload; `published` asks for their published
     figures; `measurements` is a file of someone's own (`measurements`), which may be off by `measured`; `host` times this CPU.

@@ -5,6 +5,7 @@ import numpy as np
 from analytical.facts import costs_of
 from analytical.overlap import Overlap
 from analytical.tree import indexed_loop, loop_tree, retirements, trip_counts
+from tripath.energy import Technology, account
 from tripath.hardware import HardwareConfig
 from tripath.isa import Unit
 from tripath.metrics import UNITS, Result, Table
@@ -13,8 +14,10 @@ from tripath.tables import event_counts, tabulate
 from tripath.trace import Trace
 
 
-def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace) -> Result:
-    """Closed forms of `program` on `hardware` with the loop exits of `trace`.
+def simulate(
+    program: Program, *, hardware: HardwareConfig, trace: Trace, technology: Technology | None = None
+) -> Result:
+    """Closed forms of `program` on `hardware` with the loop exits of `trace`; energy and area where `technology` is given.
 
     Raises:
         ProgramError: the trace does not belong to the program, or its loops are of a kind that is not analysed.
@@ -43,16 +46,18 @@ def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace) -> Res
         estimate = Overlap(costs=costs, trips=trips, outer=outer, bound=False).makespan(root)
         bound = Overlap(costs=costs, trips=trips, outer=outer, bound=True).makespan(root)
         bound = max(bound, *bounds.values())
-    return _result(program, hardware, trace, retired, counts, costs, busy, bounds, bound, estimate)
+    return _result(program, hardware, trace, technology, retired, counts, costs, busy, bounds, bound, estimate)
 
 
 def _result(
-    program: Program, hardware: HardwareConfig, trace: Trace, retired: np.ndarray, counts: dict[str, int], costs,
-    busy: dict[str, float], bounds: dict[str, float], bound: float, estimate: float,
+    program: Program, hardware: HardwareConfig, trace: Trace, technology: Technology | None, retired: np.ndarray,
+    counts: dict[str, int], costs, busy: dict[str, float], bounds: dict[str, float], bound: float, estimate: float,
 ) -> Result:  # fmt: skip
     tokens = program.layout["batch"] * program.layout["generation_length"]
     moved = counts["hbm_read_bytes"] + counts["hbm_write_bytes"]
-    table, share = _phases(program, retired, costs)
+    table, phase_bounds = _phases(program, retired, costs)
+    whole = sum(phase_bounds.values())
+    share = sum(phase_bounds.get(name, 0.0) for name in ("lm_head", "sampling", "commit")) / whole
     metrics: dict[str, float] = {
         "lower_bound_cycles": int(np.floor(bound)), "estimated_cycles": round(estimate),
         "seconds": estimate / hardware.clock_hz, "tokens_per_second": tokens * hardware.clock_hz / estimate,
@@ -61,14 +66,20 @@ def _result(
     }  # fmt: skip
     metrics |= {f"bound_cycles.{name}": value for name, value in bounds.items()}
     metrics |= {f"busy_cycles.{unit}": value for unit, value in busy.items()}
+    tables = {"phases": table}
+    if technology is not None:  # the estimate is not by phase: each takes the share that its bound has
+        seconds = np.array(list(phase_bounds.values())) / whole * estimate / hardware.clock_hz
+        energy = account(program, retired, hardware=hardware, technology=technology, phase_seconds=seconds)
+        metrics |= energy.metrics
+        tables |= energy.tables
     return Result(
         simulator="analytical", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
-        counts=counts, tables={"phases": table},
+        counts=counts, tables=tables,
     )  # fmt: skip
 
 
-def _phases(program: Program, retired: np.ndarray, costs) -> tuple[Table, float]:
-    """Occupied cycles per queue and phase, what bounds each phase, and the share of sampling in the sum of bounds."""
+def _phases(program: Program, retired: np.ndarray, costs) -> tuple[Table, dict[str, float]]:
+    """Occupied cycles per queue and phase with what bounds each phase; and the bound of each phase in cycles."""
     phases, queue = program.phase_of(), np.array(costs.queue)
     work = retired * np.array(costs.ideal)
     rows, bounds = [], {}
@@ -79,6 +90,5 @@ def _phases(program: Program, retired: np.ndarray, costs) -> tuple[Table, float]
         loads = {"matrix": matrix, "vector": vector, "memory": memory}
         bounds[name] = max(loads.values())
         rows.append([name, *map(round, loads.values()), max(loads, key=lambda key: loads[key])])
-    sampling = sum(bounds.get(name, 0.0) for name in ("lm_head", "sampling", "commit"))
     columns = ["phase", "matrix cycles", "vector cycles", "memory cycles", "bound by"]
-    return Table(columns=columns, rows=rows), sampling / sum(bounds.values())
+    return Table(columns=columns, rows=rows), bounds

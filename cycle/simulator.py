@@ -1,6 +1,7 @@
 """The cycle path: when each instruction starts and ends, and what it waited for. It never sees a tensor value."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from cycle.state import (
     new_state,
     new_statistics,
 )
+from tripath.energy import Technology, account
 from tripath.errors import ProgramError, TripathError
 from tripath.hardware import HardwareConfig
 from tripath.isa.control import new_control
@@ -46,12 +48,13 @@ SAMPLING_PHASES = ("lm_head", "sampling", "commit")
 
 def simulate(
     program: Program, *, hardware: HardwareConfig, trace: Trace, race_check: bool = True, fast_forward: bool = True,
-    trace_window: Sequence[int] = (0, 20_000),
+    trace_window: Sequence[int] = (0, 20_000), technology: Technology | None = None,
 ) -> Result:  # fmt: skip
     """Replay `program` on `hardware` with the loop exits of `trace`; first prove that it has no race, if asked to.
 
     `fast_forward` skips loop iterations that would repeat exactly what was seen; the result is the same without.
     `trace_window` names the cycles [from, to) whose instructions go into the table `timeline`, at most MAXIMUM_EVENTS.
+    Energy and area are reported where `technology` is given.
 
     Raises:
         TripathError: the program was compiled for other widths than the hardware has, or an option breaks a rule.
@@ -88,7 +91,15 @@ def simulate(
     makespan, skipped = int(state.scalars[FRONTIER]), int(state.scalars[SKIPPED])
     check_attribution(statistics, makespan)
     events = timeline[: state.scalars[EVENTS]]
-    return _result(program, hardware, trace, statistics, makespan, skipped, events)
+    result = _result(program, hardware, trace, statistics, makespan, skipped, events)
+    if technology is None:
+        return result
+    energy = account(
+        program, statistics.retired, hardware=hardware, technology=technology,
+        phase_seconds=statistics.phase[:, CYCLES] / hardware.clock_hz,
+        hbm_bytes=statistics.phase[:, TRAFFIC_BYTES : TRAFFIC_BYTES + 2].sum(axis=1),
+    )  # fmt: skip
+    return replace(result, metrics={**result.metrics, **energy.metrics}, tables={**result.tables, **energy.tables})
 
 
 def check_attribution(statistics: Statistics, makespan: int) -> None:

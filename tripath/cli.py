@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from cycle.streams import Stream
     from tripath.experiment import Experiment, Outcome
     from tripath.launch import Cluster, Launch
+    from tripath.model import ModelSpec
     from tripath.tracking import Store, Tracking
+    from tripath.validation import Settings
 
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 PACKAGE = "pkg://"
@@ -149,6 +152,7 @@ def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
     experiment, default_prompt = build_experiment(config)
     launch, tracking = build("launch", config.launch), build("tracking", config.tracking)
+    from tripath.comparison import with_other_hardware
     from tripath.console import error_out, out, print_outcome, progress
     from tripath.experiment import Outcome
     from tripath.report import write_files
@@ -164,6 +168,7 @@ def _job(config: DictConfig, folder: Path) -> int:
         if streams:
             show({"streams": "run through the DRAM model"})
             outcome = replace(outcome, discrepancies=[*outcome.discrepancies, *check_streams(streams)])
+        outcome = with_other_hardware(experiment, outcome, show)
         if store:
             show({"mlflow": "opens the store"})
             store.wait()
@@ -232,10 +237,21 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     """
     from tripath.experiment import Experiment, read_prompts_file
 
-    known = {"model", "hardware", "workload", "numerics", "simulator", "validation", "launch", "tracking", "paths"}
+    groups = {
+        "model",
+        "hardware",
+        "workload",
+        "numerics",
+        "simulator",
+        "validation",
+        "launch",
+        "tracking",
+        "technology",
+    }
+    known = (*sorted(groups), "devices", "paths")  # of devices there are several, one below the other
     for key in config:
         if key not in known:
-            raise TripathError(f"{key}: no such key, one of {', '.join(sorted(known))}")
+            raise TripathError(f"{key}: no such key, one of {', '.join(known)}")
     workload: Any = OmegaConf.to_container(config.workload, resolve=True)
     default_prompt = workload.pop("default_prompt", None)
     if sum(workload.get(key) is not None for key in ("prompt", "prompts_file", "prompt_length")) > 1:
@@ -252,18 +268,37 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
         if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
             raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
         model["layers"] = len(sliced)
-    paths = config.paths
+    paths, own = config.paths, build("model", model)
     settings = build("validation", config.validation)
     references = [row for row in settings.references if _applies(row.when, config)]
     options: Any = OmegaConf.to_container(config.simulator, resolve=True)
     experiment = Experiment(
-        model=build("model", model), workload=build("workload", workload), hardware=build("hardware", config.hardware),
+        model=own, workload=build("workload", workload), hardware=build("hardware", config.hardware),
         numerics=build("numerics", config.numerics), settings=replace(settings, references=references),
+        technology=build("technology", config.technology), **_other_hardware(config, settings, own),
         paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
+
+
+def _other_hardware(config: DictConfig, settings: "Settings", own: "ModelSpec") -> dict[str, Any]:
+    """Device models, measurements, and the models that these and published figures name; `own` is that of the run."""
+    from tripath.validation import check_names, published_models, read_measurements
+
+    measurements = [] if settings.measurements is None else read_measurements(settings.measurements)
+    devices = {str(name): build(f"devices.{name}", node) for name, node in config.devices.items()}
+    check_names(measurements, devices, config.hardware.name if config.paths else None)
+    names = {row.model for row in measurements} | (published_models() if settings.published else set())
+    models = {own.name: own}
+    for name in sorted(names - {own.name}):
+        try:
+            loaded = GlobalHydra.instance().config_loader().load_configuration("config", [f"model={name}"], RunMode.RUN)
+        except HydraException as error:
+            raise TripathError(f"validation.measurements: {one_line(error)}") from None
+        models[name] = build("model", {**dict(loaded.model), "checkpoint": None})
+    return {"devices": devices, "measurements": measurements, "models": models}
 
 
 def _applies(when: Mapping[str, object], config: DictConfig) -> bool:

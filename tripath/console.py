@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tripath.experiment import Experiment, Outcome, headline, verdicts
+from tripath.experiment import Experiment, Outcome, energy_line, headline, verdicts
 from tripath.metrics import Table as Rows
 
-LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict")
+LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase")
 SHOWN_PROMPTS = 4
 STYLES = {"passed": "green", "failed": "bold red"}
 
@@ -80,20 +80,34 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         out.print(
             _table(f"{experiment.model.name} on {experiment.hardware.name}, {words}", headline(experiment, outcome))
         )
+        if line := energy_line(outcome):
+            out.print(line, soft_wrap=True)
         if "accuracy" in outcome.results:
             _print_accuracy(outcome.results["accuracy"].metrics)
         took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items())
         out.print(Text(f"simulated in {took}", style="dim"))
     out.print()
+    for title, table in outcome.tables.items():
+        out.print(_table(title, table))
+        out.print()
     if outcome.discrepancies:
         out.print(_table("cross-validation", verdicts(outcome)))
-    failed = len(outcome.failures)
-    out.print(f"{failed} checks failed" if failed else "all checks hold", style=STYLES[outcome.status])
+    out.print(verdict_line(outcome), style=STYLES[outcome.status])
     out.print(f"files   {folder}", soft_wrap=True, markup=False)
     if tracked:
         out.print(f"mlflow  run {tracked.run_id}, opened with", soft_wrap=True, markup=False)
         out.print(f"        {tracked.command}", soft_wrap=True, markup=False)
         out.print(f"        {tracked.page}", soft_wrap=True, markup=False)
+
+
+def verdict_line(outcome: Outcome) -> str:
+    """What the checks amount to; a kind that `fail_on` leaves out is reported all the same."""
+    failed = len(outcome.failures)
+    missed = sum(not row.passed for row in outcome.discrepancies) - failed
+    verdict = f"{failed} checks failed" if failed else "all checks hold"
+    if missed:
+        verdict += f" but {missed} of a kind that is only reported (validation.fail_on)"
+    return verdict
 
 
 def _print_accuracy(metrics: Mapping[str, float]) -> None:

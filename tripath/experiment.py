@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tripath.devices import Device
+from tripath.energy import Technology
 from tripath.errors import TripathError
 from tripath.hardware import HardwareConfig
 from tripath.metrics import Result, Table
@@ -17,6 +19,7 @@ from tripath.model import ModelSpec
 from tripath.program import Program
 from tripath.units import format_seconds
 from tripath.validation import Discrepancy, Settings
+from tripath.validation.measurements import Measurement
 from tripath.workload import Numerics, Workload
 
 PATHS = ("analytical", "cycle", "accuracy")
@@ -29,9 +32,10 @@ TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """The inputs of a run. `options` holds the options of each simulator by name.
+    """The inputs of a run. `options` holds the options of each simulator by name; without `technology` there is no energy.
 
-    Without `paths` no program is compiled: the run consists of checks that need none, `settings.streams`.
+    Without `paths` no program is compiled: the run consists of checks that need none, of streams and of other hardware.
+    `devices` are models of other hardware, `measurements` what someone timed, `models` what these and published figures name.
     """
 
     model: ModelSpec
@@ -41,12 +45,29 @@ class Experiment:
     paths: Sequence[str]
     options: Mapping[str, Mapping[str, object] | None]
     settings: Settings
+    technology: Technology | None = None
+    devices: Mapping[str, Device] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, ModelSpec] = dataclasses.field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
 
     def __post_init__(self) -> None:
         unknown = [path for path in self.paths if path not in PATHS]
-        nothing = not self.paths and self.settings.streams is None
+        settings = self.settings
+        asked = (
+            settings.streams,
+            settings.host,
+            self.measurements or None,
+            settings.published or None,
+            settings.devices or None,
+        )
+        nothing = not self.paths and all(what is None for what in asked)
         if unknown or nothing or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(PATHS)}, got {list(self.paths)}")
+        for name in settings.devices:
+            if name not in self.devices:
+                raise TripathError(f"validation.devices: no device {name!r}, one of {', '.join(self.devices)}")
+        if settings.devices and self.workload.prompt_length is None:
+            raise TripathError("validation.devices: needs workload.prompt_length, the tokens of a prompt")
         for name in self.options:
             if name not in PATHS:
                 raise TripathError(f"simulator.{name}: no such simulator, one of {', '.join(PATHS)}")
@@ -95,7 +116,10 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The outputs of a run. `program` None: it had no paths, so no results either."""
+    """The outputs of a run. `program` None: it had no paths, so no results either.
+
+    `devices`: metrics of other hardware by name; `tables` and `files` (name, text) are what such a comparison leaves.
+    """
 
     program: Program | None
     results: Mapping[str, Result]
@@ -103,6 +127,9 @@ class Outcome:
     discrepancies: Sequence[Discrepancy]
     generated: Generated | None
     fail_on: Sequence[str]
+    devices: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def without_program(cls, fail_on: Sequence[str]) -> "Outcome":
@@ -191,8 +218,26 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
             name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
             _number(metrics["tokens_per_second"]), _bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}",
             f"{metrics['sampling_share']:.1%}",
+            _number(metrics["tokens_per_joule"]) if "tokens_per_joule" in metrics else "",
         ])  # fmt: skip
-    return Table(columns=["path", "cycles", "time", "tokens/s", "bound by", "array use", "sampling"], rows=rows)
+    columns = ["path", "cycles", "time", "tokens/s", "bound by", "array use", "sampling", "tokens/J"]
+    return Table(columns=columns, rows=rows)
+
+
+def energy_line(outcome: Outcome) -> str:
+    """Energy, power and area of the run in one line, by the cycle path where it ran; empty without a technology."""
+    timed = [outcome.results[name].metrics for name in ("cycle", "analytical") if name in outcome.results]
+    if not timed or "energy_joules" not in timed[0]:
+        return ""
+    metrics, prefix = timed[0], "block_energy_joules."
+    blocks = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    largest = sorted(blocks, key=lambda name: -blocks[name])[:3]
+    shares = ", ".join(f"{name} {blocks[name] / metrics['energy_joules']:.0%}" for name in largest)
+    return (
+        f"energy {metrics['energy_joules']:.3g} J ({shares}), {metrics['average_power_watts']:.3g} W of at most "
+        f"{metrics['peak_power_watts']:.3g} W, {metrics['area_mm2']:.3g} mm2; "
+        f"{metrics['energy_assumed_share']:.0%} of the energy rests on assumed numbers"
+    )
 
 
 def verdicts(outcome: Outcome) -> Table:
@@ -228,7 +273,7 @@ def _error(kind: str, error: float) -> str:
 def _tolerance(kind: str, tolerance: float) -> str:
     if kind == "bound":
         return ">="
-    return f"{tolerance:g}" if kind == "fidelity" else f"{tolerance:.0%}"
+    return f"{tolerance:g}" if kind == "fidelity" or tolerance < 1e-3 else f"{tolerance:.0%}"
 
 
 def _bound_by(metrics: Mapping[str, float], cycles: float) -> str:

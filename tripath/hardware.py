@@ -75,6 +75,9 @@ neighbours lie in one bank group, which takes a burst every nCCDL. The second ch
 MEMORY_MODELS = ("bursts", "simple")
 """Banks, rows, refresh and queues; or a bandwidth and a latency."""
 
+GENERATIONS = ("hbm2", "hbm2e", "hbm3")
+"""Generations, which differ in energy per bit."""
+
 REFRESHES = ("per_transfer", "absolute")
 """Refresh as a share of each transfer, or by the clock."""
 
@@ -108,6 +111,7 @@ class Hbm:
     write_queue_entries: int
     refresh: str
     model: str = "bursts"
+    generation: str = "hbm2"
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -136,6 +140,7 @@ class Hbm:
         _check_choice("address_mapping", self.address_mapping, ADDRESS_MAPPINGS)
         _check_choice("refresh", self.refresh, REFRESHES)
         _check_choice("model", self.model, MEMORY_MODELS)
+        _check_choice("generation", self.generation, GENERATIONS)
         _check_timings(self.timings)
         placed = sum(bits for name, bits in ADDRESS_MAPPINGS[self.address_mapping].fields if name == "column")
         if self.page_bytes // self.burst_bytes < 1 << placed:

@@ -80,7 +80,8 @@ class Simulated:
 
 def simulate_timing(name: str, program: Program, experiment: Experiment, trace: Trace) -> tuple[Result, float]:
     """Result and wall seconds of a path that knows time and no values. Runs in a worker."""
-    return _timed(name, program, experiment, hardware=experiment.hardware, trace=trace)
+    inputs = {"hardware": experiment.hardware, "trace": trace, "technology": experiment.technology}
+    return _timed(name, program, experiment, **inputs)
 
 
 def simulate_accuracy(

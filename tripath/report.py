@@ -50,6 +50,10 @@ def report_of(outcome: Outcome) -> dict[str, object]:
             }
             for name, result in outcome.results.items()
         },
+        "devices": {
+            name: {key: value for key, value in metrics.items() if math.isfinite(value)}
+            for name, metrics in outcome.devices.items()
+        },
         "discrepancies": [
             {
                 "metric": row.metric, "scope": row.scope, "kind": row.kind, "expected": _finite(row.expected),
@@ -78,7 +82,7 @@ def write_files(
     `configuration` is the composed configuration as YAML, `command` the command line that ran.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"config.yaml": configuration.encode()}
+    files = {"config.yaml": configuration.encode(), **{name: text.encode() for name, text in outcome.files.items()}}
     if outcome.program is not None:
         files |= {"program.asm": outcome.program.to_text().encode(), "program.bin": outcome.program.to_bytes()}
     for name, content in files.items():
@@ -115,6 +119,8 @@ def page_of(
     if program:
         parts += ["<h2>Paths</h2>", _table(headline(experiment, outcome))]
     parts += ["<h2>Checks</h2>", _table(verdicts(outcome))]
+    for heading, table in outcome.tables.items():
+        parts += [f"<h2>{html.escape(heading)}</h2>", _table(table)]
     for picture in pictures:
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append(f'<img alt="{html.escape(picture.stem)}" src="data:image/png;base64,{data}">')

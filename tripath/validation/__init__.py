@@ -1,11 +1,22 @@
-"""Cross-validation: `settings` holds tolerances, `discrepancy` one comparison, `checks` what is compared."""
+"""Cross-validation: `settings` holds tolerances, `discrepancy` one comparison, `checks` what is compared;
+`published`, `measurements` and `host` are about other hardware."""
 
 from tripath.validation.checks import CHECKS, validate
 from tripath.validation.discrepancy import Discrepancy
-from tripath.validation.settings import IDEAL, KINDS, MAXIMUM_TOLERANCE, Reference, Settings, Tolerance
+from tripath.validation.measurements import check_measurements, check_names, read_measurements
+from tripath.validation.published import check_published, published_models
+from tripath.validation.settings import (
+    IDEAL,
+    KINDS,
+    MAXIMUM_TOLERANCE,
+    HostSettings,
+    Reference,
+    Settings,
+    Tolerance,
+)
 from tripath.validation.streams import check_streams
 
 __all__ = [
-    "CHECKS", "IDEAL", "KINDS", "MAXIMUM_TOLERANCE", "Discrepancy", "Reference", "Settings", "Tolerance",
-    "check_streams", "validate",
+    "CHECKS", "IDEAL", "KINDS", "MAXIMUM_TOLERANCE", "Discrepancy", "HostSettings", "Reference", "Settings", "Tolerance",
+    "check_measurements", "check_names", "check_published", "check_streams", "published_models", "read_measurements", "validate",
 ]  # fmt: skip

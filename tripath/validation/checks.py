@@ -14,6 +14,9 @@ from tripath.validation.settings import IDEAL, Settings
 Results = Mapping[str, Result]
 """Results by name of the path."""
 
+SAME_EVENTS = 1e-9
+"""Relative difference of two sums of the same terms in another order."""
+
 
 def validate(results: Results, settings: Settings) -> list[Discrepancy]:
     """All discrepancies between the results of one program.
@@ -93,6 +96,23 @@ def check_estimate(results: Results, settings: Settings) -> Iterator[Discrepancy
         )  # fmt: skip
 
 
+def check_energy(results: Results, settings: Settings) -> Iterator[Discrepancy]:
+    """Both timing paths charge the same events alike, and their times differ no more than the estimate may."""
+    if not {"analytical", "cycle"} <= set(results):
+        return
+    tolerances = {
+        "dynamic_energy_joules": (SAME_EVENTS, "the same events at the same energies; only the order of sums differs"),
+        "energy_joules": (settings.energy.value, settings.energy.reason),
+    }
+    for name, (tolerance, reason) in tolerances.items():
+        if all(name in results[path].metrics for path in ("analytical", "cycle")):
+            yield Discrepancy(
+                metric=name, scope="program", kind="estimate", expected=results["cycle"].metrics[name],
+                expected_source="cycle", observed=results["analytical"].metrics[name], observed_source="analytical",
+                tolerance=tolerance, reason=reason,
+            )  # fmt: skip
+
+
 def check_fidelity(results: Results, settings: Settings) -> Iterator[Discrepancy]:
     """The executor stays near the unquantised reference."""
     if "accuracy" not in results:
@@ -125,7 +145,7 @@ def check_references(results: Results, settings: Settings) -> Iterator[Discrepan
 
 
 CHECKS: tuple[Callable[[Results, Settings], Iterator[Discrepancy]], ...] = (
-    check_counts, check_busy_cycles, check_bound, check_estimate, check_fidelity, check_references,
+    check_counts, check_busy_cycles, check_bound, check_estimate, check_energy, check_fidelity, check_references,
 )  # fmt: skip
 """Every check, in the order in which people read them."""
 

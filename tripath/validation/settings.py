@@ -15,6 +15,9 @@ MAXIMUM_TOLERANCE = {"count": 0.0, "bound": 0.0, "estimate": 0.15, "fidelity": 0
 IDEAL = {"token_agreement": 1.0, "logit_kl": 0.0, "argmax_agreement": 1.0, "transfer_set_overlap": 1.0}
 """The fidelity metrics, and their values for a decoder that equals the reference."""
 
+ENERGY_REASON = "static energy follows the time, so it is off by no more than the estimate"
+MEASURED_REASON = "a roofline leaves out what software adds; clocks and boards differ by a few percent"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
@@ -49,11 +52,39 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HostSettings:
+    """What is timed: canvases (prefill, norm), blocks against the largest canvas (the other phases); `repeats` of each in
+    each of `rounds`."""
+
+    canvases: Sequence[int]
+    blocks: Sequence[int]
+    repeats: int
+    rounds: int
+
+    def __post_init__(self) -> None:
+        for name, values in (
+            ("canvases", self.canvases),
+            ("blocks", self.blocks),
+            ("repeats", [self.repeats]),
+            ("rounds", [self.rounds]),
+        ):
+            if not values or min(values) < 1:
+                raise TripathError(f"validation.host.{name}: must be at least 1, got {list(values)}")
+        if max(self.blocks) > max(self.canvases):
+            raise TripathError(
+                f"validation.host.blocks: {max(self.blocks)} exceeds the largest canvas {max(self.canvases)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Tolerances by check. `fail_on` lists the kinds whose failure fails the run.
 
-    `estimate` is relative to the cycle path; `fidelity` holds absolute distances from `IDEAL`. `streams`: a file of memory
-    streams to run through the DRAM model (`published`: the one in the package), or None.
+    `estimate` is relative to the cycle path, as is `energy`, that of the joules; `fidelity` holds absolute distances from
+    `IDEAL`. `streams`: a file of memory streams to run through the DRAM model (`published`: the one in the package), or None.
+
+    Other hardware: `devices` names the device models that run the same workload; `published` asks for their published
+    figures; `measurements` is a file of someone's own (`measurements`), which may be off by `measured`; `host` times this CPU.
     """
 
     fail_on: Sequence[str]
@@ -61,12 +92,20 @@ class Settings:
     fidelity: Mapping[str, Tolerance]
     references: Sequence[Reference] = field(default_factory=list)
     streams: str | None = None
+    devices: Sequence[str] = field(default_factory=list)
+    published: bool = False
+    measurements: str | None = None
+    energy: Tolerance = field(default_factory=lambda: Tolerance(value=0.10, reason=ENERGY_REASON))
+    measured: Tolerance = field(default_factory=lambda: Tolerance(value=0.15, reason=MEASURED_REASON))
+    host: HostSettings | None = None
 
     def __post_init__(self) -> None:
         for kind in self.fail_on:
             if kind not in KINDS:
                 raise TripathError(f"validation.fail_on: unknown kind {kind!r}, one of {', '.join(KINDS)}")
         check_tolerance("estimate", "validation.estimate", self.estimate.value)
+        check_tolerance("estimate", "validation.energy", self.energy.value)
+        check_tolerance("reference", "validation.measured", self.measured.value)
         for name, tolerance in self.fidelity.items():
             if name not in IDEAL:
                 raise TripathError(f"validation.fidelity: unknown metric {name!r}, one of {', '.join(IDEAL)}")

@@ -95,7 +95,7 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The outputs of a run. `program` None: it had no paths, so no results either."""
+    """The outputs of a run. `program` None: it had no paths, so no results either. `cached` paths were not run anew."""
 
     program: Program | None
     results: Mapping[str, Result]
@@ -103,6 +103,7 @@ class Outcome:
     discrepancies: Sequence[Discrepancy]
     generated: Generated | None
     fail_on: Sequence[str]
+    cached: Sequence[str] = ()
 
     @classmethod
     def without_program(cls, fail_on: Sequence[str]) -> "Outcome":

@@ -23,7 +23,7 @@ sys.stdin.read()
 
 
 def run_tripath(folder, *arguments, mode="token"):
-    command = [sys.executable, "-m", "tripath", "launch.cache=off", *arguments]
+    command = [sys.executable, "-m", "tripath", *arguments, "launch.cache=off"]
     environment = {**os.environ, "RAY_AUTH_MODE": mode}  # Ray's token is its own: that of the user who runs the tests
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
 

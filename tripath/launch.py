@@ -31,10 +31,11 @@ POLL_SECONDS = 0.2
 REACH_SECONDS = 5.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 starves them on a machine that does anything else
     "RAY_task_oom_retries": "2",  # else a task that needs too much memory is tried for ever
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a failed task has several results, of which one is asked for its error
 }  # fmt: skip
-"""Settings of Ray that keep its notices off the user's screen; what the user has set stands."""
+"""Settings of Ray: no notices on the user's screen, and workers that get on; what the user has set stands."""
 
 AUTHENTICATION = "it wants Ray's token, or another than this user's: set RAY_AUTH_MODE=token"
 """Ray sends its token to an address that a user names only where told to."""

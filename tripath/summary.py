@@ -77,11 +77,12 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     axes, names = axes_of(rows), sorted({name for row in rows for name in row.metrics})
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["job", *axes, "verdict", "error", "cached", *names])
+        table.writerow(["job", *axes, "verdict", "error", "cached", "seconds", *names])
         for row in order(rows, None):
             given = [row.swept.get(axis, "") for axis in axes]
+            seconds = round(sum(row.wall_seconds.values()), 3)
             found = [row.metrics.get(name, "") for name in names]
-            table.writerow([row.number, *given, row.verdict, row.error, " ".join(row.cached), *found])
+            table.writerow([row.number, *given, row.verdict, row.error, " ".join(row.cached), seconds, *found])
 
 
 def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:

@@ -48,7 +48,7 @@ def run() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", WIDTH_WITHOUT_TERMINAL)  # tables in a log need not fit a small screen
-    _command.statuses.clear()
+    _command.forget()
     try:
         _check_arguments()
         _main()
@@ -78,6 +78,11 @@ class _Command:
         self._before: set[Path] = set()
         self._cluster: tuple[Launch, Cluster] | None = None
         self._store: tuple[Tracking, Store] | None = None
+
+    def forget(self) -> None:
+        """Begin anew: a process may run several commands, each in a folder of its own."""
+        self.statuses.clear()
+        self._store = None
 
     def cluster(self, launch: "Launch") -> "Cluster":
         """The cluster, starting in the background where it is new."""

@@ -9,6 +9,7 @@ import shlex
 import tempfile
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class Store:
         from mlflow import MlflowClient
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f"{DATABASE}.{os.getpid()}"
+        partial = self._folder / f"{DATABASE}.{uuid.uuid4().hex}"
         MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
         if database.exists():  # another run was faster
             partial.unlink()

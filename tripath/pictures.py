@@ -51,6 +51,8 @@ def _roofline(path: Path, experiment: Experiment, outcome: Outcome) -> Path:
         axes.loglog([intensity], [reached], MARKERS[name], label=label)
     axes.set(xlabel="arithmetic intensity (MAC per HBM byte)", ylabel="MAC per cycle",
              title=f"Roofline: {experiment.model.name} on {hardware.name}")  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")  # powers of ten are set by a formula parser: a third of the time
     axes.minorticks_off()
     axes.grid(visible=True, alpha=0.2)
     axes.legend(loc="lower right")

@@ -14,7 +14,11 @@ import pytest
 SECONDS = 240
 WHERE = """
 import sys, time
+
 from tripath.launch import Cluster, Launch, Task
+
+def nothing():
+    return 0
 
 def where(_):
     import ray
@@ -22,7 +26,7 @@ def where(_):
     return ray.get_runtime_context().get_node_id()
 
 cluster = Cluster(Launch(address=sys.argv[1]))
-tasks = (Task(key="", prepare=(int, ()), function=where, arguments=()) for _ in range(6))
+tasks = (Task(key="", prepare=(nothing, ()), function=where, arguments=()) for _ in range(6))
 print(len({node for _, node in cluster.each(tasks, lambda _: None)}))
 cluster.close()
 """
@@ -66,7 +70,8 @@ def test_a_sweep_runs_on_both_nodes_of_a_cluster(tmp_path, address):
         return subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
 
     (tmp_path / "where.py").write_text(WHERE)
-    assert run("where.py", address).stdout == "2\n"
+    found = run("where.py", address)
+    assert (found.stdout, found.stderr) == ("2\n", "")
     done = run(
         "-m", "tripath", "--multirun", "tracking=off", "paths=[analytical]", "workload.cache=none,prefix,dual",
         f"launch.address={address}", "hydra.sweep.dir=sweep",

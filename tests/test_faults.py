@@ -58,6 +58,10 @@ def eats_memory(*_):
     return bytearray(2**34)
 
 
+def nothing(*_):
+    return 0
+
+
 def refuses(*_):
     message = "workload.steps: a rule is broken"
     raise TripathError(message)
@@ -97,13 +101,14 @@ def test_a_worker_that_is_killed_is_tried_again_and_others_that_fail_cost_only_t
 
 
 def test_no_more_jobs_are_handed_out_than_there_is_room_for(cluster, monkeypatch):
+    cluster._wait()  # while Ray starts, jobs are drawn ahead
     monkeypatch.setattr(cluster, "_launch", Launch(in_flight=1))
     drawn, handed = [], []
 
     def tasks():
         for number in range(4):
             drawn.append(number)
-            yield Task(key="same", prepare=(int, ()), function=divmod, arguments=(1,))
+            yield Task(key="same", prepare=(nothing, ()), function=nothing, arguments=())
 
     for number, _ in enumerate(cluster.each(tasks(), handed.append)):
         assert len(drawn) <= number + 2

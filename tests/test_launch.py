@@ -120,7 +120,7 @@ def test_nothing_listens_at_an_address():
         with pytest.raises(TripathError, match=rf"launch\.address: no Ray cluster at {address} .*{message}"):
             cluster.run(compiled(experiment)[0], experiment, [[1]], lambda _: None)
         with pytest.raises(TripathError, match="no Ray cluster"):
-            next(cluster.each([Task(key="", prepare=(int, ()), function=int, arguments=())], lambda _: None))
+            next(cluster.each([Task(key="", prepare=(print, ()), function=print, arguments=())], lambda _: None))
         cluster.close()
 
 

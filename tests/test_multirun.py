@@ -213,7 +213,7 @@ def test_a_sweep_is_a_parent_with_a_run_for_each_job(tripath_command, tmp_path, 
     status, output, errors = tripath_command(*TRACKED_SWEEP)
     assert (status, errors) == (cli.PASSED, "")
     runs = {run.info.run_name: run for run in runs_of(store)}
-    assert set(runs) == {"sweep of hardware.vlen", "hardware.vlen=64", "hardware.vlen=128"}
+    assert set(runs) == {"sweep of hardware.vlen", "vlen=64", "vlen=128"}
     parent = runs.pop("sweep of hardware.vlen")
     assert parent.info.run_id in output
     assert parent.info.status == "FINISHED"

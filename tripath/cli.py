@@ -254,11 +254,12 @@ def _job_of(
 ) -> "tuple[Job, tuple[Launch, Tracking]]":
     """A job of a sweep, and the settings that all its jobs share."""
     from tripath.job import Job, read_measured
+    from tripath.summary import name_of
 
     experiment, default_prompt = build_experiment(config)
     read_measured(experiment)
     job = Job(
-        number=number, name=" ".join(f"{key}={value}" for key, value in swept.items()) or f"job {number}", folder=folder,
+        number=number, name=name_of(swept) or f"job {number}", folder=folder,
         experiment=experiment, default_prompt=default_prompt, configuration=OmegaConf.to_yaml(config, resolve=True),
         command=shlex.join(["tripath", *overrides]),
     )  # fmt: skip

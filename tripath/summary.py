@@ -1,7 +1,7 @@
 """A sweep in one table and one picture: what each job was given, what became of it, and the metric that is looked for."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -32,6 +32,11 @@ class Row:
     metrics: dict[str, float] = field(default_factory=dict)
     wall_seconds: dict[str, float] = field(default_factory=dict)
     cached: Sequence[str] = ()
+
+
+def name_of(swept: Mapping[str, str]) -> str:
+    """What a job is called: the values that are its own, under the last part of their keys."""
+    return " ".join(f"{_short(axis, list(swept))}={value}" for axis, value in swept.items())
 
 
 def sort_metric(rows: Sequence[Row], asked: str | None) -> str | None:

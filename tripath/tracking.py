@@ -33,6 +33,8 @@ QUIET = {
 PATIENCE_SECONDS, RETRY_SECONDS = 60.0, 1.0
 """So long a database that others hold is asked again."""
 BUSY = ("database is locked", "database is busy")
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""The page then shows runs and charts, not conversations with a model."""
 DISPLAYED = "mlflow.loggedArtifacts"
 """The tag by which MLflow's page knows which files are tables."""
 
@@ -92,7 +94,7 @@ class Store:
                 client = MlflowClient(tracking_uri=self.uri)
                 known = client.get_experiment_by_name(self._name)
                 self._experiment_id = (
-                    known.experiment_id if known else client.create_experiment(self._name, self._artifact_place())
+                    known.experiment_id if known else client.create_experiment(self._name, self._artifact_place(), KIND)
                 )
                 self._client = client
         except Exception as error:  # noqa: BLE001  raised again where the store is needed

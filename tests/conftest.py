@@ -1,6 +1,7 @@
 """Configurations shared by the tests, composed from the shipped files."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def compiled(experiment, prompt_length=19):
     lengths = [prompt_length] * workload.batch
     program = compile_program(experiment.model, workload, experiment.hardware, experiment.numerics, lengths)
     return program, schedule(workload)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_results(tmp_path_factory):
+    """No test takes a result that an earlier run of the tests, or its user, left."""
+    os.environ["TRIPATH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-import tripath.compiler
+import tripath.job
 import tripath.launch
 import tripath.tracking
 from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath import cli
 from tripath.errors import TripathError
 from tripath.experiment import read_prompts
-from tripath.launch import Simulated, simulate_accuracy, simulate_timing
+from tripath.job import run_paths
 from tripath.metrics import PHASES, UNITS
 
 QUICK = ("experiment=quick",)
@@ -31,31 +31,36 @@ class InlineCluster:
 
     made = 0
 
-    def __init__(self, _):
+    def __init__(self, launch):
         type(self).made += 1
+        self._cache = launch.results
 
     def run(self, program, experiment, prompts, progress):
         progress(dict.fromkeys(experiment.paths, "runs"))
-        results, seconds, outcome = {}, {}, None
-        trace = tripath.compiler.schedule(experiment.workload)
-        if "accuracy" in experiment.paths:
-            (outcome, seconds["accuracy"]), trace = simulate_accuracy(program, experiment, prompts)
-            results["accuracy"] = outcome.result
-        for name in [path for path in experiment.paths if path != "accuracy"]:
-            results[name], seconds[name] = simulate_timing(name, program, experiment, trace)
-        return Simulated(results=results, wall_seconds=seconds, accuracy=outcome)
+        return run_paths(program, experiment, prompts, self._cache)
+
+    def each(self, tasks, show):
+        for task in tasks:
+            show(1)
+            prepare, inputs = task.prepare
+            try:
+                value = task.function(prepare(*inputs), *task.arguments)
+            except Exception as error:  # noqa: BLE001  as Ray does
+                value = error
+            yield task, value
 
     def close(self):
         pass
 
 
 @pytest.fixture
-def tripath_command(monkeypatch, tmp_path, capsys):
-    """Runs a command line in an empty folder: (status, stdout, stderr)."""
+def tripath_command(monkeypatch, tmp_path, capsys, tmp_path_factory):
+    """Runs a command line in an empty folder, with a cache of its own: (status, stdout, stderr)."""
     monkeypatch.setattr(tripath.launch, "Cluster", InlineCluster)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setenv("COLUMNS", cli.WIDTH_WITHOUT_TERMINAL)
+    monkeypatch.setenv("TRIPATH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["tripath", *arguments])
@@ -202,14 +207,16 @@ def test_a_store_that_fails_later_costs_no_result(tripath_command, tmp_path, mon
         def wait(self):
             pass
 
-        def record(self, *_):
+        def log_folder(self, *_):
             message = "tracking.uri: the disk is full"
             raise TripathError(message)
 
     monkeypatch.setattr(tripath.tracking, "Store", FullStore)
     status, output, errors = tripath_command("workload.steps=4", "paths=[analytical]", "hydra.run.dir=run")
     assert status == cli.PASSED
-    assert errors.startswith("note: tracking.uri: the disk is full; the results are kept in ")
+    assert errors.startswith(
+        f"note: tracking.uri: the disk is full; the results are kept, `tripath-sync {tmp_path}/run` logs"
+    )
     assert "mlflow  run" not in output
     assert (tmp_path / "run" / "report.json").exists()
 
@@ -231,7 +238,7 @@ def test_a_defect_of_ours_shows_its_traceback_and_has_a_status_of_its_own(tripat
         message = "a defect"
         raise RuntimeError(message)
 
-    monkeypatch.setattr(tripath.compiler, "compile_program", broken)
+    monkeypatch.setattr(tripath.job, "compile_program", broken)
     status, _, errors = tripath_command("tracking=off")
     assert status == cli.INTERNAL_ERROR
     assert "Traceback" in errors
@@ -245,9 +252,11 @@ def test_a_sweep_goes_on_after_a_bad_job_and_takes_the_worst_status(tripath_comm
     status, output, errors = tripath_command("--multirun", *arguments, "hardware.blen=8,7,4")
     assert status == cli.BAD_INPUT
     assert errors.splitlines() == ["error: job 1: hardware.blen: must be a power of two from 4 to 128, got 7"]
-    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0", "2", "multirun.yaml"}
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
+        "0", "2", "multirun.yaml", "record.json", "sweep.csv", "sweep.png",
+    }  # fmt: skip
     assert (tmp_path / "sweep" / "2" / "report.json").exists()
-    assert "job 2" in output
+    assert "2 passed, 1 bad input" in output
     assert InlineCluster.made == before + 1
 
 

@@ -16,7 +16,7 @@ from tests.test_cli import tripath_command  # noqa: F401  a fixture
 from tripath import cli
 from tripath.errors import TripathError
 from tripath.experiment import Outcome
-from tripath.tracking import headline_metrics, tags_of
+from tripath.record import headline_metrics, tags_of
 from tripath.validation import check_streams
 
 HBM = compose_experiment().hardware.hbm
@@ -50,7 +50,9 @@ def test_the_shipped_file_holds_and_the_report_has_no_program(tripath_command, t
         assert (row["metric"], row["kind"], row["expected"]) == ("dram.cycles", "reference", stream["cycles"])
         assert row["verdict"] == "passed"
         assert row["scope"] in "".join(output.split("\n"))
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"report.json", "report.html", "config.yaml"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml", "record.json", "report.html", "report.json",
+    }  # fmt: skip
     assert "Checks without a program" in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -9,10 +9,9 @@ import sys
 
 import pytest
 
-import tripath.launch
 from tests.conftest import CHECKPOINT, PROMPT, compiled, compose_experiment
 from tripath.errors import TripathError
-from tripath.launch import Cluster, Launch, simulate_accuracy, simulate_timing
+from tripath.launch import Cluster, Launch, Task
 
 TIMEOUT_SECONDS = 240
 HOLDER = """
@@ -24,7 +23,7 @@ sys.stdin.read()
 
 
 def run_tripath(folder, *arguments, mode="token"):
-    command = [sys.executable, "-m", "tripath", *arguments]
+    command = [sys.executable, "-m", "tripath", *arguments, "launch.cache=off"]
     environment = {**os.environ, "RAY_AUTH_MODE": mode}  # Ray's token is its own: that of the user who runs the tests
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
 
@@ -89,7 +88,8 @@ def test_a_sweep_shares_one_cluster(tmp_path, address):
 
 
 def test_an_interrupt_ends_cleanly(tmp_path, address):
-    command = [sys.executable, "-m", "tripath", "tracking=off", "hydra.run.dir=run", f"launch.address={address}"]
+    command = [sys.executable, "-m", "tripath", "tracking=off", "launch.cache=off", "hydra.run.dir=run",
+               f"launch.address={address}"]  # fmt: skip
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A test run in the background ignores SIGINT, and its children would inherit that.
@@ -119,6 +119,8 @@ def test_nothing_listens_at_an_address():
         cluster = Cluster(Launch(address=address))
         with pytest.raises(TripathError, match=rf"launch\.address: no Ray cluster at {address} .*{message}"):
             cluster.run(compiled(experiment)[0], experiment, [[1]], lambda _: None)
+        with pytest.raises(TripathError, match="no Ray cluster"):
+            next(cluster.each([Task(key="", prepare=(print, ()), function=print, arguments=())], lambda _: None))
         cluster.close()
 
 
@@ -128,27 +130,12 @@ def test_nothing_listens_at_an_address():
         ({"num_cpus": 0}, "launch.num_cpus: must be an integer of at least 1, got 0"),
         ({"num_cpus": True}, "got True"),
         ({"address": 6379}, "launch.address: must be auto or HOST:PORT"),
+        ({"job_cpus": None}, "launch.job_cpus: must be an integer of at least 1, got None"),
+        ({"in_flight": 0}, "launch.in_flight: must be an integer"),
+        ({"cache": "maybe"}, "launch.cache: must be one of on, off, got 'maybe'"),
         ({"address": "auto", "num_cpus": 2}, "launch.num_cpus: is a fact of the cluster"),
     ],
 )
 def test_launch_settings_are_checked(values, message):
     with pytest.raises(TripathError, match=message):
         Launch(**values)
-
-
-def test_a_task_hands_back_what_its_simulator_found():
-    experiment = compose_experiment("experiment=quick")
-    program, trace = compiled(experiment)
-    for name in tripath.launch.TIMING_PATHS:
-        result, seconds = simulate_timing(name, program, experiment, trace)
-        assert (result.simulator, result.trace_digest) == (name, trace.digest)
-        assert seconds > 0
-    (outcome, _), recorded = simulate_accuracy(program, experiment, [list(range(3, 22))])
-    assert recorded.digest == outcome.result.trace_digest
-
-
-def test_a_task_refuses_an_option_that_its_simulator_lacks():
-    experiment = compose_experiment("experiment=quick", "+simulator.analytical.hardware=1")
-    program, trace = compiled(experiment)
-    with pytest.raises(TripathError, match=r"simulator\.analytical: unknown option 'hardware'"):
-        simulate_timing("analytical", program, experiment, trace)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import tripath.record
 import tripath.tracking
 from tests.conftest import compose_experiment
 from tests.test_report import make_outcome
 from tripath.errors import TripathError
+from tripath.record import git_commit, parameters, record_of
 from tripath.report import write_files
-from tripath.tracking import Store, Tracked, Tracking, git_commit, parameters
+from tripath.tracking import Store, Tracked, Tracking
 
 
 def tracking(folder, uri=None):
@@ -32,8 +34,8 @@ def recorded(tmp_path_factory):
     cycle = outcome.results["cycle"]
     cycle = dataclasses.replace(cycle, metrics={**cycle.metrics, "oddity": math.nan})
     outcome = dataclasses.replace(outcome, results={**outcome.results, "cycle": cycle})
-    files = write_files(folder / "run", experiment, outcome, configuration="a: 1\n", command="tripath")
-    tracked = Store(tracking(folder / "mlruns")).record(experiment, outcome, files)
+    write_files(folder / "run", experiment, outcome, configuration="a: 1\n", command="tripath")
+    tracked = Store(tracking(folder / "mlruns")).log_folder(folder / "run")
     return MlflowClient(tracking_uri=tracked.uri), tracked, outcome
 
 
@@ -86,7 +88,8 @@ def test_children_hold_all_finite_metrics_tables_and_pictures(recorded):
         expected = {f"{name}.{key}" for key, value in outcome.results[name].metrics.items() if math.isfinite(value)}
         assert set(run.data.metrics) == expected | {"wall_seconds"}
         artifacts = {file.path for file in client.list_artifacts(run_id)}
-        assert {f"{title}.json" for title in outcome.results[name].tables} <= artifacts
+        assert {f"{title}.json" for title in outcome.results[name].tables if title != "timeline"} <= artifacts
+        assert "timeline.json" not in artifacts
         assert {"roofline.png", "stalls.png", "timeline.png"} <= artifacts or name != "cycle"
 
 
@@ -109,7 +112,7 @@ def test_a_failed_run_says_so_and_shares_the_store(recorded, tmp_path):
     copy = tmp_path / "mlflow.db"
     shutil.copy(database, copy)
     store = Store(tracking(tmp_path, f"sqlite:///{copy}"))
-    again = store.record(experiment, dataclasses.replace(outcome, discrepancies=[row]), [])
+    again = store.log(record_of(experiment, dataclasses.replace(outcome, discrepancies=[row])), tmp_path)
     assert again.experiment_id == tracked.experiment_id
     run = type(client)(tracking_uri=again.uri).get_run(again.run_id)
     assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "failed")
@@ -129,7 +132,7 @@ def test_a_store_that_cannot_be_written_is_one_line(recorded, tmp_path):
     store = Store(tracking(tmp_path, tracked.uri))
     store.wait()
     with pytest.raises(TripathError, match=r"tracking\.uri: cannot write to sqlite"):
-        store.record(experiment, outcome, [tmp_path / "absent"])
+        store.log(record_of(experiment, outcome, files=["absent"]), tmp_path)
 
 
 def test_an_interrupted_first_start_leaves_no_half_made_store(tmp_path, monkeypatch):
@@ -165,5 +168,5 @@ def test_parameters_are_flat_and_complete():
 
 
 def test_a_copy_that_git_does_not_know_has_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(tripath.tracking, "__file__", str(tmp_path / "tracking.py"))
-    assert git_commit() is None
+    monkeypatch.setattr(tripath.record, "__file__", str(tmp_path / "record.py"))
+    assert git_commit.__wrapped__() is None

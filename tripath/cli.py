@@ -1,33 +1,39 @@
 """The command line: Hydra composes a configuration, this builds the experiment, runs it and prints what came out."""
 
+import importlib
 import os
+import pickle
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tripath.errors import TripathError
+from tripath.errors import TripathError, print_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cycle.streams import Stream
-    from tripath.experiment import Experiment, Outcome
+    from tripath.experiment import Experiment
+    from tripath.job import Job
     from tripath.launch import Cluster, Launch
     from tripath.model import ModelSpec
     from tripath.tracking import Store, Tracking
@@ -45,16 +51,16 @@ def run() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", WIDTH_WITHOUT_TERMINAL)  # tables in a log need not fit a small screen
-    _command.statuses.clear()
+    _command.forget()
     try:
         _check_arguments()
         _main()
     except KeyboardInterrupt:
         _command.close()
-        _print_error("interrupted")
+        print_error("interrupted")
         return INTERRUPTED
     except (*INPUT_ERRORS, ValueError) as error:  # Hydra refuses combinations of its own flags with ValueError
-        _print_error(one_line(error))
+        print_error(one_line(error))
         return BAD_INPUT
     except Exception:  # noqa: BLE001  a defect of ours has a status of its own
         traceback.print_exc()
@@ -75,6 +81,11 @@ class _Command:
         self._before: set[Path] = set()
         self._cluster: tuple[Launch, Cluster] | None = None
         self._store: tuple[Tracking, Store] | None = None
+
+    def forget(self) -> None:
+        """Begin anew: a process may run several commands, each in a folder of its own."""
+        self.statuses.clear()
+        self._store = None
 
     def cluster(self, launch: "Launch") -> "Cluster":
         """The cluster, starting in the background where it is new."""
@@ -140,7 +151,7 @@ def _main(config: DictConfig) -> None:
     try:
         status = _job(config, Path(HydraConfig.get().runtime.output_dir))
     except INPUT_ERRORS as error:
-        _print_error(f"job {HydraConfig.get().job.num}: {one_line(error)}" if _in_sweep() else one_line(error))
+        print_error(f"job {HydraConfig.get().job.num}: {one_line(error)}" if _in_sweep() else one_line(error))
         status = BAD_INPUT
     except Exception:  # noqa: BLE001  a defect of ours has a status of its own
         traceback.print_exc()
@@ -152,81 +163,150 @@ def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
     experiment, default_prompt = build_experiment(config)
     launch, tracking = build("launch", config.launch), build("tracking", config.tracking)
-    from tripath.comparison import with_other_hardware
     from tripath.console import error_out, out, print_outcome, progress
-    from tripath.experiment import Outcome
+    from tripath.job import known_runs, outcome_of, prepare, read_measured
     from tripath.report import write_files
-    from tripath.validation import check_streams
 
-    streams = _read_streams(experiment)
-    simulate = _prepare(experiment, default_prompt, launch) if experiment.paths else None
+    read_measured(experiment)  # what cannot be read is refused before anything starts
+    prepared = prepare(experiment, default_prompt)
+    if prepared.prompts and prepared.prompts.unknown_words:
+        words = ", ".join(prepared.prompts.unknown_words[:8])
+        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
     store = _command.store(tracking)
+    program, tokens = prepared.program, prepared.token_ids
+    runs = None if program is None else known_runs(program, experiment, tokens, launch.results)
+    # The input is good. Compiling takes milliseconds, so the slow start begins only now: bad input stays quick.
+    cluster = _command.cluster(launch) if program is not None and runs is None else None
     if _in_sweep():
         out.rule(f"job {HydraConfig.get().job.num}: {' '.join(_overrides())}")
     with progress() as show:
-        outcome = simulate(show) if simulate else Outcome.without_program(experiment.settings.fail_on)
-        if streams:
+        if cluster is not None and program is not None:
+            runs = cluster.run(program, experiment, tokens, show)
+        if experiment.settings.streams:
             show({"streams": "run through the DRAM model"})
-            outcome = replace(outcome, discrepancies=[*outcome.discrepancies, *check_streams(streams)])
-        outcome = with_other_hardware(experiment, outcome, show)
+        outcome = outcome_of(experiment, prepared, runs or {}, show)
         if store:
             show({"mlflow": "opens the store"})
             store.wait()
         show({"report": "is written"})
         configuration, command = OmegaConf.to_yaml(config, resolve=True), shlex.join(["tripath", *_overrides()])
-        written = write_files(folder, experiment, outcome, configuration=configuration, command=command)
+        write_files(folder, experiment, outcome, configuration=configuration, command=command)
         tracked = None
         if store:
             show({"mlflow": "writes the run"})
             try:
-                tracked = store.record(experiment, outcome, written)
+                tracked = store.log_folder(folder)
             except TripathError as error:  # the results are on disk already
-                error_out.print(f"note: {error}; the results are kept in {folder}", style="yellow", markup=False)
+                later = f"the results are kept, `tripath-sync {folder}` logs them later"
+                error_out.print(f"note: {error}; {later}", style="yellow", markup=False)
     print_outcome(experiment, outcome, tracked, str(folder))
     return PASSED if outcome.status == "passed" else FAILED
 
 
-def _read_streams(experiment: "Experiment") -> "list[Stream]":
-    """The memory streams that the experiment names, none where it names no file."""
-    if experiment.settings.streams is None:
-        return []
-    from cycle.streams import read_streams
+def run_jobs(
+    loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[JobReturn]:
+    """Run the jobs of a sweep, which `job_overrides` make of the master `config`, on one cluster."""
+    from tripath.multirun import Sweep
 
-    return read_streams(experiment.settings.streams, experiment.hardware.hbm)
+    values = [_values(overrides) for overrides in job_overrides]
+    keys = dict.fromkeys(key for row in values for key in row)
+    differ = [key for key in keys if len({row.get(key) for row in values}) > 1]
+    swept = {number: {key: row[key] for key in differ if key in row} for number, row in enumerate(values, first)}
+    command = shlex.join(["tripath", "--multirun", *config.hydra.overrides.task])
+    sweep = Sweep(folder=Path(config.hydra.sweep.dir).absolute(), command=command, swept=swept)
+    compose, shared = Composer(loader, config), list[tuple[Any, Any]]()
+
+    def jobs() -> "Iterator[Job]":
+        for number, overrides in enumerate(job_overrides, first):
+            try:
+                job, settings = _job_of(*compose(number, overrides), number, overrides, sweep.swept[number])
+                if settings != (shared or [settings])[0]:
+                    raise TripathError("launch, tracking: are the same for all jobs of a sweep")
+            except INPUT_ERRORS as error:
+                sweep.refuse(number, one_line(error))
+            else:
+                shared[:] = shared or [settings]
+                yield job
+
+    composed = jobs()
+    try:
+        head = next(composed, None)
+        if head is not None:
+            launch, tracking = shared[0]
+            cluster, store = _command.cluster(launch), _command.store(tracking)
+            if store:
+                store.wait()
+            sweep.run(chain([head], composed), launch, cluster, store)
+    finally:
+        _command.statuses.append(sweep.status)
+    return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in job_overrides]
 
 
-def _prepare(
-    experiment: "Experiment", default_prompt: str | None, launch: "Launch"
-) -> "Callable[[Callable[[dict[str, str]], None]], Outcome]":
-    """Compile the program and begin to start the cluster; what is returned runs the paths and compares them."""
-    from tripath.compiler import compile_program
-    from tripath.console import error_out
-    from tripath.experiment import Generated, Outcome, read_prompts
-    from tripath.validation import validate
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    """What a job is given, by key."""
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        values[key.lstrip("+")] = value
+    return values
 
-    prompts = read_prompts(experiment, default_prompt)
-    if prompts.unknown_words:
-        words = ", ".join(prompts.unknown_words[:8])
-        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
-    lengths = [len(tokens) for tokens in prompts.token_ids]
-    program = compile_program(experiment.model, experiment.workload, experiment.hardware, experiment.numerics, lengths)
-    # The input is good. Compiling takes milliseconds, so the slow start begins only now: bad input stays quick.
-    cluster = _command.cluster(launch)
 
-    def simulate(show: "Callable[[dict[str, str]], None]") -> Outcome:
-        simulated = cluster.run(program, experiment, prompts.token_ids, show)
-        made, generated = simulated.accuracy, None
-        if made is not None and prompts.tokenizer is not None:
-            answers = [prompts.tokenizer.decode(ids) for ids in made.token_ids]
-            generated = Generated(
-                prompts=prompts.texts, texts=answers, token_ids=made.token_ids, trip_counts=made.trip_counts
-            )
-        return Outcome(
-            program=program, results=simulated.results, wall_seconds=simulated.wall_seconds, generated=generated,
-            discrepancies=validate(simulated.results, experiment.settings), fail_on=experiment.settings.fail_on,
-        )  # fmt: skip
+def _job_of(
+    config: DictConfig, folder: Path, number: int, overrides: Sequence[str], swept: Mapping[str, str]
+) -> "tuple[Job, tuple[Launch, Tracking]]":
+    """A job of a sweep, and the settings that all its jobs share."""
+    from tripath.job import Job, read_measured
+    from tripath.summary import name_of
 
-    return simulate
+    experiment, default_prompt = build_experiment(config)
+    read_measured(experiment)
+    job = Job(
+        number=number, name=name_of(swept) or f"job {number}", folder=folder,
+        experiment=experiment, default_prompt=default_prompt, configuration=OmegaConf.to_yaml(config, resolve=True),
+        command=shlex.join(["tripath", *overrides]),
+    )  # fmt: skip
+    return job, (build("launch", config.launch), build("tracking", config.tracking))
+
+
+class Composer:
+    """Composes the jobs of a sweep: once for each choice of files, and sets a job's values on a copy of that.
+
+    Hydra itself would read and merge every file for every job, which takes longer than an analytical run.
+    """
+
+    def __init__(self, loader: Any, master: DictConfig) -> None:  # noqa: ANN401  its interface lacks the repository
+        self._loader, self._master = loader, master
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._known: dict[tuple[str, ...], tuple[DictConfig, bytes]] = {}
+
+    def __call__(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
+        """The configuration of a job, without Hydra's own node, and its folder.
+
+        Raises:
+            HydraException, OmegaConfBaseException: it cannot be composed.
+        """
+        parsed = self._parser.parse_overrides(list(overrides))
+        files = [override for override in parsed if self._chooses_file(override)]
+        whole, packed = self._of_files(tuple(str(override.input_line) for override in files))
+        config: DictConfig = pickle.loads(packed)  # noqa: S301  made below, in this process
+        ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in files], config)  # noqa: SLF001
+        with open_dict(whole.hydra):
+            job = whole.hydra.job
+            job.num, job.id = number, str(number)
+            job.override_dirname = get_overrides_dirname(parsed, **job.config.override_dirname)
+        return config, Path(whole.hydra.sweep.dir).absolute() / str(whole.hydra.sweep.subdir)
+
+    def _chooses_file(self, override: Override) -> bool:
+        return self._loader.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+
+    def _of_files(self, files: tuple[str, ...]) -> tuple[DictConfig, bytes]:
+        if files not in self._known:
+            whole = self._loader.load_sweep_config(self._master, list(files))
+            HydraConfig.instance().cfg = cast("Any", whole)  # `${hydra:...}` in a configuration looks here
+            task = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+            self._known[files] = whole, pickle.dumps(task)
+        return self._known[files]
 
 
 def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
@@ -330,11 +410,24 @@ def build(key: str, node: object) -> Any:  # noqa: ANN401  whatever `_target_` n
     values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     check_values(key, values)
     try:
-        return hydra.utils.instantiate(values, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, TripathError):
-            raise error.__cause__ from None
+        return _made(values)
+    except TripathError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
         raise TripathError(f"{key}: {one_line(error)}") from None
+
+
+def _made(values: Any) -> Any:  # noqa: ANN401  a value of a configuration, and whatever its `_target_` names
+    """What a node describes, as hydra.utils.instantiate makes it of plain values, in a fiftieth of the time."""
+    if isinstance(values, list):
+        return [_made(value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    made = {key: _made(value) for key, value in values.items() if key != "_target_"}
+    if "_target_" not in values:
+        return made
+    module, _, name = str(values["_target_"]).rpartition(".")
+    return getattr(importlib.import_module(module), name)(**made)
 
 
 def one_line(error: BaseException) -> str:
@@ -397,7 +490,3 @@ def _in_sweep() -> bool:
 
 def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
-
-
-def _print_error(message: str) -> None:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")

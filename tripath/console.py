@@ -1,20 +1,22 @@
 """What a run prints: progress while it works, then text, tables and where to look."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from tripath.experiment import Experiment, Outcome, energy_line, headline, verdicts
 from tripath.metrics import Table as Rows
 
-LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase")
+LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase", "note")
 SHOWN_PROMPTS = 4
-STYLES = {"passed": "green", "failed": "bold red"}
+LINE_SECONDS = 10.0
+STYLES = {"passed": "green", "failed": "bold red", "bad input": "red", "internal error": "bold red"}
 
 out = Console(highlight=False, soft_wrap=False)
 error_out = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -60,6 +62,33 @@ def progress() -> Iterator[Callable[[dict[str, str]], None]]:
         yield show
 
 
+@contextmanager
+def sweep_progress(total: int) -> Iterator[Callable[[Sequence[str], int], None]]:
+    """A bar: verdicts so far, jobs that were handed out, time to the end; where no terminal is, a line now and then."""
+    began, printed = time.monotonic(), 0.0
+    columns = (BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("waits for Ray", total=total)
+
+        def show(verdicts: Sequence[str], running: int) -> None:
+            nonlocal printed
+            done, now = len(verdicts), time.monotonic()
+            bad = done - sum(verdict == "passed" for verdict in verdicts)
+            left = f", {format_clock((now - began) / done * (total - done))} left" if 0 < done < total else ""
+            text = f"{done} of {total} jobs done, {running} handed out, {bad} failed{left}"
+            bar.update(task, completed=done, description=text)
+            if not out.is_terminal and (now - printed > LINE_SECONDS or done == total):
+                printed = now
+                out.print(f"  {text}", markup=False)
+
+        yield show
+
+
+def format_clock(seconds: float) -> str:
+    """Seconds as M:SS."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 def _state(name: str, what: str, elapsed: float) -> Text:
     seconds = "" if what.startswith("done") else f" {elapsed:.0f} s"
     return Text.assemble(f"{name} ", (what + seconds, "dim"))
@@ -78,21 +107,31 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         words = f"{len(outcome.program.words):,} instruction words"
         out.print()
         out.print(
-            _table(f"{experiment.model.name} on {experiment.hardware.name}, {words}", headline(experiment, outcome))
+            table_of(f"{experiment.model.name} on {experiment.hardware.name}, {words}", headline(experiment, outcome))
         )
         if line := energy_line(outcome):
             out.print(line, soft_wrap=True)
         if "accuracy" in outcome.results:
             _print_accuracy(outcome.results["accuracy"].metrics)
-        took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items())
-        out.print(Text(f"simulated in {took}", style="dim"))
+        took = [
+            f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items() if name not in outcome.cached
+        ]
+        if took:
+            out.print(Text(f"simulated in {', '.join(took)}", style="dim"))
+        if outcome.cached:
+            out.print(Text(f"from the cache: {', '.join(outcome.cached)}", style="dim"))
     out.print()
     for title, table in outcome.tables.items():
-        out.print(_table(title, table))
+        out.print(table_of(title, table))
         out.print()
     if outcome.discrepancies:
-        out.print(_table("cross-validation", verdicts(outcome)))
+        out.print(table_of("cross-validation", verdicts(outcome)))
     out.print(verdict_line(outcome), style=STYLES[outcome.status])
+    print_places(folder, tracked)
+
+
+def print_places(folder: str, tracked: Tracked | None) -> None:
+    """Where the files of a run or a sweep are, and its page."""
     out.print(f"files   {folder}", soft_wrap=True, markup=False)
     if tracked:
         out.print(f"mlflow  run {tracked.run_id}, opened with", soft_wrap=True, markup=False)
@@ -118,7 +157,8 @@ def _print_accuracy(metrics: Mapping[str, float]) -> None:
     )
 
 
-def _table(title: str, rows: Rows) -> Table:
+def table_of(title: str, rows: Rows) -> Table:
+    """A table of text cells as the console shows it; verdicts are coloured."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for column in rows.columns:
         side = "left" if column in LEFT_COLUMNS else "right"

@@ -1,5 +1,7 @@
 """Errors that a user can act on: one line, `subject: rule broken, value, limit`."""
 
+import sys
+
 
 class TripathError(ValueError):
     """A mistake in the input: configuration, checkpoint, program file. The command exits with status 2."""
@@ -11,3 +13,8 @@ class CapacityError(TripathError):
 
 class ProgramError(TripathError):
     """A program is malformed, illegal, or deadlocks."""
+
+
+def print_error(message: str) -> None:
+    """Write an error to standard error, in one line."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")

@@ -116,7 +116,7 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The outputs of a run. `program` None: it had no paths, so no results either.
+    """The outputs of a run. `program` None: it had no paths, so no results either. `cached` paths were not run anew.
 
     `devices`: metrics of other hardware by name; `tables` and `files` (name, text) are what such a comparison leaves.
     """
@@ -130,6 +130,7 @@ class Outcome:
     devices: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cached: Sequence[str] = ()
 
     @classmethod
     def without_program(cls, fail_on: Sequence[str]) -> "Outcome":

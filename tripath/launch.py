@@ -1,36 +1,41 @@
-"""Runs the simulators as Ray tasks on one program."""
+"""Runs the paths of a job, or the jobs of a sweep, as Ray tasks."""
 
-import importlib
-import inspect
 import logging
 import os
 import socket
 import sys
 import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, cast
 
 from tripath.compiler import schedule
 from tripath.errors import TripathError
 from tripath.experiment import Experiment
-from tripath.metrics import Result
+from tripath.job import PathRun, run_path
 from tripath.program import Program
+from tripath.results import Cache, default_folder
 from tripath.trace import Trace
 
-TIMING_PATHS = ("analytical", "cycle")
+CACHE_MODES = ("on", "off")
+INPUT_ERRORS = (TripathError, OSError)
+"""What a user can act on; other errors are defects."""
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 POLL_SECONDS = 0.2
 REACH_SECONDS = 5.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 starves them on a machine that does anything else
+    "RAY_task_oom_retries": "2",  # else a task that needs too much memory is tried for ever
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a failed task has several results, of which one is asked for its error
 }  # fmt: skip
-"""Settings of Ray that keep its notices off the user's screen; what the user has set stands."""
+"""Settings of Ray: no notices on the user's screen, and workers that get on; what the user has set stands."""
 
 AUTHENTICATION = "it wants Ray's token, or another than this user's: set RAY_AUTH_MODE=token"
 """Ray sends its token to an address that a user names only where told to."""
@@ -39,70 +44,65 @@ Progress = Callable[[dict[str, str]], None]
 """Receives what each path is doing, several times a second."""
 
 
-class AccuracyOutcome(Protocol):
-    """What the accuracy path hands back (accuracy.AccuracyOutcome), as far as it is used here."""
-
-    result: Result
-    trace: Trace
-    token_ids: list[list[int]]
-    trip_counts: list[int]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """Where tasks run.
+    """Where tasks run, and what a sweep's jobs take.
 
     `address` of an existing Ray cluster (`auto`, `HOST:PORT`), or None for one on this machine with `num_cpus`
-    processors (None: all that Ray finds).
+    processors (None: all that Ray finds). A job of a sweep takes `job_cpus` processors and is promised `job_memory_bytes`
+    (None: nothing is promised); at most `in_flight` are handed to Ray at a time (None: twice what can run at once).
+    `cache` is on or off, `cache_folder` None the user's cache folder. `sort_by` names the metric that orders a sweep's
+    table, the smallest first, or with a `-` before it the largest (None: the cost of the most exact path that ran).
     """
 
     address: str | None = None
     num_cpus: int | None = None
+    job_cpus: int = 1
+    job_memory_bytes: int | None = None
+    in_flight: int | None = None
+    cache: str = "on"
+    cache_folder: str | None = None
+    sort_by: str | None = None
 
     def __post_init__(self) -> None:
-        cpus = self.num_cpus
-        if cpus is not None and (isinstance(cpus, bool) or not isinstance(cpus, int) or cpus < 1):
-            raise TripathError(f"launch.num_cpus: must be an integer of at least 1, got {cpus!r}")
+        for name in ("num_cpus", "job_cpus", "job_memory_bytes", "in_flight"):
+            value = getattr(self, name)
+            optional = value is None and name != "job_cpus"
+            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise TripathError(f"launch.{name}: must be an integer of at least 1, got {value!r}")
         if self.address is not None and not isinstance(self.address, str):
             raise TripathError(f"launch.address: must be auto or HOST:PORT, got {self.address!r}")
-        if self.address is not None and cpus is not None:
+        if self.address is not None and self.num_cpus is not None:
             raise TripathError("launch.num_cpus: is a fact of the cluster where launch.address is given; leave it null")
+        if self.cache not in CACHE_MODES:
+            raise TripathError(f"launch.cache: must be one of {', '.join(CACHE_MODES)}, got {self.cache!r}")
+
+    @property
+    def results(self) -> Cache:
+        """The cache of results that these settings name."""
+        if self.cache == "off":
+            return Cache(None)
+        return Cache(default_folder() if self.cache_folder is None else Path(self.cache_folder).absolute())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Simulated:
-    """Results and wall seconds by path, and what accuracy generated if it ran."""
+class Task:
+    """`function(shared, *arguments)` in a worker; `shared` is what `prepare` returned, which runs once for each `key`."""
 
-    results: Mapping[str, Result]
-    wall_seconds: Mapping[str, float]
-    accuracy: AccuracyOutcome | None
-
-
-def simulate_timing(name: str, program: Program, experiment: Experiment, trace: Trace) -> tuple[Result, float]:
-    """Result and wall seconds of a path that knows time and no values. Runs in a worker."""
-    inputs = {"hardware": experiment.hardware, "trace": trace, "technology": experiment.technology}
-    return _timed(name, program, experiment, **inputs)
+    key: str
+    prepare: tuple[Callable[..., Any], Sequence[object]]
+    function: Callable[..., Any]
+    arguments: Sequence[object]
 
 
-def simulate_accuracy(
-    program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]]
-) -> tuple[tuple[AccuracyOutcome, float], Trace]:
-    """Outcome and wall seconds of the accuracy path, and its trace as a value of its own. Runs in a worker."""
-    outcome, seconds = _timed(
-        "accuracy", program, experiment, model=experiment.model, workload=experiment.workload, prompts=prompts
-    )
-    return (outcome, seconds), outcome.trace
+class WorkerLostError(RuntimeError):
+    """A task's worker died, again and again."""
 
 
-def _timed(name: str, program: Program, experiment: Experiment, **inputs: object) -> tuple[Any, float]:
-    began = time.perf_counter()
-    simulate = importlib.import_module(name).simulate
-    options = experiment.options.get(name) or {}
-    for option in options:
-        if option in inputs or option not in inspect.signature(simulate).parameters:
-            raise TripathError(f"simulator.{name}: unknown option {option!r}")
-    outcome = simulate(program, **inputs, **options)
-    return outcome, time.perf_counter() - began
+def _run_accuracy(*arguments: Any) -> tuple[PathRun, Trace]:  # noqa: ANN401  those of run_path
+    """The run of the accuracy path, and its trace as a value of its own."""
+    run = run_path("accuracy", *arguments)
+    return run, run.trace
 
 
 class Cluster:
@@ -152,8 +152,8 @@ class Cluster:
 
     def run(
         self, program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], progress: Progress
-    ) -> Simulated:
-        """Run the paths of `experiment`; the program goes to the object store once.
+    ) -> dict[str, PathRun]:
+        """Run the paths of `experiment` side by side; the program goes to the object store once.
 
         The timing paths start at once where accuracy does not run, on the workload's schedule; else when accuracy has
         recorded the trace.
@@ -162,22 +162,76 @@ class Cluster:
             TripathError: the cluster cannot be reached, or a simulator refuses its input.
         """
         progress(dict.fromkeys(experiment.paths, "waits for Ray"))
-        self._ready.wait()
-        if self._error is not None:
-            raise TripathError(f"launch.address: no Ray cluster at {self._launch.address} ({_first_line(self._error)})")
+        self._wait()
         import ray
 
-        shared, inputs = ray.put(program), ray.put(experiment)
+        shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
         pending: dict[str, ray.ObjectRef] = {}
         if "accuracy" in experiment.paths:
-            task = ray.remote(num_cpus=1, num_returns=2)(simulate_accuracy)
-            pending["accuracy"], trace = cast("Sequence[ray.ObjectRef]", task.remote(shared, inputs, prompts))
+            task = _remote(_run_accuracy, num_cpus=1, num_returns=2)
+            pending["accuracy"], trace = cast("Sequence[ray.ObjectRef]", task.remote(*shared, None, cache))
         else:
             trace = ray.put(schedule(experiment.workload))
         for name in experiment.paths:
-            if name in TIMING_PATHS:
-                pending[name] = ray.remote(num_cpus=1)(simulate_timing).remote(name, shared, inputs, trace)
+            if name != "accuracy":
+                pending[name] = _remote(run_path, num_cpus=1).remote(name, *shared, trace, cache)
         return _collect({name: pending[name] for name in experiment.paths}, progress)
+
+    def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
+        """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
+
+        `show` is called several times a second with the number of tasks that were handed to Ray. Tasks are drawn from
+        `tasks` while Ray starts, then only as there is room.
+
+        Raises:
+            TripathError: the cluster cannot be reached, or is lost.
+        """
+        more, ahead = iter(tasks), deque[Task]()
+        for task in more:
+            ahead.append(task)
+            if self._ready.is_set():
+                break
+        if not ahead:
+            return
+        self._wait()
+        from ray.exceptions import RayError
+
+        try:
+            yield from self._each(chain(ahead, more), show)
+        except (RayError, ConnectionError) as error:
+            raise TripathError(f"launch.address: the Ray cluster is lost ({_first_line(error)})") from None
+
+    def _each(self, tasks: Iterator[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
+        import ray
+
+        launch = self._launch
+        room = launch.in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // launch.job_cpus)
+        resources: dict[str, Any] = {"num_cpus": launch.job_cpus, "memory": launch.job_memory_bytes}
+        shared: dict[str, ray.ObjectRef] = {}
+        running: dict[ray.ObjectRef, Task] = {}
+        try:
+            while True:
+                for task in islice(tasks, room - len(running)):
+                    prepare, arguments = task.prepare
+                    if task.key not in shared:
+                        shared[task.key] = _remote(prepare, num_cpus=1).remote(*arguments)
+                    started = _remote(task.function, **resources).remote(shared[task.key], *task.arguments)
+                    running[started] = task
+                    show(len(running))
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
+                show(len(running))
+                for reference in done:
+                    yield running.pop(reference), _value(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _wait(self) -> None:
+        self._ready.wait()
+        if self._error is not None:
+            raise TripathError(f"launch.address: no Ray cluster at {self._launch.address} ({_first_line(self._error)})")
 
     def close(self) -> None:
         """Shut a cluster of our own down; leave another's."""
@@ -185,38 +239,53 @@ class Cluster:
         self._thread.join()
 
 
-def _collect(pending: Mapping[str, Any], progress: Progress) -> Simulated:
+def _remote(function: Callable[..., Any], **resources: Any) -> Any:  # noqa: ANN401  Ray makes its class as it runs
+    """The function as a Ray task."""
+    import ray
+
+    return ray.remote(**resources)(function)
+
+
+def _value(reference: Any) -> object:  # noqa: ANN401  a reference of Ray
+    """What a task returned, or the error that it ended with."""
+    import ray
+    from ray import exceptions
+
+    try:
+        return ray.get(reference)
+    except exceptions.RayTaskError as error:
+        return error.cause if isinstance(error.cause, INPUT_ERRORS) else error
+    except exceptions.OutOfMemoryError:
+        return WorkerLostError("its worker ran out of memory; give launch.job_memory_bytes, or fewer launch.num_cpus")
+    except (exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.NodeDiedError) as error:
+        return WorkerLostError(f"its worker died, also when tried again ({type(error).__name__}); out of memory?")
+
+
+def _collect(pending: Mapping[str, Any], progress: Progress) -> dict[str, PathRun]:
     """Wait for all tasks; the first error ends the others."""
     import ray
-    from ray.exceptions import RayTaskError
 
-    values: dict[str, tuple[Any, float]] = {}
+    values: dict[str, PathRun] = {}
     left = dict(pending)
     while left:
         progress({name: _state(name, pending, values) for name in pending})
         done, _ = ray.wait(list(left.values()), num_returns=1, timeout=POLL_SECONDS)
         for name in [name for name, reference in left.items() if reference in done]:
-            try:
-                values[name] = ray.get(left.pop(name))
-            except RayTaskError as error:
+            value = _value(left.pop(name))
+            if isinstance(value, Exception):
                 for reference in left.values():
                     ray.cancel(reference)
-                cause = error.cause
-                if isinstance(cause, TripathError):
-                    raise TripathError(str(cause)) from None
-                raise
+                if isinstance(value, INPUT_ERRORS):
+                    raise TripathError(str(value)) from None
+                raise value
+            values[name] = cast("PathRun", value)
     progress({name: _state(name, pending, values) for name in pending})
-    outcome = values["accuracy"][0] if "accuracy" in values else None
-    results = {name: value.result if name == "accuracy" else value for name, (value, _) in values.items()}
-    return Simulated(
-        results={name: results[name] for name in pending}, accuracy=outcome,
-        wall_seconds={name: values[name][1] for name in pending},
-    )  # fmt: skip
+    return {name: values[name] for name in pending}
 
 
-def _state(name: str, pending: Mapping[str, Any], values: Mapping[str, tuple[Any, float]]) -> str:
+def _state(name: str, pending: Mapping[str, Any], values: Mapping[str, PathRun]) -> str:
     if name in values:
-        return f"done in {values[name][1]:.1f} s"
+        return "done, from the cache" if values[name].cached else f"done in {values[name].wall_seconds:.1f} s"
     if name != "accuracy" and "accuracy" in pending and "accuracy" not in values:
         return "waits for accuracy's trace"
     return "runs"

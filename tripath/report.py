@@ -12,6 +12,9 @@ from tripath.experiment import Experiment, Outcome, headline, verdicts
 from tripath.metrics import Table
 from tripath.perfetto import FILE, write_trace
 from tripath.pictures import draw_pictures
+from tripath.record import FILE as FILE_OF_RECORD
+from tripath.record import record_of, to_json
+from tripath.results import write_atomically
 from tripath.units import format_bytes
 
 SCHEMA_VERSION = 1
@@ -75,28 +78,29 @@ def report_of(outcome: Outcome) -> dict[str, object]:
 
 
 def write_files(
-    folder: Path, experiment: Experiment, outcome: Outcome, *, configuration: str, command: str
+    folder: Path, experiment: Experiment, outcome: Outcome, *, configuration: str, command: str, name: str | None = None
 ) -> list[Path]:
     """Write all files of a run to `folder`; report.json last, and atomically, so that where it is, all is.
 
-    `configuration` is the composed configuration as YAML, `command` the command line that ran.
+    `configuration` is the composed configuration as YAML, `command` the command line that ran; record.json is what a
+    tracking server is told (tripath.record), of a run that is called `name`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {"config.yaml": configuration.encode(), **{name: text.encode() for name, text in outcome.files.items()}}
     if outcome.program is not None:
         files |= {"program.asm": outcome.program.to_text().encode(), "program.bin": outcome.program.to_bytes()}
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
     pictures, traces = draw_pictures(folder, experiment, outcome), []
     if "cycle" in outcome.results:
         process = f"{experiment.model.name} on {experiment.hardware.name}"
         traces.append(write_trace(folder / FILE, outcome.results["cycle"].tables["timeline"], process))
-    page, report = folder / "report.html", folder / "report.json"
+    page, record, report = (folder / name for name in ("report.html", FILE_OF_RECORD, "report.json"))
     page.write_text(page_of(experiment, outcome, pictures, configuration, command), encoding="utf-8")
-    partial = report.with_suffix(".partial")
-    partial.write_text(json.dumps(report_of(outcome), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(report)
-    return [*(folder / name for name in files), *pictures, *traces, page, report]
+    logged = [*files, *(file.name for file in (*pictures, *traces, page, report))]
+    record.write_bytes(to_json(record_of(experiment, outcome, files=logged, name=name)))
+    write_atomically(report, (json.dumps(report_of(outcome), indent=1, allow_nan=False) + "\n").encode())
+    return [*(folder / file for file in files), *pictures, *traces, page, record, report]
 
 
 def page_of(

@@ -1,21 +1,23 @@
-"""Logs a run to MLflow: a parent with the verdicts and artifacts, a child per simulator with its metrics."""
+"""Logs records to MLflow: a run is a parent and a child per simulator; a sweep a parent and a child per job."""
 
+import contextlib
 import dataclasses
+import json
 import logging
-import math
 import os
 import shlex
-import subprocess
+import tempfile
 import threading
 import time
+import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tripath.errors import TripathError
-from tripath.experiment import WHOLE_RUN, Experiment, Outcome
-from tripath.metrics import Result
+from tripath.record import FILE, TRACKED, Record, flat, from_json
+from tripath.results import write_atomically
 
 DATABASE = "mlflow.db"
 DATABASE_SCHEMES = ("sqlite", "mysql", "postgresql", "mssql")
@@ -28,11 +30,13 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }  # fmt: skip
 """Settings of MLflow: no notices on the user's screen, and a server that is not there is given up soon."""
-HEADLINE = {
-    "makespan_cycles", "seconds", "tokens_per_second", "lower_bound_cycles", "estimated_cycles", "token_agreement",
-    "logit_kl", "sampling_share", "matrix_utilisation", "generated_tokens",
-}  # fmt: skip
-"""Metrics that the parent run repeats, so that a sweep can be sorted by them."""
+PATIENCE_SECONDS, RETRY_SECONDS = 60.0, 1.0
+"""So long a database that others hold is asked again."""
+BUSY = ("database is locked", "database is busy")
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""The page then shows runs and charts, not conversations with a model."""
+DISPLAYED = "mlflow.loggedArtifacts"
+"""The tag by which MLflow's page knows which files are tables."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +94,7 @@ class Store:
                 client = MlflowClient(tracking_uri=self.uri)
                 known = client.get_experiment_by_name(self._name)
                 self._experiment_id = (
-                    known.experiment_id if known else client.create_experiment(self._name, self._artifact_place())
+                    known.experiment_id if known else client.create_experiment(self._name, self._artifact_place(), KIND)
                 )
                 self._client = client
         except Exception as error:  # noqa: BLE001  raised again where the store is needed
@@ -109,7 +113,7 @@ class Store:
         from mlflow import MlflowClient
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f"{DATABASE}.{os.getpid()}"
+        partial = self._folder / f"{DATABASE}.{uuid.uuid4().hex}"
         MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
         if database.exists():  # another run was faster
             partial.unlink()
@@ -126,117 +130,108 @@ class Store:
         if self._error is not None:
             raise TripathError(f"tracking.uri: cannot open {self.uri} ({_first_line(self._error)})")
 
-    def record(self, experiment: Experiment, outcome: Outcome, files: Sequence[Path]) -> Tracked:
-        """Write one run: a parent with parameters, headline metrics, verdict and `files`, and a child for each path.
+    def log(self, record: Record, folder: Path, parent: str | None = None) -> Tracked:
+        """Write one run, its files from `folder`, and its children, below the run `parent` if given.
 
         Raises:
             TripathError: the store cannot be written.
         """
-        self.wait()
+        return self._written(lambda: self._log(record, folder, parent))
+
+    def begin(self, record: Record, folder: Path) -> Tracked:
+        """Write a run that goes on, a sweep, and leave a note of it in `folder`.
+
+        Raises:
+            TripathError: the store cannot be written.
+        """
+        tracked = self._written(lambda: self._create(record, None))
+        note(folder, tracked)
+        return tracked
+
+    def end(self, run_id: str, record: Record, folder: Path) -> None:
+        """End a run that `begin` wrote.
+
+        Raises:
+            TripathError: the store cannot be written.
+        """
+        self._written(lambda: self._fill(run_id, record, folder))
+
+    def log_folder(self, folder: Path, parent: str | None = None) -> Tracked:
+        """Log the record of a run folder, below the run `parent` if given: as one run then. Leave a note of where it is.
+
+        Raises:
+            TripathError: the store cannot be written, or the folder has no record.
+        """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                run_id = self._record(experiment, outcome, files)
-        except Exception as error:
-            raise TripathError(f"tracking.uri: cannot write to {self.uri} ({_first_line(error)})") from error
-        return Tracked(uri=self.uri, experiment_id=self._experiment_id, run_id=run_id)
+            record = from_json((folder / FILE).read_bytes())
+        except OSError as error:
+            raise TripathError(f"{folder}: no record of a run ({error.strerror})") from None
+        tracked = self.log(flat(record) if parent else record, folder, parent)
+        note(folder, tracked)
+        return tracked
 
-    def _record(self, experiment: Experiment, outcome: Outcome, files: Sequence[Path]) -> str:
-        client, tags = self._client, tags_of(experiment, outcome)
-        name = f"{experiment.model.name} {experiment.hardware.name} {experiment.workload.cache}"
-        parent = client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id
-        self._log(parent, headline_metrics(outcome), parameters(experiment))
-        for file in files:
-            client.log_artifact(parent, str(file))
-        for simulator, result in outcome.results.items():
-            below = {**tags, "mlflow.parentRunId": parent}
-            child = client.create_run(self._experiment_id, run_name=simulator, tags=below)
-            pictures = [file for file in files if file.suffix == ".png"] if simulator == "cycle" else []
-            self._record_child(child.info.run_id, simulator, result, outcome.wall_seconds[simulator], pictures)
-        client.set_terminated(parent, "FINISHED" if outcome.status == "passed" else "FAILED")
-        return parent
+    def _written(self, write: Callable[[], str]) -> Tracked:
+        self.wait()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return Tracked(uri=self.uri, experiment_id=self._experiment_id, run_id=write())
+            except Exception as error:
+                if time.monotonic() > until or not any(text in str(error) for text in BUSY):
+                    raise TripathError(f"tracking.uri: cannot write to {self.uri} ({_first_line(error)})") from error
+                time.sleep(RETRY_SECONDS)
 
-    def _record_child(self, run_id: str, simulator: str, result: Result, seconds: float, pictures: list[Path]) -> None:
-        metrics = {f"{simulator}.{key}": value for key, value in result.metrics.items()}
-        self._log(run_id, {**metrics, "wall_seconds": seconds}, {"simulator": simulator})
-        for title, table in result.tables.items():
-            data = {column: [row[i] for row in table.rows] for i, column in enumerate(table.columns)}
-            self._client.log_table(run_id, data, f"{title}.json")
-        for picture in pictures:
-            self._client.log_artifact(run_id, str(picture))
-        self._client.set_terminated(run_id)
+    def _create(self, record: Record, parent: str | None) -> str:
+        tags = {**record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        return self._client.create_run(self._experiment_id, run_name=record.name, tags=tags).info.run_id
 
-    def _log(self, run_id: str, metrics: Mapping[str, float], values: Mapping[str, str]) -> None:
-        """Finite metrics and parameters in few round trips."""
-        from mlflow.entities import Metric, Param
+    def _log(self, record: Record, folder: Path, parent: str | None) -> str:
+        run_id = self._create(record, parent)
+        self._fill(run_id, record, folder)
+        for child in record.children:
+            self._log(child, folder, run_id)
+        return run_id
+
+    def _fill(self, run_id: str, record: Record, folder: Path) -> str:
+        """Metrics, parameters, files and tables in as few round trips as possible: one costs 10 to 30 ms."""
+        from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
-        rows = [Metric(_key(name), float(value), now, 0) for name, value in metrics.items() if math.isfinite(value)]
-        items = [Param(name, value[:PARAMETER_CHARACTERS]) for name, value in values.items()]
-        self._client.log_batch(run_id, metrics=rows, params=items[:BATCH])
+        metrics = [Metric(_key(name), value, now, 0) for name, value in record.metrics.items()]
+        items = [Param(name, value[:PARAMETER_CHARACTERS]) for name, value in record.parameters.items()]
+        shown = [{"path": f"{title}.json", "type": "table"} for title in record.tables]
+        tags = {**record.tags, **({DISPLAYED: json.dumps(shown)} if shown else {})}
+        self._client.log_batch(
+            run_id, metrics=metrics, params=items[:BATCH], tags=[RunTag(key, value) for key, value in tags.items()]
+        )
         for start in range(BATCH, len(items), BATCH):
             self._client.log_batch(run_id, params=items[start : start + BATCH])
+        if record.files or record.tables:
+            with tempfile.TemporaryDirectory() as place:
+                for name in record.files:
+                    (Path(place) / name).symlink_to((folder / name).resolve(strict=True))
+                for title, table in record.tables.items():
+                    content = {"columns": list(table), "data": list(zip(*table.values(), strict=True))}
+                    (Path(place) / f"{title}.json").write_text(json.dumps(content), encoding="utf-8")
+                self._client.log_artifacts(run_id, place)
+        self._client.set_terminated(run_id, record.status)
+        return run_id
 
 
-def tags_of(experiment: Experiment, outcome: Outcome) -> dict[str, str]:
-    """What runs are filtered by."""
-    of_program = {} if outcome.program is None else {
-        "program_digest": outcome.program.digest, "trace_digest": next(iter(outcome.results.values())).trace_digest,
-    }  # fmt: skip
-    tags = {
-        **of_program, "model": experiment.model.name, "hardware": experiment.hardware.name, "cache": experiment.workload.cache,
-        "verdict": outcome.status, "mlflow.source.name": "tripath",
-    }  # fmt: skip
-    commit = git_commit()
-    return tags if commit is None else {**tags, "git_commit": commit}
+def note(folder: Path, tracked: Tracked) -> None:
+    """Leave a note in `folder` of where its run is. A folder that cannot be written is noted nowhere."""
+    with contextlib.suppress(OSError):
+        write_atomically(folder / TRACKED, json.dumps(dataclasses.asdict(tracked)).encode() + b"\n")
 
 
-def headline_metrics(outcome: Outcome) -> dict[str, float]:
-    """Metrics of the parent run: those of `HEADLINE`, and the relative error of every check that is no count."""
-    metrics: dict[str, float] = {
-        "validation.discrepancies": len(outcome.discrepancies), "validation.failed": len(outcome.failures),
-    }  # fmt: skip
-    for row in outcome.discrepancies:
-        if row.kind != "count":
-            subject = row.metric if row.scope in WHOLE_RUN else f"{row.metric}.{row.scope}"
-            metrics[f"validation.{row.kind}.{subject}.relative_error"] = row.relative_error
-    for simulator, result in outcome.results.items():
-        metrics |= {f"{simulator}.{key}": value for key, value in result.metrics.items() if key in HEADLINE}
-    return metrics
-
-
-def parameters(experiment: Experiment) -> dict[str, str]:
-    """What was run, flat: `workload.steps`, `hardware.hbm.channels`, ...; config.yaml also has the tables of timings."""
-    names = ("model", "workload", "hardware", "numerics")
-    groups = {name: dataclasses.asdict(getattr(experiment, name)) for name in names}
-    groups["hardware"].pop("timing")
-    groups["hardware"]["hbm"].pop("timings")
-    flat: dict[str, str] = {"paths": ",".join(experiment.paths)}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}", inner)
-        else:
-            flat[prefix] = str(value)
-
-    for name, group in {**groups, "simulator": experiment.options}.items():
-        walk(name, group)
-    return flat
-
-
-def git_commit() -> str | None:
-    """Commit of the source tree that runs (`-dirty` if changed since), or None where git does not know this file."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    known = [*git, "ls-files", "--error-unmatch", here.name]  # not so for an installed copy below another repository
+def noted(folder: Path) -> Tracked | None:
+    """The run that `note` left word of."""
     try:
-        subprocess.run(known, capture_output=True, check=True, timeout=5)
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(describe, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
+        return Tracked(**json.loads((folder / TRACKED).read_bytes()))
+    except (OSError, ValueError, TypeError):
         return None
-    return done.stdout.strip()
 
 
 def _key(name: str) -> str:

@@ -15,6 +15,7 @@ from statistics import median
 
 import numpy as np
 
+from accuracy.checkpoint import PREFIX
 from accuracy.reference import Cache, ReferenceModel, rms_norm, sample, softmax
 from tripath.devices import Device, Shape
 from tripath.errors import TripathError
@@ -90,8 +91,9 @@ def measure(model: ModelSpec, settings: HostSettings) -> HostRun:
 
 def phase_kernels(model: ModelSpec, settings: HostSettings) -> Iterator[tuple[tuple[str, int, int], Kernel]]:
     """Each phase of the reference model with random weights, at each size: (phase, canvas, block) and its call."""
-    reference, rng = ReferenceModel(model, random_tensors(model)), np.random.default_rng(1)
-    weight, canvas = reference.tensors["ln_f"], max(settings.canvases)
+    tensors, rng = random_tensors(model), np.random.default_rng(1)
+    reference, canvas = ReferenceModel(model, tensors), max(settings.canvases)
+    weight = tensors[f"{PREFIX}ln_f.weight"]
     for size in settings.canvases:
         tokens = rng.integers(0, model.vocab, size)
         hidden = rng.standard_normal((size, model.hidden), dtype=np.float32)

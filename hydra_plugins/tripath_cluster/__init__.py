@@ -1,0 +1,34 @@
+"""Hydra's view of a sweep: a launcher that hands all jobs to tripath.cli, a sweeper that leaves composing them to it.
+
+Hydra loads this module at every start, so it imports nothing else.
+"""
+
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class ClusterLauncher(Launcher):
+    """Runs the jobs of a sweep on one Ray cluster."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what composes a job."""
+        del task_function
+        self._context, self._config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs that these overrides make."""
+        from tripath.cli import run_jobs
+
+        return run_jobs(self._context.config_loader, self._config, job_overrides, initial_job_idx)
+
+
+class CartesianSweeper(BasicSweeper):
+    """Every combination of what is swept. Hydra's own also composes each once before the first job starts."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Nothing: a job that cannot be composed is refused when its turn comes, and the others run."""

@@ -1,0 +1,269 @@
+"""One job: an experiment's program is compiled, its paths run on it, and what they found is compared.
+
+A result that the cache has is not computed again. Nothing here knows where it runs: `tripath.launch` spreads it out.
+"""
+
+import importlib
+import inspect
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tripath.comparison import Show, with_other_hardware
+from tripath.compiler import compile_program, schedule
+from tripath.errors import TripathError
+from tripath.experiment import Experiment, Generated, Outcome, Prompts, read_prompts
+from tripath.metrics import Result, Table
+from tripath.program import Program
+from tripath.report import write_files
+from tripath.results import Cache, code_digest, digest_of, folder_digest
+from tripath.trace import Trace
+from tripath.validation import check_streams, validate
+
+if TYPE_CHECKING:
+    from cycle.streams import Stream
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PathRun:
+    """What one path found, on which trace, in how many seconds when it was computed, and whether the cache had it.
+
+    `token_ids` (per sequence) and `trip_counts` (denoising steps per block) are accuracy's.
+    """
+
+    result: Result
+    trace: Trace
+    wall_seconds: float
+    cached: bool = False
+    token_ids: Sequence[Sequence[int]] | None = None
+    trip_counts: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A compiled program and the prompts that it is for; None and none for an experiment without paths."""
+
+    program: Program | None
+    prompts: Prompts | None
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """Token ids, one list per sequence."""
+        return self.prompts.token_ids if self.prompts else []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One job of a sweep. `name` says what is its own; `configuration` and `command` are kept with what it leaves."""
+
+    number: int
+    name: str
+    folder: Path
+    experiment: Experiment
+    default_prompt: str | None
+    configuration: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOutcome:
+    """What a worker hands back of a job: verdict, metrics by full name, wall seconds, cached paths, its files, notes."""
+
+    status: str
+    failures: Sequence[str]
+    metrics: Mapping[str, float]
+    wall_seconds: Mapping[str, float]
+    cached: Sequence[str]
+    files: Mapping[str, bytes]
+    unknown_words: Sequence[str]
+
+
+def prepare(experiment: Experiment, default_prompt: str | None) -> Prepared:
+    """Read the prompts and compile the program.
+
+    Raises:
+        TripathError: the prompts or the combination are not possible.
+    """
+    if not experiment.paths:
+        return Prepared(program=None, prompts=None)
+    prompts = read_prompts(experiment, default_prompt)
+    lengths = [len(tokens) for tokens in prompts.token_ids]
+    program = compile_program(experiment.model, experiment.workload, experiment.hardware, experiment.numerics, lengths)
+    return Prepared(program=program, prompts=prompts)
+
+
+def compile_key(experiment: Experiment, default_prompt: str | None) -> str:
+    """Digest of what `prepare` depends on: jobs with the same share one program."""
+    e = experiment
+    return digest_of(e.model, e.workload, e.hardware, e.numerics, default_prompt, bool(e.paths))
+
+
+def run_path(
+    name: str,
+    program: Program,
+    experiment: Experiment,
+    prompts: Sequence[Sequence[int]],
+    trace: Trace | None,
+    cache: Cache,
+) -> PathRun:
+    """Run one path, or take what the cache has. `trace` is replayed by a timing path; accuracy records one.
+
+    Raises:
+        TripathError: an option that the simulator lacks, or it refuses its input.
+    """
+    inputs, digest = _inputs(name, program, experiment, prompts, trace)
+    known = _known(name, program, cache, digest)
+    if known is not None:
+        return known
+    began = time.perf_counter()
+    found = importlib.import_module(name).simulate(program, **inputs)
+    seconds = time.perf_counter() - began
+    if name == "accuracy":
+        run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds, token_ids=found.token_ids,
+                      trip_counts=found.trip_counts)  # fmt: skip
+    else:
+        assert trace is not None
+        run = PathRun(result=found, trace=trace, wall_seconds=seconds)
+    cache.put(digest, {field.name: getattr(run, field.name) for field in fields(run)})
+    return run
+
+
+def known_runs(
+    program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
+) -> dict[str, PathRun] | None:
+    """All paths of an experiment as the cache has them; None if it lacks one."""
+    runs: dict[str, PathRun] = {}
+    trace = schedule(experiment.workload)
+    for name in in_order(experiment.paths):
+        found = _known(name, program, cache, _inputs(name, program, experiment, prompts, trace)[1])
+        if found is None:
+            return None
+        runs[name], trace = found, found.trace
+    return runs
+
+
+def run_paths(
+    program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
+) -> dict[str, PathRun]:
+    """All paths of an experiment one after the other, accuracy first: the timing paths replay its trace."""
+    runs: dict[str, PathRun] = {}
+    trace = schedule(experiment.workload)
+    for name in in_order(experiment.paths):
+        runs[name] = run_path(name, program, experiment, prompts, trace, cache)
+        trace = runs[name].trace
+    return runs
+
+
+def in_order(paths: Sequence[str]) -> list[str]:
+    """The paths, accuracy first."""
+    return sorted(paths, key=lambda name: name != "accuracy")
+
+
+def outcome_of(
+    experiment: Experiment, prepared: Prepared, runs: Mapping[str, PathRun], show: Show = lambda _: None
+) -> Outcome:
+    """What came out of an experiment: results compared with each other, with theory, with what was measured elsewhere."""
+    settings = experiment.settings
+    streams = read_measured(experiment)
+    if prepared.program is None:
+        outcome = Outcome.without_program(settings.fail_on)
+    else:
+        results = {name: runs[name].result for name in experiment.paths}
+        outcome = Outcome(
+            program=prepared.program, results=results, discrepancies=validate(results, settings), fail_on=settings.fail_on,
+            wall_seconds={name: runs[name].wall_seconds for name in experiment.paths},
+            generated=_generated(prepared.prompts, runs.get("accuracy")),
+            cached=[name for name in experiment.paths if runs[name].cached],
+        )  # fmt: skip
+    checks = check_streams(streams) if streams else []
+    outcome = replace(outcome, discrepancies=[*outcome.discrepancies, *checks])
+    return with_other_hardware(experiment, outcome, show)
+
+
+def read_measured(experiment: Experiment) -> "list[Stream]":
+    """The memory streams that the experiment names, none where it names no file.
+
+    Raises:
+        TripathError: the file cannot be read, or is not one of streams.
+    """
+    if experiment.settings.streams is None:
+        return []
+    from cycle.streams import read_streams
+
+    return read_streams(experiment.settings.streams, experiment.hardware.hbm)
+
+
+def run_job(prepared: Prepared, job: Job, cache: Cache) -> JobOutcome:
+    """Run one job of a sweep in a worker. Its files are handed back: the worker's disk may not be the driver's.
+
+    Raises:
+        TripathError: a simulator refuses its input.
+    """
+    runs = {} if prepared.program is None else run_paths(prepared.program, job.experiment, prepared.token_ids, cache)
+    outcome = outcome_of(job.experiment, prepared, runs)
+    with tempfile.TemporaryDirectory() as place:
+        written = write_files(
+            Path(place), job.experiment, outcome, configuration=job.configuration, command=job.command, name=job.name
+        )
+        files = {file.name: file.read_bytes() for file in written}
+    metrics = {
+        f"{name}.{key}": value
+        for name, result in outcome.results.items()
+        for key, value in result.metrics.items()
+        if math.isfinite(value)
+    }
+    failures = [f"{row.metric} ({row.kind})" for row in outcome.failures]
+    return JobOutcome(
+        status=outcome.status, failures=failures, metrics=metrics, wall_seconds=outcome.wall_seconds,
+        cached=outcome.cached, files=files, unknown_words=prepared.prompts.unknown_words if prepared.prompts else [],
+    )  # fmt: skip
+
+
+def _generated(prompts: Prompts | None, run: PathRun | None) -> Generated | None:
+    if run is None or prompts is None or prompts.tokenizer is None:
+        return None
+    assert run.token_ids is not None
+    assert run.trip_counts is not None
+    answers = [prompts.tokenizer.decode(list(ids)) for ids in run.token_ids]
+    return Generated(prompts=prompts.texts, texts=answers, token_ids=run.token_ids, trip_counts=run.trip_counts)
+
+
+def _inputs(
+    name: str, program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
+) -> tuple[dict[str, Any], str]:
+    """What a simulator is given beside the program, and the digest of all of it and of its sources."""
+    inputs: dict[str, Any] = {"hardware": experiment.hardware, "trace": trace, "technology": experiment.technology}
+    content: dict[str, object] = inputs
+    if name == "accuracy":
+        model = experiment.model
+        inputs = {"model": model, "workload": experiment.workload, "prompts": prompts}
+        weights = None if model.checkpoint is None else folder_digest(model.checkpoint)
+        content = {**inputs, "model": replace(model, checkpoint=None), "weights": weights}
+    options = experiment.options.get(name) or {}
+    known = inspect.signature(importlib.import_module(name).simulate).parameters
+    for option in options:
+        if option in inputs or option not in known:
+            raise TripathError(f"simulator.{name}: unknown option {option!r}")
+    return {**inputs, **options}, digest_of(name, program.digest, program.phases, content, options, code_digest(name))
+
+
+def _known(name: str, program: Program, cache: Cache, digest: str) -> PathRun | None:
+    """What the cache has under `digest`, if it is of this path and program."""
+    content = cache.get(digest)
+    if content is None:
+        return None
+    try:
+        result, trace = content["result"], content["trace"]
+        tables = {title: Table(**table) for title, table in result["tables"].items()}
+        run = PathRun(**{
+            **content, "cached": True, "result": Result(**{**result, "tables": tables}),
+            "trace": Trace(breaks=tuple(trace["breaks"]), gathers=tuple(trace["gathers"])),
+        })  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        return None
+    whole = run.result.simulator == name and run.result.program_digest == program.digest
+    return run if whole and run.result.trace_digest == run.trace.digest else None

@@ -1,0 +1,251 @@
+"""A sweep as its driver sees it: jobs go to the cluster, files to disk, records to the store, a table to the screen."""
+
+import queue
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tripath.console import Tracked, error_out, out, print_places, sweep_progress, table_of
+from tripath.errors import print_error
+from tripath.job import Job, JobOutcome, compile_key, prepare, run_job
+from tripath.launch import INPUT_ERRORS, Cluster, Launch, Task, WorkerLostError
+from tripath.metrics import Table
+from tripath.record import FILE, Record, git_commit, to_json
+from tripath.results import write_atomically
+from tripath.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
+
+VERDICTS = ("passed", "failed", "bad input", "internal error")
+"""Of a job; the exit status is the place in this list."""
+KILLED = "KILLED"
+PICTURE, TABLE = "sweep.png", "sweep.csv"
+REPORT = "report.json"
+
+
+class Store(Protocol):
+    """Where records are logged (tripath.tracking.Store)."""
+
+    def begin(self, record: Record, folder: Path) -> Tracked:
+        """Write a run that goes on."""
+        ...
+
+    def end(self, run_id: str, record: Record, folder: Path) -> None:
+        """End it."""
+        ...
+
+    def log_folder(self, folder: Path, parent: str | None = None) -> Tracked:
+        """Log the record of a run folder."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """The jobs of one sweep, and what became of them so far. `swept` holds by job what is its own."""
+
+    folder: Path
+    command: str
+    swept: dict[int, dict[str, str]] = field(default_factory=dict)
+    sort_by: str | None = None
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """The worst exit status of a job."""
+        return max((VERDICTS.index(row.verdict) for row in self.rows), default=0)
+
+    def refuse(self, number: int, error: str, verdict: str = "bad input") -> None:
+        """Note a job that gave nothing."""
+        print_error(f"job {number}: {error}")
+        self.rows.append(Row(number=number, swept=self.swept[number], verdict=verdict, error=error))
+
+    def run(self, jobs: Iterable[Job], launch: Launch, cluster: Cluster, store: Store | None) -> None:
+        """Run `jobs`; what ends is written, logged and shown, whatever becomes of the others.
+
+        Raises:
+            TripathError: the cluster cannot be reached, or is lost.
+            KeyboardInterrupt: the user ended it.
+        """
+        self.sort_by = launch.sort_by
+        cache, waiting = launch.results, {}
+
+        def tasks() -> Iterator[Task]:
+            for job in jobs:
+                inputs = job.experiment, job.default_prompt
+                task = Task(
+                    key=compile_key(*inputs), prepare=(prepare, inputs), function=run_job, arguments=(job, cache)
+                )
+                waiting[id(task)] = task, job
+                yield task
+
+        writer, ended = _Writer(self, store) if store else None, KILLED
+        try:
+            with sweep_progress(len(self.swept)) as show:
+                for task, value in cluster.each(tasks(), lambda out: show([row.verdict for row in self.rows], out)):
+                    _, job = waiting.pop(id(task))
+                    if self._take(job, value) and writer:
+                        writer.put(job.folder)
+                show([row.verdict for row in self.rows], 0)
+            ended = "FAILED" if self.status else "FINISHED"
+        finally:
+            files = self._write()
+            record = self.save(ended, files) if files or writer else None
+            tracked = writer.end(record) if writer and record else None
+            self._print(tracked)
+
+    def _take(self, job: Job, value: object) -> bool:
+        """Note what became of a job, and write its files; whether they are there."""
+        if not isinstance(value, JobOutcome):
+            assert isinstance(value, Exception)
+            if isinstance(value, INPUT_ERRORS):
+                self.refuse(job.number, str(value))
+                return False
+            if not isinstance(value, WorkerLostError):
+                traceback.print_exception(value)
+            self.refuse(job.number, str(value).strip().splitlines()[-1], "internal error")
+            return False
+        if value.unknown_words:
+            words = ", ".join(value.unknown_words[:8])
+            error_out.print(
+                f"note: job {job.number}: the model's vocabulary lacks: {words}", style="yellow", markup=False
+            )
+        try:
+            write_job(job.folder, value.files)
+        except OSError as error:  # the results are in the cache
+            self.refuse(job.number, f"hydra.sweep.dir: cannot write {job.folder} ({error.strerror})")
+            return False
+        self.rows.append(Row(
+            number=job.number, swept=self.swept[job.number], verdict=value.status, error=", ".join(value.failures),
+            metrics=dict(value.metrics), wall_seconds=dict(value.wall_seconds), cached=value.cached,
+        ))  # fmt: skip
+        return True
+
+    @property
+    def _metric(self) -> str | None:
+        return sort_metric(self.rows, self.sort_by)
+
+    def _write(self) -> list[str]:
+        """Write table and picture of what ended so far, and hand back their names."""
+        if not any(row.metrics for row in self.rows):
+            return []
+        try:
+            write_csv(self.folder / TABLE, self.rows)
+            drawn = draw_summary(self.folder / PICTURE, self.rows, self._metric)
+        except OSError as error:
+            _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
+            return []
+        return [TABLE, PICTURE] if drawn else [TABLE]
+
+    def _print(self, tracked: Tracked | None) -> None:
+        if not self.rows:
+            return
+        table = summary(self.rows, self._metric)
+        title = "" if len(table.rows) <= MOST_ROWS else f" (the first {MOST_ROWS}; {TABLE} has all)"
+        by = f", by {self._metric.removeprefix(DESCENDING)}" if self._metric else ""
+        out.print()
+        columns = [column.replace(".", ".\n", 1) for column in table.columns]
+        out.print(table_of(f"jobs{by}{title}", Table(columns=columns, rows=table.rows[:MOST_ROWS])))
+        known = sorted({name for row in self.rows for name in row.metrics})
+        if self.sort_by and known and self._metric is None:
+            _note(f"launch.sort_by: no job has {self.sort_by}; they have {', '.join(known[:8])}, ...")
+        counts = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in VERDICTS}
+        counts["not run"] = len(self.swept) - len(self.rows)
+        hits, paths = (sum(len(paths) for paths in of) for of in
+                       ([row.cached for row in self.rows], [row.wall_seconds for row in self.rows]))  # fmt: skip
+        cached = f"; {hits} of {paths} results from the cache" if hits else ""
+        out.print(", ".join(f"{number} {what}" for what, number in counts.items() if number) + cached, markup=False)
+        if known:
+            print_places(str(self.folder), tracked)
+
+    def record(self, status: str, files: Sequence[str] = ()) -> Record:
+        """What a tracking server is told of the sweep itself: a table of the jobs, how they ended, and the best."""
+        values: dict[str, list[str]] = {}
+        for row in self.swept.values():
+            for axis, value in row.items():
+                values.setdefault(axis, []).append(value)
+        swept = {axis: ",".join(dict.fromkeys(of_axis)) for axis, of_axis in values.items()}
+        commit = git_commit()
+        tags = {
+            "kind": "sweep", "verdict": "failed" if self.status else "passed", "mlflow.source.name": "tripath",
+            "command": self.command, **({"git_commit": commit} if commit else {}),
+        }  # fmt: skip
+        metrics: dict[str, float] = {"jobs": len(self.swept)}
+        for verdict in VERDICTS:
+            metrics[f"jobs.{verdict.replace(' ', '_')}"] = sum(row.verdict == verdict for row in self.rows)
+        best, table = order(self.rows, self._metric), summary(self.rows, self._metric)
+        if self._metric:
+            name = self._metric.removeprefix(DESCENDING)
+            metrics[name] = best[0].metrics[name]
+        columns = {name: [row[i] for row in table.rows] for i, name in enumerate(table.columns)}
+        return Record(
+            name=f"sweep of {', '.join(swept) or 'one job'}", status=status, tags=tags, parameters=swept, metrics=metrics,
+            files=files, tables={"jobs": columns} if self.rows else {},
+        )  # fmt: skip
+
+    def save(self, status: str, files: Sequence[str] = ()) -> Record:
+        """Keep the record of the sweep beside its jobs."""
+        record = self.record(status, files)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / FILE, to_json(record))
+        except OSError as error:
+            _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
+        return record
+
+
+def write_job(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a job, report.json last: where it is, all is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)
+    for name, content in files.items():
+        if name != REPORT:
+            (folder / name).write_bytes(content)
+    write_atomically(folder / REPORT, files[REPORT])
+
+
+class _Writer:
+    """Logs a sweep in a thread of its own, since a store is slower than a cluster; if it fails, that costs no result."""
+
+    def __init__(self, sweep: Sweep, store: Store) -> None:
+        self._sweep, self._store = sweep, store
+        self._folders: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._tracked: Tracked | None = None
+        self._error: Exception | None = None
+        self._stop = threading.Event()
+        sweep.save("RUNNING")
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def put(self, folder: Path) -> None:
+        """Log the job in `folder` when the store has time."""
+        self._folders.put(folder)
+
+    def end(self, record: Record) -> Tracked | None:
+        """End the sweep's run when its jobs are logged, or at once if it was killed; where it is, None: not all is."""
+        if record.status == KILLED:
+            self._stop.set()
+        self._folders.put(None)
+        with out.status("mlflow writes the rest"):
+            self._thread.join()
+        if self._tracked and not self._error:
+            try:
+                self._store.end(self._tracked.run_id, record, self._sweep.folder)
+            except Exception as error:  # noqa: BLE001  results are on disk
+                self._error = error
+        if self._error or self._stop.is_set():
+            reason = f"{self._error}; the results" if self._error else "results that are not logged"
+            _note(f"{reason} are kept, `tripath-sync {self._sweep.folder}` logs them later")
+        return None if self._error else self._tracked
+
+    def _work(self) -> None:
+        try:
+            self._tracked = self._store.begin(self._sweep.record("RUNNING"), self._sweep.folder)
+            while not self._stop.is_set() and (folder := self._folders.get()) is not None:
+                self._store.log_folder(folder, self._tracked.run_id)
+        except Exception as error:  # noqa: BLE001  results are on disk
+            self._error = error
+
+
+def _note(text: str) -> None:
+    error_out.print(f"note: {' '.join(text.split())}", style="yellow", markup=False)

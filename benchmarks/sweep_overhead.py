@@ -75,6 +75,8 @@ def main() -> None:
             if name.startswith("killed"):
                 print(f"| {name} | {jobs} | {wall:.0f} | | | | |", flush=True)
                 continue
+            if process.returncode:
+                sys.exit((root / f"{folder.name}.log").read_text())
             with (folder / "sweep.csv").open() as file:
                 rows = list(csv.DictReader(file))
             hits = sum(row["cached"] == "analytical" for row in rows)

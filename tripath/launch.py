@@ -231,7 +231,9 @@ class Cluster:
     def _wait(self) -> None:
         self._ready.wait()
         if self._error is not None:
-            raise TripathError(f"launch.address: no Ray cluster at {self._launch.address} ({_first_line(self._error)})")
+            address = self._launch.address
+            what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
+            raise TripathError(f"{what} ({_first_line(self._error)})")
 
     def close(self) -> None:
         """Shut a cluster of our own down; leave another's."""

@@ -47,12 +47,13 @@ def nest_of(node: "int | Loop", costs: Costs, *, interlocked: bool) -> Nest:
     parts = [nest_of(inner, costs, interlocked=interlocked) for inner in node.body]
     starts = _starts(parts, costs, interlocked=interlocked)
     body = sequence(parts, costs, interlocked=interlocked)
-    period = sum(part.occupied for part in parts)
+    period = issue = sum(part.occupied for part in parts)
     if interlocked:
         for i, writer in enumerate(parts):
             for j, reader in enumerate(parts[: i + 1]):
-                if _recurs(writer, reader, node.level, costs):
-                    period = max(period, starts[i] + writer.first - starts[j])
+                wait = starts[i] + writer.first - starts[j] - issue
+                if wait > 0:
+                    period = max(period, issue + wait * _recurrence(writer, reader, node.level, costs))
     trips = node.base
     touches = [_swept(touch, node.level, trips) for part in parts for touch in part.touches]
     return Nest(
@@ -104,13 +105,16 @@ def _depends(earlier: Nest, later: Nest, costs: Costs) -> bool:
     return any(a.write and _overlap(a, b, costs) for a in earlier.touches for b in later.touches)
 
 
-def _recurs(writer: Nest, reader: Nest, level: int, costs: Costs) -> bool:
-    """Whether `reader` touches in the next iteration of `level` what `writer` wrote in this one."""
-    return any(
-        a.write and _overlap(a, b, costs) and abs(a.strides.get(level, 0)) < costs.granule[a.memory]
-        and abs(b.strides.get(level, 0)) < costs.granule[b.memory]
-        for a in writer.touches for b in reader.touches
-    )  # fmt: skip
+def _recurrence(writer: Nest, reader: Nest, level: int, costs: Costs) -> float:
+    """Share of iterations of `level` in which `reader` touches the row (of VLEN lanes) that `writer` wrote in the one before:
+    all where both stay in place, none where they move on by a row, and between the two where several places share a row."""
+    share = 0.0
+    for a in writer.touches:
+        for b in reader.touches:
+            if a.write and _overlap(a, b, costs):
+                moved = max(abs(a.strides.get(level, 0)), abs(b.strides.get(level, 0)))
+                share = max(share, 1 - moved / costs.granule[a.memory])
+    return share
 
 
 def _swept(touch: Touch, level: int, trips: int) -> Touch:

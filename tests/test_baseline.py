@@ -221,7 +221,7 @@ def test_the_shipped_baseline_is_of_the_jobs_of_the_experiment():
 
 
 def test_a_sweep_has_jobs_beside_its_product(tripath_command, tmp_path):  # noqa: F811
-    also = "hydra.sweeper.also=[[hardware.vlen=256,workload.batch=2]]"
+    also = "hydra.sweeper.also=[['hardware.vlen=256','workload.batch=2']]"
     status, _, errors = tripath_command(*SWEEP, "workload.cache=none", also, "hydra.sweep.dir=sweep")
     assert (status, errors) == (cli.PASSED, "")
     assert list(read_sweep(tmp_path / "sweep")) == ["vlen=64", "vlen=128", "vlen=256 batch=2"]

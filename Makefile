@@ -1,11 +1,12 @@
 # make run: set up .venv from the lock file and run the main job. make test: run the tests. make check: lint and types.
+# make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 TORCH := torch==2.13.0
 BIN := .venv/bin
 SYNC := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --frozen --inexact --no-default-groups --quiet
 
-.PHONY: run test check docs clean
+.PHONY: run test check crossvalidate docs clean
 
 run: .venv/.run
 	@$(BIN)/python -m tripath
@@ -18,6 +19,9 @@ check: .venv/.test .venv/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+crossvalidate: .venv/.run
+	@$(BIN)/python -m tripath experiment=ci
 
 docs: .venv/.run
 	$(BIN)/python -m tripath.isa.manual

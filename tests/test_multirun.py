@@ -118,7 +118,7 @@ def test_the_table_is_sorted_by_the_metric_asked_for(tripath_command):  # noqa: 
 def test_launch_and_tracking_are_not_swept(tripath_command):  # noqa: F811
     status, _, errors = tripath_command(*SWEEP, "launch.num_cpus=1,2")
     assert status == cli.BAD_INPUT
-    assert errors == "error: job 1: launch, tracking: are the same for all jobs of a sweep\n"
+    assert errors == "error: job 1: launch, tracking, validation.baseline: are the same for all jobs of a sweep\n"
 
 
 def test_a_job_that_raises_is_named_and_the_others_finish(tripath_command, tmp_path, monkeypatch):  # noqa: F811
@@ -220,7 +220,7 @@ def test_a_sweep_is_a_parent_with_a_run_for_each_job(tripath_command, tmp_path, 
     assert parent.data.params == {"hardware.vlen": "64,128"}
     assert (parent.data.metrics["jobs"], parent.data.metrics["jobs.passed"]) == (2, 2)
     artifacts = {file.path for file in store._client.list_artifacts(parent.info.run_id)}
-    assert artifacts == {"sweep.csv", "sweep.png", "jobs.json"}
+    assert artifacts == {"sweep.csv", "sweep.png", "jobs.json", "junit.xml", "summary.md"}
     for run in runs.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert (run.data.tags["verdict"], run.info.status) == ("passed", "FINISHED")

@@ -162,6 +162,8 @@ def _main(config: DictConfig) -> None:
 def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
     experiment, default_prompt = build_experiment(config)
+    if experiment.settings.baseline:
+        raise TripathError("validation.baseline: is that of a sweep, add --multirun (with hydra/launcher=cluster)")
     launch, tracking = build("launch", config.launch), build("tracking", config.tracking)
     from tripath.console import error_out, out, print_outcome, progress
     from tripath.job import known_runs, outcome_of, prepare, read_measured
@@ -207,6 +209,7 @@ def run_jobs(
     loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
     """Run the jobs of a sweep, which `job_overrides` make of the master `config`, on one cluster."""
+    from tripath.baseline import read_baseline
     from tripath.multirun import Sweep
 
     values = [_values(overrides) for overrides in job_overrides]
@@ -215,14 +218,14 @@ def run_jobs(
     swept = {number: {key: row[key] for key in differ if key in row} for number, row in enumerate(values, first)}
     command = shlex.join(["tripath", "--multirun", *config.hydra.overrides.task])
     sweep = Sweep(folder=Path(config.hydra.sweep.dir).absolute(), command=command, swept=swept)
-    compose, shared = Composer(loader, config), list[tuple[Any, Any]]()
+    compose, shared = Composer(loader, config), list[tuple[Any, Any, str | None]]()
 
     def jobs() -> "Iterator[Job]":
         for number, overrides in enumerate(job_overrides, first):
             try:
                 job, settings = _job_of(*compose(number, overrides), number, overrides, sweep.swept[number])
                 if settings != (shared or [settings])[0]:
-                    raise TripathError("launch, tracking: are the same for all jobs of a sweep")
+                    raise TripathError("launch, tracking, validation.baseline: are the same for all jobs of a sweep")
             except INPUT_ERRORS as error:
                 sweep.refuse(number, one_line(error))
             else:
@@ -233,7 +236,8 @@ def run_jobs(
     try:
         head = next(composed, None)
         if head is not None:
-            launch, tracking = shared[0]
+            launch, tracking, baseline = shared[0]
+            sweep.baseline = None if baseline is None else read_baseline(baseline)
             cluster, store = _command.cluster(launch), _command.store(tracking)
             if store:
                 store.wait()
@@ -254,7 +258,7 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
 
 def _job_of(
     config: DictConfig, folder: Path, number: int, overrides: Sequence[str], swept: Mapping[str, str]
-) -> "tuple[Job, tuple[Launch, Tracking]]":
+) -> "tuple[Job, tuple[Launch, Tracking, str | None]]":
     """A job of a sweep, and the settings that all its jobs share."""
     from tripath.job import Job, read_measured
     from tripath.summary import name_of
@@ -266,7 +270,8 @@ def _job_of(
         experiment=experiment, default_prompt=default_prompt, configuration=OmegaConf.to_yaml(config, resolve=True),
         command=shlex.join(["tripath", *overrides]),
     )  # fmt: skip
-    return job, (build("launch", config.launch), build("tracking", config.tracking))
+    settings = build("launch", config.launch), build("tracking", config.tracking), experiment.settings.baseline
+    return job, settings
 
 
 class Composer:

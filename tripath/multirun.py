@@ -1,13 +1,15 @@
 """A sweep as its driver sees it: jobs go to the cluster, files to disk, records to the store, a table to the screen."""
 
+import json
 import queue
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from tripath.baseline import Baseline, Drift, compare, facts_of
 from tripath.console import Tracked, error_out, out, print_places, sweep_progress, table_of
 from tripath.errors import print_error
 from tripath.job import Job, JobOutcome, compile_key, prepare, run_job
@@ -16,12 +18,15 @@ from tripath.metrics import Table
 from tripath.record import FILE, Record, git_commit, to_json
 from tripath.results import write_atomically
 from tripath.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
+from tripath.verdicts import JUNIT, MARKDOWN, junit, markdown
 
 VERDICTS = ("passed", "failed", "bad input", "internal error")
 """Of a job; the exit status is the place in this list."""
 KILLED = "KILLED"
 PICTURE, TABLE = "sweep.png", "sweep.csv"
 REPORT = "report.json"
+MOST_DRIFTS = 20
+"""That are printed."""
 
 
 class Store(Protocol):
@@ -42,18 +47,22 @@ class Store(Protocol):
 
 @dataclass(kw_only=True)
 class Sweep:
-    """The jobs of one sweep, and what became of them so far. `swept` holds by job what is its own."""
+    """The jobs of one sweep, and what became of them so far. `swept` holds by job what is its own; `drifts` are those from
+    the baseline, None until it is over or where there is none."""
 
     folder: Path
     command: str
     swept: dict[int, dict[str, str]] = field(default_factory=dict)
+    baseline: Baseline | None = None
     sort_by: str | None = None
+    drifts: list[Drift] | None = None
     rows: list[Row] = field(default_factory=list)
 
     @property
     def status(self) -> int:
-        """The worst exit status of a job."""
-        return max((VERDICTS.index(row.verdict) for row in self.rows), default=0)
+        """The worst exit status of a job; a drift is a check that failed."""
+        worst = max((VERDICTS.index(row.verdict) for row in self.rows), default=0)
+        return max(worst, 1 if self.drifts else 0)
 
     def refuse(self, number: int, error: str, verdict: str = "bad input") -> None:
         """Note a job that gave nothing."""
@@ -87,9 +96,10 @@ class Sweep:
                     if self._take(job, value) and writer:
                         writer.put(job.folder)
                 show([row.verdict for row in self.rows], 0)
+            self._compare()
             ended = "FAILED" if self.status else "FINISHED"
         finally:
-            files = self._write()
+            files = self._write() + ([] if ended == KILLED else self._publish())
             record = self.save(ended, files) if files or writer else None
             tracked = writer.end(record) if writer and record else None
             self._print(tracked)
@@ -118,8 +128,37 @@ class Sweep:
         self.rows.append(Row(
             number=job.number, swept=self.swept[job.number], verdict=value.status, error=", ".join(value.failures),
             metrics=dict(value.metrics), wall_seconds=dict(value.wall_seconds), cached=value.cached,
+            report=json.loads(value.files[REPORT]), fail_on=job.experiment.settings.fail_on,
         ))  # fmt: skip
         return True
+
+    def _compare(self) -> None:
+        """Hold what came out to the baseline: a job that drifted has failed."""
+        if self.baseline is None:
+            return
+        found = {row.name: facts_of(row.report) for row in self.rows if row.report is not None}
+        self.drifts = compare(self.baseline, found)
+        for drift in self.drifts[:MOST_DRIFTS]:
+            print_error(f"{drift.job}: {drift}")
+        if len(self.drifts) > MOST_DRIFTS:
+            print_error(f"{len(self.drifts) - MOST_DRIFTS} more drifts from the baseline, in {self.folder / JUNIT}")
+        for index, row in enumerate(self.rows):
+            own = [drift.metric or str(drift) for drift in self.drifts if drift.job == row.name]
+            if own and row.report is not None:
+                errors = [row.error] * bool(row.error) + [f"{metric} (baseline)" for metric in own]
+                self.rows[index] = replace(row, verdict="failed", error=", ".join(errors))
+
+    def _publish(self) -> list[str]:
+        """Write what continuous integration shows of the sweep, and hand back the names."""
+        text = markdown(self.rows, self.drifts, self._metric)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / JUNIT).write_bytes(junit(self.rows, self.drifts))
+            (self.folder / MARKDOWN).write_text(text, encoding="utf-8")
+        except OSError as error:
+            _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
+            return []
+        return [JUNIT, MARKDOWN]
 
     @property
     def _metric(self) -> str | None:

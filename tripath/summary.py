@@ -1,10 +1,12 @@
 """A sweep in one table and one picture: what each job was given, what became of it, and the metric that is looked for."""
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from tripath.metrics import Table
 
@@ -23,7 +25,8 @@ MARKERS = "os^Dvx"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What became of a job. `swept` is what it was given by axis, `cached` the paths that were not run anew."""
+    """What became of a job. `swept` is what it was given by axis, `cached` the paths that were not run anew, `report` its
+    report.json (None: it left none), `fail_on` the kinds of checks that fail it."""
 
     number: int
     swept: dict[str, str]
@@ -32,6 +35,13 @@ class Row:
     metrics: dict[str, float] = field(default_factory=dict)
     wall_seconds: dict[str, float] = field(default_factory=dict)
     cached: Sequence[str] = ()
+    report: Mapping[str, Any] | None = None
+    fail_on: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """What the job is called."""
+        return name_of(self.swept) or f"job {self.number}"
 
 
 def name_of(swept: Mapping[str, str]) -> str:
@@ -93,7 +103,9 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:
     """Draw the metric over the axis with most values, a line for each choice of the others; False: nothing to draw."""
     name = (metric or "").removeprefix(DESCENDING)
-    drawn = [row for row in order(rows, None) if name in row.metrics]
+    known = [row for row in order(rows, None) if name in row.metrics]
+    given = Counter(tuple(row.swept) for row in known).most_common(1)  # jobs beside a product have other axes
+    drawn = [row for row in known if tuple(row.swept) == given[0][0]]
     values = {axis: list(dict.fromkeys(row.swept.get(axis, "") for row in drawn)) for axis in axes_of(drawn)}
     values = {axis: there for axis, there in values.items() if len(there) > 1}
     if not values:

@@ -3,9 +3,10 @@
 Hydra loads this module at every start, so it imports nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -28,7 +29,25 @@ class ClusterLauncher(Launcher):
 
 
 class CartesianSweeper(BasicSweeper):
-    """Every combination of what is swept. Hydra's own also composes each once before the first job starts."""
+    """Every combination of what is swept, then the jobs of `also`: each a list of overrides, beside what is not swept.
+
+    Hydra's own also composes each once before the first job starts.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: MutableMapping[str, str] | None = None,
+        also: Sequence[Sequence[str]] = (),
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self._also = also
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """The jobs in batches; those of `also` are of the last. What the user gives comes last, and so wins."""
+        *batches, last = BasicSweeper.split_arguments(overrides, max_batch_size)
+        shared = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+        return [*batches, [*last, *([*map(str, job), *shared] for job in self._also)]]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Nothing: a job that cannot be composed is refused when its turn comes, and the others run."""

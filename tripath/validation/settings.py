@@ -82,6 +82,7 @@ class Settings:
 
     `estimate` is relative to the cycle path, as is `energy`, that of the joules; `fidelity` holds absolute distances from
     `IDEAL`. `streams`: a file of memory streams to run through the DRAM model (`published`: the one in the package), or None.
+    `baseline`: what the metrics of a sweep must be (tripath.baseline), or None.
 
     Other hardware: `devices` names the device models that run the same workload; `published` asks for their published
     figures; `measurements` is a file of someone's own (`measurements`), which may be off by `measured`; `host` times this CPU.
@@ -92,6 +93,7 @@ class Settings:
     fidelity: Mapping[str, Tolerance]
     references: Sequence[Reference] = field(default_factory=list)
     streams: str | None = None
+    baseline: str | None = None
     devices: Sequence[str] = field(default_factory=list)
     published: bool = False
     measurements: str | None = None

@@ -1,5 +1,6 @@
 """A sweep in continuous integration: a drift from the baseline fails with its name, JUnit and Markdown say so."""
 
+import csv
 import json
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -227,4 +228,7 @@ def test_a_sweep_has_jobs_beside_its_product(tripath_command, tmp_path):  # noqa
     assert list(read_sweep(tmp_path / "sweep")) == ["vlen=64", "vlen=128", "vlen=256 batch=2"]
     config = yaml.safe_load((tmp_path / "sweep" / "2" / "config.yaml").read_text())
     assert (config["workload"]["cache"], config["workload"]["batch"]) == ("none", 2)
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        assert [row["workload.batch"] for row in csv.DictReader(file)] == ["", "", "2"]
+    assert "| vlen=256 batch=2 | passed |" in (tmp_path / "sweep" / "summary.md").read_text()
     assert CartesianSweeper(max_batch_size=None).split_arguments([], None) == [[[]]]

@@ -67,7 +67,7 @@ class Drift:
             return f"{self.metric}: was {self.old}, is not there"
         if isinstance(self.old, str) or isinstance(self.new, str):
             return f"{self.metric}: was {self.old}, is {self.new}"
-        change = f"{(self.new - self.old) / abs(self.old):+.3%}, " if self.old else ""
+        change = f"{100 * (self.new - self.old) / abs(self.old):+.3g} %, " if self.old else ""
         return f"{self.metric}: was {self.old:.12g}, is {self.new:.12g} ({change}tolerance {self.tolerance:g})"
 
 

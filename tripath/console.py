@@ -13,7 +13,7 @@ from rich.text import Text
 from tripath.experiment import Experiment, Outcome, energy_line, headline, verdicts
 from tripath.metrics import Table as Rows
 
-LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase", "note")
+LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase", "note", "given")
 SHOWN_PROMPTS = 4
 LINE_SECONDS = 10.0
 STYLES = {"passed": "green", "failed": "bold red", "bad input": "red", "internal error": "bold red"}

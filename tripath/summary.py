@@ -72,12 +72,15 @@ def axes_of(rows: Sequence[Row]) -> list[str]:
 
 
 def summary(rows: Sequence[Row], metric: str | None) -> Table:
-    """The rows in order: job, axes, verdict, a few metrics, the seconds that its simulators took, what went wrong."""
+    """The rows in order: job, axes (one column where jobs have other ones), verdict, a few metrics, the seconds that its
+    simulators took, what went wrong."""
     axes, names = axes_of(rows), _shown(rows, metric)
-    columns = ["job", *(_short(axis, axes) for axis in axes), "verdict", *names, "seconds", "note"]
+    beside = any(len(row.swept) < len(axes) for row in rows)  # jobs beside a product would leave most columns empty
+    headings = ["given"] if beside else [_short(axis, axes) for axis in axes]
+    columns = ["job", *headings, "verdict", *names, "seconds", "note"]
     cells = [
         [
-            str(row.number), *(row.swept.get(axis, "") for axis in axes), row.verdict,
+            str(row.number), *([row.name] if beside else [row.swept.get(axis, "") for axis in axes]), row.verdict,
             *(_text(row.metrics.get(name)) for name in names),
             f"{sum(row.wall_seconds.values()):.2f}" if row.wall_seconds else "",
             _note(row),

@@ -73,7 +73,7 @@ def markdown(rows: Sequence[Row], drifts: Sequence[Drift] | None, metric: str | 
     """The sweep as a page of a pipeline: what became of it, a table of its jobs, what failed, what drifted."""
     bad = sum(row.verdict != "passed" for row in rows)
     title = "failed" if bad or drifts else "passed"
-    against = "" if drifts is None else f", {len(drifts)} drifts from the baseline"
+    against = "" if drifts is None else f"; drifts from the baseline: {len(drifts)}"
     table, lines = summary(rows, metric), _by_job(drifts or [])
     names = {str(row.number): row.name for row in rows}
     columns = [*table.columns, *([] if drifts is None else ["drifts"])]

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 
-from hydra_plugins.tripath_cluster import CartesianSweeper
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath import baseline, cli
 from tripath.baseline import Baseline, Drift, compare, facts_of, place_of, read_baseline, read_sweep
@@ -231,4 +230,3 @@ def test_a_sweep_has_jobs_beside_its_product(tripath_command, tmp_path):  # noqa
     with (tmp_path / "sweep" / "sweep.csv").open() as file:
         assert [row["workload.batch"] for row in csv.DictReader(file)] == ["", "", "2"]
     assert "| vlen=256 batch=2 | passed |" in (tmp_path / "sweep" / "summary.md").read_text()
-    assert CartesianSweeper(max_batch_size=None).split_arguments([], None) == [[[]]]

@@ -17,7 +17,7 @@ import tripath.job
 import tripath.launch
 import tripath.tracking
 from tests.conftest import PROMPT, compiled, compose_experiment
-from tripath import cli
+from tripath import cli, console
 from tripath.errors import TripathError
 from tripath.experiment import read_prompts
 from tripath.job import run_paths
@@ -60,6 +60,7 @@ def tripath_command(monkeypatch, tmp_path, capsys, tmp_path_factory):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setenv("COLUMNS", cli.WIDTH_WITHOUT_TERMINAL)
+    monkeypatch.setattr(console.out, "_width", int(cli.WIDTH_WITHOUT_TERMINAL))  # another test may have left its own
     monkeypatch.setenv("TRIPATH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def command(*arguments):
@@ -253,7 +254,7 @@ def test_a_sweep_goes_on_after_a_bad_job_and_takes_the_worst_status(tripath_comm
     assert status == cli.BAD_INPUT
     assert errors.splitlines() == ["error: job 1: hardware.blen: must be a power of two from 4 to 128, got 7"]
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
-        "0", "2", "multirun.yaml", "record.json", "sweep.csv", "sweep.png",
+        "0", "2", "junit.xml", "multirun.yaml", "record.json", "summary.md", "sweep.csv", "sweep.png",
     }  # fmt: skip
     assert (tmp_path / "sweep" / "2" / "report.json").exists()
     assert "2 passed, 1 bad input" in output

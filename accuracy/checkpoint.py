@@ -76,19 +76,14 @@ class _Place:
 class Checkpoint(Mapping[str, np.ndarray]):
     """The tensors of a checkpoint by LLaDA's names, checked but not read; `open_checkpoint` makes it."""
 
-    spec: ModelSpec
     places: Mapping[str, _Place]
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as float32."""
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One tensor as float32, read when it is asked for."""
         place = self.places[name]
         raw = np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
         wide = (raw.astype(np.uint32) << 16).view(np.float32) if place.kind == "BF16" else raw.astype(np.float32)
         return wide.reshape(place.shape)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """As `read`: a checkpoint is a mapping of which every tensor is read when it is asked for."""
-        return self.read(name)
 
     def __iter__(self) -> Iterator[str]:
         """Names of the tensors."""
@@ -97,11 +92,6 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """Number of tensors."""
         return len(self.places)
-
-    def layer(self, index: int) -> dict[str, np.ndarray]:
-        """The tensors of one layer as float32: no other layer is in memory."""
-        prefix = f"{PREFIX}blocks.{index}."
-        return {name: self.read(name) for name in self.places if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +155,7 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
                 f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {shape} ({place.file})"
             )
         places[name] = place
-    return Checkpoint(spec=spec, places=places)
+    return Checkpoint(places=places)
 
 
 def load_tensors(spec: ModelSpec) -> Mapping[str, np.ndarray]:

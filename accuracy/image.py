@@ -35,19 +35,20 @@ def build_image(
     for name, values in _host(program, model, workload, prompts).items():
         write_tensor(image, program.tensor(name), values)
     for name, part in WEIGHTS.items():
-        write_tensor(image, program.tensor(name), tensors[f"{PREFIX}{part}.weight"])
+        write_tensor(image, program.tensor(name), tensors[f"{PREFIX}{part}"])
+    layered = [(tensor, LAYER_WEIGHTS[tensor.name]) for tensor in program.hbm if tensor.name in LAYER_WEIGHTS]
     for layer in range(model.layers):
-        for name, parts in LAYER_WEIGHTS.items() if not model.qkv_bias else (*LAYER_WEIGHTS.items(), ("qkv_bias", QKV)):
-            kind = "bias" if name == "qkv_bias" else "weight"
-            rows = [tensors[f"{PREFIX}blocks.{layer}.{part}.{kind}"] for part in parts]  # one layer at a time in memory
-            write_tensor(image, _layer_tensor(program.tensor(name), layer), np.concatenate(rows))
+        for tensor, parts in layered:
+            rows = [tensors[f"{PREFIX}blocks.{layer}.{part}"] for part in parts]  # one layer at a time in memory
+            write_tensor(image, _layer_tensor(tensor, layer), np.concatenate(rows))
     return image
 
 
-WEIGHTS = {"embedding": "wte", "final_norm": "ln_f", "lm_head": "ff_out"}
+WEIGHTS = {"embedding": "wte.weight", "final_norm": "ln_f.weight", "lm_head": "ff_out.weight"}
 LAYER_WEIGHTS = {
-    "attention_norm": ["attn_norm"], "ffn_norm": ["ff_norm"], "w_qkv": QKV, "w_out": ["attn_out"], "w_gate": ["ff_proj"],
-    "w_up": ["up_proj"], "w_down": ["ff_out"],
+    "attention_norm": ["attn_norm.weight"], "ffn_norm": ["ff_norm.weight"], "w_qkv": [f"{part}.weight" for part in QKV],
+    "qkv_bias": [f"{part}.bias" for part in QKV], "w_out": ["attn_out.weight"], "w_gate": ["ff_proj.weight"],
+    "w_up": ["up_proj.weight"], "w_down": ["ff_out.weight"],
 }  # fmt: skip
 """Tensors of the HBM map, and the parts of the checkpoint that stand one below the other in them."""
 

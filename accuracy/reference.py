@@ -82,15 +82,16 @@ class ReferenceModel:
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
         self.spec, self._tensors = spec, tensors
+        prefixes = [f"{_PREFIX}blocks.{index}." for index in range(spec.layers)]
+        self._parts = [{name.removeprefix(p).removesuffix(".weight"): name for name in tensors if name.startswith(p)}
+                       for p in prefixes]  # fmt: skip
 
     def _weight(self, name: str) -> np.ndarray:
         return self._tensors[f"{_PREFIX}{name}.weight"]
 
     def _layer(self, index: int) -> dict[str, np.ndarray]:
         """The tensors of one layer by their short names, biases as `q_proj.bias`."""
-        prefix = f"{_PREFIX}blocks.{index}."
-        names = (name for name in self._tensors if name.startswith(prefix))
-        return {name.removeprefix(prefix).removesuffix(".weight"): self._tensors[name] for name in names}
+        return {part: self._tensors[name] for part, name in self._parts[index].items()}
 
     def new_cache(self) -> Cache:
         """An empty KV cache."""

@@ -15,18 +15,12 @@ from hydra import compose, initialize_config_module
 
 import analytical
 import cycle
+from benchmarks.cycle_speed import LLADA
 from tripath.cli import build_experiment
 from tripath.compiler import compile_program, schedule
 from tripath.program import Program
 
 REPEATS = 15
-LLADA = (
-    "model=llada_8b",
-    "hardware=npu_datacenter",
-    "workload=llada_gsm8k",
-    "numerics=mxint4",
-    "paths=[analytical,cycle]",
-)
 CASES = {f"{name}, {cache}": (*model, f"workload.cache={cache}") for name, model in (("wordmath", ()), ("LLaDA-8B", LLADA))
          for cache in ("none", "prefix", "dual")}  # fmt: skip
 

@@ -74,7 +74,7 @@ from cycle.state import (
 from tripath.isa.spec import LOOP_LEVELS
 from tripath.program import Program
 from tripath.structure import LOOPS
-from tripath.tables import address_registers
+from tripath.tables import Register, address_registers
 
 WORTH_CYCLES = 64
 """An iteration shorter than this is run: comparing would take as long."""
@@ -131,16 +131,14 @@ def mark_loops(program: Program, code: np.ndarray, hbm_period_bytes: int) -> Non
         code[end, PERIOD] = 0 if mixed else _period(program, code, registers, level, body, hbm_period_bytes)
 
 
+_UNSET = Register(base=0, strides={})
+
+
 class _Registers:
-    """Where address registers can point: base, strides by level, ring; and the most trips of each loop."""
+    """Where address registers can point, and the most trips of each loop."""
 
     def __init__(self, program: Program) -> None:
-        registers = address_registers(program)
-        self.base = {number: register.base for number, register in registers.items()}
-        self.stride = {number: register.strides for number, register in registers.items()}
-        self.ring = {
-            number: (register.ring_length - 1) * register.ring_stride for number, register in registers.items()
-        }
+        self.registers = address_registers(program)
         self.enclosing: list[list[int]] = []
         self.trips: dict[int, int] = {}
         integer: dict[int, int] = {}
@@ -179,15 +177,19 @@ class _Registers:
 
     def step(self, register: int, level: int) -> int:
         """By how much an address moves with each iteration of a level."""
-        return self.stride.get(register, {}).get(level, 0)
+        return self._of(register).strides.get(level, 0)
+
+    def _of(self, number: int) -> Register:
+        return self.registers.get(number, _UNSET)
 
     def sweep(self, register: int, number: int) -> tuple[int, int]:
         """First and last address that an instruction can reach through a register."""
-        low = high = self.base.get(register, 0)
+        known = self._of(register)
+        low = high = known.base
         for loop in self.enclosing[number]:
             reach = (max(self.trips[loop], 1) - 1) * self.step(register, self.levels[loop])
             low, high = low + min(reach, 0), high + max(reach, 0)
-        ring = self.ring.get(register, 0)
+        ring = (known.ring_length - 1) * known.ring_stride
         return low + min(ring, 0), high + max(ring, 0)
 
 

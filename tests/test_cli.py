@@ -60,7 +60,9 @@ def tripath_command(monkeypatch, tmp_path, capsys, tmp_path_factory):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setenv("COLUMNS", cli.WIDTH_WITHOUT_TERMINAL)
-    monkeypatch.setattr(console.out, "_width", int(cli.WIDTH_WITHOUT_TERMINAL))  # another test may have left its own
+    monkeypatch.setattr(
+        console.out, "_width", int(cli.WIDTH_WITHOUT_TERMINAL)
+    )  # rich read COLUMNS when the console was made
     monkeypatch.setenv("TRIPATH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def command(*arguments):

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from tripath.errors import TripathError, print_error
+from tripath.folders import job_reports
 from tripath.record import FILE as RECORD
 from tripath.results import write_atomically
 
@@ -169,7 +170,7 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Value]]:
     Raises:
         TripathError: there is none.
     """
-    reports = sorted(folder.glob("*/report.json"), key=lambda path: path.parent.name.zfill(8))
+    reports = job_reports(folder)
     if not reports:
         raise TripathError(f"{folder}: no job of a sweep below (NUMBER/report.json)")
     found: dict[str, dict[str, Value]] = {}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from tripath.errors import TripathError
+from tripath.errors import TripathError, print_error
+from tripath.folders import job_reports, value_at
 
 WORST = 5
 AXES = (
@@ -52,7 +53,7 @@ def read_estimates(folder: Path) -> list[Estimate]:
         TripathError: there is none.
     """
     found = []
-    for report in sorted(folder.glob("*/report.json"), key=lambda path: path.parent.name.zfill(8)):
+    for report in job_reports(folder):
         simulators = json.loads(report.read_text(encoding="utf-8"))["simulators"]
         if not {"analytical", "cycle"} <= set(simulators):
             continue
@@ -64,7 +65,7 @@ def read_estimates(folder: Path) -> list[Estimate]:
         stalls = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
         cause = max(stalls, key=lambda name: stalls[name], default="")
         found.append(Estimate(
-            axes={axis: _value(config, axis) for axis in AXES}, makespan=makespan,
+            axes={axis: value_at(config, axis) for axis in AXES}, makespan=makespan,
             estimated=metrics["analytical.estimated_cycles"], bound=metrics["analytical.lower_bound_cycles"],
             busiest=busiest, busy_share=metrics[f"cycle.busy_cycles.{busiest}"] / makespan, stall=cause,
             stall_share=stalls.get(cause, 0.0) / makespan,
@@ -72,13 +73,6 @@ def read_estimates(folder: Path) -> list[Estimate]:
     if not found:
         raise TripathError(f"{folder}: no run of analytical and cycle below (NUMBER/report.json)")
     return found
-
-
-def _value(config: Mapping[str, object], key: str) -> str:
-    node: object = config
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return str(node)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -149,12 +143,12 @@ def write(folder: Path) -> str:
 def main(arguments: Sequence[str]) -> int:
     """`python -m tripath.estimates FOLDER`."""
     if len(arguments) != 1:
-        sys.stderr.write("error: usage: python -m tripath.estimates FOLDER\n")
+        print_error("usage: python -m tripath.estimates FOLDER")
         return 2
     try:
         sys.stdout.write(write(Path(arguments[0])))
     except (TripathError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        print_error(str(error))
         return 2
     return 0
 

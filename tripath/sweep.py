@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from tripath.errors import TripathError
+from tripath.errors import TripathError, print_error
+from tripath.folders import job_reports, value_at
 
 AXES = {
     "workload.batch": "sequences", "canvas": "tokens of a sequence", "hardware.vlen": "VLEN", "hardware.blen": "BLEN",
@@ -36,11 +37,11 @@ def read_runs(folder: Path) -> list[Point]:
         TripathError: there is none.
     """
     points = []
-    for report in sorted(folder.glob("*/report.json")):
+    for report in job_reports(folder):
         config = yaml.safe_load((report.parent / "config.yaml").read_text(encoding="utf-8"))
         simulators = json.loads(report.read_text(encoding="utf-8"))["simulators"]
         workload = config["workload"]
-        point = {axis: float(_value(config, axis)) for axis in AXES if axis != "canvas"}
+        point = {axis: float(value_at(config, axis)) for axis in AXES if axis != "canvas"}
         point["canvas"] = float((workload["prompt_length"] or 0) + workload["generation_length"])
         for path, cost in PATHS.items():
             if path in simulators:
@@ -51,13 +52,6 @@ def read_runs(folder: Path) -> list[Point]:
     if not points:
         raise TripathError(f"{folder}: no run of a sweep below (NUMBER/report.json)")
     return points
-
-
-def _value(config: Mapping[str, object], key: str) -> str:
-    node: object = config
-    for name in key.split("."):
-        node = node[name] if isinstance(node, Mapping) else None
-    return str(node)
 
 
 def swept_axes(points: Sequence[Point]) -> list[str]:
@@ -168,12 +162,12 @@ def write_sweep(folder: Path) -> list[Path]:
 def main() -> int:
     """Write pictures and tables beside the runs of a sweep; returns the exit status."""
     if len(sys.argv) != 2:
-        sys.stderr.write("error: usage: python -m tripath.sweep FOLDER\n")
+        print_error("usage: python -m tripath.sweep FOLDER")
         return 2
     try:
         files = write_sweep(Path(sys.argv[1]))
     except (TripathError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        print_error(str(error))
         return 2
     sys.stdout.writelines(f"{file}\n" for file in files)
     return 0

@@ -25,6 +25,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from tripath.job import Job
     from tripath.launch import Cluster, Launch
     from tripath.model import ModelSpec
+    from tripath.multirun import Sweep
     from tripath.tracking import Store, Tracking
     from tripath.validation import Settings
 
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 PACKAGE = "pkg://"
 PROMPT = "workload.prompt="
+ROW_ONLY = "row_only=true"
 INPUT_ERRORS = (TripathError, HydraException, OmegaConfBaseException, OSError)
 WIDTH_WITHOUT_TERMINAL = "120"
 
@@ -55,7 +58,9 @@ def run() -> int:
     try:
         _check_arguments()
         _main()
+        _command.end_sweep(whole=True)
     except KeyboardInterrupt:
+        _command.end_sweep(whole=False)
         _command.close()
         print_error("interrupted")
         return INTERRUPTED
@@ -66,13 +71,15 @@ def run() -> int:
         traceback.print_exc()
         return INTERNAL_ERROR
     finally:
+        _command.end_sweep(whole=False)
         _command.close()
         _command.tidy_folder()
     return max(_command.statuses, default=PASSED)
 
 
 class _Command:
-    """What the jobs of one command share: exit statuses, folders that Hydra makes, a Ray cluster, a tracking store."""
+    """What the jobs of one command share: exit statuses, folders that Hydra makes, a Ray cluster, a tracking store; of a
+    sweep also its settings, what composes its jobs, and the axes that are its own whatever the jobs are given."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -81,11 +88,37 @@ class _Command:
         self._before: set[Path] = set()
         self._cluster: tuple[Launch, Cluster] | None = None
         self._store: tuple[Tracking, Store] | None = None
+        self._sweep: Sweep | None = None
+        self._composer: Composer | None = None
+        self.shared: tuple[Launch, Tracking, str | None] | None = None
+        self.axes: Mapping[str, Sequence[str]] = {}
 
     def forget(self) -> None:
         """Begin anew: a process may run several commands, each in a folder of its own."""
         self.statuses.clear()
-        self._store = None
+        self._store = self._sweep = self._composer = self.shared = None
+        self.axes = {}
+
+    def sweep(self, config: DictConfig) -> "Sweep":
+        """The sweep of this command."""
+        from tripath.multirun import Sweep
+
+        if self._sweep is None:
+            command = shlex.join(["tripath", "--multirun", *config.hydra.overrides.task])
+            self._sweep = Sweep(folder=Path(config.hydra.sweep.dir).absolute(), command=command)
+        return self._sweep
+
+    def end_sweep(self, *, whole: bool) -> None:
+        """End the sweep, where there is one that has not ended."""
+        sweep, self._sweep = self._sweep, None
+        if sweep is not None:
+            sweep.end(whole=whole)
+            self.statuses.append(sweep.status)
+
+    def composer(self, loader: ConfigLoader, config: DictConfig) -> "Composer":
+        """What composes the jobs of the sweep."""
+        self._composer = self._composer or Composer(loader, config)
+        return self._composer
 
     def cluster(self, launch: "Launch") -> "Cluster":
         """The cluster, starting in the background where it is new."""
@@ -208,43 +241,74 @@ def _job(config: DictConfig, folder: Path) -> int:
 def run_jobs(
     loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
-    """Run the jobs of a sweep, which `job_overrides` make of the master `config`, on one cluster."""
-    from tripath.baseline import read_baseline
-    from tripath.multirun import Sweep
+    """Run a batch of jobs, which `job_overrides` make of the master `config`; all batches of a command are one sweep.
 
+    A job returns its row of the sweep's table, None where it has none.
+    """
+    from tripath.baseline import read_baseline
+
+    sweep = _command.sweep(config)
     values = [_values(overrides) for overrides in job_overrides]
     keys = dict.fromkeys(key for row in values for key in row)
-    differ = [key for key in keys if len({row.get(key) for row in values}) > 1]
-    swept = {number: {key: row[key] for key in differ if key in row} for number, row in enumerate(values, first)}
-    command = shlex.join(["tripath", "--multirun", *config.hydra.overrides.task])
-    sweep = Sweep(folder=Path(config.hydra.sweep.dir).absolute(), command=command, swept=swept)
-    compose, shared = Composer(loader, config), list[tuple[Any, Any, str | None]]()
+    differ = [key for key in keys if key in _command.axes or len({row.get(key) for row in values}) > 1]
+    numbers = range(first, first + len(values))
+    sweep.swept |= {
+        number: {k: row[k] for k in differ if k in row} for number, row in zip(numbers, values, strict=True)
+    }
+    compose = _command.composer(loader, config)
 
     def jobs() -> "Iterator[Job]":
-        for number, overrides in enumerate(job_overrides, first):
+        for number, overrides in zip(numbers, job_overrides, strict=True):
             try:
                 job, settings = _job_of(*compose(number, overrides), number, overrides, sweep.swept[number])
-                if settings != (shared or [settings])[0]:
+                if settings != (_command.shared or settings):
                     raise TripathError("launch, tracking, validation.baseline: are the same for all jobs of a sweep")
             except INPUT_ERRORS as error:
                 sweep.refuse(number, one_line(error))
             else:
-                shared[:] = shared or [settings]
+                _command.shared = settings
                 yield job
 
     composed = jobs()
-    try:
-        head = next(composed, None)
-        if head is not None:
-            launch, tracking, baseline = shared[0]
+    head = next(composed, None)
+    if head is not None and _command.shared is not None:
+        launch, tracking, baseline = _command.shared
+        if sweep.launch is None:
             sweep.baseline = None if baseline is None else read_baseline(baseline)
-            cluster, store = _command.cluster(launch), _command.store(tracking)
-            if store:
-                store.wait()
-            sweep.run(chain([head], composed), launch, cluster, store)
-    finally:
-        _command.statuses.append(sweep.status)
-    return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in job_overrides]
+            sweep.launch, sweep.store = launch, _command.store(tracking)
+            _command.cluster(launch)
+            if sweep.store:
+                sweep.store.wait()
+        sweep.run(chain([head], composed), _command.cluster(launch))
+    rows = {row.number: row for row in sweep.rows}
+    return [JobReturn(status=JobStatus.COMPLETED, _return_value=rows.get(number)) for number in numbers]
+
+
+def run_search(
+    launcher: Launcher, config: DictConfig, arguments: Sequence[str], settings: Mapping[str, object]
+) -> None:
+    """Search a space of designs: what `arguments` sweep are its axes, the rest is the same for all.
+
+    Raises:
+        TripathError: a setting breaks a rule, or no axis is swept.
+    """
+    from tripath.search import Search
+
+    parsed = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(arguments))}
+    axes = {
+        key: [*map(str, override.sweep_string_iterator())]
+        for key, override in parsed.items()
+        if override.is_sweep_override()
+    }
+    fixed = [str(override.input_line) for key, override in parsed.items() if key not in axes]
+    search: Search = build("hydra.sweeper.search", OmegaConf.create({"_target_": "tripath.search.Search", **settings}))
+    sweep, done = _command.sweep(config), 0
+    sweep.extra, _command.axes = search, axes
+    for batch in search.batches(axes, sweep.rows):
+        own = search.confirm if batch.confirms else [ROW_ONLY]
+        given = [[*(f"{key}={value}" for key, value in choice.items()), *fixed, *own] for choice in batch.designs]
+        launcher.launch(given, initial_job_idx=done)
+        done += len(given)
 
 
 def _values(overrides: Sequence[str]) -> dict[str, str]:
@@ -267,8 +331,9 @@ def _job_of(
     read_measured(experiment)
     job = Job(
         number=number, name=name_of(swept) or f"job {number}", folder=folder,
-        experiment=experiment, default_prompt=default_prompt, configuration=OmegaConf.to_yaml(config, resolve=True),
-        command=shlex.join(["tripath", *overrides]),
+        experiment=experiment, default_prompt=default_prompt,
+        configuration="" if config.row_only else OmegaConf.to_yaml(config, resolve=True),
+        command=shlex.join(["tripath", *(each for each in overrides if each != ROW_ONLY)]), row_only=bool(config.row_only),
     )  # fmt: skip
     settings = build("launch", config.launch), build("tracking", config.tracking), experiment.settings.baseline
     return job, settings
@@ -333,7 +398,7 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
         "tracking",
         "technology",
     }
-    known = (*sorted(groups), "devices", "paths")  # of devices there are several, one below the other
+    known = (*sorted(groups), "devices", "paths", "row_only")  # of devices there are several, one below the other
     for key in config:
         if key not in known:
             raise TripathError(f"{key}: no such key, one of {', '.join(known)}")

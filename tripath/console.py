@@ -63,20 +63,21 @@ def progress() -> Iterator[Callable[[dict[str, str]], None]]:
 
 
 @contextmanager
-def sweep_progress(total: int) -> Iterator[Callable[[Sequence[str], int], None]]:
-    """A bar: verdicts so far, jobs that were handed out, time to the end; where no terminal is, a line now and then."""
+def sweep_progress() -> Iterator[Callable[[Sequence[str], int, int], None]]:
+    """A bar: verdicts so far of how many jobs, how many of them were handed out, time to the end; where no terminal is, a
+    line now and then."""
     began, printed = time.monotonic(), 0.0
     columns = (BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task("waits for Ray", total=total)
+        task = bar.add_task("waits for Ray", total=None)
 
-        def show(verdicts: Sequence[str], running: int) -> None:
+        def show(verdicts: Sequence[str], total: int, running: int) -> None:
             nonlocal printed
             done, now = len(verdicts), time.monotonic()
-            bad = done - sum(verdict == "passed" for verdict in verdicts)
+            bad = sum(verdict not in ("passed", "infeasible") for verdict in verdicts)
             left = f", {format_clock((now - began) / done * (total - done))} left" if 0 < done < total else ""
             text = f"{done} of {total} jobs done, {running} handed out, {bad} failed{left}"
-            bar.update(task, completed=done, description=text)
+            bar.update(task, completed=done, total=total, description=text)
             if not out.is_terminal and (now - printed > LINE_SECONDS or done == total):
                 printed = now
                 out.print(f"  {text}", markup=False)

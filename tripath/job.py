@@ -58,7 +58,8 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One job of a sweep. `name` says what is its own; `configuration` and `command` are kept with what it leaves."""
+    """One job of a sweep. `name` says what is its own; `configuration` and `command` are kept with what it leaves, which is
+    a row of the sweep's table alone where `row_only`."""
 
     number: int
     name: str
@@ -67,6 +68,7 @@ class Job:
     default_prompt: str | None
     configuration: str
     command: str
+    row_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,11 +207,18 @@ def run_job(prepared: Prepared, job: Job, cache: Cache) -> JobOutcome:
     """
     runs = {} if prepared.program is None else run_paths(prepared.program, job.experiment, prepared.token_ids, cache)
     outcome = outcome_of(job.experiment, prepared, runs)
-    with tempfile.TemporaryDirectory() as place:
-        written = write_files(
-            Path(place), job.experiment, outcome, configuration=job.configuration, command=job.command, name=job.name
-        )
-        files = {file.name: file.read_bytes() for file in written}
+    files: dict[str, bytes] = {}
+    if not job.row_only:
+        with tempfile.TemporaryDirectory() as place:
+            written = write_files(
+                Path(place),
+                job.experiment,
+                outcome,
+                configuration=job.configuration,
+                command=job.command,
+                name=job.name,
+            )
+            files = {file.name: file.read_bytes() for file in written}
     metrics = {
         f"{name}.{key}": value
         for name, result in outcome.results.items()

@@ -4,14 +4,15 @@ import json
 import queue
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from tripath.baseline import Baseline, Drift, compare, facts_of
 from tripath.console import Tracked, error_out, out, print_places, sweep_progress, table_of
-from tripath.errors import print_error
+from tripath.errors import TripathError, print_error
 from tripath.job import Job, JobOutcome, compile_key, prepare, run_job
 from tripath.launch import INPUT_ERRORS, Cluster, Launch, Task, WorkerLostError
 from tripath.metrics import Table
@@ -22,6 +23,8 @@ from tripath.verdicts import JUNIT, MARKDOWN, junit, markdown
 
 VERDICTS = ("passed", "failed", "bad input", "internal error")
 """Of a job; the exit status is the place in this list."""
+INFEASIBLE = "infeasible"
+"""The verdict on a design of a search that cannot be: it costs no exit status."""
 KILLED = "KILLED"
 PICTURE, TABLE = "sweep.png", "sweep.csv"
 REPORT = "report.json"
@@ -45,39 +48,71 @@ class Store(Protocol):
         ...
 
 
+class Extra(Protocol):
+    """What a kind of sweep shows in the place of the table and the picture of its jobs (tripath.search.Search)."""
+
+    def outcome(self, rows: Sequence[Row]) -> tuple[str, Table]:
+        """A sentence, and the table that is printed."""
+        ...
+
+    def write(self, folder: Path, rows: Sequence[Row]) -> list[str]:
+        """Write them, and hand back their names."""
+        ...
+
+
 @dataclass(kw_only=True)
 class Sweep:
-    """The jobs of one sweep, and what became of them so far. `swept` holds by job what is its own; `drifts` are those from
-    the baseline, None until it is over or where there is none."""
+    """The jobs of one sweep, and what became of them so far; a sweeper may hand them out in several batches.
+
+    `swept` holds by job what is its own; `drifts` are those from the baseline, None until the sweep is over or where there
+    is none. `launch` and `store` are known when the first job is.
+    """
 
     folder: Path
     command: str
+    launch: Launch | None = None
+    store: Store | None = None
     swept: dict[int, dict[str, str]] = field(default_factory=dict)
     baseline: Baseline | None = None
-    sort_by: str | None = None
+    extra: Extra | None = None
     drifts: list[Drift] | None = None
     rows: list[Row] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._writer: _Writer | None = None
+        self._progress = ExitStack()
+        self._show: Callable[[Sequence[str], int, int], None] | None = None
+
+    @property
+    def sort_by(self) -> str | None:
+        """The metric that the user asks to order by."""
+        return self.launch.sort_by if self.launch else None
+
     @property
     def status(self) -> int:
-        """The worst exit status of a job; a drift is a check that failed."""
-        worst = max((VERDICTS.index(row.verdict) for row in self.rows), default=0)
-        return max(worst, 1 if self.drifts else 0)
+        """The worst exit status of a job; a drift is a check that failed, and a search that finds no design has bad input."""
+        worst = max((VERDICTS.index(row.verdict) for row in self.rows if row.verdict != INFEASIBLE), default=0)
+        none_fits = bool(self.rows) and all(row.verdict == INFEASIBLE for row in self.rows)
+        return max(worst, 1 if self.drifts else 0, VERDICTS.index("bad input") if none_fits else 0)
 
     def refuse(self, number: int, error: str, verdict: str = "bad input") -> None:
         """Note a job that gave nothing."""
         print_error(f"job {number}: {error}")
         self.rows.append(Row(number=number, swept=self.swept[number], verdict=verdict, error=error))
 
-    def run(self, jobs: Iterable[Job], launch: Launch, cluster: Cluster, store: Store | None) -> None:
-        """Run `jobs`; what ends is written, logged and shown, whatever becomes of the others.
+    def run(self, jobs: Iterable[Job], cluster: Cluster) -> None:
+        """Run a batch of `jobs`; what ends is written, logged and shown, whatever becomes of the others.
 
         Raises:
             TripathError: the cluster cannot be reached, or is lost.
             KeyboardInterrupt: the user ended it.
         """
-        self.sort_by = launch.sort_by
-        cache, waiting = launch.results, {}
+        assert self.launch is not None
+        cache, waiting = self.launch.results, {}
+        if self._show is None:
+            self._show = self._progress.enter_context(sweep_progress())
+            self._writer = _Writer(self, self.store) if self.store else None
+        show = self._show
 
         def tasks() -> Iterator[Task]:
             for job in jobs:
@@ -88,26 +123,35 @@ class Sweep:
                 waiting[id(task)] = task, job
                 yield task
 
-        writer, ended = _Writer(self, store) if store else None, KILLED
-        try:
-            with sweep_progress(len(self.swept)) as show:
-                for task, value in cluster.each(tasks(), lambda out: show([row.verdict for row in self.rows], out)):
-                    _, job = waiting.pop(id(task))
-                    if self._take(job, value) and writer:
-                        writer.put(job.folder)
-                show([row.verdict for row in self.rows], 0)
+        for task, value in cluster.each(
+            tasks(), lambda out: show([row.verdict for row in self.rows], len(self.swept), out)
+        ):
+            _, job = waiting.pop(id(task))
+            if self._take(job, value) and self._writer:
+                self._writer.put(job.folder)
+        show([row.verdict for row in self.rows], len(self.swept), 0)
+
+    def end(self, *, whole: bool) -> None:
+        """Write, log and print what came out; `whole`: every job has ended."""
+        self._progress.close()
+        if self.launch is None:  # no job could start
+            return
+        if whole:
             self._compare()
-            ended = "FAILED" if self.status else "FINISHED"
-        finally:
-            files = self._write() + ([] if ended == KILLED else self._publish())
-            record = self.save(ended, files) if files or writer else None
-            tracked = writer.end(record) if writer and record else None
-            self._print(tracked)
+        ended = KILLED if not whole else "FAILED" if self.status else "FINISHED"
+        files = self._write() + ([] if ended == KILLED else self._publish())
+        record = self.save(ended, files) if files or self._writer else None
+        tracked = self._writer.end(record) if self._writer and record else None
+        self._print(tracked)
 
     def _take(self, job: Job, value: object) -> bool:
         """Note what became of a job, and write its files; whether they are there."""
         if not isinstance(value, JobOutcome):
             assert isinstance(value, Exception)
+            if isinstance(value, TripathError) and job.row_only:  # a design that cannot be is an answer, too
+                own = self.swept[job.number]
+                self.rows.append(Row(number=job.number, swept=own, verdict=INFEASIBLE, error=str(value)))
+                return False
             if isinstance(value, INPUT_ERRORS):
                 self.refuse(job.number, str(value))
                 return False
@@ -120,17 +164,18 @@ class Sweep:
             error_out.print(
                 f"note: job {job.number}: the model's vocabulary lacks: {words}", style="yellow", markup=False
             )
-        try:
-            write_job(job.folder, value.files)
-        except OSError as error:  # the results are in the cache
-            self.refuse(job.number, f"hydra.sweep.dir: cannot write {job.folder} ({error.strerror})")
-            return False
+        if not job.row_only:
+            try:
+                write_job(job.folder, value.files)
+            except OSError as error:  # the results are in the cache
+                self.refuse(job.number, f"hydra.sweep.dir: cannot write {job.folder} ({error.strerror})")
+                return False
         self.rows.append(Row(
             number=job.number, swept=self.swept[job.number], verdict=value.status, error=", ".join(value.failures),
             metrics=dict(value.metrics), wall_seconds=dict(value.wall_seconds), cached=value.cached,
-            report=json.loads(value.files[REPORT]), fail_on=job.experiment.settings.fail_on,
+            report=None if job.row_only else json.loads(value.files[REPORT]), fail_on=job.experiment.settings.fail_on,
         ))  # fmt: skip
-        return True
+        return not job.row_only
 
     def _compare(self) -> None:
         """Hold what came out to the baseline: a job that drifted has failed."""
@@ -150,10 +195,11 @@ class Sweep:
 
     def _publish(self) -> list[str]:
         """Write what continuous integration shows of the sweep, and hand back the names."""
-        text = markdown(self.rows, self.drifts, self._metric)
+        rows = [row for row in self.rows if row.report is not None or row.verdict in VERDICTS[1:]]
+        text = markdown(rows, self.drifts, self._metric)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / JUNIT).write_bytes(junit(self.rows, self.drifts))
+            (self.folder / JUNIT).write_bytes(junit(rows, self.drifts))
             (self.folder / MARKDOWN).write_text(text, encoding="utf-8")
         except OSError as error:
             _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
@@ -169,7 +215,10 @@ class Sweep:
         if not any(row.metrics for row in self.rows):
             return []
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_csv(self.folder / TABLE, self.rows)
+            if self.extra is not None:
+                return [TABLE, *self.extra.write(self.folder, self.rows)]
             drawn = draw_summary(self.folder / PICTURE, self.rows, self._metric)
         except OSError as error:
             _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
@@ -179,16 +228,19 @@ class Sweep:
     def _print(self, tracked: Tracked | None) -> None:
         if not self.rows:
             return
-        table = summary(self.rows, self._metric)
+        table, by = summary(self.rows, self._metric), ""
+        if self.extra is not None:
+            by, table = self.extra.outcome(self.rows)
+        elif self._metric:
+            by = f"jobs, by {self._metric.removeprefix(DESCENDING)}"
         title = "" if len(table.rows) <= MOST_ROWS else f" (the first {MOST_ROWS}; {TABLE} has all)"
-        by = f", by {self._metric.removeprefix(DESCENDING)}" if self._metric else ""
         out.print()
         columns = [column.replace(".", ".\n", 1) for column in table.columns]
-        out.print(table_of(f"jobs{by}{title}", Table(columns=columns, rows=table.rows[:MOST_ROWS])))
+        out.print(table_of(f"{by or 'jobs'}{title}", Table(columns=columns, rows=table.rows[:MOST_ROWS])))
         known = sorted({name for row in self.rows for name in row.metrics})
         if self.sort_by and known and self._metric is None:
             _note(f"launch.sort_by: no job has {self.sort_by}; they have {', '.join(known[:8])}, ...")
-        counts = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in VERDICTS}
+        counts = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in (*VERDICTS, INFEASIBLE)}
         counts["not run"] = len(self.swept) - len(self.rows)
         hits, paths = (sum(len(paths) for paths in of) for of in
                        ([row.cached for row in self.rows], [row.wall_seconds for row in self.rows]))  # fmt: skip
@@ -210,7 +262,7 @@ class Sweep:
             "command": self.command, **({"git_commit": commit} if commit else {}),
         }  # fmt: skip
         metrics: dict[str, float] = {"jobs": len(self.swept)}
-        for verdict in VERDICTS:
+        for verdict in (*VERDICTS, INFEASIBLE):
             metrics[f"jobs.{verdict.replace(' ', '_')}"] = sum(row.verdict == verdict for row in self.rows)
         best, table = order(self.rows, self._metric), summary(self.rows, self._metric)
         if self._metric:

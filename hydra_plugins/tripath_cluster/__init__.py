@@ -28,10 +28,11 @@ class ClusterLauncher(Launcher):
         return run_jobs(self._context.config_loader, self._config, job_overrides, initial_job_idx)
 
 
-class CartesianSweeper(BasicSweeper):
+class TripathSweeper(BasicSweeper):
     """Every combination of what is swept, then the jobs of `also`: each a list of overrides, beside what is not swept.
 
-    Hydra's own also composes each once before the first job starts.
+    Hydra's own also composes each once before the first job starts. With `search`, what is swept is a space in which
+    designs are sought that no other beats (tripath.search).
     """
 
     def __init__(
@@ -39,9 +40,19 @@ class CartesianSweeper(BasicSweeper):
         max_batch_size: int | None,
         params: MutableMapping[str, str] | None = None,
         also: Sequence[Sequence[str]] = (),
+        search: MutableMapping[str, object] | None = None,
     ) -> None:
         super().__init__(max_batch_size, params)
-        self._also = also
+        self._also, self._search = also, search
+
+    def sweep(self, arguments: list[str]) -> object:
+        """Run the jobs."""
+        if self._search is None:
+            return super().sweep(arguments)
+        from tripath.cli import run_search
+
+        params = [f"{key}={value}" for key, value in (self.params or {}).items()]
+        return run_search(self.launcher, self.config, [*params, *arguments], self._search)
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """The jobs in batches; those of `also` are of the last. What the user gives comes last, and so wins."""

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 
 from numba import njit
 
@@ -219,8 +220,9 @@ class Instruction:
         return word
 
     @classmethod
+    @lru_cache(maxsize=1 << 15)
     def decode(cls, word: int) -> "Instruction":
-        """Instruction of a 128-bit word.
+        """Instruction of a 128-bit word; the same object for the same word, since programs of a sweep share most of theirs.
 
         Raises:
             ProgramError: unknown opcode, illegal operands, or bits set outside the fields.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tripath.launch import Cluster, Launch
     from tripath.model import ModelSpec
     from tripath.multirun import Sweep
+    from tripath.search import Search
     from tripath.tracking import Store, Tracking
     from tripath.validation import Settings
 
@@ -241,10 +242,7 @@ def _job(config: DictConfig, folder: Path) -> int:
 def run_jobs(
     loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
-    """Run a batch of jobs, which `job_overrides` make of the master `config`; all batches of a command are one sweep.
-
-    A job returns its row of the sweep's table, None where it has none.
-    """
+    """Run a batch of jobs, which `job_overrides` make of the master `config`; all batches of a command are one sweep."""
     from tripath.baseline import read_baseline
 
     sweep = _command.sweep(config)
@@ -280,8 +278,7 @@ def run_jobs(
             if sweep.store:
                 sweep.store.wait()
         sweep.run(chain([head], composed), _command.cluster(launch))
-    rows = {row.number: row for row in sweep.rows}
-    return [JobReturn(status=JobStatus.COMPLETED, _return_value=rows.get(number)) for number in numbers]
+    return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in numbers]
 
 
 def run_search(
@@ -292,8 +289,6 @@ def run_search(
     Raises:
         TripathError: a setting breaks a rule, or no axis is swept.
     """
-    from tripath.search import Search
-
     parsed = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(arguments))}
     axes = {
         key: [*map(str, override.sweep_string_iterator())]

@@ -92,8 +92,11 @@ class Sweep:
     def status(self) -> int:
         """The worst exit status of a job; a drift is a check that failed, and a search that finds no design has bad input."""
         worst = max((VERDICTS.index(row.verdict) for row in self.rows if row.verdict != INFEASIBLE), default=0)
-        none_fits = bool(self.rows) and all(row.verdict == INFEASIBLE for row in self.rows)
-        return max(worst, 1 if self.drifts else 0, VERDICTS.index("bad input") if none_fits else 0)
+        return max(worst, 1 if self.drifts else 0, VERDICTS.index("bad input") if self._none_can_be else 0)
+
+    @property
+    def _none_can_be(self) -> bool:
+        return bool(self.rows) and all(row.verdict == INFEASIBLE for row in self.rows)
 
     def refuse(self, number: int, error: str, verdict: str = "bad input") -> None:
         """Note a job that gave nothing."""
@@ -138,6 +141,11 @@ class Sweep:
             return
         if whole:
             self._compare()
+        if self._none_can_be:
+            first = min(self.rows, key=lambda row: row.number)
+            print_error(
+                f"hydra.sweeper.params: none of {len(self.rows)} designs can be; job {first.number}: {first.error}"
+            )
         ended = KILLED if not whole else "FAILED" if self.status else "FINISHED"
         files = self._write() + ([] if ended == KILLED else self._publish())
         record = self.save(ended, files) if files or self._writer else None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -124,9 +124,8 @@ class Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        directions = list(self.objectives.values())
         sampler = optuna.samplers.NSGAIISampler(population_size=self.batch, seed=self.seed)
-        study = optuna.create_study(directions=directions, sampler=sampler)
+        study = optuna.create_study(directions=cast("Any", [*self.objectives.values()]), sampler=sampler)
         known: dict[tuple[str, ...], Weighed | None] = {}
         while len(known) < self.trials:
             asked: dict[tuple[str, ...], list[optuna.Trial]] = {}
@@ -169,7 +168,7 @@ class Search:
         for row in sorted(rows, key=lambda row: row.number):
             if not row.metrics or row.report is not None:
                 continue
-            metrics = row.metrics | quality.get(row.swept.get("numerics", ""), {})
+            metrics = {**row.metrics, **quality.get(row.swept.get("numerics", ""), {})}
             for name in (*self.objectives, *self.limits):
                 if name not in metrics:
                     where = "objectives" if name in self.objectives else "limits"
@@ -295,11 +294,11 @@ class Search:
         choices = list(dict.fromkeys(e.design.get("numerics", "") for e in inside))
         colour = names[2] if len(names) > 2 else None
         shades = [e.metrics[colour] for e in inside] if colour else [0.0]
-        scale = {"vmin": min(shades), "vmax": max(shades), "cmap": "viridis"} if colour else {}
+        scale: dict[str, Any] = {"vmin": min(shades), "vmax": max(shades), "cmap": "viridis"} if colour else {}
         drawn = None
         for choice, marker in zip(choices, itertools.cycle("osD^vP"), strict=False):
             of = [e for e in inside if e.design.get("numerics", "") == choice]
-            shade = {"c": [e.metrics[colour] for e in of], **scale} if colour else {"color": "#3b6ea5"}
+            shade: dict[str, Any] = {"c": [e.metrics[colour] for e in of], **scale} if colour else {"color": "#3b6ea5"}
             drawn = axes.scatter([e.metrics[across] for e in of], [e.metrics[up] for e in of], s=16, marker=marker, zorder=2,
                                  label=f"{choice or 'designs'} ({len(of)})", **shade)  # fmt: skip
         axes.scatter([e.metrics[across] for e in front], [e.metrics[up] for e in front], s=70, facecolors="none",

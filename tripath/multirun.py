@@ -156,7 +156,9 @@ class Sweep:
         """Note what became of a job, and write its files; whether they are there."""
         if not isinstance(value, JobOutcome):
             assert isinstance(value, Exception)
-            if isinstance(value, TripathError) and job.row_only:  # a design that cannot be is an answer, too
+            if (
+                isinstance(value, TripathError) and self.extra is not None and job.row_only
+            ):  # a design that cannot be is an answer, too
                 own = self.swept[job.number]
                 self.rows.append(Row(number=job.number, swept=own, verdict=INFEASIBLE, error=str(value)))
                 return False

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 from accuracy.dispatch import dispatch
+from tripath.bounds import check_bounds
 from tripath.errors import ProgramError
 from tripath.isa import BY_MNEMONIC
 from tripath.isa.control import Control, address_of, new_control
@@ -19,8 +20,10 @@ from tripath.tables import Tables, tabulate
 FIRST_QUEUED_OPCODE = 0x10
 BREAK = BY_MNEMONIC["C_BREAK_IF"].opcode
 GATHER = BY_MNEMONIC["H_GATHER_V"].opcode
-GATHER_INDEX, GATHER_ROWS = (list(BY_MNEMONIC["H_GATHER_V"].operands).index(name) for name in ("index", "rows"))
-DONE, PAUSED, NO_TOKEN = 0, 1, 2
+GATHER_TABLE, GATHER_INDEX, GATHER_COLS, GATHER_ROWS = (
+    list(BY_MNEMONIC["H_GATHER_V"].operands).index(name) for name in ("table", "index", "cols", "rows")
+)
+DONE, PAUSED, NO_TOKEN, NO_ROW = 0, 1, 2, 3
 SLICE = 1 << 20
 """Instructions between two looks at the outside (progress, interrupts)."""
 
@@ -44,6 +47,8 @@ def _run(opcode, operands, waits, signals, control, hbm, matrix, vector, fp, int
         retired[pc] += 1
         if op == BREAK:
             level = o[0]
+            if filled[0] == breaks.size:
+                return NO_ROW
             if integer[address_of(control, o[1])] == 0 or control.index[level] + 1 == control.trips[level]:
                 breaks[filled[0]] = control.index[level]
                 filled[0] += 1
@@ -55,7 +60,11 @@ def _run(opcode, operands, waits, signals, control, hbm, matrix, vector, fp, int
         else:
             if op == GATHER:
                 for row in range(o[GATHER_ROWS]):
-                    gathers[filled[1]] = integer[address_of(control, o[GATHER_INDEX]) + row]
+                    number = integer[address_of(control, o[GATHER_INDEX]) + row]
+                    place = address_of(control, o[GATHER_TABLE]) + number * control.row_stride[o[GATHER_TABLE]]
+                    if place < 0 or place + 2 * o[GATHER_COLS] > hbm.size or filled[1] == gathers.size:
+                        return NO_ROW
+                    gathers[filled[1]] = number
                     filled[1] += 1
             dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator)
             control.pc[0] += 1
@@ -76,6 +85,9 @@ class Machine:
     finished: bool = False
 
     def __post_init__(self) -> None:
+        check_bounds(self.program)
+        if self.hbm.size < self.program.hbm_bytes:
+            raise ProgramError(f"program: the image has {self.hbm.size} bytes, HBM {self.program.hbm_bytes}")
         geometry = self.program.geometry
         self.tables = tabulate(self.program)
         self.control = new_control()
@@ -95,23 +107,28 @@ class Machine:
         """Run to the next C_BREAK_IF (that is: after a denoising step), or to the end; whether the program goes on.
 
         Raises:
-            ProgramError: an instruction waits on a semaphore that nothing before it signals.
+            ProgramError: an instruction waits on a semaphore that nothing before it signals, or fetches a row that is not there.
         """
-        t = self.tables
         while not self.finished:
-            status = _run(
-                t.opcode, t.operands, t.waits, t.signals, self.control, self.hbm, self.matrix, self.vector, self.fp,
-                self.integer, self.accumulator, self.tokens, self.retired, self.breaks, self.gathers, self.filled,
-                self._at_break, SLICE,
-            )  # fmt: skip
-            self._at_break = False
-            pc = int(self.control.pc[0])
-            if status == NO_TOKEN:
-                raise ProgramError(
-                    f"program: instruction {pc} ({self.program.instructions[pc].mnemonic}) waits for ever"
-                )
-            self.finished = status == DONE
-            if not self.finished and t.opcode[pc] == BREAK:
-                self._at_break = True
+            if self.run_slice():
                 return True
         return False
+
+    def run_slice(self) -> bool:
+        """Run at most SLICE instructions, to the next C_BREAK_IF or the end; whether it stands at a break."""
+        t = self.tables
+        status = _run(
+            t.opcode, t.operands, t.waits, t.signals, self.control, self.hbm, self.matrix, self.vector, self.fp,
+            self.integer, self.accumulator, self.tokens, self.retired, self.breaks, self.gathers, self.filled,
+            self._at_break, SLICE,
+        )  # fmt: skip
+        pc = int(self.control.pc[0])
+        faults = {
+            NO_TOKEN: "waits for ever",
+            NO_ROW: "fetches a row that HBM does not have, or is one too many to record",
+        }
+        if status in faults:
+            raise ProgramError(f"program: instruction {pc} ({self.program.instructions[pc].mnemonic}) {faults[status]}")
+        self.finished = status == DONE
+        self._at_break = not self.finished and int(self.tables.opcode[pc]) == BREAK
+        return self._at_break

@@ -74,10 +74,11 @@ def tripath_command(monkeypatch, tmp_path, capsys, tmp_path_factory):
 
 
 BAD_INPUT = [
-    (["model=lada_8b"], "model: no option 'lada_8b', one of dream_7b, llada_8b, wordmath"),
+    (["model=lada_8b"], "model: no option 'lada_8b', one of dream_7b, llada_8b, wordmath; did you mean 'llada_8b'?"),
     (["nothing=1"], "nothing: no such key"),
     (["+nothing=1"], "nothing: no such key, one of hardware"),
-    (["workload.stps=8"], "workload.stps: no such key"),
+    (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
+    (["workload.cache=dul"], "unknown policy 'dul', one of none, prefix, dual; did you mean 'dual'?"),
     (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
     (["workload.steps"], "Error parsing override 'workload.steps'"),
     (["workload.steps=many"], "workload.steps: must be an integer, got 'many'"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 
+from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath.errors import TripathError
 from tripath.search import Search, dominated, spread
 from tripath.summary import Row
@@ -80,7 +80,7 @@ def test_a_grid_runs_every_design_once_and_confirms_the_front():
 
 def test_limits_keep_designs_off_the_front():
     search = Search(objectives=OBJECTIVES, limits={"analytical.area_mm2": 40})
-    rows, batches = run(search, AXES, metrics_of)
+    _, batches = run(search, AXES, metrics_of)
     assert batches[-1].designs
     assert all(metrics_of(design)["analytical.area_mm2"] <= 40 for design in batches[-1].designs)
     none, batches = run(Search(objectives=OBJECTIVES, limits={"analytical.area_mm2": 1}), AXES, metrics_of)
@@ -156,7 +156,7 @@ def test_spread_takes_both_ends():
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given, said):
-    with pytest.raises(TripathError, match="hydra.sweeper.search") as error:
+    with pytest.raises(TripathError, match=r"hydra\.sweeper\.search") as error:
         Search(**given)
     assert said in str(error.value)
 
@@ -180,7 +180,7 @@ SPACE = ("--multirun", "experiment=design_space", "tracking=off", "model=wordmat
          "hardware.sram.vector_bytes=64,524288")  # fmt: skip
 
 
-def test_the_command_searches(tripath_command, tmp_path):
+def test_the_command_searches(tripath_command, tmp_path):  # noqa: F811
     status, _, _ = tripath_command(*SPACE)
     sweep = tmp_path / "sweep"
     rows = list(csv.DictReader((sweep / "sweep.csv").read_text().splitlines()))
@@ -200,7 +200,7 @@ def test_the_command_searches(tripath_command, tmp_path):
     assert table.count("\n| ") == 1 + len(front)
 
 
-def test_a_space_without_a_design_is_bad_input(tripath_command):
+def test_a_space_without_a_design_is_bad_input(tripath_command):  # noqa: F811
     status, _, err = tripath_command(*SPACE[:-1], "hardware.sram.vector_bytes=64,128")
     assert status == 2
     assert err.startswith("error: hydra.sweeper.params: none of 4 designs can be; job 0: hardware.sram")

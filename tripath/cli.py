@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
+from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
@@ -30,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tripath.errors import TripathError, print_error
+from tripath.errors import TripathError, did_you_mean, print_error
 
 if TYPE_CHECKING:
     from tripath.experiment import Experiment
@@ -397,8 +398,13 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     for key in config:
         if key not in known:
             raise TripathError(f"{key}: no such key, one of {', '.join(known)}")
+    for key in (*sorted(groups), "devices"):
+        if not OmegaConf.is_dict(config.get(key)):
+            raise TripathError(f"{key}: needs a mapping, got {config.get(key)!r}")
     workload: Any = OmegaConf.to_container(config.workload, resolve=True)
     default_prompt = workload.pop("default_prompt", None)
+    if default_prompt is not None and not isinstance(default_prompt, str):
+        raise TripathError(f"workload.default_prompt: must be text, got {default_prompt!r}")
     if sum(workload.get(key) is not None for key in ("prompt", "prompts_file", "prompt_length")) > 1:
         raise TripathError("workload: give one of prompt, prompts_file and prompt_length, and null for the others")
     if workload.get("batch") is None:
@@ -502,11 +508,31 @@ def one_line(error: BaseException) -> str:
         return f"{group}: no option {option!r}, one of {', '.join(error.options)}"
     text = str(error).partition("\nConfig search path")[0]
     if found := re.match(r"Could not override '([^']*)'", text):
-        return f"{found[1]}: no such key, `tripath --cfg job` prints all"
+        return f"{found[1]}: no such key, `tripath --cfg job` prints all{did_you_mean(found[1], _known_keys())}"
     if text.startswith("Ambiguous value"):
         return f"{text.splitlines()[0]}; write [a,b] for a list, quote a text with commas, or sweep with --multirun"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "https://hydra.cc" not in line]
     return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _known_keys() -> list[str]:
+    """Every key of the default configuration, as overrides name it, and the groups."""
+    if GlobalHydra.instance().is_initialized():
+        loader: Any = GlobalHydra.instance().config_loader()
+        config: DictConfig = loader.load_configuration("config", [], RunMode.RUN)
+    else:
+        with initialize_config_module("conf", version_base="1.3"):
+            config = compose("config")
+    found: list[str] = []
+
+    def walk(prefix: str, node: object) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                found.append(f"{prefix}{key}")
+                walk(f"{prefix}{key}.", value)
+
+    walk("", OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))
+    return found
 
 
 def _check_arguments() -> None:

@@ -296,7 +296,7 @@ def check_values(key: str, values: object) -> None:
     module, _, name = str(values["_target_"]).rpartition(".")
     try:
         target = getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError):
+    except (ImportError, ValueError, AttributeError, TypeError):
         raise TripathError(f"{key}._target_: no class {values['_target_']}") from None
     if not dataclasses.is_dataclass(target):
         return

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -38,12 +39,12 @@ class Tensor:
 
     def stride_bytes(self, axis: int) -> int:
         """Bytes between neighbours along `axis` (any but the last)."""
-        return self.row_bytes * int(np.prod(self.shape[axis + 1 : -1], dtype=np.int64))
+        return self.row_bytes * math.prod(self.shape[axis + 1 : -1])
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the whole tensor."""
-        return self.row_bytes * int(np.prod(self.shape[:-1], dtype=np.int64))
+        return self.row_bytes * math.prod(self.shape[:-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

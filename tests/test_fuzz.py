@@ -95,7 +95,7 @@ def configurations(draw):
         for key in path[:-1]:
             node = node.get(key) if isinstance(node, dict) else None
         if isinstance(node, dict):
-            node[path[-1]] = draw(VALUES)
+            node[path[-1]] = copy.deepcopy(draw(VALUES))
             said.append((path, node[path[-1]]))
     return config, said
 

@@ -17,6 +17,7 @@ from tripath.launch import INPUT_ERRORS, Cluster, Launch, Task, WorkerLostError
 from tripath.metrics import Table
 from tripath.record import FILE, Record, git_commit, to_json
 from tripath.results import write_atomically
+from tripath.study import write_quality
 from tripath.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
 from tripath.verdicts import JUNIT, MARKDOWN, junit, markdown
 
@@ -165,16 +166,17 @@ class Sweep:
         return sort_metric(self.rows, self.sort_by)
 
     def _write(self) -> list[str]:
-        """Write table and picture of what ended so far, and hand back their names."""
+        """Write tables and pictures of what ended so far, and hand back their names."""
         if not any(row.metrics for row in self.rows):
             return []
         try:
             write_csv(self.folder / TABLE, self.rows)
             drawn = draw_summary(self.folder / PICTURE, self.rows, self._metric)
+            study = write_quality(self.folder, self.rows)
         except OSError as error:
             _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
             return []
-        return [TABLE, PICTURE] if drawn else [TABLE]
+        return [TABLE, *([PICTURE] if drawn else []), *study]
 
     def _print(self, tracked: Tracked | None) -> None:
         if not self.rows:

@@ -25,7 +25,7 @@ LEVEL = 1
 """Of zlib: the first takes a tenth of the time of the default and leaves a tenth more."""
 EDGE = {
     "baseline", "cli", "comparison", "console", "estimates", "experiment", "folders", "job", "launch", "multirun", "perfetto",
-    "pictures", "record", "report", "results", "summary", "sweep", "sync", "tracking", "validation", "verdicts",
+    "pictures", "record", "report", "results", "study", "summary", "sweep", "sync", "tracking", "validation", "verdicts",
 }  # fmt: skip
 """Modules of tripath that no simulator can import (the layers in pyproject.toml): they do not change what one finds."""
 

@@ -1,7 +1,6 @@
 """tripath experiment=dram_reference: a file of streams becomes discrepancies, and a bad file one line."""
 
 import copy
-import dataclasses
 import json
 from importlib.resources import files
 

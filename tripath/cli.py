@@ -370,7 +370,9 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     if QUALITY in experiment.paths:
         if find_spec("torch") is None:
             raise NotInstalledError("paths: quality needs torch, which is not installed; pip install 'tripath[study]'")
-        if reference_only(experiment.workload, experiment.numerics):  # no program: the paths that would run it are left out
+        if reference_only(
+            experiment.workload, experiment.numerics
+        ):  # no program: the paths that would run it are left out
             experiment = replace(experiment, paths=[QUALITY])
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))

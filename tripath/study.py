@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
 TABLE, PAGE, PARETO = "quality.csv", "quality.md", "pareto.png"
 EXACT_MATCH, STEPS, LOGIT_KL = "quality.exact_match", "quality.steps_per_block", "quality.logit_kl"
-CYCLES, ENERGY = ("cycle.makespan_cycles", "analytical.estimated_cycles"), ("cycle.energy_joules", "analytical.energy_joules")
+CYCLES, ENERGY = (
+    ("cycle.makespan_cycles", "analytical.estimated_cycles"),
+    ("cycle.energy_joules", "analytical.energy_joules"),
+)
 """Costs of the program, by the most exact path that ran."""
-COLUMNS: dict[str, tuple[str, str]] = {
-    EXACT_MATCH: ("exact match", ".3f"), STEPS: ("steps/block", ".2f"), LOGIT_KL: ("logit KL, nats", ".2g"),
-    "quality.argmax_flips": ("arg max flips", ".4f"), "quality.transfer_overlap": ("transfer overlap", ".4f"),
-    "quality.attention_error": ("attention error", ".4f"), "quality.drift_blocks_k": ("K drift, blocks", ".3f"),
-    "quality.drift_steps_k": ("K drift, steps", ".3f"), "quality.drift_blocks_v": ("V drift, blocks", ".3f"),
-    "quality.drift_steps_v": ("V drift, steps", ".3f"), "quality.kv_bytes_per_token": ("KV bytes/token", ".1f"),
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "steps/block": (".2f", STEPS), "arg max flips": (".4f", "quality.argmax_flips"),
+    "transfer overlap": (".4f", "quality.transfer_overlap"),
 }  # fmt: skip
-"""Metrics: heading and format."""
+"""Headings: format, and the metrics that stand below it, beside exact match and logit KL."""
 CACHE_AXES = {"scheme", "numerics.kv"}
-OF_THE_CACHE = list(COLUMNS)[list(COLUMNS).index("quality.attention_error") :]
+CACHE_COLUMNS: dict[str, tuple[str, ...]] = {
+    "attention error": (".4f", "quality.attention_error"),
+    "K drift, blocks / steps": (".3f", "quality.drift_blocks_k", "quality.drift_steps_k"),
+    "V drift, blocks / steps": (".3f", "quality.drift_blocks_v", "quality.drift_steps_v"),
+    "KV bytes/token": (".1f", "quality.kv_bytes_per_token"),
+}
 """Columns that say something where one of `CACHE_AXES` is swept."""
 REFERENCE_ONLY = "reference path only"
 TITLES = {
@@ -69,32 +74,34 @@ def beyond(row: Row) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The table for documents: exact match with its interval, logit KL with its error, costs against the first job's.
 
-    A column whose cells are all alike is left out.
+    A column of `COLUMNS` whose cells are all alike is left out.
     """
     axes = axes_of(rows)
-    base = {names: next((known for row in rows if (known := cost(row, names)) is not None), None) for names in (CYCLES, ENERGY)}
-    of_cache = bool(CACHE_AXES & set(axes))
+    base = {
+        names: next((known for row in rows if (known := cost(row, names)) is not None), None)
+        for names in (CYCLES, ENERGY)
+    }
     columns = {short(axis, axes): [row.swept.get(axis, "") for row in rows] for axis in axes}
-    columns["exact match"] = [_cell(row, EXACT_MATCH) for row in rows]
-    for name, (heading, _) in COLUMNS.items():
-        cells = [_cell(row, name) for row in rows]
-        if (of_cache or name not in OF_THE_CACHE) and len(set(cells)) > 1:
+    columns["exact match"] = [_exact_match(row) for row in rows]
+    columns["logit KL, nats"] = [
+        f"{row.metrics[LOGIT_KL]:.2g} ± {row.metrics[f'{LOGIT_KL}_error']:.1g}" for row in rows
+    ]
+    for heading, (form, *names) in (COLUMNS | (CACHE_COLUMNS if CACHE_AXES & set(axes) else {})).items():
+        cells = [" / ".join(format(row.metrics[name], form) for name in names if name in row.metrics) for row in rows]
+        if len(set(cells)) > 1:
             columns[heading] = cells
     if any(base.values()) or any(map(beyond, rows)):
-        columns["cycles"] = [_cost(row, CYCLES, base[CYCLES], ",.0f") or (REFERENCE_ONLY if beyond(row) else "") for row in rows]
+        columns["cycles"] = [
+            _cost(row, CYCLES, base[CYCLES], ",.0f") or (REFERENCE_ONLY if beyond(row) else "") for row in rows
+        ]
         columns["energy, J"] = [_cost(row, ENERGY, base[ENERGY], ".3g") for row in rows]
     lines = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(row: Row, name: str) -> str:
-    if name not in row.metrics:
-        return ""
-    text = format(row.metrics[name], COLUMNS[name][1])
-    if name == EXACT_MATCH:
-        low, high = _interval(row)
-        return f"{text} ({low:.3f} to {high:.3f})"
-    return f"{text} ± {row.metrics[f'{name}_error']:.1g}" if name == LOGIT_KL else text
+def _exact_match(row: Row) -> str:
+    low, high = _interval(row)
+    return f"{row.metrics[EXACT_MATCH]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _cost(row: Row, names: Sequence[str], base: float | None, form: str) -> str:
@@ -152,7 +159,9 @@ def _draw(path: Path, rows: Sequence[Row], metric: str) -> None:
             plot.set_yscale("log")
         plot.grid(axis="y", alpha=0.3)
         if colour:
-            plot.legend(title=short(colour, axes), fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+            plot.legend(
+                title=short(colour, axes), fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+            )
     figure.savefig(path, dpi=100)
 
 
@@ -189,8 +198,12 @@ def _draw_pareto(path: Path, rows: Sequence[Row]) -> None:
     numeric = [axis for axis in axes if all(is_number(row.swept[axis]) for row in rows if axis in row.swept)]
     series: dict[str, list[Row]] = {}
     for row in rows:
-        series.setdefault(" ".join(row.swept[axis] for axis in axes if axis in row.swept and axis not in numeric), []).append(row)
-    costs: dict[str, Mapping[int, float]] = {"denoising steps per block": {row.number: row.metrics[STEPS] for row in rows}}
+        series.setdefault(
+            " ".join(row.swept[axis] for axis in axes if axis in row.swept and axis not in numeric), []
+        ).append(row)
+    costs: dict[str, Mapping[int, float]] = {
+        "denoising steps per block": {row.number: row.metrics[STEPS] for row in rows}
+    }
     cycles = {row.number: value for row in rows if (value := cost(row, CYCLES)) is not None}
     if cycles:
         costs["cycles of the program at that many steps"] = cycles
@@ -199,7 +212,9 @@ def _draw_pareto(path: Path, rows: Sequence[Row]) -> None:
     plots = figure.subplots(1, len(costs), squeeze=False)[0]
     for plot, (label, of_row) in zip(plots, costs.items(), strict=True):
         for number, (name, members) in enumerate(series.items()):
-            points = sorted((of_row[row.number], row.metrics[EXACT_MATCH], row.number) for row in members if row.number in of_row)
+            points = sorted(
+                (of_row[row.number], row.metrics[EXACT_MATCH], row.number) for row in members if row.number in of_row
+            )
             if not points:
                 continue
             by_number = {row.number: row for row in members}
@@ -213,7 +228,9 @@ def _draw_pareto(path: Path, rows: Sequence[Row]) -> None:
                 told = ",".join(row.swept[axis] for axis in numeric if axis in row.swept)
                 plot.annotate(told, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7, color=f"C{number}")
         best = front([(of_row[row.number], row.metrics[EXACT_MATCH]) for row in rows if row.number in of_row])
-        plot.step(*zip(*best, strict=True), where="post", color="grey", linestyle=":", linewidth=1.5, label="Pareto front")
+        plot.step(
+            *zip(*best, strict=True), where="post", color="grey", linestyle=":", linewidth=1.5, label="Pareto front"
+        )
         plot.set(xlabel=label, ylabel=TITLES[EXACT_MATCH], xscale="log")
         low, high = min(of_row.values()), max(of_row.values())
         ticks = [low * (high / low) ** (part / TICKS) for part in range(TICKS + 1)]

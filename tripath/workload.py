@@ -21,10 +21,11 @@ class Workload:
 
     `steps` is the total of denoising steps over the generation, a multiple of the number of blocks. `prompt_length`
     (tokens) stands in where no prompt text is given. With `commit="threshold"` positions of confidence >= `threshold`
-    are committed and always the best one; steps then only serves as the schedule when no trace exists. "factor" commits the
-    largest n with (n + 1)(1 - n-th confidence) < `factor`, "dream" what Dream's schedule of times says, over a block. `score`
-    ranks positions: maskgit_plus by the largest probability, topk_margin by its lead, entropy by the negative entropy.
-    Programs know less: `reference_only`. `stage="sampling"` is the sampling stage of one step of one block alone, its logits given: a program for measurements.
+    are committed and always the best one; steps then only serves as the schedule when no trace exists. "factor" commits
+    the largest n with (n + 1)(1 - n-th confidence) < `factor`, "dream" what Dream's schedule of times says, over a block.
+    `score` ranks positions: maskgit_plus by the largest probability, topk_margin by its lead, entropy by the negative
+    entropy. Programs know less: `reference_only`. `stage="sampling"` is the sampling stage of one step of one block
+    alone, its logits given: a program for measurements.
     """
 
     prompt: str | None = None

@@ -47,7 +47,7 @@ class KvScheme:
             if getattr(self, axis) not in AXES:
                 raise TripathError(f"numerics.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
         if self.smoother == "hadamard" and self.pre_rope:
-            raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE, use post-RoPE")
+            raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE")
 
     @classmethod
     def of(cls, numerics: Numerics) -> "KvScheme":
@@ -55,7 +55,8 @@ class KvScheme:
         smoothing = numerics.smoothing
         return cls(
             smoother=smoothing.scheme, alpha=smoothing.alpha, power_of_two=smoothing.power_of_two, centre=smoothing.centre,
-            keys=smoothing.keys, values=smoothing.values, pre_rope=smoothing.pre_rope, k_axis=numerics.k_axis, v_axis=numerics.v_axis,
+            keys=smoothing.keys, values=smoothing.values, pre_rope=smoothing.pre_rope, k_axis=numerics.k_axis,
+            v_axis=numerics.v_axis,
         )  # fmt: skip
 
     @property

@@ -75,7 +75,7 @@ def caches_agree(machine, batch):
 
 def prompts():
     """Token ids of the problems."""
-    return [problem.prompt for problem in load_problems()[:PROBLEMS]]
+    return [problem.prompt for problem in load_problems(CHECKPOINT)[:PROBLEMS]]
 
 
 def agree(preset, tensors, *overrides):

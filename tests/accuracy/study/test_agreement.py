@@ -15,6 +15,7 @@ from accuracy.study.problems import load_problems
 from accuracy.study.quantise import fake_quantise
 from accuracy.study.schemes import KvScheme
 from tests.accuracy.study.agreement import cache_of, compare, experiment_of, run_executor
+from tests.conftest import CHECKPOINT
 
 PROBLEMS = 20
 SAFETY = 2.0

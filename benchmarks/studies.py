@@ -26,10 +26,10 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in PAGES:
         sys.stderr.write(f"usage: python benchmarks/studies.py {'|'.join(PAGES)} [OVERRIDE ...]\n")
         return 2
-    name, overrides = sys.argv[1], [*SIZE, *sys.argv[2:]]
+    name, overrides = sys.argv[1], {each.partition("=")[0]: each for each in (*SIZE, *sys.argv[2:])}
     folder = Path("runs") / "studies" / name
     shutil.rmtree(folder, ignore_errors=True)  # pictures of another sweep would be taken for this one's
-    command = ["--multirun", f"experiment={name}", *overrides]
+    command = ["--multirun", f"experiment={name}", *overrides.values()]
     tripath = [sys.executable, "-m", "tripath", *command, f"hydra.sweep.dir={folder}"]
     status = subprocess.run(tripath, check=False).returncode  # noqa: S603  ourselves
     if status:
@@ -41,7 +41,8 @@ def main() -> int:
     for stem, file in shown.items():
         shutil.copy(folder / f"{stem}.png", file)
     pictures = "".join(f"![{stem.replace('_', ' ')}](pictures/{file.name})\n" for stem, file in shown.items())
-    content = f"{begin}\n`tripath {shlex.join(command)}`\n\n{pictures}\n{(folder / PAGE).read_text()}{end}"
+    told = [each for each in command if not each.startswith("launch.")]  # where it ran decides nothing
+    content = f"{begin}\n`tripath {shlex.join(told)}`\n\n{pictures}\n{(folder / PAGE).read_text()}{end}"
     text, count = re.subn(f"{begin}.*{end}", lambda _: content, page.read_text(), flags=re.DOTALL)
     assert count == 1, f"{page} has no marks of {name}"
     page.write_text(text)

@@ -145,7 +145,7 @@ def verdict_line(outcome: Outcome) -> str:
     """What the checks amount to; a kind that `fail_on` leaves out is reported all the same."""
     failed = len(outcome.failures)
     missed = sum(not row.passed for row in outcome.discrepancies) - failed
-    verdict = f"{failed} checks failed" if failed else "all checks hold"
+    verdict = f"{failed} checks failed" if failed else "all checks hold" if outcome.discrepancies else "no checks"
     if missed:
         verdict += f" but {missed} of a kind that is only reported (validation.fail_on)"
     return verdict

@@ -112,7 +112,9 @@ def page_of(
     title = "Checks without a program" if not outcome.results else experiment.model.name
     title += f" on {experiment.hardware.name}" if program else ""
     failed, checks = len(outcome.failures), len(outcome.discrepancies)
-    verdict = f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold"
+    verdict = (
+        f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold" if checks else "no checks"
+    )
     parts = [
         HEAD.format(title=html.escape(title), style=STYLE),
         f'<h1>{html.escape(title)}</h1><p class="{outcome.status}">{verdict}</p>',
@@ -126,7 +128,8 @@ def page_of(
         parts.append(f"<p>Reference path only: no program carries out {html.escape(outcome.reference_only)}.</p>")
     if program:
         parts += ["<h2>Paths</h2>", _table(headline(experiment, outcome))]
-    parts += ["<h2>Checks</h2>", _table(verdicts(outcome))]
+    if checks:
+        parts += ["<h2>Checks</h2>", _table(verdicts(outcome))]
     for heading, table in outcome.tables.items():
         parts += [f"<h2>{html.escape(heading)}</h2>", _table(table)]
     for picture in pictures:

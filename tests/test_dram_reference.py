@@ -192,7 +192,7 @@ SMALL = {
 PLACES = [path for path in nodes(SMALL) if path and path[0] != "about"]
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-2, 300), st.floats(), st.text(max_size=5),
-    st.just([]), st.just({}), st.sampled_from(["R", "W", "rows", "random", "alternate", 10**30, -1, 0, 1 << 62]),
+    st.builds(list), st.builds(dict), st.sampled_from(["R", "W", "rows", "random", "alternate", 10**30, -1, 0, 1 << 62]),
 )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class Experiment:
     @property
     def reference_only(self) -> str:
         """The choice for which `quality` alone runs, as no program carries it out; empty where there is none."""
-        return "" if self.runs_program else reference_only(self.workload, self.numerics)
+        return reference_only(self.workload, self.numerics) if list(self.paths) == [QUALITY] else ""
 
 
 class Tokenizer(Protocol):

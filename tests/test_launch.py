@@ -65,7 +65,7 @@ def test_timing_paths_alone_take_the_schedule_on_an_existing_cluster(tmp_path, a
 
 def test_timing_paths_replay_the_steps_that_quality_counted(tmp_path, address):
     asked = ("paths=[analytical,quality]", "workload.commit=threshold", "workload.generation_length=16", "workload.steps=16",
-             "simulator.quality.problems=4", "simulator.quality.compared=1")  # fmt: skip
+             "simulator.quality.problems=4", "simulator.quality.compared=2")  # fmt: skip
     done = run_tripath(tmp_path, "tracking=off", *asked, "hydra.run.dir=run", f"launch.address={address}")
     assert (done.returncode, done.stderr) == (0, "")
     assert "analytical: waits for quality's trace" in done.stdout

@@ -93,9 +93,9 @@ def trace_at(steps_of_block: list[float]) -> Trace:
 def _check(
     model: ModelSpec, workload: Workload, problems: object, compared: object, planted: object, ranking: object
 ) -> None:
-    for name, value in (("problems", problems), ("compared", compared)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise TripathError(f"simulator.quality.{name}: must be an integer of at least 1, got {value!r}")
+    for name, value in (("problems", problems), ("compared", compared)):  # of one there is no standard error
+        if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+            raise TripathError(f"simulator.quality.{name}: must be an integer of at least 2, got {value!r}")
     if compared > problems:  # pyright: ignore[reportOperatorIssue]
         raise TripathError(f"simulator.quality.compared: {compared} exceed simulator.quality.problems {problems}")
     if isinstance(planted, bool) or not isinstance(planted, (int, float)):

@@ -14,7 +14,7 @@ from tripath.job import known_runs, prepare, run_paths
 from tripath.results import Cache
 from tripath.workload import reference_only
 
-SMALL = ("experiment=quick", "simulator.quality.problems=4", "simulator.quality.compared=1", "workload.generation_length=8",
+SMALL = ("experiment=quick", "simulator.quality.problems=4", "simulator.quality.compared=2", "workload.generation_length=8",
          "workload.steps=8")  # fmt: skip
 
 
@@ -84,9 +84,9 @@ def test_the_ideal_ranks_in_what_is_asked_for():
 @pytest.mark.parametrize(
     ("overrides", "options", "message"),
     [
-        ((), {"problems": 561, "compared": 1}, "simulator.quality.problems: 561 exceed the 560 that do not calibrate"),
-        ((), {"problems": 0}, "simulator.quality.problems: must be an integer of at least 1, got 0"),
-        ((), {"compared": True}, "simulator.quality.compared: must be an integer of at least 1, got True"),
+        ((), {"problems": 561}, "simulator.quality.problems: 561 exceed the 560 that do not calibrate"),
+        ((), {"problems": 1}, "simulator.quality.problems: must be an integer of at least 2, got 1"),
+        ((), {"compared": True}, "simulator.quality.compared: must be an integer of at least 2, got True"),
         ((), {"problems": 3}, "simulator.quality.compared: 4 exceed simulator.quality.problems 3"),
         ((), {"planted": "x"}, "simulator.quality.planted: must be a number, got 'x'"),
         ((), {"planted": -1}, "simulator.quality.planted: gain -1 must be positive"),

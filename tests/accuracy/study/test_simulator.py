@@ -21,7 +21,7 @@ SMALL = ("experiment=quick", "simulator.quality.problems=4", "simulator.quality.
 def quality_of(*overrides, **options):
     x = compose_experiment(*overrides, "paths=[quality]")
     return simulate(
-        model=x.model, workload=x.workload, numerics=x.numerics, **{"problems": 12, "compared": 4, **options}
+        model=x.model, workload=x.workload, numerics=x.numerics, **{"problems": 8, "compared": 3, **options}
     )
 
 
@@ -39,8 +39,8 @@ def test_a_quantised_cache_does_what_smoothing_is_for():
         )
     }
     one, planted, broken, mended = runs.values()
-    assert (one["problems"], one["compared"]) == (12, 4)
-    assert one["exact_match"] == one["solved"] / 12
+    assert (one["problems"], one["compared"]) == (8, 3)
+    assert one["exact_match"] == one["solved"] / 8
     assert one["exact_match_low"] < one["exact_match"] < one["exact_match_high"]
     assert abs(planted["solved"] - one["solved"]) <= 1
     assert planted["logit_kl"] < 0.01 < broken["logit_kl"]
@@ -52,10 +52,9 @@ def test_a_quantised_cache_does_what_smoothing_is_for():
 
 
 def test_quotas_take_their_schedule_and_thresholds_what_they_need():
-    for steps in (4, 8):
-        made = quality_of(f"workload.steps={steps}")
-        assert made.result.metrics["steps_per_block"] == steps / 4
-        assert made.trace == schedule(compose_experiment(f"workload.steps={steps}").workload)
+    made = quality_of("workload.steps=8")
+    assert made.result.metrics["steps_per_block"] == 8 / 4
+    assert made.trace == schedule(compose_experiment("workload.steps=8").workload)
     low, high = (quality_of("workload.commit=threshold", f"workload.threshold={tau}") for tau in (0.5, 1.0))
     assert 1 <= low.result.metrics["steps_per_block"] < high.result.metrics["steps_per_block"] < 8
     assert sum(low.trace.breaks) < sum(high.trace.breaks)
@@ -87,7 +86,7 @@ def test_the_ideal_ranks_in_what_is_asked_for():
         ((), {"problems": 561}, "simulator.quality.problems: 561 exceed the 560 that do not calibrate"),
         ((), {"problems": 1}, "simulator.quality.problems: must be an integer of at least 2, got 1"),
         ((), {"compared": True}, "simulator.quality.compared: must be an integer of at least 2, got True"),
-        ((), {"problems": 3}, "simulator.quality.compared: 4 exceed simulator.quality.problems 3"),
+        ((), {"problems": 2}, "simulator.quality.compared: 3 exceed simulator.quality.problems 2"),
         ((), {"planted": "x"}, "simulator.quality.planted: must be a number, got 'x'"),
         ((), {"planted": -1}, "simulator.quality.planted: gain -1 must be positive"),
         ((), {"ranking": "bf8"}, "simulator.quality.ranking: unknown 'bf8', one of bf16, fp32, fp64"),

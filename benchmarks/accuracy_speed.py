@@ -7,6 +7,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from accuracy.checkpoint import load_tensors, load_tokenizer
 from accuracy.simulator import execute
 from accuracy.study.decode import Policy
 from accuracy.study.model import Arithmetic, StudyModel
-from accuracy.study.problems import CHECKPOINT, load_problems, score, spec_of
+from accuracy.study.problems import load_problems, score
 from tripath.cli import build_experiment
 from tripath.compiler import compile_program
+from tripath.experiment import Experiment
 from tripath.formats import FORMATS, MX_BLOCK
 from tripath.formats.rounding import encode_rows
 from tripath.isa.matrix import m_mm
@@ -104,10 +106,15 @@ def matrix(table: Table) -> None:
             table.add_row(f"M_MM {' x '.join(pair)}, {what}", f"{rate:.2f} GMAC/s", f"{share:.1%} of torch", goal)
 
 
+def default() -> tuple[Experiment, str | None]:
+    """The default experiment and its prompt."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return build_experiment(compose("config", overrides=["workload.cache=dual"]))
+
+
 def executor(table: Table) -> None:
     """The default problem, all steps; the first run warms up."""
-    with initialize_config_module("conf", version_base="1.3"):
-        experiment, prompt = build_experiment(compose("config", overrides=["workload.cache=dual"]))
+    experiment, prompt = default()
     model, workload = experiment.model, experiment.workload
     assert prompt is not None
     assert model.checkpoint is not None
@@ -127,14 +134,16 @@ def executor(table: Table) -> None:
 
 def reference(table: Table) -> None:
     """Problems a second on the reference path."""
-    problems = load_problems()[:64]
-    checkpoint = spec_of(CHECKPOINT)
-    formats = dict.fromkeys(("weights", "activations", "kv", "logits"), "mxint8")
-    machine = Arithmetic(**formats, lanes="bf16", sampling="bf16")
+    experiment, _ = default()
+    spec, policy = experiment.model, Policy.of(experiment.workload)
+    assert spec.checkpoint is not None
+    folder = Path(spec.checkpoint)
+    problems = load_problems(folder)[:64]
+    machine = Arithmetic.of(experiment.numerics, policy.block_length)
     for name, arithmetic in (("fp32", Arithmetic()), ("mxint8", machine)):
-        model = StudyModel(checkpoint, load_tensors(checkpoint), arithmetic)
+        model = StudyModel(spec, load_tensors(spec), arithmetic)
         with torch.inference_mode():
-            seconds = best(lambda m=model: score(m, problems, Policy()), 2)
+            seconds = best(lambda m=model: score(m, problems, policy, folder), 2)
         table.add_row(
             f"reference path, {name}, dual, batches of 64", f"{len(problems) / seconds:.1f} problems/s", "", ""
         )

@@ -1,6 +1,7 @@
 """Whatever a configuration holds: a compiled program, or one line. From the composed configuration to the program, in process."""
 
 import copy
+import os
 import signal
 from contextlib import contextmanager
 
@@ -12,7 +13,8 @@ from omegaconf import OmegaConf
 from tripath.cli import INPUT_ERRORS, build, build_experiment, one_line
 from tripath.job import prepare
 
-CASES = 2_000
+CASES = int(os.environ.get("TRIPATH_FUZZ_CASES", "400"))
+"""`.ci/run` tries 2,000."""
 SECONDS = 30
 """A case that takes longer hangs."""
 LEFT = {"tracking", "launch"}

@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
+from analytical import simulate
 from tests.conftest import CHECKPOINT, PROMPT, compiled, compose_experiment
 from tripath.errors import TripathError
 from tripath.launch import Cluster, Launch, Task
+from tripath.trace import Trace
 
 TIMEOUT_SECONDS = 240
 HOLDER = """
@@ -59,6 +61,28 @@ def test_timing_paths_alone_take_the_schedule_on_an_existing_cluster(tmp_path, a
     assert (done.returncode, done.stderr) == (0, "")
     assert set(report["simulators"]) == {"analytical", "cycle"}
     assert report["generation"] is None
+
+
+def test_timing_paths_replay_the_steps_that_quality_counted(tmp_path, address):
+    asked = ("paths=[analytical,quality]", "workload.commit=threshold", "workload.generation_length=16", "workload.steps=16",
+             "simulator.quality.problems=4", "simulator.quality.compared=2")  # fmt: skip
+    done = run_tripath(tmp_path, "tracking=off", *asked, "hydra.run.dir=run", f"launch.address={address}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "analytical: waits for quality's trace" in done.stdout
+    found = json.loads((tmp_path / "run" / "report.json").read_text())["simulators"]
+    experiment = compose_experiment(*asked)
+    program, schedule = compiled(experiment)
+    there = found["analytical"]["metrics"]["analytical.estimated_cycles"]
+    steps = round(2 * found["quality"]["metrics"]["quality.steps_per_block"])
+    costs = {
+        simulate(program, hardware=experiment.hardware, trace=Trace(breaks=(first - 1, steps - first - 1))).metrics[
+            "estimated_cycles"
+        ]
+        for first in range(1, steps)
+    }
+    assert steps < 16
+    assert there in costs
+    assert there < simulate(program, hardware=experiment.hardware, trace=schedule).metrics["estimated_cycles"]
 
 
 def test_an_error_in_a_worker_is_one_line_and_status_2(tmp_path, address):

@@ -152,7 +152,6 @@ def test_spread_takes_both_ends():
         ({"objectives": {"x": "smaller"}}, "objectives.x: must be one of minimize, maximize"),
         ({"objectives": {"x": "minimize"}, "sampler": "luck"}, "sampler: must be one of grid, optuna"),
         ({"objectives": {"x": "minimize"}, "batch": 0}, "batch: must be at least 1"),
-        ({"objectives": {"quality.x": "minimize"}}, "quality: quality.x needs a file"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given, said):

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -31,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tripath.errors import TripathError, did_you_mean, print_error
+from tripath.errors import NotInstalledError, TripathError, did_you_mean, print_error
 
 if TYPE_CHECKING:
     from tripath.experiment import Experiment
@@ -211,13 +212,13 @@ def _job(config: DictConfig, folder: Path) -> int:
         error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
     store = _command.store(tracking)
     program, tokens = prepared.program, prepared.token_ids
-    runs = None if program is None else known_runs(program, experiment, tokens, launch.results)
+    runs = known_runs(program, experiment, tokens, launch.results)
     # The input is good. Compiling takes milliseconds, so the slow start begins only now: bad input stays quick.
-    cluster = _command.cluster(launch) if program is not None and runs is None else None
+    cluster = _command.cluster(launch) if runs is None else None
     if _in_sweep():
         out.rule(f"job {HydraConfig.get().job.num}: {' '.join(_overrides())}")
     with progress() as show:
-        if cluster is not None and program is not None:
+        if cluster is not None:
             runs = cluster.run(program, experiment, tokens, show)
         if experiment.settings.streams:
             show({"streams": "run through the DRAM model"})
@@ -262,6 +263,8 @@ def run_jobs(
                 job, settings = _job_of(*compose(number, overrides), number, overrides, sweep.swept[number])
                 if settings != (_command.shared or settings):
                     raise TripathError("launch, tracking, validation.baseline: are the same for all jobs of a sweep")
+            except NotInstalledError:  # no job of this sweep will find it
+                raise
             except INPUT_ERRORS as error:
                 sweep.refuse(number, one_line(error))
             else:
@@ -297,14 +300,15 @@ def run_search(
         if override.is_sweep_override()
     }
     fixed = [str(override.input_line) for key, override in parsed.items() if key not in axes]
-    search: Search = build("hydra.sweeper.search", OmegaConf.create({"_target_": "tripath.search.Search", **settings}))
+    given = {**settings, "_target_": "tripath.search.Search", "quality": _resolve(settings.get("quality"))}
+    search: Search = build("hydra.sweeper.search", OmegaConf.create(given))
     sweep, done = _command.sweep(config), 0
     sweep.extra, _command.axes = search, axes
     for batch in search.batches(axes, sweep.rows):
         own = search.confirm if batch.confirms else [ROW_ONLY]
-        given = [[*(f"{key}={value}" for key, value in choice.items()), *fixed, *own] for choice in batch.designs]
-        launcher.launch(given, initial_job_idx=done)
-        done += len(given)
+        jobs = [[*(f"{key}={value}" for key, value in choice.items()), *fixed, *own] for choice in batch.designs]
+        launcher.launch(jobs, initial_job_idx=done)
+        done += len(jobs)
 
 
 def _values(overrides: Sequence[str]) -> dict[str, str]:
@@ -381,7 +385,8 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     Raises:
         TripathError: a value breaks a rule.
     """
-    from tripath.experiment import Experiment, read_prompts_file
+    from tripath.experiment import QUALITY, Experiment, read_prompts_file
+    from tripath.workload import reference_only
 
     groups = {
         "model",
@@ -429,6 +434,13 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
         technology=build("technology", config.technology), **_other_hardware(config, settings, own),
         paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
     )  # fmt: skip
+    if QUALITY in experiment.paths:
+        if find_spec("torch") is None:
+            raise NotInstalledError("paths: quality needs torch, which is not installed; pip install 'tripath[study]'")
+        if reference_only(
+            experiment.workload, experiment.numerics
+        ):  # no program: the paths that would run it are left out
+            experiment = replace(experiment, paths=[QUALITY])
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt

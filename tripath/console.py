@@ -114,13 +114,15 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
             out.print(line, soft_wrap=True)
         if "accuracy" in outcome.results:
             _print_accuracy(outcome.results["accuracy"].metrics)
-        took = [
-            f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items() if name not in outcome.cached
-        ]
-        if took:
-            out.print(Text(f"simulated in {', '.join(took)}", style="dim"))
-        if outcome.cached:
-            out.print(Text(f"from the cache: {', '.join(outcome.cached)}", style="dim"))
+    if outcome.reference_only:
+        out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True, markup=False)
+    if "quality" in outcome.results:
+        _print_quality(outcome.results["quality"].metrics)
+    took = [f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items() if name not in outcome.cached]
+    if took:
+        out.print(Text(f"simulated in {', '.join(took)}", style="dim"))
+    if outcome.cached:
+        out.print(Text(f"from the cache: {', '.join(outcome.cached)}", style="dim"))
     out.print()
     for title, table in outcome.tables.items():
         out.print(table_of(title, table))
@@ -144,7 +146,7 @@ def verdict_line(outcome: Outcome) -> str:
     """What the checks amount to; a kind that `fail_on` leaves out is reported all the same."""
     failed = len(outcome.failures)
     missed = sum(not row.passed for row in outcome.discrepancies) - failed
-    verdict = f"{failed} checks failed" if failed else "all checks hold"
+    verdict = f"{failed} checks failed" if failed else "all checks hold" if outcome.discrepancies else "no checks"
     if missed:
         verdict += f" but {missed} of a kind that is only reported (validation.fail_on)"
     return verdict
@@ -154,6 +156,15 @@ def _print_accuracy(metrics: Mapping[str, float]) -> None:
     out.print(
         f"accuracy: {metrics['generated_tokens']:.0f} tokens, agreement with the FP32 reference "
         f"{metrics['token_agreement']:.3f}, logit KL {metrics['logit_kl']:.2g} nats",
+        soft_wrap=True,
+    )
+
+
+def _print_quality(metrics: Mapping[str, float]) -> None:
+    out.print(
+        f"quality: {metrics['solved']:.0f} of {metrics['problems']:.0f} held-out problems solved, exact match "
+        f"{metrics['exact_match']:.3f} ({metrics['exact_match_low']:.3f} to {metrics['exact_match_high']:.3f}), "
+        f"{metrics['steps_per_block']:.2f} steps per block, logit KL {metrics['logit_kl']:.2g} nats",
         soft_wrap=True,
     )
 

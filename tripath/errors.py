@@ -13,6 +13,10 @@ class TripathError(ValueError):
     """A mistake in the input: configuration, checkpoint, program file. The command exits with status 2."""
 
 
+class NotInstalledError(TripathError):
+    """An optional dependency is missing."""
+
+
 class CapacityError(TripathError):
     """A working set does not fit a memory of the hardware."""
 

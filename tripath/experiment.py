@@ -20,9 +20,13 @@ from tripath.program import Program
 from tripath.units import format_seconds
 from tripath.validation import Discrepancy, Settings
 from tripath.validation.measurements import Measurement
-from tripath.workload import Numerics, Workload
+from tripath.workload import Numerics, Workload, reference_only
 
-PATHS = ("analytical", "cycle", "accuracy")
+QUALITY = "quality"
+"""The path that runs no program: held-out problems on the reference path."""
+TRACE_GIVERS = ("accuracy", QUALITY)
+"""Paths whose trace the timing paths replay, the first that runs; none: the workload's schedule."""
+PATHS = ("analytical", "cycle", *TRACE_GIVERS)
 WHOLE_RUN = ("program", "generation")
 """Scopes of which a run has one; others are named beside the metric."""
 
@@ -35,6 +39,7 @@ class Experiment:
     """The inputs of a run. `options` holds the options of each simulator by name; without `technology` there is no energy.
 
     Without `paths` no program is compiled: the run consists of checks that need none, of streams and of other hardware.
+    `quality` needs none either.
     `devices` are models of other hardware, `measurements` what someone timed, `models` what these and published figures name.
     """
 
@@ -71,11 +76,26 @@ class Experiment:
         for name in self.options:
             if name not in PATHS:
                 raise TripathError(f"simulator.{name}: no such simulator, one of {', '.join(PATHS)}")
-        if "accuracy" in self.paths and self.model.checkpoint is None:
+        if self.trace_giver and self.model.checkpoint is None:
             raise TripathError(
                 f"paths: model {self.model.name} has no checkpoint to execute; use paths=[analytical,cycle] or give "
                 "model.checkpoint"
             )
+
+    @property
+    def trace_giver(self) -> str | None:
+        """The path whose trace the timing paths replay; None: they take the workload's schedule."""
+        return next((name for name in TRACE_GIVERS if name in self.paths), None)
+
+    @property
+    def runs_program(self) -> bool:
+        """Whether a path runs a program."""
+        return any(name != QUALITY for name in self.paths)
+
+    @property
+    def reference_only(self) -> str:
+        """The choice for which `quality` alone runs, as no program carries it out; empty where there is none."""
+        return reference_only(self.workload, self.numerics) if list(self.paths) == [QUALITY] else ""
 
 
 class Tokenizer(Protocol):
@@ -116,7 +136,8 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The outputs of a run. `program` None: it had no paths, so no results either. `cached` paths were not run anew.
+    """The outputs of a run. `program` None: no path ran one, at most `quality`. `cached` paths were not run anew.
+    `reference_only`: why, where no program carries out what was asked for.
 
     `devices`: metrics of other hardware by name; `tables` and `files` (name, text) are what such a comparison leaves.
     """
@@ -131,11 +152,12 @@ class Outcome:
     tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cached: Sequence[str] = ()
+    reference_only: str = ""
 
-    @classmethod
-    def without_program(cls, fail_on: Sequence[str]) -> "Outcome":
-        """What a run without paths begins with."""
-        return cls(program=None, results={}, wall_seconds={}, discrepancies=[], generated=None, fail_on=fail_on)
+    @property
+    def trace_digest(self) -> str:
+        """Digest of the trace that the paths of the program share; empty where there is no program."""
+        return next((result.trace_digest for result in self.results.values() if result.program_digest), "")
 
     @property
     def failures(self) -> list[Discrepancy]:
@@ -211,7 +233,7 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
     """One row per timing path, as text: what a reader looks at first."""
     rows = []
     for name, result in outcome.results.items():
-        if name == "accuracy":
+        if name in TRACE_GIVERS:
             continue
         metrics = result.metrics
         cycles = metrics["makespan_cycles" if name == "cycle" else "estimated_cycles"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tripath.comparison import Show, with_other_hardware
 from tripath.compiler import compile_program, schedule
 from tripath.errors import TripathError
-from tripath.experiment import Experiment, Generated, Outcome, Prompts, read_prompts
+from tripath.experiment import QUALITY, TRACE_GIVERS, Experiment, Generated, Outcome, Prompts, read_prompts
 from tripath.metrics import Result, Table
 from tripath.program import Program
 from tripath.report import write_files
@@ -26,6 +26,9 @@ from tripath.validation import check_streams, validate
 
 if TYPE_CHECKING:
     from cycle.streams import Stream
+
+MODULES = {QUALITY: "accuracy.study"}
+"""Where a path lives that is no package of its own name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ class PathRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A compiled program and the prompts that it is for; None and none for an experiment without paths."""
+    """A compiled program and the prompts that it is for; None and none for an experiment that runs no program."""
 
     program: Program | None
     prompts: Prompts | None
@@ -90,7 +93,7 @@ def prepare(experiment: Experiment, default_prompt: str | None) -> Prepared:
     Raises:
         TripathError: the prompts or the combination are not possible.
     """
-    if not experiment.paths:
+    if not experiment.runs_program:
         return Prepared(program=None, prompts=None)
     prompts = read_prompts(experiment, default_prompt)
     lengths = [len(tokens) for tokens in prompts.token_ids]
@@ -101,18 +104,18 @@ def prepare(experiment: Experiment, default_prompt: str | None) -> Prepared:
 def compile_key(experiment: Experiment, default_prompt: str | None) -> str:
     """Digest of what `prepare` depends on: jobs with the same share one program."""
     e = experiment
-    return digest_of(e.model, e.workload, e.hardware, e.numerics, default_prompt, bool(e.paths))
+    return digest_of(e.model, e.workload, e.hardware, e.numerics, default_prompt, e.runs_program)
 
 
 def run_path(
     name: str,
-    program: Program,
+    program: Program | None,
     experiment: Experiment,
     prompts: Sequence[Sequence[int]],
     trace: Trace | None,
     cache: Cache,
 ) -> PathRun:
-    """Run one path, or take what the cache has. `trace` is replayed by a timing path; accuracy records one.
+    """Run one path, or take what the cache has. `trace` is replayed by a timing path; the others give one.
 
     Raises:
         TripathError: an option that the simulator lacks, or it refuses its input.
@@ -122,9 +125,11 @@ def run_path(
     if known is not None:
         return known
     began = time.perf_counter()
-    found = importlib.import_module(name).simulate(program, **inputs)
+    found = importlib.import_module(MODULES.get(name, name)).simulate(**inputs)
     seconds = time.perf_counter() - began
-    if name == "accuracy":
+    if name == QUALITY:
+        run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds)
+    elif name == "accuracy":
         run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds, token_ids=found.token_ids,
                       trip_counts=found.trip_counts)  # fmt: skip
     else:
@@ -135,7 +140,7 @@ def run_path(
 
 
 def known_runs(
-    program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
+    program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
 ) -> dict[str, PathRun] | None:
     """All paths of an experiment as the cache has them; None if it lacks one."""
     runs: dict[str, PathRun] = {}
@@ -144,25 +149,26 @@ def known_runs(
         found = _known(name, program, cache, _inputs(name, program, experiment, prompts, trace)[1])
         if found is None:
             return None
-        runs[name], trace = found, found.trace
+        runs[name] = found
+        trace = found.trace if name == experiment.trace_giver else trace
     return runs
 
 
 def run_paths(
-    program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
+    program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
 ) -> dict[str, PathRun]:
-    """All paths of an experiment one after the other, accuracy first: the timing paths replay its trace."""
+    """All paths of an experiment one after the other, those first whose trace the timing paths replay."""
     runs: dict[str, PathRun] = {}
     trace = schedule(experiment.workload)
     for name in in_order(experiment.paths):
         runs[name] = run_path(name, program, experiment, prompts, trace, cache)
-        trace = runs[name].trace
+        trace = runs[name].trace if name == experiment.trace_giver else trace
     return runs
 
 
 def in_order(paths: Sequence[str]) -> list[str]:
-    """The paths, accuracy first."""
-    return sorted(paths, key=lambda name: name != "accuracy")
+    """The paths, those first that give a trace."""
+    return sorted(paths, key=lambda name: name not in TRACE_GIVERS)
 
 
 def outcome_of(
@@ -171,16 +177,13 @@ def outcome_of(
     """What came out of an experiment: results compared with each other, with theory, with what was measured elsewhere."""
     settings = experiment.settings
     streams = read_measured(experiment)
-    if prepared.program is None:
-        outcome = Outcome.without_program(settings.fail_on)
-    else:
-        results = {name: runs[name].result for name in experiment.paths}
-        outcome = Outcome(
-            program=prepared.program, results=results, discrepancies=validate(results, settings), fail_on=settings.fail_on,
-            wall_seconds={name: runs[name].wall_seconds for name in experiment.paths},
-            generated=_generated(prepared.prompts, runs.get("accuracy")),
-            cached=[name for name in experiment.paths if runs[name].cached],
-        )  # fmt: skip
+    results = {name: runs[name].result for name in experiment.paths}
+    outcome = Outcome(
+        program=prepared.program, results=results, discrepancies=validate(results, settings), fail_on=settings.fail_on,
+        wall_seconds={name: runs[name].wall_seconds for name in experiment.paths},
+        generated=_generated(prepared.prompts, runs.get("accuracy")),
+        cached=[name for name in experiment.paths if runs[name].cached], reference_only=experiment.reference_only,
+    )  # fmt: skip
     checks = check_streams(streams) if streams else []
     outcome = replace(outcome, discrepancies=[*outcome.discrepancies, *checks])
     return with_other_hardware(experiment, outcome, show)
@@ -205,7 +208,7 @@ def run_job(prepared: Prepared, job: Job, cache: Cache) -> JobOutcome:
     Raises:
         TripathError: a simulator refuses its input.
     """
-    runs = {} if prepared.program is None else run_paths(prepared.program, job.experiment, prepared.token_ids, cache)
+    runs = run_paths(prepared.program, job.experiment, prepared.token_ids, cache)
     outcome = outcome_of(job.experiment, prepared, runs)
     files: dict[str, bytes] = {}
     if not job.row_only:
@@ -242,25 +245,34 @@ def _generated(prompts: Prompts | None, run: PathRun | None) -> Generated | None
 
 
 def _inputs(
-    name: str, program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
+    name: str, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
 ) -> tuple[dict[str, Any], str]:
-    """What a simulator is given beside the program, and the digest of all of it and of its sources."""
-    inputs: dict[str, Any] = {"hardware": experiment.hardware, "trace": trace, "technology": experiment.technology}
-    content: dict[str, object] = inputs
-    if name == "accuracy":
-        model = experiment.model
-        inputs = {"model": model, "workload": experiment.workload, "prompts": prompts}
+    """What a simulator is given, and the digest of all of it and of its sources."""
+    module, model, workload = MODULES.get(name, name), experiment.model, experiment.workload
+    if name == QUALITY:
+        inputs: dict[str, Any] = {"model": model, "workload": workload, "numerics": experiment.numerics}
+    elif name == "accuracy":
+        inputs = {"model": model, "workload": workload, "prompts": prompts}
+    else:
+        inputs = {"hardware": experiment.hardware, "trace": trace, "technology": experiment.technology}
+    content: dict[str, object] = dict(inputs)
+    if "model" in inputs:
         weights = None if model.checkpoint is None else folder_digest(model.checkpoint)
-        content = {**inputs, "model": replace(model, checkpoint=None), "weights": weights}
+        content |= {"model": replace(model, checkpoint=None), "weights": weights}
+    if name != QUALITY:
+        assert program is not None
+        inputs["program"] = program
+        content["program"] = program.digest, program.phases
     options = experiment.options.get(name) or {}
-    known = inspect.signature(importlib.import_module(name).simulate).parameters
+    known = inspect.signature(importlib.import_module(module).simulate).parameters
     for option in options:
         if option in inputs or option not in known:
             raise TripathError(f"simulator.{name}: unknown option {option!r}")
-    return {**inputs, **options}, digest_of(name, program.digest, program.phases, content, options, code_digest(name))
+    sources = code_digest(module.partition(".")[0])
+    return {**inputs, **options}, digest_of(name, content, options, sources)
 
 
-def _known(name: str, program: Program, cache: Cache, digest: str) -> PathRun | None:
+def _known(name: str, program: Program | None, cache: Cache, digest: str) -> PathRun | None:
     """What the cache has under `digest`, if it is of this path and program."""
     content = cache.get(digest)
     if content is None:
@@ -274,5 +286,6 @@ def _known(name: str, program: Program, cache: Cache, digest: str) -> PathRun | 
         })  # fmt: skip
     except (KeyError, TypeError, AttributeError):
         return None
-    whole = run.result.simulator == name and run.result.program_digest == program.digest
+    of_program = "" if name == QUALITY or program is None else program.digest
+    whole = run.result.simulator == name and run.result.program_digest == of_program
     return run if whole and run.result.trace_digest == run.trace.digest else None

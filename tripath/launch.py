@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from tripath.compiler import schedule
 from tripath.errors import TripathError
-from tripath.experiment import Experiment
+from tripath.experiment import TRACE_GIVERS, Experiment
 from tripath.job import PathRun, run_path
 from tripath.program import Program
 from tripath.results import Cache, default_folder
@@ -99,9 +99,9 @@ class WorkerLostError(RuntimeError):
     """A task's worker died, again and again."""
 
 
-def _run_accuracy(*arguments: Any) -> tuple[PathRun, Trace]:  # noqa: ANN401  those of run_path
-    """The run of the accuracy path, and its trace as a value of its own."""
-    run = run_path("accuracy", *arguments)
+def _run_giver(*arguments: Any) -> tuple[PathRun, Trace]:  # noqa: ANN401  those of run_path
+    """The run of a path, and its trace as a value of its own."""
+    run = run_path(*arguments)
     return run, run.trace
 
 
@@ -151,12 +151,11 @@ class Cluster:
                     raise
 
     def run(
-        self, program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], progress: Progress
+        self, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], progress: Progress
     ) -> dict[str, PathRun]:
         """Run the paths of `experiment` side by side; the program goes to the object store once.
 
-        The timing paths start at once where accuracy does not run, on the workload's schedule; else when accuracy has
-        recorded the trace.
+        The timing paths start at once, on the workload's schedule, or where another path gives a trace, when it has.
 
         Raises:
             TripathError: the cluster cannot be reached, or a simulator refuses its input.
@@ -167,15 +166,17 @@ class Cluster:
 
         shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
         pending: dict[str, ray.ObjectRef] = {}
-        if "accuracy" in experiment.paths:
-            task = _remote(_run_accuracy, num_cpus=1, num_returns=2)
-            pending["accuracy"], trace = cast("Sequence[ray.ObjectRef]", task.remote(*shared, None, cache))
+        giver = experiment.trace_giver
+        if giver:
+            task = _remote(_run_giver, num_cpus=1, num_returns=2)
+            pending[giver], trace = cast("Sequence[ray.ObjectRef]", task.remote(giver, *shared, None, cache))
         else:
             trace = ray.put(schedule(experiment.workload))
         for name in experiment.paths:
-            if name != "accuracy":
-                pending[name] = _remote(run_path, num_cpus=1).remote(name, *shared, trace, cache)
-        return _collect({name: pending[name] for name in experiment.paths}, progress)
+            if name != giver:
+                replayed = None if name in TRACE_GIVERS else trace
+                pending[name] = _remote(run_path, num_cpus=1).remote(name, *shared, replayed, cache)
+        return _collect({name: pending[name] for name in experiment.paths}, giver, progress)
 
     def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
@@ -263,14 +264,14 @@ def _value(reference: Any) -> object:  # noqa: ANN401  a reference of Ray
         return WorkerLostError(f"its worker died, also when tried again ({type(error).__name__}); out of memory?")
 
 
-def _collect(pending: Mapping[str, Any], progress: Progress) -> dict[str, PathRun]:
+def _collect(pending: Mapping[str, Any], giver: str | None, progress: Progress) -> dict[str, PathRun]:
     """Wait for all tasks; the first error ends the others."""
     import ray
 
     values: dict[str, PathRun] = {}
     left = dict(pending)
     while left:
-        progress({name: _state(name, pending, values) for name in pending})
+        progress({name: _state(name, giver, values) for name in pending})
         done, _ = ray.wait(list(left.values()), num_returns=1, timeout=POLL_SECONDS)
         for name in [name for name, reference in left.items() if reference in done]:
             value = _value(left.pop(name))
@@ -281,15 +282,15 @@ def _collect(pending: Mapping[str, Any], progress: Progress) -> dict[str, PathRu
                     raise TripathError(str(value)) from None
                 raise value
             values[name] = cast("PathRun", value)
-    progress({name: _state(name, pending, values) for name in pending})
+    progress({name: _state(name, giver, values) for name in pending})
     return {name: values[name] for name in pending}
 
 
-def _state(name: str, pending: Mapping[str, Any], values: Mapping[str, PathRun]) -> str:
+def _state(name: str, giver: str | None, values: Mapping[str, PathRun]) -> str:
     if name in values:
         return "done, from the cache" if values[name].cached else f"done in {values[name].wall_seconds:.1f} s"
-    if name != "accuracy" and "accuracy" in pending and "accuracy" not in values:
-        return "waits for accuracy's trace"
+    if name not in TRACE_GIVERS and giver is not None and giver not in values:
+        return f"waits for {giver}'s trace"
     return "runs"
 
 

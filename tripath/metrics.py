@@ -20,7 +20,8 @@ class Result:
     """What one simulator found about one program.
 
     `metrics` maps names (without the simulator's prefix) to numbers; `counts` are event counts which every path must
-    reproduce exactly; `trace_digest` names the trip counts they belong to; `tables` are for people.
+    reproduce exactly; `trace_digest` names the trip counts they belong to; `tables` are for people. A path that runs no
+    program has an empty `program_digest`.
     """
 
     simulator: str

@@ -18,6 +18,7 @@ from tripath.launch import INPUT_ERRORS, Cluster, Launch, Task, WorkerLostError
 from tripath.metrics import Table
 from tripath.record import FILE, Record, git_commit, to_json
 from tripath.results import write_atomically
+from tripath.study import write_quality
 from tripath.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
 from tripath.verdicts import JUNIT, MARKDOWN, junit, markdown
 
@@ -156,9 +157,7 @@ class Sweep:
         """Note what became of a job, and write its files; whether they are there."""
         if not isinstance(value, JobOutcome):
             assert isinstance(value, Exception)
-            if (
-                isinstance(value, TripathError) and self.extra is not None and job.row_only
-            ):  # a design that cannot be is an answer, too
+            if isinstance(value, TripathError) and self.extra is not None and job.row_only:  # an answer, too
                 own = self.swept[job.number]
                 self.rows.append(Row(number=job.number, swept=own, verdict=INFEASIBLE, error=str(value)))
                 return False
@@ -221,7 +220,7 @@ class Sweep:
         return sort_metric(self.rows, self.sort_by)
 
     def _write(self) -> list[str]:
-        """Write table and picture of what ended so far, and hand back their names."""
+        """Write tables and pictures of what ended so far, and hand back their names."""
         if not any(row.metrics for row in self.rows):
             return []
         try:
@@ -230,10 +229,11 @@ class Sweep:
             if self.extra is not None:
                 return [TABLE, *self.extra.write(self.folder, self.rows)]
             drawn = draw_summary(self.folder / PICTURE, self.rows, self._metric)
+            study = write_quality(self.folder, self.rows)
         except OSError as error:
             _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
             return []
-        return [TABLE, PICTURE] if drawn else [TABLE]
+        return [TABLE, *([PICTURE] if drawn else []), *study]
 
     def _print(self, tracked: Tracked | None) -> None:
         if not self.rows:

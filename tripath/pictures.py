@@ -23,7 +23,7 @@ def draw_pictures(folder: Path, experiment: Experiment, outcome: Outcome) -> lis
 
     mpl.use("Agg")
     pictures = []
-    if next(iter(outcome.results.values())).counts["macs"]:
+    if any(outcome.results[name].counts["macs"] for name in MARKERS if name in outcome.results):
         pictures.append(_roofline(folder / "roofline.png", experiment, outcome))
     if "cycle" in outcome.results:
         result = outcome.results["cycle"]

@@ -19,7 +19,7 @@ TRACKED = "tracked.json"
 """Beside it where it was logged: to which store, as which run."""
 HEADLINE = {
     "makespan_cycles", "seconds", "tokens_per_second", "lower_bound_cycles", "estimated_cycles", "token_agreement",
-    "logit_kl", "sampling_share", "matrix_utilisation", "generated_tokens",
+    "logit_kl", "exact_match", "steps_per_block", "sampling_share", "matrix_utilisation", "generated_tokens",
 }  # fmt: skip
 """Metrics that a run repeats of its simulators, so that runs can be sorted by them."""
 LEFT_OUT = {"timeline"}
@@ -107,7 +107,7 @@ def _of(content: dict[str, Any]) -> Record:
 def tags_of(experiment: Experiment, outcome: Outcome) -> dict[str, str]:
     """What runs are filtered by."""
     of_program = {} if outcome.program is None else {
-        "program_digest": outcome.program.digest, "trace_digest": next(iter(outcome.results.values())).trace_digest,
+        "program_digest": outcome.program.digest, "trace_digest": outcome.trace_digest,
     }  # fmt: skip
     tags = {
         **of_program, "model": experiment.model.name, "hardware": experiment.hardware.name, "cache": experiment.workload.cache,

@@ -42,6 +42,7 @@ def report_of(outcome: Outcome) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
         "status": outcome.status,
+        "reference_only": outcome.reference_only or None,
         "program": None if outcome.program is None else {
             "digest": outcome.program.digest, "words": len(outcome.program.words),
             "bytes": len(outcome.program.to_bytes()),
@@ -108,9 +109,12 @@ def page_of(
 ) -> str:
     """The run as one HTML file that loads nothing: pictures are inside, and all text is escaped."""
     program, generated = outcome.program, outcome.generated
-    title = f"{experiment.model.name} on {experiment.hardware.name}" if program else "Checks without a program"
+    title = "Checks without a program" if not outcome.results else experiment.model.name
+    title += f" on {experiment.hardware.name}" if program else ""
     failed, checks = len(outcome.failures), len(outcome.discrepancies)
-    verdict = f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold"
+    verdict = (
+        f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold" if checks else "no checks"
+    )
     parts = [
         HEAD.format(title=html.escape(title), style=STYLE),
         f'<h1>{html.escape(title)}</h1><p class="{outcome.status}">{verdict}</p>',
@@ -120,9 +124,12 @@ def page_of(
         for prompt, text in zip(generated.prompts, generated.texts, strict=True):
             parts.append(f"<p>{html.escape(prompt)}<br><b>{html.escape(text)}</b></p>")
         parts.append(f"<p>Denoising steps of each block: {', '.join(map(str, generated.trip_counts))}</p>")
+    if outcome.reference_only:
+        parts.append(f"<p>Reference path only: no program carries out {html.escape(outcome.reference_only)}.</p>")
     if program:
         parts += ["<h2>Paths</h2>", _table(headline(experiment, outcome))]
-    parts += ["<h2>Checks</h2>", _table(verdicts(outcome))]
+    if checks:
+        parts += ["<h2>Checks</h2>", _table(verdicts(outcome))]
     for heading, table in outcome.tables.items():
         parts += [f"<h2>{html.escape(heading)}</h2>", _table(table)]
     for picture in pictures:
@@ -137,7 +144,7 @@ def page_of(
         provenance |= {
             "program digest": program.digest, "instruction words": f"{len(program.words):,}",
             "program file": format_bytes(len(program.to_bytes())),
-            "trace digest": next(iter(outcome.results.values())).trace_digest,
+            "trace digest": outcome.trace_digest,
         }  # fmt: skip
     parts += [
         "<h2>Provenance</h2>", _table(Table(columns=["", ""], rows=list(provenance.items()))),

@@ -25,7 +25,8 @@ LEVEL = 1
 """Of zlib: the first takes a tenth of the time of the default and leaves a tenth more."""
 EDGE = {
     "baseline", "cli", "comparison", "console", "estimates", "experiment", "folders", "job", "launch", "multirun", "perfetto",
-    "pictures", "record", "report", "results", "search", "summary", "sweep", "sync", "tracking", "validation", "verdicts",
+    "pictures", "record", "report", "results", "search", "study", "summary", "sweep", "sync", "tracking", "validation",
+    "verdicts",
 }  # fmt: skip
 """Modules of tripath that no simulator can import (the layers in pyproject.toml): they do not change what one finds."""
 

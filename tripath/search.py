@@ -96,9 +96,6 @@ class Search:
             raise TripathError(
                 f"hydra.sweeper.search.confirm_at_most: must not be negative, got {self.confirm_at_most}"
             )
-        wanted = [name for name in (*self.objectives, *self.limits) if name.startswith(QUALITY)]
-        if wanted and self.quality is None:
-            raise TripathError(f"hydra.sweeper.search.quality: {wanted[0]} needs a file")
 
     def batches(self, axes: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> Iterator[Batch]:
         """What to run, batch after batch; `rows` grows by the jobs of each before the next is asked for.

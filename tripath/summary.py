@@ -10,11 +10,11 @@ from typing import Any
 
 from tripath.metrics import Table
 
-COSTS = ("cycle.makespan_cycles", "analytical.estimated_cycles", "accuracy.logit_kl")
+COSTS = ("cycle.makespan_cycles", "analytical.estimated_cycles", "accuracy.logit_kl", "quality.logit_kl")
 """What a table is ordered by unless it is said, the first that there is."""
 SHOWN = (
-    "cycle.makespan_cycles", "analytical.estimated_cycles", "accuracy.token_agreement", "cycle.tokens_per_second",
-    "analytical.tokens_per_second",
+    "cycle.makespan_cycles", "analytical.estimated_cycles", "accuracy.token_agreement", "quality.exact_match",
+    "cycle.tokens_per_second", "analytical.tokens_per_second",
 )  # fmt: skip
 MOST_COLUMNS, MOST_ROWS, MOST_LINES = 3, 40, 12
 DESCENDING = "-"
@@ -46,7 +46,7 @@ class Row:
 
 def name_of(swept: Mapping[str, str]) -> str:
     """What a job is called: the values that are its own, under the last part of their keys."""
-    return " ".join(f"{_short(axis, list(swept))}={value}" for axis, value in swept.items())
+    return " ".join(f"{short(axis, list(swept))}={value}" for axis, value in swept.items())
 
 
 def sort_metric(rows: Sequence[Row], asked: str | None) -> str | None:
@@ -76,7 +76,7 @@ def summary(rows: Sequence[Row], metric: str | None) -> Table:
     simulators took, what went wrong."""
     axes, names = axes_of(rows), _shown(rows, metric)
     beside = any(len(row.swept) < len(axes) for row in rows)  # jobs beside a product would leave most columns empty
-    headings = ["given"] if beside else [_short(axis, axes) for axis in axes]
+    headings = ["given"] if beside else [short(axis, axes) for axis in axes]
     columns = ["job", *headings, "verdict", *names, "seconds", "note"]
     cells = [
         [
@@ -118,8 +118,8 @@ def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    x = max(values, key=lambda axis: (all(map(_is_number, values[axis])), len(values[axis])))
-    numeric = all(map(_is_number, values[x]))
+    x = max(values, key=lambda axis: (all(map(is_number, values[axis])), len(values[axis])))
+    numeric = all(map(is_number, values[x]))
     others = sorted((axis for axis in values if axis != x), key=lambda axis: len(values[axis]))
     lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for row in drawn:
@@ -132,7 +132,7 @@ def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:
     few = len(lines) <= MOST_LINES
     for choice, points in lines.items():
         named = others if few else others[:1]
-        label = ", ".join(f"{_short(axis, others)} {value}" for axis, value in zip(named, choice))
+        label = ", ".join(f"{short(axis, others)} {value}" for axis, value in zip(named, choice))
         style = {"color": colours[choice[0]], "label": label} if choice else {}
         marker = markers[choice[1]] if len(choice) > 1 else "o"
         axes.plot(*zip(*sorted(points), strict=True), marker=marker, linewidth=1, markersize=4, **style)
@@ -149,7 +149,7 @@ def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:
     if others:
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
-        title = None if few else f"and {', '.join(_short(axis, others) for axis in others[1:])}"
+        title = None if few else f"and {', '.join(short(axis, others) for axis in others[1:])}"
         beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
         axes.legend(once.values(), once.keys(), title=title, **beside)
     figure.savefig(path, dpi=110)
@@ -166,10 +166,12 @@ def _shown(rows: Sequence[Row], metric: str | None) -> list[str]:
 def _note(row: Row) -> str:
     if row.error:
         return row.error if len(row.error) <= LONGEST_NOTE else f"{row.error[:LONGEST_NOTE]}..."
-    return f"from the cache: {' '.join(row.cached)}" if row.cached else ""
+    only = (row.report or {}).get("reference_only")
+    notes = [f"reference path only: {only}"] if only else []
+    return ", ".join([*notes, *([f"from the cache: {' '.join(row.cached)}"] if row.cached else [])])
 
 
-def _short(axis: str, axes: Sequence[str]) -> str:
+def short(axis: str, axes: Sequence[str]) -> str:
     """The last part of a key, or all of it where two keys end so."""
     last = axis.rpartition(".")[2]
     return axis if sum(other.rpartition(".")[2] == last for other in axes) > 1 else last
@@ -181,7 +183,8 @@ def _text(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a value of an axis is a number."""
     try:
         float(text)
     except ValueError:

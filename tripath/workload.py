@@ -7,10 +7,10 @@ from tripath.formats import FORMATS
 
 STAGES = ("generation", "sampling")
 CACHE_POLICIES = ("none", "prefix", "dual")
-COMMIT_POLICIES = ("quota", "threshold")
-SMOOTHERS = ("plain", "baos")
-STUDIED = ("frozen", "static", "oracle", "hadamard")
-"""Schemes that the reference path alone knows (`accuracy.study`)."""
+COMMIT_POLICIES = ("quota", "threshold", "factor", "dream")
+SCORES = ("maskgit_plus", "topk_margin", "entropy")
+SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
+CONFIDENCES = ("bf16", "fp32", "fp64")
 AXES = ("channels", "tokens")
 BLOCK_SIZES = (8, 16, 32)
 
@@ -21,8 +21,11 @@ class Workload:
 
     `steps` is the total of denoising steps over the generation, a multiple of the number of blocks. `prompt_length`
     (tokens) stands in where no prompt text is given. With `commit="threshold"` positions of confidence >= `threshold`
-    are committed and always the best one; steps then only serves as the schedule when no trace exists. `stage="sampling"`
-    is the sampling stage of one step of one block alone, its logits given: a program for measurements.
+    are committed and always the best one; steps then only serves as the schedule when no trace exists. "factor" commits
+    the largest n with (n + 1)(1 - n-th confidence) < `factor`, "dream" what Dream's schedule of times says, over a block.
+    `score` ranks positions: maskgit_plus by the largest probability, topk_margin by its lead, entropy by the negative
+    entropy. Programs know less: `reference_only`. `stage="sampling"` is the sampling stage of one step of one block
+    alone, its logits given: a program for measurements.
     """
 
     prompt: str | None = None
@@ -35,6 +38,8 @@ class Workload:
     cache: str = "dual"
     commit: str = "quota"
     threshold: float = 0.9
+    factor: float = 1.0
+    score: str = "maskgit_plus"
     stage: str = "generation"
 
     def __post_init__(self) -> None:
@@ -66,6 +71,10 @@ class Workload:
             raise TripathError(f"workload.cache: unknown policy {self.cache!r}, one of {', '.join(CACHE_POLICIES)}")
         if self.commit not in COMMIT_POLICIES:
             raise TripathError(f"workload.commit: unknown policy {self.commit!r}, one of {', '.join(COMMIT_POLICIES)}")
+        if self.score not in SCORES:
+            raise TripathError(f"workload.score: unknown score {self.score!r}, one of {', '.join(SCORES)}")
+        if self.factor <= 0.0:
+            raise TripathError(f"workload.factor: must be positive, got {self.factor}")
         if not 0.0 < self.threshold <= 1.0:
             raise TripathError(f"workload.threshold: must be in (0, 1], got {self.threshold}")
         if self.prompt_length is not None and self.prompt_length < 1:
@@ -93,6 +102,9 @@ class Smoothing:
 
     `scheme` baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens at
     the block's first step, geomean over its head; `power_of_two` rounds s to one. `keys`, `values`: which are smoothed.
+    frozen: s of block 0; static: s of a calibration set; oracle: s anew at every step; hadamard: a rotation of the channels.
+    `centre`: each channel's mean is subtracted first. `pre_rope`: keys are stored before the rotation. Programs know less:
+    `reference_only`.
     """
 
     scheme: str = "plain"
@@ -100,17 +112,16 @@ class Smoothing:
     power_of_two: bool = False
     keys: bool = True
     values: bool = True
+    centre: bool = False
+    pre_rope: bool = False
 
     def __post_init__(self) -> None:
-        if self.scheme in STUDIED:
-            raise TripathError(
-                f"numerics.smoothing.scheme: {self.scheme} is no scheme of the machine, one of {', '.join(SMOOTHERS)}; "
-                "the reference path knows it: python -m accuracy.study.kv"
-            )
         if self.scheme not in SMOOTHERS:
             raise TripathError(f"numerics.smoothing.scheme: unknown {self.scheme!r}, one of {', '.join(SMOOTHERS)}")
         if not 0.0 < self.alpha <= 1.0:
             raise TripathError(f"numerics.smoothing.alpha: must be in (0, 1], got {self.alpha}")
+        if self.scheme == "hadamard" and self.pre_rope:
+            raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE")
 
     @property
     def sides(self) -> list[str]:
@@ -124,7 +135,7 @@ class Numerics:
 
     `k_axis`, `v_axis`: along what the blocks of K and V run. A product contracts K along channels and V along tokens: a
     block along the other axis is de-quantised to BF16 on load. `block_size`: elements that share a scale (along tokens
-    never more than a block of the generation).
+    never more than a block of the generation). `confidences`: what probabilities are computed in; bf16 is the machine's way.
     """
 
     weights: str
@@ -134,12 +145,16 @@ class Numerics:
     k_axis: str = "channels"
     v_axis: str = "tokens"
     block_size: int = 32
+    confidences: str = "bf16"
     smoothing: Smoothing = field(default_factory=Smoothing)
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
             known = ", ".join(map(str, BLOCK_SIZES))
             raise TripathError(f"numerics.block_size: must be one of {known}, got {self.block_size}")
+        if self.confidences not in CONFIDENCES:
+            known = ", ".join(CONFIDENCES)
+            raise TripathError(f"numerics.confidences: unknown {self.confidences!r}, one of {known}")
         for axis in ("k_axis", "v_axis"):
             if getattr(self, axis) not in AXES:
                 raise TripathError(f"numerics.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
@@ -148,3 +163,17 @@ class Numerics:
                 raise TripathError(
                     f"numerics.{name}: unknown format {getattr(self, name)!r}, one of {', '.join(FORMATS)}"
                 )
+
+
+def reference_only(workload: Workload, numerics: Numerics) -> str:
+    """The first choice that no program carries out, as `key=value`: the reference path alone does. Empty: there is none."""
+    smoothing = numerics.smoothing
+    choices = {
+        "workload.commit": (workload.commit, ("quota", "threshold")),
+        "workload.score": (workload.score, ("maskgit_plus",)),
+        "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos")),
+        "numerics.smoothing.centre": (smoothing.centre, (False,)),
+        "numerics.smoothing.pre_rope": (smoothing.pre_rope, (False,)),
+        "numerics.confidences": (numerics.confidences, ("bf16",)),
+    }
+    return next((f"{key}={str(value).lower()}" for key, (value, known) in choices.items() if value not in known), "")

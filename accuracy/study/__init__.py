@@ -1,14 +1,18 @@
 """The reference path: the model and its decoding in batched torch with fake quantisation, apart from the executor.
 
 `quantise` rounds, `schemes` keeps the KV cache, `model` is the transformer, `decode` the block diffusion, `metrics`
-what is measured, `kv` the study of KV schemes (`python -m accuracy.study.kv`). Only this package imports torch.
+what is measured, `simulator` the entry: the path `quality` of the command. Only this package imports torch.
 """
 
-from tripath.errors import TripathError
+from tripath.errors import NotInstalledError
 
 try:
     import torch  # noqa: F401  here for its error alone
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
-    raise TripathError("accuracy.study: torch is not installed; pip install 'tripath[study]'") from None
+    raise NotInstalledError("accuracy.study: torch is not installed; pip install 'tripath[study]'") from None
+
+from accuracy.study.simulator import QualityOutcome, simulate
+
+__all__ = ["QualityOutcome", "simulate"]

@@ -54,7 +54,9 @@ def plant_outliers(
     """
     half = spec.head_dim // 2
     if gain <= 0 or not all(0 <= pair < half for pair in pairs):
-        raise TripathError(f"study.planted: gain {gain} must be positive, pairs {tuple(pairs)} below {half}")
+        raise TripathError(
+            f"simulator.quality.planted: gain {gain} must be positive, pairs {tuple(pairs)} below {half}"
+        )
     channels = np.array([*pairs, *(pair + half for pair in pairs)])
     result = dict(tensors)
     for layer in range(spec.layers):

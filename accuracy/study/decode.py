@@ -12,10 +12,8 @@ from torch import Tensor
 
 from accuracy.study.model import Batch, Probe, StudyModel
 from tripath.errors import TripathError
-from tripath.workload import CACHE_POLICIES, Workload
+from tripath.workload import CACHE_POLICIES, COMMIT_POLICIES, SCORES, Workload
 
-COMMITS = ("quota", "threshold", "factor", "dream")
-SCORES = ("maskgit_plus", "topk_margin", "entropy")
 DREAM_EPSILON = 1e-3
 """Where Dream's schedule of times ends (its default `eps`)."""
 
@@ -39,12 +37,12 @@ class Policy:
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, known in (("cache", CACHE_POLICIES), ("commit", COMMITS), ("score", SCORES)):
+        for name, known in (("cache", CACHE_POLICIES), ("commit", COMMIT_POLICIES), ("score", SCORES)):
             if getattr(self, name) not in known:
-                raise TripathError(f"study.{name}: unknown {getattr(self, name)!r}, one of {', '.join(known)}")
+                raise TripathError(f"workload.{name}: unknown {getattr(self, name)!r}, one of {', '.join(known)}")
         if self.generation_length % self.block_length or self.steps % self.blocks:
             raise TripathError(
-                f"study.steps: {self.steps} steps and {self.generation_length} tokens do not divide into blocks of "
+                f"workload.steps: {self.steps} steps and {self.generation_length} tokens do not divide into blocks of "
                 f"{self.block_length}"
             )
 
@@ -58,7 +56,8 @@ class Policy:
         """The policy of a workload of the simulators."""
         return cls(
             generation_length=workload.generation_length, block_length=workload.block_length, steps=workload.steps,
-            cache=workload.cache, commit=workload.commit, threshold=workload.threshold,
+            cache=workload.cache, commit=workload.commit, score=workload.score, threshold=workload.threshold,
+            factor=workload.factor,
         )  # fmt: skip
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from accuracy.study.decode import Policy, StepView, commit, recomputed_rows, sample
-from accuracy.study.model import Batch, StudyModel
+from accuracy.study.model import Arithmetic, Batch, StudyModel
 from accuracy.study.schemes import KvScheme, channel_maxima, smoothing
-from tripath.formats import FORMATS, MX_BLOCK
+from tripath.formats import FORMATS
 from tripath.model import ModelSpec
 
 _DRIFT = KvScheme(smoother="baos")
@@ -24,12 +24,12 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
-def kv_bytes_per_token(spec: ModelSpec, format: str, scheme: KvScheme, *, token_block: int, canvas: float) -> float:
+def kv_bytes_per_token(spec: ModelSpec, arithmetic: Arithmetic, *, canvas: float) -> float:
     """Bytes of K and V per token over all layers: elements, block scales, and s and m shared out over the canvas."""
-    row, width = FORMATS[format], spec.layers * spec.kv_width
+    row, width, scheme = FORMATS[arithmetic.kv], spec.layers * spec.kv_width, arithmetic.kv_scheme
     total = 0.0
     for axis, smoothed in ((scheme.k_axis, scheme.keys), (scheme.v_axis, scheme.values)):
-        block = MX_BLOCK if axis == "channels" else token_block
+        block = arithmetic.block_size if axis == "channels" else arithmetic.token_block
         total += width * row.record_bytes(block) / block
         if smoothed and scheme.smooths:
             total += width * ((1 if scheme.power_of_two else 2) + 2 * scheme.centre) / canvas

@@ -17,6 +17,7 @@ from accuracy.study.quantise import fake_quantise
 from accuracy.study.schemes import KvScheme, Side, SideRules, hadamard
 from tripath.formats import FORMATS, MX_BLOCK
 from tripath.model import ModelSpec
+from tripath.workload import Numerics
 
 LOWEST = -float.fromhex("0x1.fep127")
 """A masked score: the lowest finite BF16."""
@@ -43,6 +44,15 @@ class Arithmetic:
     block_size: int = MX_BLOCK
     key_tile: int | None = None
     kv_scheme: KvScheme = field(default_factory=KvScheme)
+
+    @classmethod
+    def of(cls, numerics: Numerics, block_length: int) -> "Arithmetic":
+        """The arithmetic of a program of these numerics, its keys merged all at once."""
+        return cls(
+            weights=numerics.weights, activations=numerics.activations, kv=numerics.kv, logits=numerics.logits, lanes="bf16",
+            sampling=numerics.confidences, token_block=min(numerics.block_size, block_length),
+            block_size=numerics.block_size, kv_scheme=KvScheme.of(numerics),
+        )  # fmt: skip
 
 
 Calibration = list[dict[str, tuple[Tensor, Tensor]]]

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from accuracy.study.quantise import fake_quantise
 from tripath.errors import TripathError
-from tripath.workload import AXES, Numerics
+from tripath.workload import AXES, SMOOTHERS, Numerics
 
-SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
 SMALLEST_SHARE = 2.0**-14
 """c is kept above this share of the largest c of its head, so that a dead channel has a finite s."""
 
@@ -43,20 +42,21 @@ class KvScheme:
 
     def __post_init__(self) -> None:
         if self.smoother not in SMOOTHERS:
-            raise TripathError(f"study.smoother: unknown {self.smoother!r}, one of {', '.join(SMOOTHERS)}")
+            raise TripathError(f"numerics.smoothing.scheme: unknown {self.smoother!r}, one of {', '.join(SMOOTHERS)}")
         for axis in ("k_axis", "v_axis"):
             if getattr(self, axis) not in AXES:
-                raise TripathError(f"study.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
+                raise TripathError(f"numerics.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
         if self.smoother == "hadamard" and self.pre_rope:
-            raise TripathError("study.pre_rope: a rotation of all channels does not commute with RoPE, use post-RoPE")
+            raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE")
 
     @classmethod
     def of(cls, numerics: Numerics) -> "KvScheme":
-        """The scheme that a program of these numerics carries out."""
+        """The scheme of these numerics."""
         smoothing = numerics.smoothing
         return cls(
-            smoother=smoothing.scheme, alpha=smoothing.alpha, power_of_two=smoothing.power_of_two, keys=smoothing.keys,
-            values=smoothing.values, k_axis=numerics.k_axis, v_axis=numerics.v_axis,
+            smoother=smoothing.scheme, alpha=smoothing.alpha, power_of_two=smoothing.power_of_two, centre=smoothing.centre,
+            keys=smoothing.keys, values=smoothing.values, pre_rope=smoothing.pre_rope, k_axis=numerics.k_axis,
+            v_axis=numerics.v_axis,
         )  # fmt: skip
 
     @property

@@ -89,13 +89,19 @@ def test_blocks_along_the_other_axis_take_the_same_memory_and_are_converted_on_l
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("numerics.smoothing.scheme=oracle",), "numerics.smoothing.scheme: oracle is no scheme of the machine"),
-        (("numerics.smoothing.scheme=magic",), "numerics.smoothing.scheme: unknown 'magic', one of plain, baos"),
+        (
+            ("numerics.smoothing.scheme=magic",),
+            "numerics.smoothing.scheme: unknown 'magic', one of plain, baos, frozen",
+        ),
         (("numerics.smoothing.alpha=1.5",), r"numerics.smoothing.alpha: must be in \(0, 1\], got 1.5"),
         (("numerics.k_axis=rows",), "numerics.k_axis: unknown 'rows', one of channels, tokens"),
         (("numerics.block_size=12",), "numerics.block_size: must be one of 8, 16, 32, got 12"),
+        (("scheme=hadamard", "numerics.smoothing.pre_rope=true"), "numerics.smoothing.pre_rope: a rotation"),
+        (("numerics.confidences=fp16",), "numerics.confidences: unknown 'fp16', one of bf16, fp32, fp64"),
+        (("workload.score=luck",), "workload.score: unknown score 'luck', one of maskgit_plus"),
+        (("workload.factor=0",), "workload.factor: must be positive, got 0"),
     ],
 )
-def test_what_the_machine_cannot_do_is_refused_in_one_line(overrides, message):
+def test_what_nobody_can_do_is_refused_in_one_line(overrides, message):
     with pytest.raises(TripathError, match=message):
         compose_experiment(*overrides)

@@ -100,6 +100,20 @@ def test_one_wrong_metric_fails_its_check_and_no_other(path, name, value, expect
     assert failed(validate(with_metric(results(), path, name, value), settings())) == expected
 
 
+def test_what_ran_no_program_stands_beside_any_and_may_be_held_to_a_reference():
+    quality = result("quality", {"exact_match": 0.8}, counts={}, program="", trace="of its own")
+    asked = {"metric": "quality.exact_match", "source": "s", "tolerance": 0.1, "reason": "r"}
+    rows = {
+        expected: validate(
+            {**results(), "quality": quality}, settings(references=[Reference(**asked, expected=expected)])
+        )
+        for expected in (0.8, 0.5)
+    }
+    assert not failed(rows[0.8])
+    assert failed(rows[0.5]) == {("reference", "exact_match")}
+    assert len(rows[0.8]) == len(validate(results(), settings())) + 1
+
+
 @pytest.mark.parametrize("field", ["program_digest", "trace_digest"])
 def test_results_of_different_programs_or_traces_are_never_compared(field):
     changed = {**results(), "cycle": dataclasses.replace(results()["cycle"], **{field: "other"})}

@@ -13,7 +13,7 @@ from tripath.hardware import HardwareConfig
 from tripath.model import ModelSpec
 from tripath.program import Program, words_of
 from tripath.trace import Trace
-from tripath.workload import Numerics, Workload
+from tripath.workload import Numerics, Workload, reference_only
 
 CHANNELS = (
     ("weights", "dma_in", "matrix", STREAM_SLOTS),
@@ -49,6 +49,8 @@ def compile_program(
     Raises:
         TripathError: the combination is not possible, or a working set exceeds a memory (CapacityError).
     """
+    if beyond := reference_only(workload, numerics):
+        raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:
         raise TripathError(
             f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"

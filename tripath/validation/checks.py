@@ -29,13 +29,14 @@ def validate(results: Results, settings: Settings) -> list[Discrepancy]:
 
 
 def check_digests(results: Results) -> None:
-    """Refuse results of different programs or traces.
+    """Refuse results of different programs or traces; what ran no program may stand beside any.
 
     Raises:
         TripathError: a digest differs.
     """
+    of_program = {name: result for name, result in results.items() if result.program_digest}
     for digest in ("program_digest", "trace_digest"):
-        values = {name: getattr(result, digest) for name, result in results.items()}
+        values = {name: getattr(result, digest) for name, result in of_program.items()}
         if len(set(values.values())) > 1:
             shown = ", ".join(f"{name} {value[:12]}" for name, value in values.items())
             what = digest.replace("_", " ")

@@ -8,7 +8,6 @@ import torch
 from accuracy.simulator import execute
 from accuracy.study.decode import Policy, decode, layout
 from accuracy.study.model import Arithmetic, StudyModel
-from accuracy.study.schemes import KvScheme
 from tests.conftest import compose_experiment
 from tripath.compiler import compile_program
 from tripath.formats import FORMATS
@@ -41,13 +40,8 @@ def experiment_of(preset, problems, *overrides):
 
 def arithmetic_of(x, program, **changes):
     """The reference path's arithmetic for an experiment, with the machine's tiles."""
-    n = x.numerics
-    exact = Arithmetic(
-        weights=n.weights, activations=n.activations, kv=n.kv, logits=n.logits, lanes="bf16", sampling="bf16",
-        token_block=min(n.block_size, x.workload.block_length), key_tile=program.layout["key_tile"],
-        block_size=n.block_size, kv_scheme=KvScheme.of(n),
-    )  # fmt: skip
-    return replace(exact, **changes)
+    exact = Arithmetic.of(x.numerics, x.workload.block_length)
+    return replace(exact, key_tile=program.layout["key_tile"], **changes)
 
 
 def perturbed(x, product, generator):

@@ -15,6 +15,7 @@ from accuracy.study.problems import load_problems
 from accuracy.study.quantise import fake_quantise
 from accuracy.study.schemes import KvScheme
 from tests.accuracy.study.agreement import cache_of, compare, experiment_of, run_executor
+from tests.conftest import CHECKPOINT
 
 PROBLEMS = 20
 SAFETY = 2.0
@@ -75,7 +76,7 @@ def caches_agree(machine, batch):
 
 def prompts():
     """Token ids of the problems."""
-    return [problem.prompt for problem in load_problems()[:PROBLEMS]]
+    return [problem.prompt for problem in load_problems(CHECKPOINT)[:PROBLEMS]]
 
 
 def agree(preset, tensors, *overrides):

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accuracy.study.decode import COMMITS, SCORES, Policy, commit, decode, layout, recomputed_rows, sample
+from accuracy.study.decode import Policy, commit, decode, layout, recomputed_rows, sample
 from accuracy.study.model import Arithmetic, StudyModel
 from tests.accuracy.study.models import PROMPTS, SPEC, tensors
 from tests.accuracy.torch_llada import TorchLlada
 from tripath.errors import TripathError
+from tripath.workload import COMMIT_POLICIES, SCORES
 
 MODEL = StudyModel(SPEC, tensors())
 
@@ -38,7 +39,7 @@ def test_logits_equal_an_unbatched_float64_model_with_its_own_cache(cache, key_t
             np.testing.assert_allclose(view.logits[row], logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("commit_policy", COMMITS)
+@pytest.mark.parametrize("commit_policy", COMMIT_POLICIES)
 def test_a_batch_gives_each_sequence_what_it_gets_alone(commit_policy):
     policy = Policy(generation_length=16, block_length=8, steps=8, commit=commit_policy, threshold=0.3)
     together = decode(MODEL, PROMPTS, policy)
@@ -152,5 +153,5 @@ def test_rows_that_the_cache_policies_recompute():
 
 @pytest.mark.parametrize("change", [{"cache": "all"}, {"commit": "best"}, {"score": "luck"}, {"steps": 7}])
 def test_unknown_policies_are_named(change):
-    with pytest.raises(TripathError, match="study"):
+    with pytest.raises(TripathError, match="workload"):
         dataclasses.replace(Policy(), **change)

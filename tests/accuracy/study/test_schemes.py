@@ -1,6 +1,7 @@
 """Laws of the KV schemes: what must change nothing, what must be exact, and what smoothing does where it applies."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import torch
 
 from accuracy.study.calibrate import calibrate, plant_outliers
 from accuracy.study.decode import Policy, decode
-from accuracy.study.kv import SCHEMES
 from accuracy.study.metrics import Comparison, kv_bytes_per_token, wilson
 from accuracy.study.model import Arithmetic, StudyModel
 from accuracy.study.schemes import KvScheme, channel_maxima, hadamard, smoothing
 from tests.accuracy.study.models import PROMPTS, SPEC, tensors
+from tests.conftest import compose_experiment
 from tripath.errors import TripathError
 
+SCHEMES = sorted(file.stem for file in (Path(__file__).parents[3] / "conf" / "scheme").glob("*.yaml"))
 POLICY = Policy(generation_length=16, block_length=8, steps=8)
 MACHINE = Arithmetic(
     weights="mxint8", activations="mxint8", kv="mxint4", logits="mxint8", lanes="bf16", sampling="bf16"
@@ -43,7 +45,9 @@ def test_without_rounding_no_scheme_changes_the_function(name, cache):
     policy = dataclasses.replace(POLICY, cache=cache)
     plain = logits_of(StudyModel(SPEC, tensors()), policy)
     canvases = {(view.block, view.step): view.canvas for view in plain}
-    smoothed = logits_of(model_of(SCHEMES[name], Arithmetic()), policy, canvases)
+    smoothed = logits_of(
+        model_of(KvScheme.of(compose_experiment(f"scheme={name}").numerics), Arithmetic()), policy, canvases
+    )
     for one, other in zip(plain, smoothed, strict=True):
         np.testing.assert_allclose(one.logits, other.logits, atol=2e-4, rtol=2e-4)
 
@@ -167,7 +171,7 @@ def test_smoothing_undoes_planted_outliers():
     for name in ("plain", "baos"):
         comparison = Comparison(StudyModel(SPEC, planted), POLICY)
         decode(
-            model_of(SCHEMES[name], weights=planted),
+            model_of(KvScheme(smoother=name), weights=planted),
             PROMPTS,
             POLICY,
             observe=comparison.observe,
@@ -218,13 +222,15 @@ def test_the_error_of_logit_kl_is_the_standard_error_over_sequences():
 
 
 def test_kv_bytes_count_elements_scales_and_factors():
-    def size(format, **options):
-        return kv_bytes_per_token(SPEC, format, KvScheme(**options), token_block=8, canvas=64.0)
+    def size(format, block=32, **options):
+        arithmetic = Arithmetic(kv=format, kv_scheme=KvScheme(**options), token_block=8, block_size=block)
+        return kv_bytes_per_token(SPEC, arithmetic, canvas=64.0)
 
     width = 2 * 2 * 32  # layers, KV heads, channels
     assert size("bf16") == 2 * 2 * width
     assert size("mxint4") == width * (4 / 8 + 1 / 32) + width * (4 / 8 + 1 / 8)
     assert size("mxfp6_e2m3", v_axis="channels") == 2 * width * (6 / 8 + 1 / 32)
+    assert size("mxint8", block=16) == width * (1 + 1 / 16) + width * (1 + 1 / 8)
     assert size("mxint4", smoother="baos") - size("mxint4") == 2 * width * 2 / 64
     assert size("mxint4", smoother="baos", power_of_two=True, values=False) - size("mxint4") == width / 64
 
@@ -240,5 +246,5 @@ def test_wilson_against_published_values():
     "change", [{"smoother": "magic"}, {"k_axis": "rows"}, {"smoother": "hadamard", "pre_rope": True}]
 )
 def test_unknown_schemes_are_named(change):
-    with pytest.raises(TripathError, match="study"):
+    with pytest.raises(TripathError, match="numerics"):
         KvScheme(**change)

@@ -202,5 +202,5 @@ def test_the_command_searches(tripath_command, tmp_path):  # noqa: F811
 def test_a_space_without_a_design_is_bad_input(tripath_command):  # noqa: F811
     status, _, err = tripath_command(*SPACE[:-1], "hardware.sram.vector_bytes=64,128")
     assert status == 2
-    assert err.startswith("error: hydra.sweeper.params: none of 4 designs can be; job 0: hardware.sram")
+    assert err.startswith("error: hydra.sweeper.params: none of 8 designs can be; job 0: hardware.sram")
     assert err.count("\n") == 1

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import chain
@@ -488,9 +489,16 @@ def build(key: str, node: object) -> Any:  # noqa: ANN401  whatever `_target_` n
     Raises:
         TripathError: an unknown or missing key, a value of the wrong type, or a rule of the class is broken.
     """
+    values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return _built(key, pickle.dumps(values))
+
+
+@lru_cache(maxsize=256)
+def _built(key: str, packed: bytes) -> Any:  # noqa: ANN401  as build
+    """As `build`, once for the same values: most groups are the same in all jobs of a sweep, and nobody changes what is built."""
     from tripath.experiment import check_values
 
-    values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    values = pickle.loads(packed)  # noqa: S301  made above, in this process
     check_values(key, values)
     try:
         return _made(values)

@@ -9,7 +9,6 @@ import numpy as np
 from numba import njit
 
 from accuracy.dispatch import dispatch
-from tripath.bounds import check_bounds
 from tripath.errors import ProgramError
 from tripath.isa import BY_MNEMONIC
 from tripath.isa.control import Control, address_of, new_control
@@ -85,7 +84,7 @@ class Machine:
     finished: bool = False
 
     def __post_init__(self) -> None:
-        check_bounds(self.program)
+        self.program.check_bounds()
         if self.hbm.size < self.program.hbm_bytes:
             raise ProgramError(f"program: the image has {self.hbm.size} bytes, HBM {self.program.hbm_bytes}")
         geometry = self.program.geometry

@@ -10,7 +10,6 @@ from accuracy.executor import Machine
 from cycle import simulate
 from tests.accuracy.random_programs import random_program
 from tests.conftest import compiled, compose_experiment
-from tripath.bounds import check_bounds
 from tripath.errors import ProgramError
 from tripath.isa import assemble
 from tripath.program import Program, Tensor, words_of
@@ -39,7 +38,7 @@ def program_of(text, geometry=GEOMETRY):
                                        ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "paths=[cycle]")])  # fmt: skip
 def test_shipped_programs_stay_inside(overrides):
     experiment = compose_experiment(*overrides)
-    check_bounds(compiled(experiment, experiment.workload.prompt_length or 19)[0])
+    compiled(experiment, experiment.workload.prompt_length or 19)[0].check_bounds()
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -68,10 +67,10 @@ def test_a_nest_is_refused_exactly_where_a_trip_leaves_the_memory(seed):
     ]  # fmt: skip
     inside = all(start >= 0 and start + n <= 256 for start in starts)
     if inside:
-        check_bounds(program)
+        program.check_bounds()
     else:
         with pytest.raises(ProgramError, match=r"V_FILL_VF reaches dst"):
-            check_bounds(program)
+            program.check_bounds()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_a_nest_is_refused_exactly_where_a_trip_leaves_the_memory(seed):
 )  # fmt: skip
 def test_what_leaves_a_memory_is_named(text, said):
     with pytest.raises(ProgramError, match=said):
-        check_bounds(program_of(text))
+        program_of(text).check_bounds()
 
 
 def test_a_row_that_hbm_lacks_is_refused_as_it_is_fetched():
@@ -137,3 +136,10 @@ def test_random_words_are_refused_or_run(monkeypatch):
     assert ran > WORDS / 20
     assert len(refused) > WORDS / 4
     assert not any("\n" in line for line in refused)
+
+
+def test_a_file_that_reaches_outside_is_refused_as_it_is_loaded():
+    program = program_of("A_BASE register=0 base=64\nS_MOV_FP dst=a0 a=a0\nC_END")
+    for load, data in ((Program.from_bytes, program.to_bytes()), (Program.from_text, program.to_text())):
+        with pytest.raises(ProgramError, match="reaches a"):
+            load(data)

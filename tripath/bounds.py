@@ -4,11 +4,11 @@ An address is a base plus a stride for the index of each running loop plus a rin
 parts. What depends on data, the row that H_GATHER_V fetches, the executor looks at itself.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tripath.errors import ProgramError
 from tripath.isa import BYTES_PER_ADDRESS, Footprint, Instruction, Memory, Unit
-from tripath.program import Program, fact_of_program
 from tripath.structure import LOOPS
 
 CAPACITIES = {
@@ -41,20 +41,18 @@ class _Walk:
     rings: dict[int, int] = field(default_factory=dict)
 
 
-@fact_of_program
-def check_bounds(program: Program) -> None:
-    """Raise unless every access lies inside its memory: HBM as the program maps it, SRAM as its geometry says.
+def check_bounds(instructions: Sequence[Instruction], geometry: Mapping[str, int], hbm_bytes: int) -> None:
+    """Raise unless every access lies inside its memory: HBM of `hbm_bytes`, SRAM as the program's geometry says.
 
     Raises:
         ProgramError: naming instruction, operand, addresses and limit; an address register is used before it is set, or set in
             a loop.
     """
-    limits = {memory: program.geometry[name] // BYTES_PER_ADDRESS[memory] for memory, name in CAPACITIES.items()}
-    walk = _Walk(limits={**limits, Memory.HBM: program.hbm_bytes})
-    ends = program.loop_ends()
+    limits = {memory: geometry[name] // BYTES_PER_ADDRESS[memory] for memory, name in CAPACITIES.items()}
+    walk = _Walk(limits={**limits, Memory.HBM: hbm_bytes})
     number = 0
-    while number < len(program.instructions):
-        instruction = program.instructions[number]
+    while number < len(instructions):
+        instruction = instructions[number]
         o = instruction.operands
         if instruction.mnemonic in SET_UP:
             if walk.last:
@@ -66,7 +64,7 @@ def check_bounds(program: Program) -> None:
         elif instruction.mnemonic in LOOPS:
             trips = o["trips"] if instruction.mnemonic == "C_LOOP" else walk.trips.get(o["register"], 0)
             if trips < 1:
-                number = ends[number]
+                number += o["length"]
             else:
                 walk.last[o["level"]] = trips - 1
         elif instruction.mnemonic == "C_NEXT":

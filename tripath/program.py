@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from tripath.bounds import check_bounds
 from tripath.errors import ProgramError
 from tripath.formats import FORMATS
 from tripath.isa import Instruction, assemble, disassemble
@@ -81,6 +82,14 @@ class Program:
     def instructions(self) -> tuple[Instruction, ...]:
         """The decoded instructions, each checked for legality."""
         return tuple(Instruction.decode(int(low) | (int(high) << 64)) for low, high in self.words)
+
+    def check_bounds(self) -> None:
+        """Raise unless every access of every trip lies inside its memory.
+
+        Raises:
+            ProgramError: naming the instruction, the addresses and the limit.
+        """
+        check_bounds(self.instructions, self.geometry, self.hbm_bytes)
 
     @cached_property
     def digest(self) -> str:
@@ -156,14 +165,16 @@ class Program:
     @classmethod
     def _of_header(cls, header: dict, words: np.ndarray) -> "Program":
         try:
-            return cls(
+            program = cls(
                 words=words.astype(np.uint64),
                 hbm=tuple(Tensor(**{**row, "shape": tuple(row["shape"])}) for row in header["hbm"]),
                 geometry=dict(header["geometry"]), layout=dict(header["layout"]),
                 phases=tuple(Phase(**row) for row in header["phases"]),
             )  # fmt: skip
+            program.check_bounds()
         except (KeyError, TypeError) as error:
             raise ProgramError(f"program file: malformed header ({error})") from None
+        return program
 
     def to_text(self) -> str:
         """Assembler text with the header as `.header` lines; `from_text` reads it back."""

@@ -1,0 +1,277 @@
+// The array: weights of BLEN columns are loaded in BLEN cycles into one of two buffers, then a row of activations a cycle is
+// quantised, multiplied with all columns, scaled, and added to the accumulators. All passes through one pipeline in order,
+// so an M_OUT reads what the M_MM before it left. Cycles after the start of an instruction:
+//   1+c       address of column c             7+r     address of row r of the activations
+//   10+r      block dot products              11+r    to FP32, 12+r, 13+r scales
+//   14+r      accumulators read; four additions of two cycles, one for each group of eight; 21+r written back
+module matrix_unit
+  import tripath_pkg::*;
+  import core_pkg::*;
+  import float_pkg::*;
+(
+    input logic clock,
+    input logic reset,
+    input logic start,
+    input entry_t in,
+    output logic weights_read,
+    output logic [GROUPS-1:0][31:0] scale_address,
+    output logic [GROUPS-1:0][31:0] code_address,
+    input logic [GROUPS-1:0][7:0] scale_data,
+    input logic [GROUPS-1:0][7:0][7:0] code_data,
+    output logic acts_read,
+    output logic [31:0] acts_address,
+    input logic [MLEN-1:0][15:0] acts_data,
+    output logic out_write,
+    output logic [31:0] out_address,
+    output logic [7:0] out_count,
+    output logic [BLEN-1:0][15:0] out_data
+);
+  localparam int CHAIN = 2 * GROUPS;
+  typedef struct packed {
+    logic multiply;  // M_MM; else M_OUT
+    logic buffer;
+    logic [31:0] weights;
+    logic [31:0] weights_stride;
+    logic [31:0] target;  // acts, or dst
+    logic [31:0] target_stride;
+    logic [7:0] rows;
+    logic [7:0] cols;
+    logic [13:0] k;
+    logic [2:0] block;
+    logic weights4;  // MXINT4
+    logic acts4;
+    logic [15:0] block_stride;
+  } work_t;
+  typedef struct packed {
+    logic multiply;
+    logic buffer;
+    logic [2:0] row;
+    logic [31:0] address;
+    logic [7:0] cols;
+    logic [13:0] k;
+    logic [2:0] block;
+    logic weights4;
+    logic acts4;
+  } row_t;
+
+  m_mm_t mm;
+  m_out_t out;
+  assign mm = in.word;
+  assign out = in.word;
+
+  // ---- instructions: columns first, six cycles later rows ----
+  work_t columns, rows;
+  logic columns_active, rows_active, parity;
+  logic [3:0] column, row;
+  always_ff @(posedge clock)
+    if (reset) begin
+      columns_active <= 1'b0;
+      rows_active <= 1'b0;
+      parity <= 1'b0;
+    end else begin
+      if (columns_active) begin
+        column <= column + 4'd1;
+        if (column == 4'(BLEN - 1)) columns_active <= 1'b0;
+      end
+      if (start) begin
+        columns_active <= 1'b1;
+        column <= '0;
+        columns.multiply <= in.word[7:0] == OP_M_MM;
+        columns.buffer <= parity;
+        if (in.word[7:0] == OP_M_MM) parity <= !parity;
+        columns.weights <= in.address[0];
+        columns.weights_stride <= in.stride[0];
+        columns.target <= in.word[7:0] == OP_M_MM ? in.address[1] : in.address[0];
+        columns.target_stride <= in.word[7:0] == OP_M_MM ? in.stride[1] : in.stride[0];
+        columns.rows <= in.word[7:0] == OP_M_MM ? mm.rows : out.rows;
+        columns.cols <= in.word[7:0] == OP_M_MM ? mm.cols : out.cols;
+        columns.k <= mm.k;
+        columns.block <= mm.block;
+        columns.weights4 <= mm.weight_format == 4'd3;
+        columns.acts4 <= mm.act_format == 4'd3;
+        columns.block_stride <= mm.block_stride;
+      end
+      if (rows_active) begin
+        row <= row + 4'd1;
+        rows.target <= rows.target + rows.target_stride;
+        if (row == 4'(BLEN - 1)) rows_active <= 1'b0;
+      end
+      if (columns_active && column == 4'd5) begin
+        rows <= columns;
+        rows_active <= 1'b1;
+        row <= '0;
+      end
+      if (columns_active) columns.weights <= columns.weights + columns.weights_stride;
+    end
+
+  // ---- weights ----
+  always_comb begin
+    weights_read = columns_active && columns.multiply && {4'd0, column} < columns.cols;
+    for (int group = 0; group < GROUPS; group++) begin
+      logic [31:0] record;
+      logic [5:0] offset;
+      record = columns.weights + 32'((8 * group) >> columns.block) * {16'd0, columns.block_stride};
+      offset = 6'(8 * group) & 6'((1 << columns.block) - 1);
+      scale_address[group] = record;
+      code_address[group] = record + 32'd1 + {26'd0, columns.weights4 ? offset >> 1 : offset};
+    end
+  end
+  logic fetched, fetched_buffer, fetched4;
+  logic [2:0] fetched_column;
+  logic signed [7:0] weight[2][BLEN][MLEN];
+  logic [7:0] weight_scale[2][BLEN][GROUPS];
+  always_ff @(posedge clock) begin
+    fetched <= weights_read && !reset;
+    fetched_buffer <= columns.buffer;
+    fetched_column <= column[2:0];
+    fetched4 <= columns.weights4;
+    if (fetched)
+      for (int group = 0; group < GROUPS; group++) begin
+        weight_scale[fetched_buffer][fetched_column][group] <= scale_data[group];
+        for (int i = 0; i < 8; i++)
+          weight[fetched_buffer][fetched_column][8*group+i] <= fetched4 ?
+              8'($signed(code_data[group][i/2][4*(i%2)+:4])) : code_data[group][i];
+      end
+  end
+
+  // ---- rows of activations: stage 0 address, 1 data, 2 exponents, 3 codes ----
+  localparam int STAGES = 6 + CHAIN;  // the last one writes the accumulators
+  logic [STAGES+1:1] valid;
+  row_t slot[1:STAGES+1];
+  assign acts_read = rows_active && rows.multiply && {4'd0, row} < rows.rows;
+  assign acts_address = rows.target;
+  always_ff @(posedge clock)
+    if (reset) valid <= '0;
+    else begin
+      valid <= {valid[STAGES:1], rows_active && {4'd0, row} < rows.rows};
+      slot[1] <= '{
+          multiply: rows.multiply,
+          buffer: rows.buffer,
+          row: row[2:0],
+          address: rows.target,
+          cols: rows.cols,
+          k: rows.k,
+          block: rows.block,
+          weights4: rows.weights4,
+          acts4: rows.acts4
+      };
+      for (int i = 2; i <= STAGES + 1; i++) if (valid[i-1]) slot[i] <= slot[i-1];
+    end
+
+  logic [GROUPS-1:0][7:0] group_field, block_field, act_scale2, act_scale3, act_scale4, act_scale5;
+  logic [MLEN-1:0][15:0] acts2;
+  logic signed [MLEN-1:0][7:0] act3;
+  always_comb begin
+    for (int group = 0; group < GROUPS; group++) begin
+      group_field[group] = '0;
+      for (int i = 0; i < 8; i++)
+        if (14'(8 * group + i) < slot[1].k)
+          group_field[group] = quantise_pkg::larger_field(group_field[group], acts_data[8*group+i]);
+    end
+    for (int group = 0; group < GROUPS; group++) begin
+      block_field[group] = '0;
+      for (int other = 0; other < GROUPS; other++)
+        if ((8 * group) >> slot[1].block == (8 * other) >> slot[1].block && group_field[other] > block_field[group])
+          block_field[group] = group_field[other];
+    end
+  end
+  always_ff @(posedge clock) begin
+    if (valid[1] && slot[1].multiply) begin
+      acts2 <= acts_data;
+      for (int group = 0; group < GROUPS; group++) act_scale2[group] <= quantise_pkg::scale_of(block_field[group]);
+    end
+    if (valid[2] && slot[2].multiply) begin
+      act_scale3 <= act_scale2;
+      for (int i = 0; i < MLEN; i++)
+        act3[i] <= 14'(i) < slot[2].k ? quantise_pkg::code_of(acts2[i], act_scale2[i/8], slot[2].acts4) : 8'd0;
+    end
+    if (valid[3]) act_scale4 <= act_scale3;
+    if (valid[4]) act_scale5 <= act_scale4;
+  end
+
+  // ---- stage 3: dot products, 4: FP32, 5, 6: scales ----
+  logic signed [23:0] dot4[BLEN][GROUPS];
+  logic [7:0] weight_scale4[BLEN][GROUPS];
+  logic [7:0] weight_scale5[BLEN][GROUPS];
+  logic [31:0] term5[BLEN][GROUPS];
+  logic [31:0] term6[BLEN][GROUPS];
+  logic [GROUPS-1:0][7:0] act_scale6;
+  function automatic logic signed [8:0] exponent_of(input logic [7:0] scale);
+    exponent_of = $signed({1'b0, scale}) - 9'sd127;
+  endfunction
+  // Groups that begin a block carry its term; the others add -0, which changes nothing.
+  function automatic logic begins_block(input int group, input row_t at);
+    begins_block = ((8 * group) & ((1 << at.block) - 1)) == 0 && 14'(8 * group) < at.k;
+  endfunction
+  always_ff @(posedge clock) begin
+    if (valid[3] && slot[3].multiply)
+      for (int c = 0; c < BLEN; c++) begin
+        logic signed [23:0] part[GROUPS];
+        for (int group = 0; group < GROUPS; group++) begin
+          part[group] = '0;
+          for (int i = 0; i < 8; i++)
+            part[group] = part[group] + 24'($signed(act3[8*group+i]) * $signed(weight[slot[3].buffer][c][8*group+i]));
+          weight_scale4[c][group] <= weight_scale[slot[3].buffer][c][group];
+        end
+        dot4[c][0] <= slot[3].block == 3'd5 ? part[0] + part[1] + part[2] + part[3] :
+                      slot[3].block == 3'd4 ? part[0] + part[1] : part[0];
+        dot4[c][1] <= part[1];
+        dot4[c][2] <= slot[3].block == 3'd4 ? part[2] + part[3] : part[2];
+        dot4[c][3] <= part[3];
+      end
+    if (valid[4] && slot[4].multiply)
+      for (int c = 0; c < BLEN; c++)
+        for (int group = 0; group < GROUPS; group++) begin
+          term5[c][group] <= from_integer(dot4[c][group], (slot[4].weights4 ? 5'd2 : 5'd6) + (slot[4].acts4 ? 5'd2 : 5'd6));
+          weight_scale5[c][group] <= weight_scale4[c][group];
+        end
+    if (valid[5] && slot[5].multiply) begin
+      act_scale6 <= act_scale5;
+      for (int c = 0; c < BLEN; c++)
+        for (int group = 0; group < GROUPS; group++)
+          term6[c][group] <= scaled(term5[c][group], exponent_of(weight_scale5[c][group]));
+    end
+  end
+
+  // ---- accumulators ----
+  localparam logic [31:0] NOTHING = 32'h80000000;
+  logic [31:0] accumulator[BLEN*BLEN]  /*verilator public_flat_rw*/;  // row by row
+  logic [31:0] terms[1:CHAIN][BLEN][GROUPS];  // [1] enters the first addition
+  logic [31:0] sum[1:CHAIN+1][BLEN];
+  sum_t aligned[1:CHAIN][BLEN];
+  always_ff @(posedge clock) begin
+    if (valid[6] && slot[6].multiply)
+      for (int c = 0; c < BLEN; c++)
+        for (int group = 0; group < GROUPS; group++)
+          terms[1][c][group] <= begins_block(group, slot[6]) ? scaled(term6[c][group], exponent_of(act_scale6[group])) : NOTHING;
+  end
+  // Addition g takes stages 7+2g (align) and 8+2g (round).
+  always_comb for (int c = 0; c < BLEN; c++) sum[1][c] = slot[7].multiply ? accumulator[{slot[7].row, 3'(c)}] : 32'd0;
+  for (genvar g = 0; g < GROUPS; g++) begin : additions
+    always_ff @(posedge clock) begin
+      if (valid[7+2*g])
+        for (int c = 0; c < BLEN; c++) begin
+          aligned[1+2*g][c] <= sum_align(sum[1+2*g][c], slot[7+2*g].multiply ? terms[1+2*g][c][g] : NOTHING);
+          if (2 * g + 2 <= CHAIN) terms[2+2*g][c] <= terms[1+2*g][c];
+        end
+      if (g + 1 < GROUPS && valid[8+2*g])
+        for (int c = 0; c < BLEN; c++) begin
+          sum[3+2*g][c] <= sum_round(aligned[1+2*g][c]);
+          terms[3+2*g][c] <= terms[2+2*g][c];
+        end
+    end
+  end
+  always_ff @(posedge clock)
+    if (reset) begin
+      for (int i = 0; i < BLEN * BLEN; i++) accumulator[i] <= 32'd0;
+    end else if (valid[6+CHAIN])
+      for (int c = 0; c < BLEN; c++)
+        if (8'(c) < slot[6+CHAIN].cols) accumulator[{slot[6+CHAIN].row, 3'(c)}] <= sum_round(aligned[CHAIN-1][c]);
+
+  always_ff @(posedge clock) begin
+    out_write <= valid[7] && !slot[7].multiply && !reset;
+    out_address <= slot[7].address;
+    out_count <= slot[7].cols;
+    if (valid[7]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(accumulator[{slot[7].row, 3'(c)}]);
+  end
+endmodule

@@ -24,16 +24,12 @@ module address_registers
     output logic [1:0][31:0] row_stride
 );
   localparam int BITS = $clog2(REGISTERS);
-  logic [31:0] addresses[REGISTERS];
-  logic [31:0] rows[REGISTERS];
-  logic [SLOTS-1:0] used[REGISTERS];
-  logic [3:0] levels[REGISTERS][SLOTS];
-  logic [31:0] strides[REGISTERS][SLOTS];
-  logic [31:0] moved[REGISTERS][SLOTS];
+  logic [REGISTERS-1:0][31:0] addresses, rows, ring_strides, ring_moved;
   logic [REGISTERS-1:0] ringed;
-  logic [3:0] rings[REGISTERS];
-  logic [31:0] ring_strides[REGISTERS];
-  logic [31:0] ring_moved[REGISTERS];
+  logic [REGISTERS-1:0][3:0] rings;
+  logic [REGISTERS-1:0][SLOTS-1:0] used;
+  logic [REGISTERS-1:0][SLOTS-1:0][3:0] levels;
+  logic [REGISTERS-1:0][SLOTS-1:0][31:0] strides, moved;
 
   always_comb begin
     for (int port = 0; port < PORTS; port++) address[port] = addresses[BITS'(read_number[port])];

@@ -37,7 +37,7 @@ module core
     output logic fault
 );
   // ---- semaphores ----
-  logic [11:0] held_tokens[64];
+  logic [63:0][11:0] held_tokens;
   tokens_t [3:0] given;
   logic [3:0] give;
   logic [3:0] pop;
@@ -58,7 +58,7 @@ module core
                              head[q].word[19:14]);
   always_ff @(posedge clock)
     if (reset) begin
-      for (int s = 0; s < 64; s++) held_tokens[s] <= '0;
+      held_tokens <= '0;
       overflow <= 1'b0;
     end else if (give != 0 || pop != 0 || front_take)
       for (int s = 1; s < 64; s++) begin

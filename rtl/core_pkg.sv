@@ -12,6 +12,13 @@ package core_pkg;
   typedef logic [15:0] pc_t;
   typedef logic [63:0][3:0] tokens_t;  // tokens given, per semaphore
 
+  // The tokens, and one more of each of two semaphores (0: none).
+  function automatic tokens_t with_signals(input tokens_t tokens, input logic [5:0] signal0, input logic [5:0] signal1);
+    with_signals = tokens;
+    if (signal0 != 0) with_signals[signal0] = with_signals[signal0] + 4'd1;
+    if (signal1 != 0) with_signals[signal1] = with_signals[signal1] + 4'd1;
+  endfunction
+
   // A dispatched instruction: its word, where its address registers point, row strides of the first two.
   typedef struct packed {
     pc_t pc;

@@ -152,18 +152,16 @@ module dma_control
   logic [BITS-1:0] due_count[2];
   tokens_t owed[2][PLACES];  // of the descriptors in flight, the oldest first
   logic [7:0] credit[2];
-  tokens_t [1:0] signals;
+  logic [1:0][5:0] signal0, signal1;
   always_comb
     for (int q = 0; q < 2; q++) begin
       complete[q] = due_count[q] != 0 && due[q][0] == now + 1;
       busy[q] = in_flight[q] != 0;
-      signals[q] = '0;
-      if (issue[q] && head[q].word[25:20] != 0) signals[q][head[q].word[25:20]] = 4'd1;
-      if (issue[q] && head[q].word[31:26] != 0)
-        signals[q][head[q].word[31:26]] = signals[q][head[q].word[31:26]] + 4'd1;
+      signal0[q] = issue[q] ? head[q].word[25:20] : 6'd0;
+      signal1[q] = issue[q] ? head[q].word[31:26] : 6'd0;
       given[q] = complete[q] ? owed[q][0] : '0;
       if (issue[q] && sync[q] && in_flight[q] == {7'd0, complete[q]})
-        for (int s = 0; s < 64; s++) given[q][s] = given[q][s] + signals[q][s];
+        given[q] = with_signals(given[q], signal0[q], signal1[q]);
       give[q] = complete[q] || issue[q] && sync[q];
     end
   always_ff @(posedge clock)
@@ -194,17 +192,15 @@ module dma_control
           known = known + 1'b1;
         end
         if (moves[q]) begin
-          owed[q][$clog2(PLACES)'(flying)] <= signals[q];
+          owed[q][$clog2(PLACES)'(flying)] <= with_signals('0, signal0[q], signal1[q]);
           flying = flying + 8'd1;
         end else if (issue[q] && flying != 0) begin
           logic [$clog2(PLACES)-1:0] newest;
+          tokens_t earlier;
           newest = $clog2(PLACES)'(flying - 8'd1);
-          for (int s = 0; s < 64; s++) begin
-            tokens_t earlier;
-            earlier = complete[q] ? owed[q][$clog2(PLACES)'(newest+1)] : owed[q][newest];
-            if (signals[q][s] != 0) owed[q][newest][s] <= earlier[s] + signals[q][s];
-            if (signals[q][s] != 0 && earlier[s] >= 4'd14) fault <= 1'b1;
-          end
+          earlier = complete[q] ? owed[q][$clog2(PLACES)'(newest+1)] : owed[q][newest];
+          owed[q][newest] <= with_signals(earlier, signal0[q], signal1[q]);
+          if (earlier[signal0[q]] >= 4'd14 || earlier[signal1[q]] >= 4'd14) fault <= 1'b1;
         end
         in_flight[q] <= flying;
         due_count[q] <= known;

@@ -145,6 +145,8 @@ module dma_in
   // ---- a record, then its values ----
   logic taken, taken_last, written_last;
   logic [RECORD_BYTES-1:0][7:0] raw;
+  logic [RECORD-1:0][15:0] plain, decoded;
+  logic scaled_block;
   descriptor_t of;
   logic [31:0] at;
   logic [5:0] many;
@@ -168,6 +170,7 @@ module dma_in
         int_write[i] <= of.opcode == OP_H_LOAD_I;
       end
     if (taken) begin
+      scaled_block <= is_block_scaled(of.format);
       vector_address <= at;
       matrix_address <= at;
       column_address <= at;
@@ -179,15 +182,25 @@ module dma_in
       word_data <= raw[15:0];
       for (int i = 0; i < RECORD; i++)
         case (of.format)
-          FP32: vector_data[i] <= i < 4 ? float_pkg::to_bf16(raw[4*(i%4)+:4]) : 16'd0;
+          FP32: plain[i] <= i < 4 ? float_pkg::to_bf16(raw[4*(i%4)+:4]) : 16'd0;
           BF16:
-          if (of.opcode == OP_H_GATHER_V) vector_data[i] <= i < 8 ? raw[2*(i%8)+:2] : 16'd0;
-          else vector_data[i] <= i < 8 ? float_pkg::to_bf16({raw[2*(i%8)+:2], 16'd0}) : 16'd0;
-          MXINT8: vector_data[i] <= quantise_pkg::value_of(raw[1+i], raw[0], 1'b0);
-          default: vector_data[i] <= quantise_pkg::value_of(8'($signed(raw[1+i/2][4*(i%2)+:4])), raw[0], 1'b1);
+          if (of.opcode == OP_H_GATHER_V) plain[i] <= i < 8 ? raw[2*(i%8)+:2] : 16'd0;
+          else plain[i] <= i < 8 ? float_pkg::to_bf16({raw[2*(i%8)+:2], 16'd0}) : 16'd0;
+          default: plain[i] <= 16'd0;
         endcase
     end
     written_last <= taken_last && !reset;
   end
   assign finished = written_last;
+  logic [RECORD-1:0][7:0] codes;
+  always_comb
+    for (int i = 0; i < RECORD; i++)
+      codes[i] = of.format == MXINT4 ? 8'($signed(raw[1+i/2][4*(i%2)+:4])) : raw[1+i];
+  dequantisers #(
+      .COUNT(RECORD)
+  ) values (
+      .clock, .enable(taken && is_block_scaled(of.format)), .narrow(of.format == MXINT4), .code(codes), .scale(raw[0]),
+      .value(decoded)
+  );
+  assign vector_data = scaled_block ? decoded : plain;
 endmodule

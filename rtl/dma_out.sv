@@ -103,8 +103,11 @@ module dma_out
   logic [RECORD-1:0][15:0] values2;
   logic [3:0][31:0] words2;
   logic [7:0] field1, scale2;
-  logic [63:0][7:0] bytes2;
+  logic [15:0][7:0] bytes2, plain3;
   logic [RECORD_BYTES-1:0][7:0] bytes3;
+  logic [RECORD-1:0][7:0] codes3;
+  logic [7:0] scale3;
+  logic [3:0] format3;
   logic [5:0] count3;
   always_comb begin
     field1 = '0;
@@ -116,15 +119,7 @@ module dma_out
       case (k2.format)
         FP32: for (int i = 0; i < 4; i++) bytes2[4*i+:4] = {values2[i], 16'd0};
         BF16: for (int i = 0; i < 8; i++) bytes2[2*i+:2] = float_pkg::to_bf16({values2[i], 16'd0});
-        MXINT8: begin
-          bytes2[0] = scale2;
-          for (int i = 0; i < RECORD; i++) bytes2[1+i] = quantise_pkg::code_of(values2[i], scale2, 1'b0);
-        end
-        default: begin
-          bytes2[0] = scale2;
-          for (int i = 0; i < RECORD; i++)
-            bytes2[1+i/2][4*(i%2)+:4] = 4'(quantise_pkg::code_of(values2[i], scale2, 1'b1));
-        end
+        default: ;
       endcase
   end
   always_ff @(posedge clock) begin
@@ -139,7 +134,9 @@ module dma_out
       scale2 <= quantise_pkg::scale_of(field1);
     end
     if (v2) begin
-      bytes3 <= bytes2[RECORD_BYTES-1:0];
+      plain3 <= bytes2;
+      scale3 <= scale2;
+      format3 <= k2.words ? BF16 : k2.format;
       if (k2.words) count3 <= k2.elements << 2;
       else
         case (k2.format)
@@ -149,6 +146,24 @@ module dma_out
           default: count3 <= (k2.elements >> 1) + 6'd1;
         endcase
     end
+  end
+
+  quantisers #(
+      .COUNT(RECORD)
+  ) codes (
+      .clock, .enable(v2 && is_block_scaled(k2.format)), .narrow(k2.format == MXINT4), .x(values2),
+      .scale({RECORD{scale2}}), .code(codes3)
+  );
+  always_comb begin
+    bytes3 = '0;
+    case (format3)
+      MXINT8: bytes3 = {codes3, scale3};
+      MXINT4: begin
+        bytes3[0] = scale3;
+        for (int i = 0; i < RECORD; i++) bytes3[1+i/2][4*(i%2)+:4] = codes3[i][3:0];
+      end
+      default: bytes3[15:0] = plain3;
+    endcase
   end
 
   // ---- beats ----

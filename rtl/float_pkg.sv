@@ -24,8 +24,19 @@ package float_pkg;
   endfunction
 
   function automatic logic [5:0] leading_zeros(input logic [47:0] x);
-    leading_zeros = 6'd48;
-    for (int i = 0; i < 48; i++) if (x[i]) leading_zeros = 6'(47 - i);
+    logic [63:0] m;
+    m = {x, 16'hffff};
+    leading_zeros[5] = m[63:32] == 0;
+    if (leading_zeros[5]) m = m << 32;
+    leading_zeros[4] = m[63:48] == 0;
+    if (leading_zeros[4]) m = m << 16;
+    leading_zeros[3] = m[63:56] == 0;
+    if (leading_zeros[3]) m = m << 8;
+    leading_zeros[2] = m[63:60] == 0;
+    if (leading_zeros[2]) m = m << 4;
+    leading_zeros[1] = m[63:62] == 0;
+    if (leading_zeros[1]) m = m << 2;
+    leading_zeros[0] = !m[63];
   endfunction
 
   function automatic logic [15:0] to_bf16(input logic [31:0] x);
@@ -176,18 +187,15 @@ package float_pkg;
 
   // BF16 rounded to the nearest integer, ties to even.
   function automatic logic [15:0] nearest_integer(input logic [15:0] x);
-    logic [15:0] fixed;  // 8 integer bits, 8 fractional ones (the last sticky)
-    logic [7:0] whole;
-    logic [7:0] field;
-    logic [31:0] result;
+    logic [15:0] fixed;  // 8 integer bits, 8 fractional ones
+    logic [7:0] whole, field;
+    logic [5:0] zeros;
     field = x[14:7];
+    fixed = {1'b1, x[6:0], 8'd0} >> (8'd134 - field);
+    whole = fixed[15:8] + {7'd0, fixed[7] && (fixed[8] || fixed[6:0] != 0)};
+    zeros = leading_zeros({whole, 40'd0});
     if (field >= 8'd134) nearest_integer = is_nan({x, 16'd0}) ? x | 16'h0040 : x;
-    else if (field < 8'd126) nearest_integer = {x[15], 15'd0};
-    else begin
-      fixed = {1'b1, x[6:0], 8'd0} >> (8'd134 - field);
-      whole = fixed[15:8] + {7'd0, fixed[7] && (fixed[8] || fixed[6:0] != 0)};
-      result = from_integer({16'd0, whole}, 5'd0);
-      nearest_integer = {x[15], result[30:16]};
-    end
+    else if (field < 8'd126 || whole == 0) nearest_integer = {x[15], 15'd0};
+    else nearest_integer = {x[15], 8'd134 - {2'd0, zeros}, 7'((whole << zeros))};
   endfunction
 endpackage

@@ -1,29 +1,31 @@
-// One lane of the vector unit, and the scalar unit: a result in FP32 five cycles after its operands, one every cycle.
+// Lanes of the vector unit, or the scalar unit: results in FP32 five cycles after their operands, every cycle.
 // Sum, product, a sum of two products (RoPE), maximum, or a function of the tables.
-module lane
+module lanes
   import float_pkg::*;
   import transcendental_pkg::*;
-(
+  import lane_pkg::*;
+#(
+    parameter int COUNT = 1
+) (
     input logic clock,
     input logic [4:0] enable,  // stage i works
-    input lane_pkg::lane_op_t op,
-    input logic [31:0] x,
-    input logic [31:0] y,
-    input logic [31:0] u,
-    input logic [31:0] v,
-    output logic [31:0] product,  // x y, after two cycles
-    output logic [31:0] result
+    input lane_op_t op,
+    input logic [COUNT-1:0] high,  // RoPE: the sum, not the difference
+    input logic [COUNT-1:0][31:0] x,
+    input logic [COUNT-1:0][31:0] y,
+    input logic [COUNT-1:0][31:0] u,
+    input logic [COUNT-1:0][31:0] v,
+    output logic [COUNT-1:0][31:0] product,  // x y, after two cycles
+    output logic [COUNT-1:0][31:0] result
 );
-  import lane_pkg::*;
   lane_op_t op1, op2, op3, op4;
-  logic [31:0] x1, y1, x2, y2, bypass3, bypass4;
-  product_t first1, second1;
-  logic [31:0] first2, second2;
-  sum_t sum3;
-  argument_t argument1;
-  position_t position2;
-  fixed_t fixed3;
-  logic [31:0] sum4, table4;
+  logic [COUNT-1:0] high1, high2;
+  logic [COUNT-1:0][31:0] x1, y1, x2, y2, bypass3, bypass4, first2, second2, sum4, table4;
+  product_t [COUNT-1:0] first1, second1;
+  sum_t [COUNT-1:0] sum3;
+  argument_t [COUNT-1:0] argument1;
+  position_t [COUNT-1:0] position2;
+  fixed_t [COUNT-1:0] fixed3;
 
   assign product = first2;
 
@@ -36,45 +38,55 @@ module lane
       default: function_of = RSQRT;
     endcase
   endfunction
+  function automatic logic [31:0] negated(input logic [31:0] number);
+    negated = is_nan(number) ? number : {!number[31], number[30:0]};
+  endfunction
 
   // Inputs are registers (of the SRAM); each stage ends in one.
   always_ff @(posedge clock) begin
     if (enable[0]) begin
       op1 <= op;
+      high1 <= high;
       x1 <= x;
-      y1 <= op == LANE_MAX_ABS ? {1'b0, y[30:0]} : y;
-      first1 <= product_multiply(x, y);
-      if (op == LANE_ROPE_LOW || op == LANE_ROPE_HIGH) second1 <= product_multiply(u, v);
-      if (op >= LANE_EXP) argument1 <= argument_of(function_of(op), x);
+      y1 <= y;
+      if (op == LANE_MULTIPLY || op == LANE_ROPE)
+        for (int i = 0; i < COUNT; i++) first1[i] <= product_multiply(x[i], y[i]);
+      if (op == LANE_ROPE) for (int i = 0; i < COUNT; i++) second1[i] <= product_multiply(u[i], v[i]);
+      if (op >= LANE_EXP) for (int i = 0; i < COUNT; i++) argument1[i] <= argument_of(function_of(op), x[i]);
     end
     if (enable[1]) begin
       op2 <= op1;
-      x2 <= op1 == LANE_MAX || op1 == LANE_MAX_ABS ? (greater(y1, x1) ? y1 : x1) : x1;
+      high2 <= high1;
+      x2 <= x1;
       y2 <= y1;
-      first2 <= product_round(first1);
-      if (op1 == LANE_ROPE_LOW || op1 == LANE_ROPE_HIGH) second2 <= product_round(second1);
-      if (op1 >= LANE_EXP) position2 <= position_of(argument1);
+      if (op1 == LANE_MAX) for (int i = 0; i < COUNT; i++) if (greater(y1[i], x1[i])) x2[i] <= y1[i];
+      if (op1 == LANE_MAX_ABS)
+        for (int i = 0; i < COUNT; i++)
+          if (greater({1'b0, y1[i][30:0]}, x1[i])) x2[i] <= {1'b0, y1[i][30:0]};
+      if (op1 == LANE_MULTIPLY || op1 == LANE_ROPE)
+        for (int i = 0; i < COUNT; i++) first2[i] <= product_round(first1[i]);
+      if (op1 == LANE_ROPE) for (int i = 0; i < COUNT; i++) second2[i] <= product_round(second1[i]);
+      if (op1 >= LANE_EXP) for (int i = 0; i < COUNT; i++) position2[i] <= position_of(argument1[i]);
     end
     if (enable[2]) begin
       op3 <= op2;
       bypass3 <= op2 == LANE_MULTIPLY ? first2 : x2;
-      case (op2)
-        LANE_ADD: sum3 <= sum_align(x2, y2);
-        LANE_SUBTRACT: sum3 <= sum_align(x2, is_nan(y2) ? y2 : {!y2[31], y2[30:0]});
-        LANE_ROPE_LOW: sum3 <= sum_align(first2, is_nan(second2) ? second2 : {!second2[31], second2[30:0]});
-        LANE_ROPE_HIGH: sum3 <= sum_align(first2, second2);
-        default: ;
-      endcase
-      if (op2 >= LANE_EXP) fixed3 <= interpolated(position2);
+      if (op2 <= LANE_ROPE)
+        for (int i = 0; i < COUNT; i++)
+          sum3[i] <= sum_align(
+              op2 == LANE_ROPE ? first2[i] : x2[i],
+              op2 == LANE_ADD ? y2[i] : op2 == LANE_SUBTRACT ? negated(y2[i]) : high2[i] ? second2[i] :
+              negated(second2[i]));
+      if (op2 >= LANE_EXP) for (int i = 0; i < COUNT; i++) fixed3[i] <= interpolated(position2[i]);
     end
     if (enable[3]) begin
       op4 <= op3;
       bypass4 <= bypass3;
-      if (op3 <= LANE_ROPE_HIGH) sum4 <= sum_round(sum3);
-      if (op3 >= LANE_EXP) table4 <= assembled(fixed3);
+      if (op3 <= LANE_ROPE) for (int i = 0; i < COUNT; i++) sum4[i] <= sum_round(sum3[i]);
+      if (op3 >= LANE_EXP) for (int i = 0; i < COUNT; i++) table4[i] <= assembled(fixed3[i]);
     end
     if (enable[4])
-      if (op4 <= LANE_ROPE_HIGH) result <= sum4;
+      if (op4 <= LANE_ROPE) result <= sum4;
       else if (op4 >= LANE_EXP) result <= table4;
       else result <= bypass4;
   end

@@ -3,7 +3,7 @@
 // so an M_OUT reads what the M_MM before it left. Cycles after the start of an instruction:
 //   1+c       address of column c             7+r     address of row r of the activations
 //   10+r      block dot products              11+r    to FP32, 12+r, 13+r scales
-//   14+r      accumulators read; four additions of two cycles, one for each group of eight; 21+r written back
+//   14+r      accumulators read; four additions of two cycles, one for each group of eight; 22+r written back
 module matrix_unit
   import tripath_pkg::*;
   import core_pkg::*;
@@ -158,9 +158,9 @@ module matrix_unit
       for (int i = 2; i <= STAGES + 1; i++) if (valid[i-1]) slot[i] <= slot[i-1];
     end
 
-  logic [GROUPS-1:0][7:0] group_field, block_field, act_scale2, act_scale3, act_scale4, act_scale5;
+  logic [GROUPS-1:0][7:0] group_field, block_field, act_scale2, act_scale3, act_scale4;
   logic [MLEN-1:0][15:0] acts2;
-  logic signed [MLEN-1:0][7:0] act3;
+  logic [MLEN-1:0][7:0] act3;
   always_comb begin
     for (int group = 0; group < GROUPS; group++) begin
       group_field[group] = '0;
@@ -180,25 +180,26 @@ module matrix_unit
       acts2 <= acts_data;
       for (int group = 0; group < GROUPS; group++) act_scale2[group] <= quantise_pkg::scale_of(block_field[group]);
     end
-    if (valid[2] && slot[2].multiply) begin
-      act_scale3 <= act_scale2;
-      for (int i = 0; i < MLEN; i++)
-        act3[i] <= 14'(i) < slot[2].k ? quantise_pkg::code_of(acts2[i], act_scale2[i/8], slot[2].acts4) : 8'd0;
-    end
+    if (valid[2] && slot[2].multiply) act_scale3 <= act_scale2;
     if (valid[3]) act_scale4 <= act_scale3;
-    if (valid[4]) act_scale5 <= act_scale4;
   end
 
+  logic [MLEN-1:0][15:0] used2;
+  logic [MLEN-1:0][7:0] scales2;
+  always_comb
+    for (int i = 0; i < MLEN; i++) begin
+      used2[i] = 14'(i) < slot[2].k ? acts2[i] : 16'd0;
+      scales2[i] = act_scale2[i/8];
+    end
+  quantisers #(
+      .COUNT(MLEN)
+  ) codes (
+      .clock, .enable(valid[2] && slot[2].multiply), .narrow(slot[2].acts4), .x(used2), .scale(scales2), .code(act3)
+  );
+
   // ---- stage 3: dot products, 4: FP32, 5, 6: scales ----
-  logic signed [23:0] dot4[BLEN][GROUPS];
-  logic [7:0] weight_scale4[BLEN][GROUPS];
-  logic [7:0] weight_scale5[BLEN][GROUPS];
-  logic [31:0] term5[BLEN][GROUPS];
-  logic [31:0] term6[BLEN][GROUPS];
-  logic [GROUPS-1:0][7:0] act_scale6;
-  function automatic logic signed [8:0] exponent_of(input logic [7:0] scale);
-    exponent_of = $signed({1'b0, scale}) - 9'sd127;
-  endfunction
+  logic [BLEN-1:0][GROUPS-1:0][23:0] dot4;
+  logic [BLEN-1:0][GROUPS-1:0][7:0] weight_scale4;
   // Groups that begin a block carry its term; the others add -0, which changes nothing.
   function automatic logic begins_block(input int group, input row_t at);
     begins_block = ((8 * group) & ((1 << at.block) - 1)) == 0 && 14'(8 * group) < at.k;
@@ -219,59 +220,59 @@ module matrix_unit
         dot4[c][2] <= slot[3].block == 3'd4 ? part[2] + part[3] : part[2];
         dot4[c][3] <= part[3];
       end
-    if (valid[4] && slot[4].multiply)
-      for (int c = 0; c < BLEN; c++)
-        for (int group = 0; group < GROUPS; group++) begin
-          term5[c][group] <= from_integer(dot4[c][group], (slot[4].weights4 ? 5'd2 : 5'd6) + (slot[4].acts4 ? 5'd2 : 5'd6));
-          weight_scale5[c][group] <= weight_scale4[c][group];
-        end
-    if (valid[5] && slot[5].multiply) begin
-      act_scale6 <= act_scale5;
-      for (int c = 0; c < BLEN; c++)
-        for (int group = 0; group < GROUPS; group++)
-          term6[c][group] <= scaled(term5[c][group], exponent_of(weight_scale5[c][group]));
-    end
   end
 
   // ---- accumulators ----
   localparam logic [31:0] NOTHING = 32'h80000000;
-  logic [31:0] accumulator[BLEN*BLEN]  /*verilator public_flat_rw*/;  // row by row
-  logic [31:0] terms[1:CHAIN][BLEN][GROUPS];  // [1] enters the first addition
-  logic [31:0] sum[1:CHAIN+1][BLEN];
-  sum_t aligned[1:CHAIN][BLEN];
-  always_ff @(posedge clock) begin
-    if (valid[6] && slot[6].multiply)
-      for (int c = 0; c < BLEN; c++)
-        for (int group = 0; group < GROUPS; group++)
-          terms[1][c][group] <= begins_block(group, slot[6]) ? scaled(term6[c][group], exponent_of(act_scale6[group])) : NOTHING;
+  localparam int TERMS = BLEN * GROUPS;  // number c * GROUPS + g: column c, group g
+  logic [BLEN*BLEN-1:0][31:0] accumulator  /*verilator public_flat_rw*/;  // row by row
+  logic [BLEN-1:0][31:0] kept;
+  logic [TERMS-1:0][31:0] term7, addend, augend, sum;
+  logic [TERMS-1:0][31:0] delayed[7:5+CHAIN];  // terms in stage i until their addition
+  logic [TERMS-1:0][7:0] act_scales4;
+  logic [TERMS-1:0] absent6;
+  logic [TERMS-1:0][1:0] adding;
+  terms #(
+      .COUNT(TERMS)
+  ) of_blocks (
+      .clock, .enable({valid[6] && slot[6].multiply, valid[5] && slot[5].multiply, valid[4] && slot[4].multiply}),
+      .dot(dot4), .fraction((slot[4].weights4 ? 5'd2 : 5'd6) + (slot[4].acts4 ? 5'd2 : 5'd6)),
+      .weight_scale(weight_scale4), .act_scale(act_scales4), .absent(absent6), .value(term7)
+  );
+  assign delayed[7] = term7;
+  for (genvar i = 8; i <= 5 + CHAIN; i++) begin : delays
+    always_ff @(posedge clock) if (valid[i-1]) delayed[i] <= delayed[i-1];
   end
-  // Addition g takes stages 7+2g (align) and 8+2g (round).
-  always_comb for (int c = 0; c < BLEN; c++) sum[1][c] = slot[7].multiply ? accumulator[{slot[7].row, 3'(c)}] : 32'd0;
-  for (genvar g = 0; g < GROUPS; g++) begin : additions
-    always_ff @(posedge clock) begin
-      if (valid[7+2*g])
-        for (int c = 0; c < BLEN; c++) begin
-          aligned[1+2*g][c] <= sum_align(sum[1+2*g][c], slot[7+2*g].multiply ? terms[1+2*g][c][g] : NOTHING);
-          if (2 * g + 2 <= CHAIN) terms[2+2*g][c] <= terms[1+2*g][c];
-        end
-      if (g + 1 < GROUPS && valid[8+2*g])
-        for (int c = 0; c < BLEN; c++) begin
-          sum[3+2*g][c] <= sum_round(aligned[1+2*g][c]);
-          terms[3+2*g][c] <= terms[2+2*g][c];
-        end
+  for (genvar c = 0; c < BLEN; c++) begin : columns_of
+    assign kept[c] = valid[7+CHAIN] && slot[7+CHAIN].row == slot[7].row && 8'(c) < slot[7+CHAIN].cols ?
+        sum[c*GROUPS+GROUPS-1] : accumulator[{slot[7].row, 3'(c)}];
+    for (genvar g = 0; g < GROUPS; g++) begin : groups
+      localparam int T = c * GROUPS + g;
+      assign act_scales4[T] = act_scale4[g];
+      assign absent6[T] = !begins_block(g, slot[6]);
+      // Addition g takes stages 7+2g (align) and 8+2g (round).
+      assign adding[T] = valid[7+2*g+:2];
+      assign augend[T] = g != 0 ? sum[T-(g!=0)] : slot[7].multiply ? kept[c] : 32'd0;
+      assign addend[T] = slot[7+2*g].multiply ? delayed[7+2*g][T] : NOTHING;
     end
   end
+  adders #(
+      .COUNT(TERMS)
+  ) chains (
+      .clock, .enable(adding), .a(augend), .b(addend), .sum
+  );
+  // The last sum leaves its adder in stage 7+CHAIN, which is the stage 7 of the same row BLEN cycles later: `kept` passes it on.
   always_ff @(posedge clock)
     if (reset) begin
-      for (int i = 0; i < BLEN * BLEN; i++) accumulator[i] <= 32'd0;
-    end else if (valid[6+CHAIN])
+      accumulator <= '0;
+    end else if (valid[7+CHAIN])
       for (int c = 0; c < BLEN; c++)
-        if (8'(c) < slot[6+CHAIN].cols) accumulator[{slot[6+CHAIN].row, 3'(c)}] <= sum_round(aligned[CHAIN-1][c]);
+        if (8'(c) < slot[7+CHAIN].cols) accumulator[{slot[7+CHAIN].row, 3'(c)}] <= sum[c*GROUPS+GROUPS-1];
 
   always_ff @(posedge clock) begin
     out_write <= valid[7] && !slot[7].multiply && !reset;
     out_address <= slot[7].address;
     out_count <= slot[7].cols;
-    if (valid[7]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(accumulator[{slot[7].row, 3'(c)}]);
+    if (valid[7]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(kept[c]);
   end
 endmodule

@@ -33,9 +33,10 @@ module vector_sram
 );
   localparam int BITS = $clog2(VECTOR_ELEMENTS);
   logic [15:0] memory[VECTOR_ELEMENTS]  /*verilator public_flat_rw*/;
-  initial for (int i = 0; i < VECTOR_ELEMENTS; i++) memory[i] = 16'd0;
 
-  always_ff @(posedge clock) begin
+  // Reads see what was there before the writes of the cycle.
+  // verilator lint_off BLKSEQ
+  always @(posedge clock) begin
     for (int port = 0; port < 3; port++)
       if (read[port])
         for (int i = 0; i < VLEN; i++) read_data[port][i] <= memory[BITS'(read_address[port]+i)];
@@ -46,12 +47,12 @@ module vector_sram
     for (int port = 0; port < 2; port++)
       if (write[port])
         for (int i = 0; i < VLEN; i++)
-          if (i < write_count[port]) memory[BITS'(write_address[port]+i)] <= write_data[port][i];
+          if (i < write_count[port]) memory[BITS'(write_address[port]+i)] = write_data[port][i];
     if (array_write)
       for (int i = 0; i < BLEN; i++)
-        if (i < array_write_count) memory[BITS'(array_write_address+i)] <= array_write_data[i];
+        if (i < array_write_count) memory[BITS'(array_write_address+i)] = array_write_data[i];
     if (in_write)
-      for (int i = 0; i < RECORD; i++) if (i < in_count) memory[BITS'(in_address+i)] <= in_data[i];
+      for (int i = 0; i < RECORD; i++) if (i < in_count) memory[BITS'(in_address+i)] = in_data[i];
   end
 endmodule
 
@@ -78,9 +79,8 @@ module matrix_sram
 );
   localparam int BITS = $clog2(MATRIX_BYTES);
   logic [7:0] memory[MATRIX_BYTES]  /*verilator public_flat_rw*/;
-  initial for (int i = 0; i < MATRIX_BYTES; i++) memory[i] = 8'd0;
 
-  always_ff @(posedge clock) begin
+  always @(posedge clock) begin
     if (read)
       for (int group = 0; group < GROUPS; group++) begin
         scale_data[group] <= memory[BITS'(scale_address[group])];
@@ -88,15 +88,17 @@ module matrix_sram
       end
     if (write)
       for (int i = 0; i < RECORD_BYTES; i++)
-        if (i < write_count) memory[BITS'(write_address+i)] <= write_data[i];
+        if (i < write_count) memory[BITS'(write_address+i)] = write_data[i];
     if (column_write)
       for (int i = 0; i < RECORD; i++)
         if (i < column_count) begin
-          memory[BITS'(column_address+i*column_stride)] <= column_data[i][7:0];
-          memory[BITS'(column_address+i*column_stride+1)] <= column_data[i][15:8];
+          memory[BITS'(column_address+i*column_stride)] = column_data[i][7:0];
+          memory[BITS'(column_address+i*column_stride+1)] = column_data[i][15:8];
         end
   end
 endmodule
+
+// verilator lint_on BLKSEQ
 
 // FP and Int SRAM: 32-bit entries. One wide port each way, ports of four words for the DMA, single ones for the rest.
 module scalar_sram
@@ -128,7 +130,6 @@ module scalar_sram
 );
   localparam int BITS = $clog2(ENTRIES);
   logic [31:0] memory[ENTRIES]  /*verilator public_flat_rw*/;
-  initial for (int i = 0; i < ENTRIES; i++) memory[i] = 32'd0;
 
   always_comb for (int port = 0; port < READS; port++) read_now[port] = memory[BITS'(read_address[port])];
 
@@ -139,7 +140,9 @@ module scalar_sram
     if (out_read) for (int i = 0; i < 4; i++) out_data[i] <= memory[BITS'(out_address+i)];
     for (int port = 0; port < WRITES; port++)
       if (write[port]) memory[BITS'(write_address[port])] <= write_data[port];
-    for (int i = 0; i < VLEN; i++) if (wide_write[i]) memory[BITS'(wide_write_address+i)] <= wide_write_data[i];
+    for (int part = 0; part < VLEN / 8; part++)
+      for (int i = 0; i < 8; i++)
+        if (wide_write[8*part+i]) memory[BITS'(wide_write_address+8*part+i)] <= wide_write_data[8*part+i];
     for (int i = 0; i < 4; i++) if (in_write[i]) memory[BITS'(in_address+i)] <= in_data[i];
   end
 endmodule

@@ -15,7 +15,7 @@ from tripath.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE,
 from tripath.tables import QUEUE_OF_UNIT
 
 FILE = Path(__file__).parent / "tripath_pkg.sv"
-SIZES = ("n", "head_dim", "1")
+SIZES = {"SIZE_N": "n", "SIZE_HEAD": "head_dim", "SIZE_ONE": None}
 """What the size of an interlocked access may be: an operand or one address."""
 LOCKS = 5
 QUEUE_NAMES = [f"Q_{name.upper()}" for name in QUEUED_UNITS]
@@ -132,7 +132,7 @@ def _locks() -> Iterator[str]:
     """Interlocked accesses of the vector queue's instructions."""
     memories = ", ".join(f"MEMORY_{memory.name} = {int(memory)}" for memory in Memory)
     yield f"  typedef enum logic [2:0] {{{memories}}} memory_t;"
-    yield "  typedef enum logic [1:0] {SIZE_N, SIZE_HEAD, SIZE_ONE} size_t;"
+    yield f"  typedef enum logic [1:0] {{{', '.join(SIZES)}}} size_t;"
     yield "  typedef struct packed { logic used; logic write; logic [1:0] port; memory_t memory; size_t size; } lock_t;"
     rows = {}
     for opcode, spec in TABLE.items():
@@ -144,8 +144,7 @@ def _locks() -> Iterator[str]:
             for footprint in group:
                 memory, size = spec.operands[footprint.operand].memory, footprint.size(probe)
                 assert memory is not None
-                name = next(name for name in SIZES if size == probe.get(name, 1))
-                kind = {"n": "SIZE_N", "head_dim": "SIZE_HEAD", "1": "SIZE_ONE"}[name]
+                kind = next(kind for kind, name in SIZES.items() if size == (probe.get(name) if name else 1))
                 port = spec.addresses.index(footprint.operand)
                 locks.append(f"{{1'b1, 1'b{write}, 2'd{port}, MEMORY_{memory.name}, {kind}}}")
         assert len(locks) <= LOCKS
@@ -159,8 +158,8 @@ def _roms() -> Iterator[str]:
     tables = {"EXP2": EXP2_TABLE, "LOG2": LOG2_TABLE, "RECIPROCAL": RECIPROCAL_TABLE,
               "RSQRT_EVEN": RSQRT_TABLES[0], "RSQRT_ODD": RSQRT_TABLES[1]}  # fmt: skip
     for name, table in tables.items():
-        yield f"  localparam logic [30:0] ROM_{name} [257] = '{{"
-        entries = [f"31'h{int(value):08x}" for value in table]
+        yield f"  localparam logic [31:0] ROM_{name} [257] = '{{"
+        entries = [f"32'h{int(value):08x}" for value in table]
         rows = [", ".join(entries[first : first + 8]) for first in range(0, len(entries), 8)]
         yield ",\n".join(f"    {row}" for row in rows) + "};"
 

@@ -26,10 +26,4 @@ package quantise_pkg;
     if (x[14:7] == 8'hff) magnitude = x[6:0] != 0 ? 8'd0 : top;
     code_of = x[15] ? -magnitude : magnitude;
   endfunction
-
-  // BF16 of a code (MXINT8; MXINT4 with `narrow`) and its scale.
-  function automatic logic [15:0] value_of(input logic signed [7:0] code, input logic [7:0] scale, input logic narrow);
-    value_of = float_pkg::to_bf16(float_pkg::scaled(float_pkg::from_integer(24'(code), narrow ? 5'd2 : 5'd6),
-                                                    $signed({1'b0, scale}) - 9'sd127));
-  endfunction
 endpackage

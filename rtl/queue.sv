@@ -65,7 +65,6 @@ module retirement
   logic [5:0] count;
   logic [31:0] latest, retire;
   logic served, immediate;
-  tokens_t signals;
 
   assign busy = latest > now;
   assign retire = latest > now + 32'(latency) ? latest : now + 32'(latency);
@@ -74,14 +73,8 @@ module retirement
   assign give = served || immediate;
 
   always_comb begin
-    signals = '0;
-    if (start && signal0 != 0) signals[signal0] = 4'd1;
-    if (start && signal1 != 0) signals[signal1] = signals[signal1] + 4'd1;
     given = served ? places[first].tokens : '0;
-    if (immediate) begin
-      if (signal0 != 0) given[signal0] = given[signal0] + 4'd1;
-      if (signal1 != 0) given[signal1] = given[signal1] + 4'd1;
-    end
+    if (immediate) given = with_signals(given, signal0, signal1);
   end
 
   always_ff @(posedge clock)
@@ -96,17 +89,11 @@ module retirement
       if (served) first <= first + 1'b1;
       if (start && !immediate && (signal0 != 0 || signal1 != 0)) begin
         if (count != 0 && places[last].time_ == retire) begin
-          if (signal0 != 0) begin
-            places[last].tokens[signal0] <= places[last].tokens[signal0] + (signal1 == signal0 ? 4'd2 : 4'd1);
-            if (places[last].tokens[signal0] >= 4'd14) fault <= 1'b1;
-          end
-          if (signal1 != 0 && signal1 != signal0) begin
-            places[last].tokens[signal1] <= places[last].tokens[signal1] + 4'd1;
-            if (places[last].tokens[signal1] >= 4'd14) fault <= 1'b1;
-          end
+          places[last].tokens <= with_signals(places[last].tokens, signal0, signal1);
+          if (places[last].tokens[signal0] >= 4'd14 || places[last].tokens[signal1] >= 4'd14) fault <= 1'b1;
           count <= count - {5'd0, served};
         end else begin
-          places[last+5'd1] <= '{time_: retire, tokens: signals};
+          places[last+5'd1] <= '{time_: retire, tokens: with_signals('0, signal0, signal1)};
           last <= last + 1'b1;
           count <= count + 6'd1 - {5'd0, served};
           if (count == 6'(PLACES) && !served) fault <= 1'b1;

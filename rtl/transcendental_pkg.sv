@@ -103,8 +103,8 @@ package transcendental_pkg;
 
   // Step 3: interpolate.
   function automatic fixed_t interpolated(input position_t p);
-    logic [30:0] low, high;
-    logic signed [31:0] difference;
+    logic [31:0] low, high;
+    logic signed [32:0] difference;
     logic signed [56:0] part;
     logic signed [40:0] total;
     logic [8:0] next;
@@ -129,7 +129,7 @@ package transcendental_pkg;
     endcase
     difference = $signed({1'b0, high}) - $signed({1'b0, low});
     part = 57'(difference) * $signed({33'd0, p.rest});
-    total = $signed({10'd0, low}) + 41'(part >>> 24);
+    total = $signed({9'd0, low}) + 41'(part >>> 24);
     if (p.what == LOG2) total = total + $signed({p.exponent, 30'd0});
     interpolated.special = p.special || total == 0;
     interpolated.value = p.special ? p.value : 32'd0;

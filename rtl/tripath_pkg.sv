@@ -229,10 +229,10 @@ package tripath_pkg;
   typedef struct packed { logic used; logic write; logic [1:0] port; memory_t memory; size_t size; } lock_t;
   function automatic lock_t lock0(input logic [7:0] opcode);
     case (opcode)
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP: lock0 = {1'b1, 1'b0, 2'd1, MEMORY_FP, SIZE_N};
-      OP_S_SET_INT: lock0 = {1'b1, 1'b1, 2'd0, MEMORY_INT, SIZE_N};
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_V_FILL_VF: lock0 = {1'b1, 1'b0, 2'd1, MEMORY_FP, SIZE_ONE};
+      OP_S_SET_INT: lock0 = {1'b1, 1'b1, 2'd0, MEMORY_INT, SIZE_ONE};
+      OP_S_MAP_V_FP: lock0 = {1'b1, 1'b0, 2'd1, MEMORY_FP, SIZE_N};
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_CMP_GE_VF, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT: lock0 = {1'b1, 1'b0, 2'd1, MEMORY_VECTOR, SIZE_N};
-      OP_V_FILL_VF: lock0 = {1'b1, 1'b0, 2'd1, MEMORY_FP, SIZE_HEAD};
       OP_V_RED_MAX_IDX: lock0 = {1'b1, 1'b0, 2'd2, MEMORY_VECTOR, SIZE_N};
       OP_V_CMP_EQ_INT: lock0 = {1'b1, 1'b0, 2'd1, MEMORY_INT, SIZE_N};
       default: lock0 = lock_t'(0);
@@ -240,34 +240,32 @@ package tripath_pkg;
   endfunction
   function automatic lock_t lock1(input logic [7:0] opcode);
     case (opcode)
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_FP, SIZE_N};
-      OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP: lock1 = {1'b1, 1'b1, 2'd0, MEMORY_FP, SIZE_N};
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_MAX_VF, OP_V_CMP_GE_VF: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_FP, SIZE_ONE};
+      OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP: lock1 = {1'b1, 1'b1, 2'd0, MEMORY_FP, SIZE_ONE};
       OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V: lock1 = {1'b1, 1'b1, 2'd0, MEMORY_VECTOR, SIZE_N};
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_SUB_VV, OP_V_MAX_ABS_VV, OP_V_TOPK_MASK: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_VECTOR, SIZE_N};
-      OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_MAX_VF, OP_V_CMP_GE_VF: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_FP, SIZE_HEAD};
       OP_V_ROPE_V: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_VECTOR, SIZE_HEAD};
-      OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX: lock1 = {1'b1, 1'b0, 2'd0, MEMORY_FP, SIZE_HEAD};
-      OP_V_CMP_EQ_INT: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_INT, SIZE_HEAD};
+      OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX: lock1 = {1'b1, 1'b0, 2'd0, MEMORY_FP, SIZE_ONE};
+      OP_V_CMP_EQ_INT: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_INT, SIZE_ONE};
       OP_V_SELECT_INT: lock1 = {1'b1, 1'b0, 2'd2, MEMORY_INT, SIZE_N};
-      OP_V_RED_COUNT: lock1 = {1'b1, 1'b0, 2'd0, MEMORY_INT, SIZE_HEAD};
+      OP_V_RED_COUNT: lock1 = {1'b1, 1'b0, 2'd0, MEMORY_INT, SIZE_ONE};
       default: lock1 = lock_t'(0);
     endcase
   endfunction
   function automatic lock_t lock2(input logic [7:0] opcode);
     case (opcode)
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP: lock2 = {1'b1, 1'b1, 2'd0, MEMORY_FP, SIZE_N};
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ: lock2 = {1'b1, 1'b1, 2'd0, MEMORY_FP, SIZE_ONE};
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT: lock2 = {1'b1, 1'b1, 2'd0, MEMORY_VECTOR, SIZE_N};
-      OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ: lock2 = {1'b1, 1'b1, 2'd0, MEMORY_FP, SIZE_HEAD};
-      OP_V_RED_MAX_IDX: lock2 = {1'b1, 1'b0, 2'd1, MEMORY_INT, SIZE_HEAD};
-      OP_V_TOPK_MASK: lock2 = {1'b1, 1'b0, 2'd3, MEMORY_INT, SIZE_HEAD};
+      OP_V_RED_MAX_IDX: lock2 = {1'b1, 1'b0, 2'd1, MEMORY_INT, SIZE_ONE};
+      OP_V_TOPK_MASK: lock2 = {1'b1, 1'b0, 2'd3, MEMORY_INT, SIZE_ONE};
       OP_V_SELECT_INT: lock2 = {1'b1, 1'b0, 2'd3, MEMORY_INT, SIZE_N};
-      OP_V_RED_COUNT: lock2 = {1'b1, 1'b1, 2'd0, MEMORY_INT, SIZE_HEAD};
+      OP_V_RED_COUNT: lock2 = {1'b1, 1'b1, 2'd0, MEMORY_INT, SIZE_ONE};
       default: lock2 = lock_t'(0);
     endcase
   endfunction
   function automatic lock_t lock3(input logic [7:0] opcode);
     case (opcode)
-      OP_V_RED_MAX_IDX: lock3 = {1'b1, 1'b1, 2'd0, MEMORY_FP, SIZE_HEAD};
+      OP_V_RED_MAX_IDX: lock3 = {1'b1, 1'b1, 2'd0, MEMORY_FP, SIZE_ONE};
       OP_V_TOPK_MASK: lock3 = {1'b1, 1'b1, 2'd0, MEMORY_VECTOR, SIZE_N};
       OP_V_SELECT_INT: lock3 = {1'b1, 1'b1, 2'd0, MEMORY_INT, SIZE_N};
       default: lock3 = lock_t'(0);
@@ -275,178 +273,178 @@ package tripath_pkg;
   endfunction
   function automatic lock_t lock4(input logic [7:0] opcode);
     case (opcode)
-      OP_V_RED_MAX_IDX: lock4 = {1'b1, 1'b1, 2'd1, MEMORY_INT, SIZE_HEAD};
+      OP_V_RED_MAX_IDX: lock4 = {1'b1, 1'b1, 2'd1, MEMORY_INT, SIZE_ONE};
       default: lock4 = lock_t'(0);
     endcase
   endfunction
-  localparam logic [30:0] ROM_EXP2 [257] = '{
-    31'h40000000, 31'h402c6be9, 31'h4058f6a8, 31'h4085a051, 31'h40b268fa, 31'h40df50b8, 31'h410c57a2, 31'h41397dcc,
-    31'h4166c34c, 31'h41942839, 31'h41c1aca7, 31'h41ef50ae, 31'h421d1462, 31'h424af7da, 31'h4278fb2b, 31'h42a71e6c,
-    31'h42d561b4, 31'h4303c518, 31'h433248ae, 31'h4360ec8d, 31'h438fb0cb, 31'h43be957f, 31'h43ed9ac0, 31'h441cc0a3,
-    31'h444c0740, 31'h447b6ead, 31'h44aaf702, 31'h44daa054, 31'h450a6abb, 31'h453a564d, 31'h456a6323, 31'h459a9152,
-    31'h45cae0f2, 31'h45fb521a, 31'h462be4e2, 31'h465c9961, 31'h468d6fae, 31'h46be67e0, 31'h46ef8210, 31'h4720be55,
-    31'h47521cc6, 31'h47839d7b, 31'h47b5408c, 31'h47e70611, 31'h4818ee22, 31'h484af8d6, 31'h487d2646, 31'h48af768a,
-    31'h48e1e9ba, 31'h49147fee, 31'h4947393f, 31'h497a15c4, 31'h49ad1598, 31'h49e038d0, 31'h4a137f88, 31'h4a46e9d6,
-    31'h4a7a77d4, 31'h4aae299b, 31'h4ae1ff43, 31'h4b15f8e6, 31'h4b4a169c, 31'h4b7e587e, 31'h4bb2bea5, 31'h4be7492b,
-    31'h4c1bf829, 31'h4c50cbb8, 31'h4c85c3f1, 31'h4cbae0ef, 31'h4cf022ca, 31'h4d25899c, 31'h4d5b157e, 31'h4d90c68b,
-    31'h4dc69cdd, 31'h4dfc988c, 31'h4e32b9b4, 31'h4e69006e, 31'h4e9f6cd4, 31'h4ed5ff00, 31'h4f0cb70c, 31'h4f439514,
-    31'h4f7a9930, 31'h4fb1c37c, 31'h4fe91413, 31'h50208b0e, 31'h50582888, 31'h508fec9c, 31'h50c7d765, 31'h50ffe8fe,
-    31'h51382182, 31'h5170810b, 31'h51a907b4, 31'h51e1b59a, 31'h521a8ad7, 31'h52538786, 31'h528cabc3, 31'h52c5f7aa,
-    31'h52ff6b55, 31'h533906e0, 31'h5372ca68, 31'h53acb607, 31'h53e6c9da, 31'h542105fd, 31'h545b6a8b, 31'h5495f7a1,
-    31'h54d0ad5a, 31'h550b8bd4, 31'h55469329, 31'h5581c378, 31'h55bd1cdb, 31'h55f89f70, 31'h56344b52, 31'h567020a0,
-    31'h56ac1f75, 31'h56e847ef, 31'h57249a29, 31'h57611642, 31'h579dbc57, 31'h57da8c83, 31'h581786e6, 31'h5854ab9b,
-    31'h5891fac1, 31'h58cf7474, 31'h590d18d3, 31'h594ae7fb, 31'h5988e209, 31'h59c7071c, 31'h5a055751, 31'h5a43d2c6,
-    31'h5a82799a, 31'h5ac14bea, 31'h5b0049d4, 31'h5b3f7377, 31'h5b7ec8f2, 31'h5bbe4a61, 31'h5bfdf7e5, 31'h5c3dd19c,
-    31'h5c7dd7a4, 31'h5cbe0a1c, 31'h5cfe6923, 31'h5d3ef4d7, 31'h5d7fad59, 31'h5dc092c7, 31'h5e01a53f, 31'h5e42e4e3,
-    31'h5e8451d0, 31'h5ec5ec26, 31'h5f07b405, 31'h5f49a98c, 31'h5f8bccdb, 31'h5fce1e12, 31'h60109d51, 31'h60534ab7,
-    31'h60962665, 31'h60d9307b, 31'h611c6919, 31'h615fd05e, 31'h61a3666d, 31'h61e72b65, 31'h622b1f66, 31'h626f4292,
-    31'h62b39509, 31'h62f816eb, 31'h633cc85b, 31'h6381a978, 31'h63c6ba64, 31'h640bfb41, 31'h64516c2e, 31'h64970d4f,
-    31'h64dcdec3, 31'h6522e0ad, 31'h6569132f, 31'h65af766a, 31'h65f60a7f, 31'h663ccf92, 31'h6683c5c3, 31'h66caed35,
-    31'h6712460b, 31'h6759d065, 31'h67a18c68, 31'h67e97a34, 31'h683199ed, 31'h6879ebb6, 31'h68c26fb1, 31'h690b2601,
-    31'h69540ec9, 31'h699d2a2c, 31'h69e6784d, 31'h6a2ff94f, 31'h6a79ad56, 31'h6ac39485, 31'h6b0daeff, 31'h6b57fce9,
-    31'h6ba27e65, 31'h6bed3399, 31'h6c381ca6, 31'h6c8339b2, 31'h6cce8ae1, 31'h6d1a1057, 31'h6d65ca38, 31'h6db1b8a8,
-    31'h6dfddbcc, 31'h6e4a33c9, 31'h6e96c0c3, 31'h6ee382de, 31'h6f307a41, 31'h6f7da710, 31'h6fcb096f, 31'h7018a185,
-    31'h70666f76, 31'h70b47368, 31'h7102ad80, 31'h71511de4, 31'h719fc4b9, 31'h71eea226, 31'h723db650, 31'h728d015d,
-    31'h72dc8374, 31'h732c3cba, 31'h737c2d55, 31'h73cc556d, 31'h741cb528, 31'h746d4cac, 31'h74be1c20, 31'h750f23ab,
-    31'h75606374, 31'h75b1dba2, 31'h76038c5b, 31'h765575c8, 31'h76a7980f, 31'h76f9f359, 31'h774c87cc, 31'h779f5590,
-    31'h77f25cce, 31'h78459dac, 31'h78991854, 31'h78ecccec, 31'h7940bb9e, 31'h7994e492, 31'h79e947ef, 31'h7a3de5df,
-    31'h7a92be8b, 31'h7ae7d21a, 31'h7b3d20b6, 31'h7b92aa88, 31'h7be86fba, 31'h7c3e7073, 31'h7c94acde, 31'h7ceb2523,
-    31'h7d41d96e, 31'h7d98c9e6, 31'h7deff6b6, 31'h7e476009, 31'h7e9f0606, 31'h7ef6e8da, 31'h7f4f08ae, 31'h7fa765ad,
-    31'h80000000};
-  localparam logic [30:0] ROM_LOG2 [257] = '{
-    31'h00000000, 31'h005c2712, 31'h00b7f286, 31'h01136311, 31'h016e7968, 31'h01c9363c, 31'h02239a3b, 31'h027da613,
-    31'h02d75a6f, 31'h0330b7f8, 31'h0389bf57, 31'h03e27130, 31'h043ace28, 31'h0492d6e0, 31'h04ea8bf7, 31'h0541ee0e,
-    31'h0598fdbf, 31'h05efbba6, 31'h0646285c, 31'h069c4478, 31'h06f21090, 31'h07478d39, 31'h079cbb04, 31'h07f19a84,
-    31'h08462c46, 31'h089a70da, 31'h08ee68cc, 31'h094214a6, 31'h099574f1, 31'h09e88a37, 31'h0a3b54fd, 31'h0a8dd5c8,
-    31'h0ae00d1d, 31'h0b31fb7d, 31'h0b83a16a, 31'h0bd4ff64, 31'h0c2615e8, 31'h0c76e574, 31'h0cc76e84, 31'h0d17b192,
-    31'h0d67af17, 31'h0db7678c, 31'h0e06db67, 31'h0e560b1e, 31'h0ea4f726, 31'h0ef39ff2, 31'h0f4205f4, 31'h0f90299d,
-    31'h0fde0b5d, 31'h102baba2, 31'h10790adc, 31'h10c62975, 31'h111307db, 31'h115fa677, 31'h11ac05b3, 31'h11f825f7,
-    31'h124407ab, 31'h128fab36, 31'h12db10fc, 31'h13263963, 31'h137124cf, 31'h13bbd3a1, 31'h1406463b, 31'h14507cff,
-    31'h149a784c, 31'h14e43881, 31'h152dbdfc, 31'h1577091b, 31'h15c01a3a, 31'h1608f1b4, 31'h16518fe4, 31'h1699f525,
-    31'h16e221ce, 31'h172a1638, 31'h1771d2ba, 31'h17b957ac, 31'h1800a563, 31'h1847bc34, 31'h188e9c73, 31'h18d54674,
-    31'h191bba89, 31'h1961f905, 31'h19a80239, 31'h19edd676, 31'h1a33760a, 31'h1a78e147, 31'h1abe1879, 31'h1b031bf0,
-    31'h1b47ebf7, 31'h1b8c88dc, 31'h1bd0f2ea, 31'h1c152a6c, 31'h1c592fad, 31'h1c9d02f7, 31'h1ce0a492, 31'h1d2414c8,
-    31'h1d6753e0, 31'h1daa6222, 31'h1ded3fd4, 31'h1e2fed3d, 31'h1e726aa2, 31'h1eb4b848, 31'h1ef6d673, 31'h1f38c568,
-    31'h1f7a8569, 31'h1fbc16b9, 31'h1ffd799b, 31'h203eae4f, 31'h207fb517, 31'h20c08e34, 31'h210139e5, 31'h2141b86a,
-    31'h21820a02, 31'h21c22eeb, 31'h22022763, 31'h2241f3a7, 31'h228193f5, 31'h22c10889, 31'h2300519f, 31'h233f6f72,
-    31'h237e623d, 31'h23bd2a3b, 31'h23fbc7a6, 31'h243a3ab7, 31'h247883a8, 31'h24b6a2b1, 31'h24f4980b, 31'h253263ed,
-    31'h2570068e, 31'h25ad8027, 31'h25ead0ec, 31'h2627f914, 31'h2664f8d5, 31'h26a1d065, 31'h26de7ff7, 31'h271b07c0,
-    31'h275767f5, 31'h2793a0c9, 31'h27cfb26f, 31'h280b9d1a, 31'h284760fd, 31'h2882fe4a, 31'h28be7531, 31'h28f9c5e6,
-    31'h2934f098, 31'h296ff578, 31'h29aad4b6, 31'h29e58e83, 31'h2a20230e, 31'h2a5a9286, 31'h2a94dd19, 31'h2acf02f7,
-    31'h2b09044d, 31'h2b42e149, 31'h2b7c9a19, 31'h2bb62eea, 31'h2bef9fe8, 31'h2c28ed40, 31'h2c62171f, 31'h2c9b1daf,
-    31'h2cd4011d, 31'h2d0cc193, 31'h2d455f3d, 31'h2d7dda45, 31'h2db632d5, 31'h2dee6918, 31'h2e267d36, 31'h2e5e6f5a,
-    31'h2e963fad, 31'h2ecdee56, 31'h2f057b80, 31'h2f3ce751, 31'h2f7431f2, 31'h2fab5b8b, 31'h2fe26443, 31'h30194c41,
-    31'h305013ab, 31'h3086baaa, 31'h30bd4161, 31'h30f3a7f9, 31'h3129ee96, 31'h3160155e, 31'h31961c77, 31'h31cc0404,
-    31'h3201cc2c, 31'h32377512, 31'h326cfedb, 31'h32a269ab, 31'h32d7b5a5, 31'h330ce2ee, 31'h3341f1a7, 31'h3376e1f5,
-    31'h33abb3fb, 31'h33e067da, 31'h3414fdb5, 31'h344975ae, 31'h347dcfe7, 31'h34b20c82, 31'h34e62ba0, 31'h351a2d63,
-    31'h354e11eb, 31'h3581d959, 31'h35b583ce, 31'h35e9116a, 31'h361c824d, 31'h364fd698, 31'h36830e69, 31'h36b629e1,
-    31'h36e9291f, 31'h371c0c41, 31'h374ed367, 31'h37817eb0, 31'h37b40e3a, 31'h37e68223, 31'h3818da89, 31'h384b178b,
-    31'h387d3946, 31'h38af3fd7, 31'h38e12b5d, 31'h3912fbf4, 31'h3944b1b9, 31'h39764cca, 31'h39a7cd42, 31'h39d9333e,
-    31'h3a0a7eda, 31'h3a3bb033, 31'h3a6cc765, 31'h3a9dc48b, 31'h3acea7c0, 31'h3aff7121, 31'h3b3020c8, 31'h3b60b6d1,
-    31'h3b913356, 31'h3bc19673, 31'h3bf1e041, 31'h3c2210db, 31'h3c52285c, 31'h3c8226dd, 31'h3cb20c79, 31'h3ce1d949,
-    31'h3d118d67, 31'h3d4128ec, 31'h3d70abf2, 31'h3da01691, 31'h3dcf68e3, 31'h3dfea301, 31'h3e2dc504, 31'h3e5ccf03,
-    31'h3e8bc118, 31'h3eba9b5a, 31'h3ee95de2, 31'h3f1808c8, 31'h3f469c23, 31'h3f75180c, 31'h3fa37c99, 31'h3fd1c9e3,
-    31'h40000000};
-  localparam logic [30:0] ROM_RECIPROCAL [257] = '{
-    31'h40000000, 31'h3fc03fc0, 31'h3f80fe04, 31'h3f423954, 31'h3f03f03f, 31'h3ec62159, 31'h3e88cb3d, 31'h3e4bec88,
-    31'h3e0f83e1, 31'h3dd38ff1, 31'h3d980f66, 31'h3d5d00f5, 31'h3d226358, 31'h3ce8354b, 31'h3cae7592, 31'h3c7522f4,
-    31'h3c3c3c3c, 31'h3c03c03c, 31'h3bcbadc8, 31'h3b9403b9, 31'h3b5cc0ed, 31'h3b25e446, 31'h3aef6ca9, 31'h3ab95901,
-    31'h3a83a83b, 31'h3a4e5948, 31'h3a196b1f, 31'h39e4dcb9, 31'h39b0ad12, 31'h397cdb2c, 31'h3949660b, 31'h39164cb6,
-    31'h38e38e39, 31'h38b129a2, 31'h387f1e04, 31'h384d6a72, 31'h381c0e07, 31'h37eb07dd, 31'h37ba5713, 31'h3789facb,
-    31'h3759f22a, 31'h372a3c56, 31'h36fad87c, 31'h36cbc5c7, 31'h369d036a, 31'h366e9096, 31'h36406c81, 31'h36129664,
-    31'h35e50d79, 31'h35b7d0ff, 31'h358ae036, 31'h355e3a5f, 31'h3531dec1, 31'h3505cca2, 31'h34da034e, 31'h34ae820f,
-    31'h34834835, 31'h34585510, 31'h342da7f3, 31'h34034034, 31'h33d91d2a, 31'h33af3e2f, 31'h3385a29e, 31'h335c49d5,
-    31'h33333333, 31'h330a5e1b, 31'h32e1c9f0, 31'h32b97618, 31'h329161fa, 31'h32698cff, 31'h3241f694, 31'h321a9e24,
-    31'h31f3831f, 31'h31cca4f6, 31'h31a6031a, 31'h317f9d01, 31'h3159721f, 31'h313381ec, 31'h310dcbe1, 31'h30e84f7a,
-    31'h30c30c31, 31'h309e0185, 31'h30792ef5, 31'h30549403, 31'h30303030, 31'h300c0301, 31'h2fe80bfa, 31'h2fc44aa3,
-    31'h2fa0be83, 31'h2f7d6724, 31'h2f5a4412, 31'h2f3754d7, 31'h2f149903, 31'h2ef21023, 31'h2ecfb9c8, 31'h2ead9584,
-    31'h2e8ba2e9, 31'h2e69e18b, 31'h2e4850ff, 31'h2e26f0db, 31'h2e05c0b8, 31'h2de4c02e, 31'h2dc3eed7, 31'h2da34c4d,
-    31'h2d82d82e, 31'h2d629215, 31'h2d4279a3, 31'h2d228e75, 31'h2d02d02d, 31'h2ce33e6c, 31'h2cc3d8d5, 31'h2ca49f0a,
-    31'h2c8590b2, 31'h2c66ad71, 31'h2c47f4ee, 31'h2c2966d0, 31'h2c0b02c1, 31'h2becc868, 31'h2bceb772, 31'h2bb0cf88,
-    31'h2b931057, 31'h2b75798d, 31'h2b580ad6, 31'h2b3ac3e2, 31'h2b1da461, 31'h2b00ac03, 31'h2ae3da79, 31'h2ac72f75,
-    31'h2aaaaaab, 31'h2a8e4bcd, 31'h2a721292, 31'h2a55fead, 31'h2a3a0fd6, 31'h2a1e45c2, 31'h2a02a02a, 31'h29e71ec6,
-    31'h29cbc14e, 31'h29b0877e, 31'h2995710e, 31'h297a7dbb, 31'h295fad41, 31'h2944ff5b, 31'h292a73c7, 31'h29100a44,
-    31'h28f5c28f, 31'h28db9c69, 31'h28c19790, 31'h28a7b3c6, 31'h288df0cb, 31'h28744e61, 31'h285acc4c, 31'h28416a4d,
-    31'h28282828, 31'h280f05a2, 31'h27f6027f, 31'h27dd1e85, 31'h27c4597a, 31'h27abb323, 31'h27932b49, 31'h277ac1b2,
-    31'h27627627, 31'h274a4871, 31'h27323858, 31'h271a45a7, 31'h27027027, 31'h26eab7a4, 31'h26d31be8, 31'h26bb9cbf,
-    31'h26a439f6, 31'h268cf35a, 31'h2675c8b7, 31'h265eb9db, 31'h2647c694, 31'h2630eeb2, 31'h261a3202, 31'h26039056,
-    31'h25ed097b, 31'h25d69d44, 31'h25c04b81, 31'h25aa1402, 31'h2593f69b, 31'h257df31d, 31'h2568095a, 31'h25523926,
-    31'h253c8254, 31'h2526e4b7, 31'h25116025, 31'h24fbf471, 31'h24e6a171, 31'h24d166fa, 31'h24bc44e1, 31'h24a73afd,
-    31'h24924925, 31'h247d6f2e, 31'h2468acf1, 31'h24540245, 31'h243f6f02, 31'h242af301, 31'h24168e19, 31'h24024024,
-    31'h23ee08fc, 31'h23d9e879, 31'h23c5de76, 31'h23b1eace, 31'h239e0d5b, 31'h238a45f8, 31'h23769481, 31'h2362f8d0,
-    31'h234f72c2, 31'h233c0234, 31'h2328a701, 31'h23156107, 31'h23023023, 31'h22ef1432, 31'h22dc0d13, 31'h22c91aa2,
-    31'h22b63cbf, 31'h22a37348, 31'h2290be1c, 31'h227e1d1a, 31'h226b9022, 31'h22591714, 31'h2246b1cf, 31'h22346033,
-    31'h22222222, 31'h220ff77c, 31'h21fde022, 31'h21ebdbf5, 31'h21d9ead8, 31'h21c80cab, 31'h21b64151, 31'h21a488ac,
-    31'h2192e29f, 31'h21814f0d, 31'h216fcdd8, 31'h215e5ee4, 31'h214d0215, 31'h213bb74d, 31'h212a7e72, 31'h21195767,
-    31'h21084211, 31'h20f73e53, 31'h20e64c15, 31'h20d56b39, 31'h20c49ba6, 31'h20b3dd41, 31'h20a32ff0, 31'h20929398,
-    31'h20820821, 31'h20718d6f, 31'h2061236a, 31'h2050c9f9, 31'h20408102, 31'h2030486d, 31'h20202020, 31'h20100804,
-    31'h20000000};
-  localparam logic [30:0] ROM_RSQRT_EVEN [257] = '{
-    31'h40000000, 31'h3fe017ec, 31'h3fc05f61, 31'h3fa0d5e9, 31'h3f817b11, 31'h3f624e66, 31'h3f434f77, 31'h3f247dd4,
-    31'h3f05d910, 31'h3ee760bf, 31'h3ec91474, 31'h3eaaf3c8, 31'h3e8cfe50, 31'h3e6f33a7, 31'h3e519367, 31'h3e341d2b,
-    31'h3e16d092, 31'h3df9ad38, 31'h3ddcb2bd, 31'h3dbfe0c3, 31'h3da336ec, 31'h3d86b4da, 31'h3d6a5a31, 31'h3d4e2699,
-    31'h3d3219b6, 31'h3d163331, 31'h3cfa72b2, 31'h3cded7e4, 31'h3cc36272, 31'h3ca81207, 31'h3c8ce651, 31'h3c71defe,
-    31'h3c56fbbc, 31'h3c3c3c3c, 31'h3c21a02f, 31'h3c072747, 31'h3becd137, 31'h3bd29db2, 31'h3bb88c6e, 31'h3b9e9d1f,
-    31'h3b84cf7d, 31'h3b6b233f, 31'h3b51981d, 31'h3b382dd0, 31'h3b1ee412, 31'h3b05ba9e, 31'h3aecb12e, 31'h3ad3c781,
-    31'h3abafd52, 31'h3aa25260, 31'h3a89c669, 31'h3a71592c, 31'h3a590a6a, 31'h3a40d9e3, 31'h3a28c759, 31'h3a10d28f,
-    31'h39f8fb46, 31'h39e14144, 31'h39c9a44b, 31'h39b22421, 31'h399ac08c, 31'h39837952, 31'h396c4e39, 31'h39553f0a,
-    31'h393e4b8b, 31'h39277388, 31'h3910b6c7, 31'h38fa1514, 31'h38e38e39, 31'h38cd2201, 31'h38b6d037, 31'h38a098a9,
-    31'h388a7b22, 31'h38747770, 31'h385e8d61, 31'h3848bcc3, 31'h38330566, 31'h381d6718, 31'h3807e1aa, 31'h37f274eb,
-    31'h37dd20ae, 31'h37c7e4c3, 31'h37b2c0fc, 31'h379db52c, 31'h3788c126, 31'h3773e4bc, 31'h375f1fc3, 31'h374a720f,
-    31'h3735db75, 31'h37215bc9, 31'h370cf2e1, 31'h36f8a094, 31'h36e464b7, 31'h36d03f22, 31'h36bc2fab, 31'h36a8362a,
-    31'h36945278, 31'h3680846d, 31'h366ccbe1, 31'h365928ae, 31'h36459aae, 31'h363221ba, 31'h361ebdac, 31'h360b6e60,
-    31'h35f833b1, 31'h35e50d79, 31'h35d1fb96, 31'h35befde2, 31'h35ac143a, 31'h35993e7c, 31'h35867c84, 31'h3573ce30,
-    31'h3561335d, 31'h354eabea, 31'h353c37b6, 31'h3529d69f, 31'h35178883, 31'h35054d44, 31'h34f324bf, 31'h34e10ed6,
-    31'h34cf0b68, 31'h34bd1a57, 31'h34ab3b82, 31'h34996ecc, 31'h3487b416, 31'h34760b41, 31'h3464742f, 31'h3452eec3,
-    31'h34417ae0, 31'h34301868, 31'h341ec73e, 31'h340d8746, 31'h33fc5863, 31'h33eb3a79, 31'h33da2d6c, 31'h33c93121,
-    31'h33b8457d, 31'h33a76a63, 31'h33969fba, 31'h3385e566, 31'h33753b4e, 31'h3364a156, 31'h33541766, 31'h33439d62,
-    31'h33333333, 31'h3322d8be, 31'h33128deb, 31'h330252a1, 31'h32f226c6, 31'h32e20a43, 31'h32d1fd00, 31'h32c1fee4,
-    31'h32b20fd7, 31'h32a22fc3, 31'h32925e8f, 31'h32829c25, 31'h3272e86d, 31'h32634351, 31'h3253acba, 31'h32442492,
-    31'h3234aac3, 31'h32253f36, 31'h3215e1d5, 31'h3206928c, 31'h31f75143, 31'h31e81de8, 31'h31d8f863, 31'h31c9e0a0,
-    31'h31bad68b, 31'h31abda0e, 31'h319ceb16, 31'h318e098d, 31'h317f3561, 31'h31706e7c, 31'h3161b4cc, 31'h3153083c,
-    31'h314468ba, 31'h3135d631, 31'h3127508e, 31'h3118d7c0, 31'h310a6bb2, 31'h30fc0c52, 31'h30edb98e, 31'h30df7354,
-    31'h30d13990, 31'h30c30c31, 31'h30b4eb25, 31'h30a6d65a, 31'h3098cdbe, 31'h308ad140, 31'h307ce0cf, 31'h306efc59,
-    31'h306123cd, 31'h3053571b, 31'h30459630, 31'h3037e0fd, 31'h302a3771, 31'h301c997b, 31'h300f070c, 31'h30018012,
-    31'h2ff4047e, 31'h2fe69440, 31'h2fd92f48, 31'h2fcbd586, 31'h2fbe86eb, 31'h2fb14367, 31'h2fa40aeb, 31'h2f96dd67,
-    31'h2f89bacc, 31'h2f7ca30c, 31'h2f6f9618, 31'h2f6293e0, 31'h2f559c56, 31'h2f48af6b, 31'h2f3bcd12, 31'h2f2ef53a,
-    31'h2f2227d7, 31'h2f1564db, 31'h2f08ac36, 31'h2efbfddb, 31'h2eef59bd, 31'h2ee2bfcd, 31'h2ed62ffe, 31'h2ec9aa43,
-    31'h2ebd2e8d, 31'h2eb0bcd0, 31'h2ea454ff, 31'h2e97f70b, 31'h2e8ba2e9, 31'h2e7f588b, 31'h2e7317e4, 31'h2e66e0e7,
-    31'h2e5ab389, 31'h2e4e8fbb, 31'h2e427573, 31'h2e3664a3, 31'h2e2a5d3f, 31'h2e1e5f3a, 31'h2e126a89, 31'h2e067f20,
-    31'h2dfa9cf2, 31'h2deec3f4, 31'h2de2f41a, 31'h2dd72d58, 31'h2dcb6fa3, 31'h2dbfbaee, 31'h2db40f2f, 31'h2da86c5a,
-    31'h2d9cd264, 31'h2d914141, 31'h2d85b8e6, 31'h2d7a3949, 31'h2d6ec25e, 31'h2d63541a, 31'h2d57ee72, 31'h2d4c915c,
-    31'h2d413ccd};
-  localparam logic [30:0] ROM_RSQRT_ODD [257] = '{
-    31'h2d413ccd, 31'h2d2aad19, 31'h2d143f02, 31'h2cfdf234, 31'h2ce7c65e, 31'h2cd1bb2f, 31'h2cbbd056, 31'h2ca60585,
-    31'h2c905a6f, 31'h2c7acec7, 31'h2c656240, 31'h2c501491, 31'h2c3ae56f, 31'h2c25d492, 31'h2c10e1b2, 31'h2bfc0c88,
-    31'h2be754ce, 31'h2bd2ba40, 31'h2bbe3c98, 31'h2ba9db93, 31'h2b9596f0, 31'h2b816e6c, 31'h2b6d61c7, 31'h2b5970c0,
-    31'h2b459b19, 31'h2b31e093, 31'h2b1e40f0, 31'h2b0abbf4, 31'h2af75162, 31'h2ae400ff, 31'h2ad0ca91, 31'h2abdaddd,
-    31'h2aaaaaab, 31'h2a97c0c1, 31'h2a84efe8, 31'h2a7237e9, 31'h2a5f988d, 31'h2a4d119f, 31'h2a3aa2e8, 31'h2a284c35,
-    31'h2a160d52, 31'h2a03e60b, 31'h29f1d62d, 31'h29dfdd87, 31'h29cdfbe6, 31'h29bc311b, 31'h29aa7cf3, 31'h2998df40,
-    31'h298757d2, 31'h2975e67b, 31'h29648b0c, 31'h29534557, 31'h2942152f, 31'h2930fa68, 31'h291ff4d6, 31'h290f044c,
-    31'h28fe28a0, 31'h28ed61a6, 31'h28dcaf36, 31'h28cc1124, 31'h28bb8748, 31'h28ab1178, 31'h289aaf8d, 31'h288a615e,
-    31'h287a26c5, 31'h2869ff99, 31'h2859ebb4, 31'h2849eaf0, 31'h2839fd28, 31'h282a2235, 31'h281a59f3, 31'h280aa43e,
-    31'h27fb00f0, 31'h27eb6fe6, 31'h27dbf0fd, 31'h27cc8412, 31'h27bd2901, 31'h27addfa9, 31'h279ea7e7, 31'h278f819b,
-    31'h27806ca2, 31'h277168dc, 31'h27627627, 31'h27539465, 31'h2744c375, 31'h27360337, 31'h2727538c, 31'h2718b455,
-    31'h270a2574, 31'h26fba6ca, 31'h26ed3839, 31'h26ded9a4, 31'h26d08aed, 31'h26c24bf7, 31'h26b41ca4, 31'h26a5fcda,
-    31'h2697ec7a, 31'h2689eb6a, 31'h267bf98e, 31'h266e16c9, 31'h26604302, 31'h26527e1d, 31'h2644c800, 31'h26372090,
-    31'h262987b2, 31'h261bfd4e, 31'h260e814a, 31'h2601138c, 31'h25f3b3fb, 31'h25e6627e, 31'h25d91efd, 31'h25cbe95f,
-    31'h25bec18c, 31'h25b1a76c, 31'h25a49ae7, 31'h25979be7, 31'h258aaa53, 31'h257dc615, 31'h2570ef15, 31'h2564253e,
-    31'h25576878, 31'h254ab8ae, 31'h253e15c9, 31'h25317fb4, 31'h2524f65a, 31'h251879a4, 31'h250c097d, 31'h24ffa5d1,
-    31'h24f34e8b, 31'h24e70396, 31'h24dac4de, 31'h24ce924e, 31'h24c26bd2, 31'h24b65157, 31'h24aa42c9, 31'h249e4014,
-    31'h24924925, 31'h24865de8, 31'h247a7e4b, 31'h246eaa3b, 31'h2462e1a5, 31'h24572477, 31'h244b729e, 31'h243fcc09,
-    31'h243430a4, 31'h2428a05f, 31'h241d1b26, 31'h2411a0ea, 31'h24063199, 31'h23facd21, 31'h23ef7370, 31'h23e42477,
-    31'h23d8e025, 31'h23cda668, 31'h23c27730, 31'h23b7526d, 31'h23ac380e, 31'h23a12804, 31'h2396223e, 31'h238b26ad,
-    31'h23803540, 31'h23754de9, 31'h236a7098, 31'h235f9d3d, 31'h2354d3ca, 31'h234a142f, 31'h233f5e5d, 31'h2334b245,
-    31'h232a0fda, 31'h231f770c, 31'h2314e7cc, 31'h230a620d, 31'h22ffe5c0, 31'h22f572d7, 31'h22eb0945, 31'h22e0a8fb,
-    31'h22d651eb, 31'h22cc0408, 31'h22c1bf44, 31'h22b78393, 31'h22ad50e5, 31'h22a32730, 31'h22990664, 31'h228eee76,
-    31'h2284df58, 31'h227ad8fe, 31'h2270db5a, 31'h2266e661, 31'h225cfa06, 31'h2253163b, 31'h22493af6, 31'h223f682a,
-    31'h22359dcb, 31'h222bdbcc, 31'h22222222, 31'h221870c1, 31'h220ec79e, 31'h220526ab, 31'h21fb8ddf, 31'h21f1fd2e,
-    31'h21e8748c, 31'h21def3ed, 31'h21d57b48, 31'h21cc0a8f, 31'h21c2a1ba, 31'h21b940bc, 31'h21afe78a, 31'h21a6961b,
-    31'h219d4c63, 31'h21940a57, 31'h218acfee, 31'h21819d1c, 31'h217871d7, 31'h216f4e15, 31'h216631cc, 31'h215d1cf1,
-    31'h21540f7b, 31'h214b095f, 31'h21420a94, 31'h2139130f, 31'h213022c7, 31'h212739b2, 31'h211e57c6, 31'h21157cfb,
-    31'h210ca946, 31'h2103dc9d, 31'h20fb16f9, 31'h20f2584e, 31'h20e9a095, 31'h20e0efc4, 31'h20d845d1, 31'h20cfa2b4,
-    31'h20c70664, 31'h20be70d8, 31'h20b5e207, 31'h20ad59e8, 31'h20a4d872, 31'h209c5d9e, 31'h2093e962, 31'h208b7bb5,
-    31'h20831490, 31'h207ab3ea, 31'h207259ba, 31'h206a05f9, 31'h2061b89d, 31'h205971a0, 31'h205130f8, 31'h2048f69d,
-    31'h2040c289, 31'h203894b2, 31'h20306d11, 31'h20284b9e, 31'h20203051, 31'h20181b22, 31'h20100c0a, 31'h20080301,
-    31'h20000000};
+  localparam logic [31:0] ROM_EXP2 [257] = '{
+    32'h40000000, 32'h402c6be9, 32'h4058f6a8, 32'h4085a051, 32'h40b268fa, 32'h40df50b8, 32'h410c57a2, 32'h41397dcc,
+    32'h4166c34c, 32'h41942839, 32'h41c1aca7, 32'h41ef50ae, 32'h421d1462, 32'h424af7da, 32'h4278fb2b, 32'h42a71e6c,
+    32'h42d561b4, 32'h4303c518, 32'h433248ae, 32'h4360ec8d, 32'h438fb0cb, 32'h43be957f, 32'h43ed9ac0, 32'h441cc0a3,
+    32'h444c0740, 32'h447b6ead, 32'h44aaf702, 32'h44daa054, 32'h450a6abb, 32'h453a564d, 32'h456a6323, 32'h459a9152,
+    32'h45cae0f2, 32'h45fb521a, 32'h462be4e2, 32'h465c9961, 32'h468d6fae, 32'h46be67e0, 32'h46ef8210, 32'h4720be55,
+    32'h47521cc6, 32'h47839d7b, 32'h47b5408c, 32'h47e70611, 32'h4818ee22, 32'h484af8d6, 32'h487d2646, 32'h48af768a,
+    32'h48e1e9ba, 32'h49147fee, 32'h4947393f, 32'h497a15c4, 32'h49ad1598, 32'h49e038d0, 32'h4a137f88, 32'h4a46e9d6,
+    32'h4a7a77d4, 32'h4aae299b, 32'h4ae1ff43, 32'h4b15f8e6, 32'h4b4a169c, 32'h4b7e587e, 32'h4bb2bea5, 32'h4be7492b,
+    32'h4c1bf829, 32'h4c50cbb8, 32'h4c85c3f1, 32'h4cbae0ef, 32'h4cf022ca, 32'h4d25899c, 32'h4d5b157e, 32'h4d90c68b,
+    32'h4dc69cdd, 32'h4dfc988c, 32'h4e32b9b4, 32'h4e69006e, 32'h4e9f6cd4, 32'h4ed5ff00, 32'h4f0cb70c, 32'h4f439514,
+    32'h4f7a9930, 32'h4fb1c37c, 32'h4fe91413, 32'h50208b0e, 32'h50582888, 32'h508fec9c, 32'h50c7d765, 32'h50ffe8fe,
+    32'h51382182, 32'h5170810b, 32'h51a907b4, 32'h51e1b59a, 32'h521a8ad7, 32'h52538786, 32'h528cabc3, 32'h52c5f7aa,
+    32'h52ff6b55, 32'h533906e0, 32'h5372ca68, 32'h53acb607, 32'h53e6c9da, 32'h542105fd, 32'h545b6a8b, 32'h5495f7a1,
+    32'h54d0ad5a, 32'h550b8bd4, 32'h55469329, 32'h5581c378, 32'h55bd1cdb, 32'h55f89f70, 32'h56344b52, 32'h567020a0,
+    32'h56ac1f75, 32'h56e847ef, 32'h57249a29, 32'h57611642, 32'h579dbc57, 32'h57da8c83, 32'h581786e6, 32'h5854ab9b,
+    32'h5891fac1, 32'h58cf7474, 32'h590d18d3, 32'h594ae7fb, 32'h5988e209, 32'h59c7071c, 32'h5a055751, 32'h5a43d2c6,
+    32'h5a82799a, 32'h5ac14bea, 32'h5b0049d4, 32'h5b3f7377, 32'h5b7ec8f2, 32'h5bbe4a61, 32'h5bfdf7e5, 32'h5c3dd19c,
+    32'h5c7dd7a4, 32'h5cbe0a1c, 32'h5cfe6923, 32'h5d3ef4d7, 32'h5d7fad59, 32'h5dc092c7, 32'h5e01a53f, 32'h5e42e4e3,
+    32'h5e8451d0, 32'h5ec5ec26, 32'h5f07b405, 32'h5f49a98c, 32'h5f8bccdb, 32'h5fce1e12, 32'h60109d51, 32'h60534ab7,
+    32'h60962665, 32'h60d9307b, 32'h611c6919, 32'h615fd05e, 32'h61a3666d, 32'h61e72b65, 32'h622b1f66, 32'h626f4292,
+    32'h62b39509, 32'h62f816eb, 32'h633cc85b, 32'h6381a978, 32'h63c6ba64, 32'h640bfb41, 32'h64516c2e, 32'h64970d4f,
+    32'h64dcdec3, 32'h6522e0ad, 32'h6569132f, 32'h65af766a, 32'h65f60a7f, 32'h663ccf92, 32'h6683c5c3, 32'h66caed35,
+    32'h6712460b, 32'h6759d065, 32'h67a18c68, 32'h67e97a34, 32'h683199ed, 32'h6879ebb6, 32'h68c26fb1, 32'h690b2601,
+    32'h69540ec9, 32'h699d2a2c, 32'h69e6784d, 32'h6a2ff94f, 32'h6a79ad56, 32'h6ac39485, 32'h6b0daeff, 32'h6b57fce9,
+    32'h6ba27e65, 32'h6bed3399, 32'h6c381ca6, 32'h6c8339b2, 32'h6cce8ae1, 32'h6d1a1057, 32'h6d65ca38, 32'h6db1b8a8,
+    32'h6dfddbcc, 32'h6e4a33c9, 32'h6e96c0c3, 32'h6ee382de, 32'h6f307a41, 32'h6f7da710, 32'h6fcb096f, 32'h7018a185,
+    32'h70666f76, 32'h70b47368, 32'h7102ad80, 32'h71511de4, 32'h719fc4b9, 32'h71eea226, 32'h723db650, 32'h728d015d,
+    32'h72dc8374, 32'h732c3cba, 32'h737c2d55, 32'h73cc556d, 32'h741cb528, 32'h746d4cac, 32'h74be1c20, 32'h750f23ab,
+    32'h75606374, 32'h75b1dba2, 32'h76038c5b, 32'h765575c8, 32'h76a7980f, 32'h76f9f359, 32'h774c87cc, 32'h779f5590,
+    32'h77f25cce, 32'h78459dac, 32'h78991854, 32'h78ecccec, 32'h7940bb9e, 32'h7994e492, 32'h79e947ef, 32'h7a3de5df,
+    32'h7a92be8b, 32'h7ae7d21a, 32'h7b3d20b6, 32'h7b92aa88, 32'h7be86fba, 32'h7c3e7073, 32'h7c94acde, 32'h7ceb2523,
+    32'h7d41d96e, 32'h7d98c9e6, 32'h7deff6b6, 32'h7e476009, 32'h7e9f0606, 32'h7ef6e8da, 32'h7f4f08ae, 32'h7fa765ad,
+    32'h80000000};
+  localparam logic [31:0] ROM_LOG2 [257] = '{
+    32'h00000000, 32'h005c2712, 32'h00b7f286, 32'h01136311, 32'h016e7968, 32'h01c9363c, 32'h02239a3b, 32'h027da613,
+    32'h02d75a6f, 32'h0330b7f8, 32'h0389bf57, 32'h03e27130, 32'h043ace28, 32'h0492d6e0, 32'h04ea8bf7, 32'h0541ee0e,
+    32'h0598fdbf, 32'h05efbba6, 32'h0646285c, 32'h069c4478, 32'h06f21090, 32'h07478d39, 32'h079cbb04, 32'h07f19a84,
+    32'h08462c46, 32'h089a70da, 32'h08ee68cc, 32'h094214a6, 32'h099574f1, 32'h09e88a37, 32'h0a3b54fd, 32'h0a8dd5c8,
+    32'h0ae00d1d, 32'h0b31fb7d, 32'h0b83a16a, 32'h0bd4ff64, 32'h0c2615e8, 32'h0c76e574, 32'h0cc76e84, 32'h0d17b192,
+    32'h0d67af17, 32'h0db7678c, 32'h0e06db67, 32'h0e560b1e, 32'h0ea4f726, 32'h0ef39ff2, 32'h0f4205f4, 32'h0f90299d,
+    32'h0fde0b5d, 32'h102baba2, 32'h10790adc, 32'h10c62975, 32'h111307db, 32'h115fa677, 32'h11ac05b3, 32'h11f825f7,
+    32'h124407ab, 32'h128fab36, 32'h12db10fc, 32'h13263963, 32'h137124cf, 32'h13bbd3a1, 32'h1406463b, 32'h14507cff,
+    32'h149a784c, 32'h14e43881, 32'h152dbdfc, 32'h1577091b, 32'h15c01a3a, 32'h1608f1b4, 32'h16518fe4, 32'h1699f525,
+    32'h16e221ce, 32'h172a1638, 32'h1771d2ba, 32'h17b957ac, 32'h1800a563, 32'h1847bc34, 32'h188e9c73, 32'h18d54674,
+    32'h191bba89, 32'h1961f905, 32'h19a80239, 32'h19edd676, 32'h1a33760a, 32'h1a78e147, 32'h1abe1879, 32'h1b031bf0,
+    32'h1b47ebf7, 32'h1b8c88dc, 32'h1bd0f2ea, 32'h1c152a6c, 32'h1c592fad, 32'h1c9d02f7, 32'h1ce0a492, 32'h1d2414c8,
+    32'h1d6753e0, 32'h1daa6222, 32'h1ded3fd4, 32'h1e2fed3d, 32'h1e726aa2, 32'h1eb4b848, 32'h1ef6d673, 32'h1f38c568,
+    32'h1f7a8569, 32'h1fbc16b9, 32'h1ffd799b, 32'h203eae4f, 32'h207fb517, 32'h20c08e34, 32'h210139e5, 32'h2141b86a,
+    32'h21820a02, 32'h21c22eeb, 32'h22022763, 32'h2241f3a7, 32'h228193f5, 32'h22c10889, 32'h2300519f, 32'h233f6f72,
+    32'h237e623d, 32'h23bd2a3b, 32'h23fbc7a6, 32'h243a3ab7, 32'h247883a8, 32'h24b6a2b1, 32'h24f4980b, 32'h253263ed,
+    32'h2570068e, 32'h25ad8027, 32'h25ead0ec, 32'h2627f914, 32'h2664f8d5, 32'h26a1d065, 32'h26de7ff7, 32'h271b07c0,
+    32'h275767f5, 32'h2793a0c9, 32'h27cfb26f, 32'h280b9d1a, 32'h284760fd, 32'h2882fe4a, 32'h28be7531, 32'h28f9c5e6,
+    32'h2934f098, 32'h296ff578, 32'h29aad4b6, 32'h29e58e83, 32'h2a20230e, 32'h2a5a9286, 32'h2a94dd19, 32'h2acf02f7,
+    32'h2b09044d, 32'h2b42e149, 32'h2b7c9a19, 32'h2bb62eea, 32'h2bef9fe8, 32'h2c28ed40, 32'h2c62171f, 32'h2c9b1daf,
+    32'h2cd4011d, 32'h2d0cc193, 32'h2d455f3d, 32'h2d7dda45, 32'h2db632d5, 32'h2dee6918, 32'h2e267d36, 32'h2e5e6f5a,
+    32'h2e963fad, 32'h2ecdee56, 32'h2f057b80, 32'h2f3ce751, 32'h2f7431f2, 32'h2fab5b8b, 32'h2fe26443, 32'h30194c41,
+    32'h305013ab, 32'h3086baaa, 32'h30bd4161, 32'h30f3a7f9, 32'h3129ee96, 32'h3160155e, 32'h31961c77, 32'h31cc0404,
+    32'h3201cc2c, 32'h32377512, 32'h326cfedb, 32'h32a269ab, 32'h32d7b5a5, 32'h330ce2ee, 32'h3341f1a7, 32'h3376e1f5,
+    32'h33abb3fb, 32'h33e067da, 32'h3414fdb5, 32'h344975ae, 32'h347dcfe7, 32'h34b20c82, 32'h34e62ba0, 32'h351a2d63,
+    32'h354e11eb, 32'h3581d959, 32'h35b583ce, 32'h35e9116a, 32'h361c824d, 32'h364fd698, 32'h36830e69, 32'h36b629e1,
+    32'h36e9291f, 32'h371c0c41, 32'h374ed367, 32'h37817eb0, 32'h37b40e3a, 32'h37e68223, 32'h3818da89, 32'h384b178b,
+    32'h387d3946, 32'h38af3fd7, 32'h38e12b5d, 32'h3912fbf4, 32'h3944b1b9, 32'h39764cca, 32'h39a7cd42, 32'h39d9333e,
+    32'h3a0a7eda, 32'h3a3bb033, 32'h3a6cc765, 32'h3a9dc48b, 32'h3acea7c0, 32'h3aff7121, 32'h3b3020c8, 32'h3b60b6d1,
+    32'h3b913356, 32'h3bc19673, 32'h3bf1e041, 32'h3c2210db, 32'h3c52285c, 32'h3c8226dd, 32'h3cb20c79, 32'h3ce1d949,
+    32'h3d118d67, 32'h3d4128ec, 32'h3d70abf2, 32'h3da01691, 32'h3dcf68e3, 32'h3dfea301, 32'h3e2dc504, 32'h3e5ccf03,
+    32'h3e8bc118, 32'h3eba9b5a, 32'h3ee95de2, 32'h3f1808c8, 32'h3f469c23, 32'h3f75180c, 32'h3fa37c99, 32'h3fd1c9e3,
+    32'h40000000};
+  localparam logic [31:0] ROM_RECIPROCAL [257] = '{
+    32'h40000000, 32'h3fc03fc0, 32'h3f80fe04, 32'h3f423954, 32'h3f03f03f, 32'h3ec62159, 32'h3e88cb3d, 32'h3e4bec88,
+    32'h3e0f83e1, 32'h3dd38ff1, 32'h3d980f66, 32'h3d5d00f5, 32'h3d226358, 32'h3ce8354b, 32'h3cae7592, 32'h3c7522f4,
+    32'h3c3c3c3c, 32'h3c03c03c, 32'h3bcbadc8, 32'h3b9403b9, 32'h3b5cc0ed, 32'h3b25e446, 32'h3aef6ca9, 32'h3ab95901,
+    32'h3a83a83b, 32'h3a4e5948, 32'h3a196b1f, 32'h39e4dcb9, 32'h39b0ad12, 32'h397cdb2c, 32'h3949660b, 32'h39164cb6,
+    32'h38e38e39, 32'h38b129a2, 32'h387f1e04, 32'h384d6a72, 32'h381c0e07, 32'h37eb07dd, 32'h37ba5713, 32'h3789facb,
+    32'h3759f22a, 32'h372a3c56, 32'h36fad87c, 32'h36cbc5c7, 32'h369d036a, 32'h366e9096, 32'h36406c81, 32'h36129664,
+    32'h35e50d79, 32'h35b7d0ff, 32'h358ae036, 32'h355e3a5f, 32'h3531dec1, 32'h3505cca2, 32'h34da034e, 32'h34ae820f,
+    32'h34834835, 32'h34585510, 32'h342da7f3, 32'h34034034, 32'h33d91d2a, 32'h33af3e2f, 32'h3385a29e, 32'h335c49d5,
+    32'h33333333, 32'h330a5e1b, 32'h32e1c9f0, 32'h32b97618, 32'h329161fa, 32'h32698cff, 32'h3241f694, 32'h321a9e24,
+    32'h31f3831f, 32'h31cca4f6, 32'h31a6031a, 32'h317f9d01, 32'h3159721f, 32'h313381ec, 32'h310dcbe1, 32'h30e84f7a,
+    32'h30c30c31, 32'h309e0185, 32'h30792ef5, 32'h30549403, 32'h30303030, 32'h300c0301, 32'h2fe80bfa, 32'h2fc44aa3,
+    32'h2fa0be83, 32'h2f7d6724, 32'h2f5a4412, 32'h2f3754d7, 32'h2f149903, 32'h2ef21023, 32'h2ecfb9c8, 32'h2ead9584,
+    32'h2e8ba2e9, 32'h2e69e18b, 32'h2e4850ff, 32'h2e26f0db, 32'h2e05c0b8, 32'h2de4c02e, 32'h2dc3eed7, 32'h2da34c4d,
+    32'h2d82d82e, 32'h2d629215, 32'h2d4279a3, 32'h2d228e75, 32'h2d02d02d, 32'h2ce33e6c, 32'h2cc3d8d5, 32'h2ca49f0a,
+    32'h2c8590b2, 32'h2c66ad71, 32'h2c47f4ee, 32'h2c2966d0, 32'h2c0b02c1, 32'h2becc868, 32'h2bceb772, 32'h2bb0cf88,
+    32'h2b931057, 32'h2b75798d, 32'h2b580ad6, 32'h2b3ac3e2, 32'h2b1da461, 32'h2b00ac03, 32'h2ae3da79, 32'h2ac72f75,
+    32'h2aaaaaab, 32'h2a8e4bcd, 32'h2a721292, 32'h2a55fead, 32'h2a3a0fd6, 32'h2a1e45c2, 32'h2a02a02a, 32'h29e71ec6,
+    32'h29cbc14e, 32'h29b0877e, 32'h2995710e, 32'h297a7dbb, 32'h295fad41, 32'h2944ff5b, 32'h292a73c7, 32'h29100a44,
+    32'h28f5c28f, 32'h28db9c69, 32'h28c19790, 32'h28a7b3c6, 32'h288df0cb, 32'h28744e61, 32'h285acc4c, 32'h28416a4d,
+    32'h28282828, 32'h280f05a2, 32'h27f6027f, 32'h27dd1e85, 32'h27c4597a, 32'h27abb323, 32'h27932b49, 32'h277ac1b2,
+    32'h27627627, 32'h274a4871, 32'h27323858, 32'h271a45a7, 32'h27027027, 32'h26eab7a4, 32'h26d31be8, 32'h26bb9cbf,
+    32'h26a439f6, 32'h268cf35a, 32'h2675c8b7, 32'h265eb9db, 32'h2647c694, 32'h2630eeb2, 32'h261a3202, 32'h26039056,
+    32'h25ed097b, 32'h25d69d44, 32'h25c04b81, 32'h25aa1402, 32'h2593f69b, 32'h257df31d, 32'h2568095a, 32'h25523926,
+    32'h253c8254, 32'h2526e4b7, 32'h25116025, 32'h24fbf471, 32'h24e6a171, 32'h24d166fa, 32'h24bc44e1, 32'h24a73afd,
+    32'h24924925, 32'h247d6f2e, 32'h2468acf1, 32'h24540245, 32'h243f6f02, 32'h242af301, 32'h24168e19, 32'h24024024,
+    32'h23ee08fc, 32'h23d9e879, 32'h23c5de76, 32'h23b1eace, 32'h239e0d5b, 32'h238a45f8, 32'h23769481, 32'h2362f8d0,
+    32'h234f72c2, 32'h233c0234, 32'h2328a701, 32'h23156107, 32'h23023023, 32'h22ef1432, 32'h22dc0d13, 32'h22c91aa2,
+    32'h22b63cbf, 32'h22a37348, 32'h2290be1c, 32'h227e1d1a, 32'h226b9022, 32'h22591714, 32'h2246b1cf, 32'h22346033,
+    32'h22222222, 32'h220ff77c, 32'h21fde022, 32'h21ebdbf5, 32'h21d9ead8, 32'h21c80cab, 32'h21b64151, 32'h21a488ac,
+    32'h2192e29f, 32'h21814f0d, 32'h216fcdd8, 32'h215e5ee4, 32'h214d0215, 32'h213bb74d, 32'h212a7e72, 32'h21195767,
+    32'h21084211, 32'h20f73e53, 32'h20e64c15, 32'h20d56b39, 32'h20c49ba6, 32'h20b3dd41, 32'h20a32ff0, 32'h20929398,
+    32'h20820821, 32'h20718d6f, 32'h2061236a, 32'h2050c9f9, 32'h20408102, 32'h2030486d, 32'h20202020, 32'h20100804,
+    32'h20000000};
+  localparam logic [31:0] ROM_RSQRT_EVEN [257] = '{
+    32'h40000000, 32'h3fe017ec, 32'h3fc05f61, 32'h3fa0d5e9, 32'h3f817b11, 32'h3f624e66, 32'h3f434f77, 32'h3f247dd4,
+    32'h3f05d910, 32'h3ee760bf, 32'h3ec91474, 32'h3eaaf3c8, 32'h3e8cfe50, 32'h3e6f33a7, 32'h3e519367, 32'h3e341d2b,
+    32'h3e16d092, 32'h3df9ad38, 32'h3ddcb2bd, 32'h3dbfe0c3, 32'h3da336ec, 32'h3d86b4da, 32'h3d6a5a31, 32'h3d4e2699,
+    32'h3d3219b6, 32'h3d163331, 32'h3cfa72b2, 32'h3cded7e4, 32'h3cc36272, 32'h3ca81207, 32'h3c8ce651, 32'h3c71defe,
+    32'h3c56fbbc, 32'h3c3c3c3c, 32'h3c21a02f, 32'h3c072747, 32'h3becd137, 32'h3bd29db2, 32'h3bb88c6e, 32'h3b9e9d1f,
+    32'h3b84cf7d, 32'h3b6b233f, 32'h3b51981d, 32'h3b382dd0, 32'h3b1ee412, 32'h3b05ba9e, 32'h3aecb12e, 32'h3ad3c781,
+    32'h3abafd52, 32'h3aa25260, 32'h3a89c669, 32'h3a71592c, 32'h3a590a6a, 32'h3a40d9e3, 32'h3a28c759, 32'h3a10d28f,
+    32'h39f8fb46, 32'h39e14144, 32'h39c9a44b, 32'h39b22421, 32'h399ac08c, 32'h39837952, 32'h396c4e39, 32'h39553f0a,
+    32'h393e4b8b, 32'h39277388, 32'h3910b6c7, 32'h38fa1514, 32'h38e38e39, 32'h38cd2201, 32'h38b6d037, 32'h38a098a9,
+    32'h388a7b22, 32'h38747770, 32'h385e8d61, 32'h3848bcc3, 32'h38330566, 32'h381d6718, 32'h3807e1aa, 32'h37f274eb,
+    32'h37dd20ae, 32'h37c7e4c3, 32'h37b2c0fc, 32'h379db52c, 32'h3788c126, 32'h3773e4bc, 32'h375f1fc3, 32'h374a720f,
+    32'h3735db75, 32'h37215bc9, 32'h370cf2e1, 32'h36f8a094, 32'h36e464b7, 32'h36d03f22, 32'h36bc2fab, 32'h36a8362a,
+    32'h36945278, 32'h3680846d, 32'h366ccbe1, 32'h365928ae, 32'h36459aae, 32'h363221ba, 32'h361ebdac, 32'h360b6e60,
+    32'h35f833b1, 32'h35e50d79, 32'h35d1fb96, 32'h35befde2, 32'h35ac143a, 32'h35993e7c, 32'h35867c84, 32'h3573ce30,
+    32'h3561335d, 32'h354eabea, 32'h353c37b6, 32'h3529d69f, 32'h35178883, 32'h35054d44, 32'h34f324bf, 32'h34e10ed6,
+    32'h34cf0b68, 32'h34bd1a57, 32'h34ab3b82, 32'h34996ecc, 32'h3487b416, 32'h34760b41, 32'h3464742f, 32'h3452eec3,
+    32'h34417ae0, 32'h34301868, 32'h341ec73e, 32'h340d8746, 32'h33fc5863, 32'h33eb3a79, 32'h33da2d6c, 32'h33c93121,
+    32'h33b8457d, 32'h33a76a63, 32'h33969fba, 32'h3385e566, 32'h33753b4e, 32'h3364a156, 32'h33541766, 32'h33439d62,
+    32'h33333333, 32'h3322d8be, 32'h33128deb, 32'h330252a1, 32'h32f226c6, 32'h32e20a43, 32'h32d1fd00, 32'h32c1fee4,
+    32'h32b20fd7, 32'h32a22fc3, 32'h32925e8f, 32'h32829c25, 32'h3272e86d, 32'h32634351, 32'h3253acba, 32'h32442492,
+    32'h3234aac3, 32'h32253f36, 32'h3215e1d5, 32'h3206928c, 32'h31f75143, 32'h31e81de8, 32'h31d8f863, 32'h31c9e0a0,
+    32'h31bad68b, 32'h31abda0e, 32'h319ceb16, 32'h318e098d, 32'h317f3561, 32'h31706e7c, 32'h3161b4cc, 32'h3153083c,
+    32'h314468ba, 32'h3135d631, 32'h3127508e, 32'h3118d7c0, 32'h310a6bb2, 32'h30fc0c52, 32'h30edb98e, 32'h30df7354,
+    32'h30d13990, 32'h30c30c31, 32'h30b4eb25, 32'h30a6d65a, 32'h3098cdbe, 32'h308ad140, 32'h307ce0cf, 32'h306efc59,
+    32'h306123cd, 32'h3053571b, 32'h30459630, 32'h3037e0fd, 32'h302a3771, 32'h301c997b, 32'h300f070c, 32'h30018012,
+    32'h2ff4047e, 32'h2fe69440, 32'h2fd92f48, 32'h2fcbd586, 32'h2fbe86eb, 32'h2fb14367, 32'h2fa40aeb, 32'h2f96dd67,
+    32'h2f89bacc, 32'h2f7ca30c, 32'h2f6f9618, 32'h2f6293e0, 32'h2f559c56, 32'h2f48af6b, 32'h2f3bcd12, 32'h2f2ef53a,
+    32'h2f2227d7, 32'h2f1564db, 32'h2f08ac36, 32'h2efbfddb, 32'h2eef59bd, 32'h2ee2bfcd, 32'h2ed62ffe, 32'h2ec9aa43,
+    32'h2ebd2e8d, 32'h2eb0bcd0, 32'h2ea454ff, 32'h2e97f70b, 32'h2e8ba2e9, 32'h2e7f588b, 32'h2e7317e4, 32'h2e66e0e7,
+    32'h2e5ab389, 32'h2e4e8fbb, 32'h2e427573, 32'h2e3664a3, 32'h2e2a5d3f, 32'h2e1e5f3a, 32'h2e126a89, 32'h2e067f20,
+    32'h2dfa9cf2, 32'h2deec3f4, 32'h2de2f41a, 32'h2dd72d58, 32'h2dcb6fa3, 32'h2dbfbaee, 32'h2db40f2f, 32'h2da86c5a,
+    32'h2d9cd264, 32'h2d914141, 32'h2d85b8e6, 32'h2d7a3949, 32'h2d6ec25e, 32'h2d63541a, 32'h2d57ee72, 32'h2d4c915c,
+    32'h2d413ccd};
+  localparam logic [31:0] ROM_RSQRT_ODD [257] = '{
+    32'h2d413ccd, 32'h2d2aad19, 32'h2d143f02, 32'h2cfdf234, 32'h2ce7c65e, 32'h2cd1bb2f, 32'h2cbbd056, 32'h2ca60585,
+    32'h2c905a6f, 32'h2c7acec7, 32'h2c656240, 32'h2c501491, 32'h2c3ae56f, 32'h2c25d492, 32'h2c10e1b2, 32'h2bfc0c88,
+    32'h2be754ce, 32'h2bd2ba40, 32'h2bbe3c98, 32'h2ba9db93, 32'h2b9596f0, 32'h2b816e6c, 32'h2b6d61c7, 32'h2b5970c0,
+    32'h2b459b19, 32'h2b31e093, 32'h2b1e40f0, 32'h2b0abbf4, 32'h2af75162, 32'h2ae400ff, 32'h2ad0ca91, 32'h2abdaddd,
+    32'h2aaaaaab, 32'h2a97c0c1, 32'h2a84efe8, 32'h2a7237e9, 32'h2a5f988d, 32'h2a4d119f, 32'h2a3aa2e8, 32'h2a284c35,
+    32'h2a160d52, 32'h2a03e60b, 32'h29f1d62d, 32'h29dfdd87, 32'h29cdfbe6, 32'h29bc311b, 32'h29aa7cf3, 32'h2998df40,
+    32'h298757d2, 32'h2975e67b, 32'h29648b0c, 32'h29534557, 32'h2942152f, 32'h2930fa68, 32'h291ff4d6, 32'h290f044c,
+    32'h28fe28a0, 32'h28ed61a6, 32'h28dcaf36, 32'h28cc1124, 32'h28bb8748, 32'h28ab1178, 32'h289aaf8d, 32'h288a615e,
+    32'h287a26c5, 32'h2869ff99, 32'h2859ebb4, 32'h2849eaf0, 32'h2839fd28, 32'h282a2235, 32'h281a59f3, 32'h280aa43e,
+    32'h27fb00f0, 32'h27eb6fe6, 32'h27dbf0fd, 32'h27cc8412, 32'h27bd2901, 32'h27addfa9, 32'h279ea7e7, 32'h278f819b,
+    32'h27806ca2, 32'h277168dc, 32'h27627627, 32'h27539465, 32'h2744c375, 32'h27360337, 32'h2727538c, 32'h2718b455,
+    32'h270a2574, 32'h26fba6ca, 32'h26ed3839, 32'h26ded9a4, 32'h26d08aed, 32'h26c24bf7, 32'h26b41ca4, 32'h26a5fcda,
+    32'h2697ec7a, 32'h2689eb6a, 32'h267bf98e, 32'h266e16c9, 32'h26604302, 32'h26527e1d, 32'h2644c800, 32'h26372090,
+    32'h262987b2, 32'h261bfd4e, 32'h260e814a, 32'h2601138c, 32'h25f3b3fb, 32'h25e6627e, 32'h25d91efd, 32'h25cbe95f,
+    32'h25bec18c, 32'h25b1a76c, 32'h25a49ae7, 32'h25979be7, 32'h258aaa53, 32'h257dc615, 32'h2570ef15, 32'h2564253e,
+    32'h25576878, 32'h254ab8ae, 32'h253e15c9, 32'h25317fb4, 32'h2524f65a, 32'h251879a4, 32'h250c097d, 32'h24ffa5d1,
+    32'h24f34e8b, 32'h24e70396, 32'h24dac4de, 32'h24ce924e, 32'h24c26bd2, 32'h24b65157, 32'h24aa42c9, 32'h249e4014,
+    32'h24924925, 32'h24865de8, 32'h247a7e4b, 32'h246eaa3b, 32'h2462e1a5, 32'h24572477, 32'h244b729e, 32'h243fcc09,
+    32'h243430a4, 32'h2428a05f, 32'h241d1b26, 32'h2411a0ea, 32'h24063199, 32'h23facd21, 32'h23ef7370, 32'h23e42477,
+    32'h23d8e025, 32'h23cda668, 32'h23c27730, 32'h23b7526d, 32'h23ac380e, 32'h23a12804, 32'h2396223e, 32'h238b26ad,
+    32'h23803540, 32'h23754de9, 32'h236a7098, 32'h235f9d3d, 32'h2354d3ca, 32'h234a142f, 32'h233f5e5d, 32'h2334b245,
+    32'h232a0fda, 32'h231f770c, 32'h2314e7cc, 32'h230a620d, 32'h22ffe5c0, 32'h22f572d7, 32'h22eb0945, 32'h22e0a8fb,
+    32'h22d651eb, 32'h22cc0408, 32'h22c1bf44, 32'h22b78393, 32'h22ad50e5, 32'h22a32730, 32'h22990664, 32'h228eee76,
+    32'h2284df58, 32'h227ad8fe, 32'h2270db5a, 32'h2266e661, 32'h225cfa06, 32'h2253163b, 32'h22493af6, 32'h223f682a,
+    32'h22359dcb, 32'h222bdbcc, 32'h22222222, 32'h221870c1, 32'h220ec79e, 32'h220526ab, 32'h21fb8ddf, 32'h21f1fd2e,
+    32'h21e8748c, 32'h21def3ed, 32'h21d57b48, 32'h21cc0a8f, 32'h21c2a1ba, 32'h21b940bc, 32'h21afe78a, 32'h21a6961b,
+    32'h219d4c63, 32'h21940a57, 32'h218acfee, 32'h21819d1c, 32'h217871d7, 32'h216f4e15, 32'h216631cc, 32'h215d1cf1,
+    32'h21540f7b, 32'h214b095f, 32'h21420a94, 32'h2139130f, 32'h213022c7, 32'h212739b2, 32'h211e57c6, 32'h21157cfb,
+    32'h210ca946, 32'h2103dc9d, 32'h20fb16f9, 32'h20f2584e, 32'h20e9a095, 32'h20e0efc4, 32'h20d845d1, 32'h20cfa2b4,
+    32'h20c70664, 32'h20be70d8, 32'h20b5e207, 32'h20ad59e8, 32'h20a4d872, 32'h209c5d9e, 32'h2093e962, 32'h208b7bb5,
+    32'h20831490, 32'h207ab3ea, 32'h207259ba, 32'h206a05f9, 32'h2061b89d, 32'h205971a0, 32'h205130f8, 32'h2048f69d,
+    32'h2040c289, 32'h203894b2, 32'h20306d11, 32'h20284b9e, 32'h20203051, 32'h20181b22, 32'h20100c0a, 32'h20080301,
+    32'h20000000};
 endpackage

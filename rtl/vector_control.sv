@@ -18,10 +18,11 @@ module vector_control
   logic [INT_ENTRIES-1:0] int_known;
   logic [31:0] row_ready[ROWS];
   logic [31:0] fp_ready[FP_ENTRIES];
-  logic [31:0] int_ready[INT_ENTRIES];
+  logic [INT_ENTRIES-1:0][31:0] int_ready;
   logic [15:0] wait_cycles;
   logic [7:0] opcode;
   logic ready;
+  logic [31:0] complete;
   lock_t [LOCKS-1:0] locks;
   logic [LOCKS-1:0][31:0] first;
   logic [LOCKS-1:0][15:0] size;
@@ -29,6 +30,7 @@ module vector_control
 
   assign opcode = head.word[7:0];
   assign rope = head.word;
+  assign complete = now + 32'(latency_of(opcode));
   assign locks = {lock4(opcode), lock3(opcode), lock2(opcode), lock1(opcode), lock0(opcode)};
   always_comb
     for (int i = 0; i < LOCKS; i++) begin
@@ -78,18 +80,18 @@ module vector_control
               MEMORY_VECTOR: begin
                 row_known[ROW_BITS'(first[i]/VLEN)] <= 1'b1;
                 row_known[ROW_BITS'((first[i]+32'(size[i])-1)/VLEN)] <= 1'b1;
-                row_ready[ROW_BITS'(first[i]/VLEN)] <= now + 32'(latency_of(opcode));
-                row_ready[ROW_BITS'((first[i]+32'(size[i])-1)/VLEN)] <= now + 32'(latency_of(opcode));
+                row_ready[ROW_BITS'(first[i]/VLEN)] <= complete;
+                row_ready[ROW_BITS'((first[i]+32'(size[i])-1)/VLEN)] <= complete;
               end
               MEMORY_FP: begin  // one entry at most
                 fp_known[FP_BITS'(first[i])] <= 1'b1;
-                fp_ready[FP_BITS'(first[i])] <= now + 32'(latency_of(opcode));
+                fp_ready[FP_BITS'(first[i])] <= complete;
               end
               default:
               for (int j = 0; j < VLEN; j++)
                 if (j < size[i]) begin
                   int_known[INT_BITS'(first[i]+j)] <= 1'b1;
-                  int_ready[INT_BITS'(first[i]+j)] <= now + 32'(latency_of(opcode));
+                  int_ready[INT_BITS'(first[i]+j)] <= complete;
                 end
             endcase
     end

@@ -201,6 +201,7 @@ module vector_unit
       OP_V_LOG2_V: lane_op_of = LANE_LOG2;
       OP_V_RECI_V, OP_S_RECI_FP: lane_op_of = LANE_RECIPROCAL;
       OP_S_RSQRT_FP: lane_op_of = LANE_RSQRT;
+      OP_V_ROPE_V: lane_op_of = LANE_ROPE;
       default: lane_op_of = LANE_MULTIPLY;
     endcase
   endfunction
@@ -223,7 +224,7 @@ module vector_unit
   logic by_scalar;
   lane_op_t op1;
   logic [VLEN-1:0][31:0] x1, y1, u1, v1, product3, result5;
-  lane_op_t [VLEN-1:0] lane_op1;
+  logic [VLEN-1:0] high1;
   logic [31:0] scalar_product, scalar_result;
   logic [8:0] half1;
 
@@ -239,28 +240,27 @@ module vector_unit
     for (int i = 0; i < VLEN; i++) begin
       x1[i] = {read_data[0][i], 16'd0};
       y1[i] = by_scalar ? s1.fp : {read_data[1][i], 16'd0};
+      high1[i] = (9'(i) & half1) != 0;
       u1[i] = '0;
       v1[i] = '0;
-      lane_op1[i] = op1;
       if (s1.opcode == OP_V_RED_SUMSQ) y1[i] = x1[i];
       if (s1.opcode == OP_V_ROPE_V) begin
         y1[i] = {read_data[1][LEVELS'(9'(i) & (half1 - 9'd1))], 16'd0};
         u1[i] = {read_data[0][LEVELS'(9'(i) ^ half1)], 16'd0};
         v1[i] = {read_data[1][LEVELS'(half1 + (9'(i) & (half1 - 9'd1)))], 16'd0};
-        lane_op1[i] = (9'(i) & half1) != 0 ? LANE_ROPE_HIGH : LANE_ROPE_LOW;
       end
     end
   end
 
-  for (genvar i = 0; i < VLEN; i++) begin : lanes
-    lane lane (
-        .clock, .enable(vector_stage | square_stage), .op(lane_op1[i]), .x(x1[i]), .y(y1[i]), .u(u1[i]), .v(v1[i]),
-        .product(product3[i]), .result(result5[i])
-    );
-  end
-  lane scalar (
-      .clock, .enable(scalar_stage), .op(op1), .x(s1.fp), .y(s1.fp_b), .u('0), .v('0), .product(scalar_product),
-      .result(scalar_result)
+  lanes #(
+      .COUNT(VLEN)
+  ) vector_lanes (
+      .clock, .enable(vector_stage | square_stage), .op(op1), .high(high1), .x(x1), .y(y1), .u(u1), .v(v1),
+      .product(product3), .result(result5)
+  );
+  lanes scalar (
+      .clock, .enable(scalar_stage), .op(op1), .high(1'b0), .x(s1.fp), .y(s1.fp_b), .u('0), .v('0),
+      .product(scalar_product), .result(scalar_result)
   );
 
   logic vector6, scalar6;
@@ -340,7 +340,6 @@ module vector_unit
   // ---- sums by the fixed tree: lane i meets lane i + width; -0, which changes nothing, where a lane is absent ----
   localparam logic [31:0] ABSENT = 32'h80000000;
   logic [VLEN-1:0][15:0] operand2, operand3;
-  logic [VLEN-1:0][31:0] level_in[0:LEVELS];
   function automatic logic is_sum(input logic [7:0] what);
     is_sum = what == OP_V_RED_SUM || what == OP_V_RED_SUMSQ;
   endfunction
@@ -352,33 +351,32 @@ module vector_unit
   always_comb
     for (int i = 0; i < VLEN; i++)
       leaves3[i] = i >= slot[3].n ? ABSENT : slot[3].opcode == OP_V_RED_SUMSQ ? product3[i] : {operand3[i], 16'd0};
-  assign level_in[0] = leaves3;
+  logic [LAST:1] sums;  // stages with a sum
+  always_comb for (int i = 1; i <= LAST; i++) sums[i] = valid[i] && is_sum(slot[i].opcode);
+  // Adder WIDTH + i adds lanes i and i + WIDTH of the level that leaves WIDTH lanes; adder 1 is the tree's root, adder 0
+  // adds what was there before.
+  logic [VLEN-1:0][1:0] tree_enable;
+  logic [VLEN-1:0][31:0] tree_a, tree_b, tree_sum;
   for (genvar level = 0; level < LEVELS; level++) begin : levels
     localparam int WIDTH = VLEN >> (level + 1);
-    sum_t [WIDTH-1:0] aligned;
-    logic [VLEN-1:0][31:0] sums;
-    always_ff @(posedge clock) begin
-      if (valid[3+2*level] && is_sum(slot[3+2*level].opcode))
-        for (int i = 0; i < WIDTH; i++) aligned[i] <= sum_align(level_in[level][i], level_in[level][i+WIDTH]);
-      if (valid[4+2*level] && is_sum(slot[4+2*level].opcode)) begin
-        sums <= '0;
-        for (int i = 0; i < WIDTH; i++) sums[i] <= sum_round(aligned[i]);
-      end
+    for (genvar i = 0; i < WIDTH; i++) begin : pairs
+      assign tree_enable[WIDTH+i] = sums[3+2*level+:2];
+      assign tree_a[WIDTH+i] = level == 0 ? leaves3[i] : tree_sum[(2*WIDTH+i)%VLEN];
+      assign tree_b[WIDTH+i] = level == 0 ? leaves3[i+WIDTH] : tree_sum[(3*WIDTH+i)%VLEN];
     end
-    assign level_in[level+1] = sums;
   end
   localparam int FINAL = 3 + 2 * LEVELS;
-  sum_t final_sum;
-  logic [31:0] final_value;
-  logic sum_done;
-  always_ff @(posedge clock) begin
-    if (valid[FINAL] && is_sum(slot[FINAL].opcode)) final_sum <= sum_align(slot[FINAL].fp, level_in[LEVELS][0]);
-    if (valid[FINAL+1]) final_value <= sum_round(final_sum);
-    sum_done <= valid[FINAL+1] && is_sum(slot[FINAL+1].opcode) && !reset;
-  end
-  assign fp_write[3] = sum_done;
+  assign tree_enable[0] = sums[FINAL+:2];
+  assign tree_a[0] = slot[FINAL].fp;
+  assign tree_b[0] = tree_sum[1];
+  adders #(
+      .COUNT(VLEN)
+  ) tree_of_adders (
+      .clock, .enable(tree_enable), .a(tree_a), .b(tree_b), .sum(tree_sum)
+  );
+  assign fp_write[3] = sums[LAST];
   assign fp_write_address[3] = slot[LAST].dst;
-  assign fp_write_data[3] = final_value;
+  assign fp_write_data[3] = tree_sum[0];
 
   // ---- top-k: the best lane that is left, one a cycle ----
   logic [15:0] chosen_count, chosen_limit;

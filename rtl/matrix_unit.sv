@@ -71,6 +71,7 @@ module matrix_unit
     end else begin
       if (columns_active) begin
         column <= column + 4'd1;
+        columns.weights <= columns.weights + columns.weights_stride;
         if (column == 4'(BLEN - 1)) columns_active <= 1'b0;
       end
       if (start) begin
@@ -101,7 +102,6 @@ module matrix_unit
         rows_active <= 1'b1;
         row <= '0;
       end
-      if (columns_active) columns.weights <= columns.weights + columns.weights_stride;
     end
 
   // ---- weights ----

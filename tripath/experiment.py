@@ -22,7 +22,7 @@ from tripath.validation import Discrepancy, Settings
 from tripath.validation.measurements import Measurement
 from tripath.workload import Numerics, Workload
 
-PATHS = ("analytical", "cycle", "accuracy")
+PATHS = ("analytical", "cycle", "accuracy", "rtl")
 WHOLE_RUN = ("program", "generation")
 """Scopes of which a run has one; others are named beside the metric."""
 
@@ -71,6 +71,8 @@ class Experiment:
         for name in self.options:
             if name not in PATHS:
                 raise TripathError(f"simulator.{name}: no such simulator, one of {', '.join(PATHS)}")
+        if "rtl" in self.paths and "accuracy" not in self.paths:
+            raise TripathError("paths: rtl needs accuracy beside it, whose trace and bits it is compared with")
         if "accuracy" in self.paths and self.model.checkpoint is None:
             raise TripathError(
                 f"paths: model {self.model.name} has no checkpoint to execute; use paths=[analytical,cycle] or give "
@@ -214,7 +216,11 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
         if name == "accuracy":
             continue
         metrics = result.metrics
-        cycles = metrics["makespan_cycles" if name == "cycle" else "estimated_cycles"]
+        cycles = metrics["estimated_cycles" if name == "analytical" else "makespan_cycles"]
+        if name == "rtl":
+            rows.append([name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
+                         _number(metrics["tokens_per_second"]), "", "", "", ""])  # fmt: skip
+            continue
         rows.append([
             name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
             _number(metrics["tokens_per_second"]), _bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}",

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from cycle.streams import Stream
 
 
+EXECUTING = ("accuracy", "rtl")
+"""Paths that execute a program and so generate something."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PathRun:
     """What one path found, on which trace, in how many seconds when it was computed, and whether the cache had it.
 
-    `token_ids` (per sequence) and `trip_counts` (denoising steps per block) are accuracy's.
+    `token_ids` (per sequence) and `trip_counts` (denoising steps per block) are of the paths that execute.
     """
 
     result: Result
@@ -120,9 +124,11 @@ def run_path(
     if known is not None:
         return known
     began = time.perf_counter()
+    if name == "rtl":
+        inputs = _with_witnesses(program, experiment, inputs)
     found = importlib.import_module(name).simulate(program, **inputs)
     seconds = time.perf_counter() - began
-    if name == "accuracy":
+    if name in EXECUTING:
         run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds, token_ids=found.token_ids,
                       trip_counts=found.trip_counts)  # fmt: skip
     else:
@@ -232,6 +238,19 @@ def _generated(prompts: Prompts | None, run: PathRun | None) -> Generated | None
     return Generated(prompts=prompts.texts, texts=answers, token_ids=run.token_ids, trip_counts=run.trip_counts)
 
 
+def _with_witnesses(program: Program, experiment: Experiment, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the RTL starts from, and what it must agree with: the executor's memories, the cycle path's times."""
+    accuracy, cycle = importlib.import_module("accuracy"), importlib.import_module("cycle")
+    image, machine = accuracy.final_state(
+        program, model=experiment.model, workload=experiment.workload, prompts=inputs["prompts"]
+    )
+    times = cycle.instruction_times(
+        program, hardware=experiment.hardware, trace=inputs["trace"], most_events=int(machine.retired.sum())
+    )
+    own = {name: value for name, value in inputs.items() if name != "prompts"}
+    return {**own, "image": image, "expected": machine, "times": times}
+
+
 def _inputs(
     name: str, program: Program, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
 ) -> tuple[dict[str, Any], str]:
@@ -243,6 +262,12 @@ def _inputs(
         inputs = {"model": model, "workload": experiment.workload, "prompts": prompts}
         weights = None if model.checkpoint is None else folder_digest(model.checkpoint)
         content = {**inputs, "model": replace(model, checkpoint=None), "weights": weights}
+    if name == "rtl":
+        model = experiment.model
+        inputs = {"hardware": experiment.hardware, "trace": trace, "prompts": prompts}
+        weights = None if model.checkpoint is None else folder_digest(model.checkpoint)
+        content = {**inputs, "model": replace(model, checkpoint=None), "workload": experiment.workload,
+                   "weights": weights, "witnesses": [code_digest(other) for other in ("accuracy", "cycle")]}  # fmt: skip
     options = experiment.options.get(name) or {}
     known = inspect.signature(importlib.import_module(name).simulate).parameters
     for option in options:

@@ -37,6 +37,7 @@ module dma_control
   localparam int PLACES = MOST_OUTSTANDING;
   localparam int BITS = $clog2(PLACES + 1);
   logic [1:0] sync, moves;
+  logic [7:0] in_flight[2];
   descriptor_t [1:0] described;
   always_comb
     for (int q = 0; q < 2; q++) begin
@@ -47,7 +48,6 @@ module dma_control
     end
 
   // ---- the order in which HBM serves ----
-  logic [7:0] in_flight[2];
   descriptor_t waiting[2][PLACES];
   pc_t waiting_pc[2][PLACES];
   logic [BITS-1:0] count[2];

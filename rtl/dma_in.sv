@@ -42,7 +42,7 @@ module dma_in
   logic [8:0] shapes[BEATS];
   logic [5:0] shape_first, shape_last;
   descriptor_t d;
-  logic active, next;
+  logic active, next, take, last_take;
   assign next = count != 0 && (!active || take && last_take);
   always_ff @(posedge clock)
     if (reset) begin
@@ -70,7 +70,6 @@ module dma_in
   logic [6:0] fill, kept_fill, needed;
   logic [4:0] arriving;
   logic [BEAT_BYTES-1:0][7:0] arrived;
-  logic take, last_take;
   always_comb begin
     arriving = data_valid ? shapes[shape_first][8:4] : 5'd0;
     arrived = data >> {shapes[shape_first][3:0], 3'd0};

@@ -118,8 +118,8 @@ module matrix_unit
   end
   logic fetched, fetched_buffer, fetched4;
   logic [2:0] fetched_column;
-  logic signed [7:0] weight[2][BLEN][MLEN];
-  logic [7:0] weight_scale[2][BLEN][GROUPS];
+  logic [1:0][BLEN-1:0][MLEN-1:0][7:0] weight;
+  logic [1:0][BLEN-1:0][GROUPS-1:0][7:0] weight_scale;
   always_ff @(posedge clock) begin
     fetched <= weights_read && !reset;
     fetched_buffer <= columns.buffer;
@@ -204,23 +204,14 @@ module matrix_unit
   function automatic logic begins_block(input int group, input row_t at);
     begins_block = ((8 * group) & ((1 << at.block) - 1)) == 0 && 14'(8 * group) < at.k;
   endfunction
-  always_ff @(posedge clock) begin
-    if (valid[3] && slot[3].multiply)
-      for (int c = 0; c < BLEN; c++) begin
-        logic signed [23:0] part[GROUPS];
-        for (int group = 0; group < GROUPS; group++) begin
-          part[group] = '0;
-          for (int i = 0; i < 8; i++)
-            part[group] = part[group] + 24'($signed(act3[8*group+i]) * $signed(weight[slot[3].buffer][c][8*group+i]));
-          weight_scale4[c][group] <= weight_scale[slot[3].buffer][c][group];
-        end
-        dot4[c][0] <= slot[3].block == 3'd5 ? part[0] + part[1] + part[2] + part[3] :
-                      slot[3].block == 3'd4 ? part[0] + part[1] : part[0];
-        dot4[c][1] <= part[1];
-        dot4[c][2] <= slot[3].block == 3'd4 ? part[2] + part[3] : part[2];
-        dot4[c][3] <= part[3];
-      end
-  end
+  logic [BLEN-1:0][MLEN-1:0][7:0] weight3;
+  assign weight3 = weight[slot[3].buffer];
+  dots #(
+      .COUNT(BLEN)
+  ) of_columns (
+      .clock, .enable(valid[3] && slot[3].multiply), .block(slot[3].block), .act(act3), .weight(weight3), .dot(dot4)
+  );
+  always_ff @(posedge clock) if (valid[3]) weight_scale4 <= weight_scale[slot[3].buffer];
 
   // ---- accumulators ----
   localparam logic [31:0] NOTHING = 32'h80000000;

@@ -2,5 +2,6 @@
 of the instruction table and of the hardware, `limits` says what it lacks, `synthesis` maps it to cells."""
 
 from rtl.path import RtlOutcome, simulate
+from rtl.simulator import Memories
 
-__all__ = ["RtlOutcome", "simulate"]
+__all__ = ["Memories", "RtlOutcome", "simulate"]

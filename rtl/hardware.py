@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 import conf
-from tripath.hardware import FrontEnd, Hbm, HardwareConfig, Sram, Timing
+from tripath.hardware import FrontEnd, HardwareConfig, Hbm, Sram, Timing
 
 FOLDER = Path(next(iter(conf.__path__))) / "hardware"
 

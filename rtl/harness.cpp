@@ -11,9 +11,6 @@
 #include "Vcore.h"
 #include "Vcore___024root.h"
 #include "verilated.h"
-#ifdef COVERAGE
-#include "verilated_cov.h"
-#endif
 
 namespace {
 enum Field { SERIAL, DEPTH, OUTSTANDING = DEPTH + 4, READ_DELAY, LIMIT, WORDS, HBM, MATRIX, VECTOR, FP, INT, FIELDS };
@@ -185,8 +182,5 @@ int main(int argc, char** argv) {
   Vcore core;
   for (int i = 1; i < argc; i++) run(core, argv[i]);
   core.final();
-#ifdef COVERAGE
-  VerilatedCov::write("coverage.dat");
-#endif
   return 0;
 }

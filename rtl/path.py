@@ -1,8 +1,7 @@
 """The RTL as a path: what the core does with a program, and where that is not what `cycle` and `accuracy` say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -13,18 +12,7 @@ from tripath.program import Program
 from tripath.tables import event_counts
 from tripath.trace import Trace
 
-MEMORIES = ("hbm", "matrix", "vector", "fp", "integer", "accumulator")
-
-
-class State(Protocol):
-    """Memories as the executor has them: see `simulator.Memories`; smaller where a program uses less."""
-
-    hbm: np.ndarray
-    matrix: np.ndarray
-    vector: np.ndarray
-    fp: np.ndarray
-    integer: np.ndarray
-    accumulator: np.ndarray
+MEMORIES = tuple(field.name for field in fields(Memories))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +27,18 @@ class RtlOutcome:
 
 
 def simulate(
-    program: Program, *, hardware: HardwareConfig, trace: Trace, image: np.ndarray, expected: State, times: np.ndarray
+    program: Program,
+    *,
+    hardware: HardwareConfig,
+    trace: Trace,
+    image: np.ndarray,
+    expected: Memories,
+    times: np.ndarray,
 ) -> RtlOutcome:
     """Run `program` on the core from the HBM contents `image` (uint8).
 
-    `expected` holds the executor's memories after the same run, `times` [n, 3] every queued instruction with its start and
-    end as the cycle path has them. Metrics: `makespan_cycles`, `seconds`, `tokens_per_second`; `differing_instructions`
+    `expected` holds the executor's memories after the same run (smaller where the program uses less), `times` [n, 3]
+    every queued instruction with its start and end as the cycle path has them. Metrics: `makespan_cycles`, `seconds`, `tokens_per_second`; `differing_instructions`
     (starts or ends unlike those of `times`), `differing_bytes.<memory>`, `differing_tokens`.
 
     Raises:
@@ -80,7 +74,7 @@ def differing_rows(times: np.ndarray, events: np.ndarray) -> int:
     return int(max(np.maximum(counts[0] - counts[1], 0).sum(), np.maximum(counts[1] - counts[0], 0).sum()))
 
 
-def differing_bytes(expected: State, found: Memories) -> dict[str, int]:
+def differing_bytes(expected: Memories, found: Memories) -> dict[str, int]:
     """Bytes of each memory that differ, as far as the program uses it. Outside HBM a NaN equals a NaN."""
     result = {}
     for name in MEMORIES:

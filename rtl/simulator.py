@@ -70,7 +70,7 @@ class Job:
     accumulator: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
-def build(hardware: HardwareConfig, *, coverage: bool = False) -> Path:
+def build(hardware: HardwareConfig) -> Path:
     """The simulator of the core for a piece of hardware, built where the cache lacks it.
 
     Raises:
@@ -82,11 +82,9 @@ def build(hardware: HardwareConfig, *, coverage: bool = False) -> Path:
     texts = {"tripath_pkg.sv": package_text(hardware), "harness.cpp": (FOLDER / "harness.cpp").read_text()}
     texts |= {name: (FOLDER / name).read_text() for name in SOURCES[1:]}
     hbm = hardware.hbm
-    defines = [f"-DREAD_LATENCY={hbm.read_latency_cycles} -DWRITE_LATENCY={hbm.write_latency_cycles}"]
-    flags = [*FLAGS, "-CFLAGS", defines[0]]
-    if coverage:
-        flags += ["--coverage-line", "-CFLAGS", "-DCOVERAGE"]
-    version = subprocess.run([verilator, "--version"], capture_output=True, text=True, check=True).stdout
+    defines = f"-DREAD_LATENCY={hbm.read_latency_cycles} -DWRITE_LATENCY={hbm.write_latency_cycles}"
+    flags = [*FLAGS, "-CFLAGS", defines]
+    version = subprocess.run([verilator, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
     digest = hashlib.sha256(repr((sorted(texts.items()), flags, version)).encode()).hexdigest()[:16]
     folder = _cache() / digest
     binary = folder / "obj" / "Vcore"
@@ -97,7 +95,7 @@ def build(hardware: HardwareConfig, *, coverage: bool = False) -> Path:
         for name, text in texts.items():
             (folder / name).write_text(text)
         command = [verilator, *flags, "-j", "2", "--Mdir", "obj", *SOURCES, "harness.cpp"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             (folder / "log").write_text(done.stdout + done.stderr)
             binary.unlink(missing_ok=True)
@@ -131,12 +129,9 @@ def run(binary: Path, jobs: Sequence[Job], *, most_cycles: int = MOST_CYCLES) ->
         paths = [Path(place) / str(number) for number in range(len(jobs))]
         for path, job in zip(paths, jobs, strict=True):
             path.write_bytes(_input(job, most_cycles))
-        done = subprocess.run([binary, *paths], cwd=place, capture_output=True, text=True, check=False)
+        done = subprocess.run([binary, *paths], cwd=place, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             raise ProgramError(f"rtl: the simulation failed ({done.stderr.strip() or done.returncode})")
-        coverage = Path(place) / "coverage.dat"
-        if coverage.exists():
-            shutil.copy(coverage, binary.parent / f"coverage-{os.getpid()}-{hash(place) & 0xFFFFFF:x}.dat")
         return [_output(path.with_name(f"{path.name}.out"), job) for path, job in zip(paths, jobs, strict=True)]
 
 

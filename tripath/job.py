@@ -240,7 +240,7 @@ def _generated(prompts: Prompts | None, run: PathRun | None) -> Generated | None
 
 def _with_witnesses(program: Program, experiment: Experiment, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the RTL starts from, and what it must agree with: the executor's memories, the cycle path's times."""
-    accuracy, cycle = importlib.import_module("accuracy"), importlib.import_module("cycle")
+    accuracy, cycle, rtl = (importlib.import_module(name) for name in ("accuracy", "cycle", "rtl"))
     image, machine = accuracy.final_state(
         program, model=experiment.model, workload=experiment.workload, prompts=inputs["prompts"]
     )
@@ -248,7 +248,13 @@ def _with_witnesses(program: Program, experiment: Experiment, inputs: Mapping[st
         program, hardware=experiment.hardware, trace=inputs["trace"], most_events=int(machine.retired.sum())
     )
     own = {name: value for name, value in inputs.items() if name != "prompts"}
-    return {**own, "image": image, "expected": machine, "times": times}
+    names = [field.name for field in fields(rtl.Memories)]
+    return {
+        **own,
+        "image": image,
+        "expected": rtl.Memories(**{name: getattr(machine, name) for name in names}),
+        "times": times,
+    }
 
 
 def _inputs(

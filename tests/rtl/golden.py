@@ -6,11 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from rtl.simulator import Job
-from tripath.isa import BY_MNEMONIC, Instruction, Memory
+from tripath.isa import BY_MNEMONIC, Instruction
 from tripath.program import Program, Tensor, words_of
 
 VECTORS = Path(__file__).parents[1] / "golden" / "vectors"
-NAMES = {"hbm": "hbm", "matrix": "matrix", "vector": "vector", "fp": "fp", "integer": "integer", "accumulator": "accumulator"}
+NAMES = {
+    "hbm": "hbm",
+    "matrix": "matrix",
+    "vector": "vector",
+    "fp": "fp",
+    "integer": "integer",
+    "accumulator": "accumulator",
+}
 WIDTH = {"hbm": 2, "matrix": 2, "vector": 4, "fp": 8, "integer": 8, "accumulator": 8}
 
 
@@ -73,7 +80,11 @@ def before(case, hardware, size):
             raw[memory][address : address + len(values)] = values
     raw["vector"] = (raw["vector"] << 16).view(np.float32)
     raw["fp"], raw["integer"] = raw["fp"].view(np.float32), raw["integer"].view(np.int32)
-    raw["accumulator"] = raw["accumulator"].reshape(-1, raw["accumulator"].shape[-1]).view(np.float32) if raw["accumulator"].size else np.zeros((0, 0), np.float32)
+    raw["accumulator"] = (
+        raw["accumulator"].reshape(-1, raw["accumulator"].shape[-1]).view(np.float32)
+        if raw["accumulator"].size
+        else np.zeros((0, 0), np.float32)
+    )
     return raw
 
 
@@ -101,7 +112,9 @@ def differences(case, run):
             rows, cols = case["operands"]["rows"], case["operands"]["cols"]
             values = values[:rows, :cols].ravel()
         found = values[address : address + len(expected)]
-        for offset, (want, got, value) in enumerate(zip(expected, bits(memory, np.ascontiguousarray(found)).tolist(), found.tolist(), strict=True)):
+        for offset, (want, got, value) in enumerate(
+            zip(expected, bits(memory, np.ascontiguousarray(found)).tolist(), found.tolist(), strict=True)
+        ):
             good = value != value if want is None or is_nan(memory, want) else got == want
             if not good:
                 wrong.append((key, offset, "nan" if want is None else f"{want:x}", f"{got:x}"))

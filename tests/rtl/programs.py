@@ -34,8 +34,13 @@ def supported(instruction, rng):
               "block_stride": weights.record_bytes(1 << o["block"])}  # fmt: skip
     elif "format" in o and unit is Unit.DMA_OUT:
         o["format"] = STORED[rng.integers(4)].code
-    elif instruction.mnemonic == "V_ROPE_V":  # where what is written overlaps what is read, the order of lanes would count
-        o |= {"table": random_programs.REGISTERS["vector"][-1], "dst": int(rng.choice(random_programs.REGISTERS["vector"][:-1]))}
+    elif (
+        instruction.mnemonic == "V_ROPE_V"
+    ):  # where what is written overlaps what is read, the order of lanes would count
+        o |= {
+            "table": random_programs.REGISTERS["vector"][-1],
+            "dst": int(rng.choice(random_programs.REGISTERS["vector"][:-1])),
+        }
     elif instruction.mnemonic == "V_SELECT_INT":
         o["n"] = min(o["n"], 8)
     return dataclasses.replace(instruction, operands=o)
@@ -48,11 +53,15 @@ def serial_program(seed, hardware):
     code = [supported(instruction, rng) for instruction in program.instructions]
     # A table whose rows begin with a beat, as gathers need.
     code = [
-        dataclasses.replace(i, operands={**i.operands, "cols": 8 * -(-i.operands["cols"] // 8)}) if i.mnemonic == "H_GATHER_V" else i
+        dataclasses.replace(i, operands={**i.operands, "cols": 8 * -(-i.operands["cols"] // 8)})
+        if i.mnemonic == "H_GATHER_V"
+        else i
         for i in code
     ]
     geometry = {**program.geometry, "blen": hardware.blen, "mlen": hardware.mlen, "vlen": hardware.vlen}
-    return Program(words=words_of(code), hbm=program.hbm, geometry=geometry, layout={"batch": 1, "generation_length": 1}, phases=())
+    return Program(
+        words=words_of(code), hbm=program.hbm, geometry=geometry, layout={"batch": 1, "generation_length": 1}, phases=()
+    )
 
 
 QUEUES = {"matrix": "M_SYNC", "vector": "V_SYNC", "dma_in": "H_LOAD_SYNC", "dma_out": "H_STORE_SYNC"}
@@ -82,14 +91,20 @@ def decoupled_program(seed, hardware):
     code = [Instruction(mnemonic="A_BASE", operands={"register": r, "base": 130 + r}) for r in (COUNT, FLAG, ZERO)]
     for (unit, memory), registers in PLACES.items():
         for number, register in enumerate(registers):
-            base = (PRIVATE[unit, memory] if private or memory == "hbm" else 0) + number * {"fp": 5, "int": 9}.get(memory, 352)
+            base = (PRIVATE[unit, memory] if private or memory == "hbm" else 0) + number * {"fp": 5, "int": 9}.get(
+                memory, 352
+            )
             code.append(Instruction(mnemonic="A_BASE", operands={"register": register, "base": base}))
             if memory in ROW_STRIDES:
-                code.append(Instruction(mnemonic="A_ROWS", operands={"register": register, "stride": ROW_STRIDES[memory]}))
+                code.append(
+                    Instruction(mnemonic="A_ROWS", operands={"register": register, "stride": ROW_STRIDES[memory]})
+                )
             if number == 1:
                 step = {"fp": 1, "int": 1, "matrix": 33, "hbm": 48}.get(memory, int(rng.choice([32, 8])))
-                for level in (0, 1):
-                    code.append(Instruction(mnemonic="A_STEP", operands={"register": register, "level": level, "stride": step}))
+                code += [
+                    Instruction(mnemonic="A_STEP", operands={"register": register, "level": level, "stride": step})
+                    for level in (0, 1)
+                ]
             if number == 2:
                 ring = {"register": register, "ring": 1, "length": 3, "stride": 64 if memory == "vector" else 10}
                 code.append(Instruction(mnemonic="A_RING", operands=ring))
@@ -99,7 +114,11 @@ def decoupled_program(seed, hardware):
     if rng.integers(2):
         give = Instruction(mnemonic="V_SYNC", signals=(60,))
         flag = int(rng.choice([FLAG, FLAG, ZERO]))
-        parts[1] = [give, Instruction(mnemonic="C_BREAK_IF", operands={"level": 1, "flag": flag}, waits=(60,)), *parts[1]]
+        parts[1] = [
+            give,
+            Instruction(mnemonic="C_BREAK_IF", operands={"level": 1, "flag": flag}, waits=(60,)),
+            *parts[1],
+        ]
     inner = _loop(1, int(rng.integers(0, 6)), parts[1])
     turn = [Instruction(mnemonic="A_NEXT", operands={"ring": 1})]
     code += [*_loop(0, int(rng.integers(1, 5)), [*parts[0], *inner, *turn]), Instruction(mnemonic="C_END")]
@@ -127,7 +146,11 @@ def _queued(rng):
     if unit == "vector":
         names = [s.mnemonic for s in TABLE.values() if s.unit in (Unit.VECTOR, Unit.SCALAR) and s.operands]
     else:
-        names = [s.mnemonic for s in TABLE.values() if QUEUED_UNITS[QUEUE_OF_UNIT[s.unit]] == unit and s.unit is not Unit.FRONTEND and s.operands]
+        names = [
+            s.mnemonic
+            for s in TABLE.values()
+            if QUEUED_UNITS[QUEUE_OF_UNIT[s.unit]] == unit and s.unit is not Unit.FRONTEND and s.operands
+        ]
     names = [name for name in names if name != "H_GATHER_V"]
     spec = BY_MNEMONIC[str(rng.choice(names))]
     operands = {}
@@ -182,7 +205,9 @@ def job(program, seed, hardware):
     encode_rows(values[:, :4096], FORMATS["bf16"].code, 32, hbm[:8192])
     matrix = np.zeros(geometry["matrix_bytes"], np.uint8)
     encode_rows(values[:, :96].repeat(40, 0)[:, :96], FORMATS["mxint8"].code, 32, matrix[: 33 * 3 * 40])
-    vector = (rng.normal(size=geometry["vector_bytes"] // 2).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+    vector = (rng.normal(size=geometry["vector_bytes"] // 2).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(
+        np.float32
+    )
     fp = rng.normal(size=geometry["fp_bytes"] // 4).astype(np.float32)
     integer = rng.integers(0, 16, geometry["int_bytes"] // 4).astype(np.int32)
     if len(integer) > 130 + ZERO:
@@ -226,4 +251,3 @@ def different_bits(machine, after):
         if places.size:
             wrong[name] = places
     return wrong
-

@@ -20,13 +20,19 @@ def test_the_default_problem_four_ways(core, tripath_command, tmp_path):  # noqa
     output = " ".join("".join(texts).split())
     assert status == cli.PASSED, output
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    compared = {row["metric"]: row for row in report["discrepancies"] if row["observed_source"] == "rtl" or row["expected_source"] == "rtl"}
+    compared = {
+        row["metric"]: row
+        for row in report["discrepancies"]
+        if row["observed_source"] == "rtl" or row["expected_source"] == "rtl"
+    }
     names = {"differing_instructions", "differing_tokens", *(f"differing_bytes.{name}" for name in MEMORIES)}
     assert names <= set(compared)
     assert all(compared[name]["observed"] == 0 for name in names)
     metrics = report["simulators"]["rtl"]["metrics"]
-    assert metrics["makespan_cycles"] == report["simulators"]["cycle"]["metrics"]["makespan_cycles"]
-    counted = {row["metric"] for row in report["discrepancies"] if "rtl" in (row["observed_source"], row["expected_source"])}
+    assert metrics["rtl.makespan_cycles"] == report["simulators"]["cycle"]["metrics"]["cycle.makespan_cycles"]
+    counted = {
+        row["metric"] for row in report["discrepancies"] if "rtl" in (row["observed_source"], row["expected_source"])
+    }
     assert {"instructions", "macs", "vector_lanes", "hbm_read_bytes", "hbm_write_bytes"} <= counted
 
 
@@ -67,17 +73,23 @@ def test_a_byte_that_differs_is_counted_but_not_the_payload_of_a_nan():
     first = Memories(**zeros)
     fp = np.array([np.nan, 0, 0, 0], np.float32)
     assert sum(differing_bytes(first, first).values()) == 0
-    assert differing_bytes(dataclasses.replace(first, fp=fp), dataclasses.replace(first, fp=np.array([-np.nan, 0, 0, 0], np.float32))) == dict.fromkeys(MEMORIES, 0)
+    assert differing_bytes(
+        dataclasses.replace(first, fp=fp), dataclasses.replace(first, fp=np.array([-np.nan, 0, 0, 0], np.float32))
+    ) == dict.fromkeys(MEMORIES, 0)
     wrong = dataclasses.replace(first, integer=np.array([0, 1, 0, 257], np.int32))
     assert differing_bytes(first, wrong)["integer"] == 3
 
 
 @pytest.mark.parametrize("fault", ["times", "bits"])
-def test_a_difference_fails_the_checks(fault):
+def test_a_difference_fails_the_checks(default_experiment, fault):
     from tripath.metrics import Result
     from tripath.validation.checks import check_rtl
 
-    metrics = {"makespan_cycles": 5.0, "differing_instructions": float(fault == "times"), "differing_bytes.hbm": float(fault == "bits")}
+    metrics = {
+        "makespan_cycles": 5.0,
+        "differing_instructions": float(fault == "times"),
+        "differing_bytes.hbm": float(fault == "bits"),
+    }
     result = Result(simulator="rtl", program_digest="", trace_digest="", metrics=metrics, counts={})
-    rows = list(check_rtl({"rtl": result}, None))
+    rows = list(check_rtl({"rtl": result}, default_experiment.settings))
     assert [row.passed for row in rows] == [fault != "times", fault != "bits"]

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from accuracy.checkpoint import load_tensors
+from accuracy.checkpoint import load_tensors, load_tokenizer
 from accuracy.image import build_image, read_tokens
 from rtl import package, simulator
 from rtl.hardware import small_core
@@ -85,9 +85,9 @@ def test_random_programs_left_loops_early_and_were_compared_bit_by_bit():
 
 def shipped(*overrides):
     experiment = compose_experiment("hardware=rtl_small", *overrides)
-    from accuracy.checkpoint import load_tokenizer
-
+    assert experiment.model.checkpoint is not None
     tokenizer = load_tokenizer(experiment.model.checkpoint)
+    assert tokenizer is not None
     prompts = [tokenizer.encode(PROMPT)]
     model, workload = experiment.model, experiment.workload
     program = compile_program(model, workload, experiment.hardware, experiment.numerics, [len(prompts[0])])
@@ -149,7 +149,7 @@ def test_hardware_that_cannot_be_built_is_refused(changes, message):
 
 def test_a_latency_below_the_pipeline_is_refused():
     timing = {**SMALL.timing, "V_ADD_VV": dataclasses.replace(SMALL.timing["V_ADD_VV"], latency=6)}
-    with pytest.raises(TripathError, match="hardware.timing.V_ADD_VV: the RTL needs a latency of 7 cycles, got 6"):
+    with pytest.raises(TripathError, match=r"hardware\.timing\.V_ADD_VV: the RTL needs a latency of 7 cycles, got 6"):
         package.package_text(dataclasses.replace(SMALL, timing=timing))
 
 

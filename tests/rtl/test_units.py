@@ -124,6 +124,8 @@ def test_tile_products_of_any_code_and_scale(core, block, weight_format, act_for
         matrix = rng.integers(0, 256, 2048).astype(np.uint8)
         if not wide:
             matrix[5::record] = rng.integers(110, 140, len(matrix[5::record]))
-        jobs.append(Job(program=program_of(text), hardware=SMALL, hbm=np.zeros(1 << 15, np.uint8), matrix=matrix, vector=vector))
+        jobs.append(
+            Job(program=program_of(text), hardware=SMALL, hbm=np.zeros(1 << 15, np.uint8), matrix=matrix, vector=vector)
+        )
     for given, after in zip(jobs, run(core, jobs, most_cycles=5000), strict=True):
         assert different_bits(executed(given), after.memories) == {}

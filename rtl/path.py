@@ -38,8 +38,9 @@ def simulate(
     """Run `program` on the core from the HBM contents `image` (uint8).
 
     `expected` holds the executor's memories after the same run (smaller where the program uses less), `times` [n, 3]
-    every queued instruction with its start and end as the cycle path has them. Metrics: `makespan_cycles`, `seconds`, `tokens_per_second`; `differing_instructions`
-    (starts or ends unlike those of `times`), `differing_bytes.<memory>`, `differing_tokens`.
+    every queued instruction with its start and end as the cycle path has them. Metrics: `makespan_cycles`, `seconds`,
+    `tokens_per_second`; `differing_instructions` (starts or ends unlike those of `times`), `differing_bytes.<memory>`,
+    `differing_tokens`.
 
     Raises:
         TripathError: Verilator is missing, or the core cannot be built or cannot run the program.

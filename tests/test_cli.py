@@ -102,7 +102,7 @@ BAD_INPUT = [
     (["model.checkpoint=pkg://absent/folder"], "model.checkpoint: no package 'absent'"),
     (["model=llada_8b"], "paths: model llada_8b has no checkpoint to execute; use paths=[analytical,cycle]"),
     (["model=llada_8b", "paths=[cycle]"], "workload.prompt_length: model llada_8b has no tokenizer"),
-    (["paths=[rtl]"], "paths: must be a choice of"),
+    (["paths=[spice]"], "paths: must be a choice of"),
     (["paths=[]"], "paths: must be a choice of"),
     (["paths=[cycle,cycle]"], "paths: must be a choice of"),
     (["+simulator.cycle.speed=2", "paths=[cycle]"], "simulator.cycle: unknown option 'speed'"),

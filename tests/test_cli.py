@@ -106,7 +106,7 @@ BAD_INPUT = [
     (["paths=[]"], "paths: must be a choice of"),
     (["paths=[cycle,cycle]"], "paths: must be a choice of"),
     (["+simulator.cycle.speed=2", "paths=[cycle]"], "simulator.cycle: unknown option 'speed'"),
-    (["+simulator.rtl.speed=2"], "simulator.rtl: no such simulator"),
+    (["+simulator.spice.speed=2"], "simulator.spice: no such simulator"),
     (["validation.estimate.value=0.9"], "validation.estimate: tolerance 0.9"),
     (["validation.fail_on=[counts]"], "validation.fail_on: unknown kind 'counts'"),
     (["launch.num_cpus=0"], "launch.num_cpus: must be an integer of at least 1"),

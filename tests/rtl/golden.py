@@ -10,15 +10,6 @@ from tripath.isa import BY_MNEMONIC, Instruction
 from tripath.program import Program, Tensor, words_of
 
 VECTORS = Path(__file__).parents[1] / "golden" / "vectors"
-NAMES = {
-    "hbm": "hbm",
-    "matrix": "matrix",
-    "vector": "vector",
-    "fp": "fp",
-    "integer": "integer",
-    "accumulator": "accumulator",
-}
-WIDTH = {"hbm": 2, "matrix": 2, "vector": 4, "fp": 8, "integer": 8, "accumulator": 8}
 
 
 def read(mnemonic):

@@ -1,12 +1,12 @@
 # make run: set up .venv from the lock file and run the main job. make test: run the tests. make check: lint and types.
-# make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
+# make synth: areas and clock of the RTL's leaf units (docs/rtl.md). make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 TORCH := torch==2.13.0
 BIN := .venv/bin
 SYNC := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --frozen --inexact --no-default-groups --quiet
 
-.PHONY: run test check crossvalidate docs clean
+.PHONY: run test check crossvalidate docs synth clean
 
 run: .venv/.run
 	@$(BIN)/python -m tripath
@@ -25,6 +25,10 @@ crossvalidate: .venv/.run
 
 docs: .venv/.run
 	$(BIN)/python -m tripath.isa.manual
+	$(BIN)/python -m rtl.package
+
+synth: .venv/.run
+	@$(BIN)/python -m rtl.synthesis
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, make PYTHON=..."; exit 1; }

@@ -2,6 +2,6 @@
 unquantised model, `checkpoint` reads files, `training` makes the shipped model."""
 
 import tripath  # noqa: F401  before Numba is imported: it decides where compiled code is kept
-from accuracy.simulator import AccuracyOutcome, simulate
+from accuracy.simulator import AccuracyOutcome, final_state, simulate
 
-__all__ = ["AccuracyOutcome", "simulate"]
+__all__ = ["AccuracyOutcome", "final_state", "simulate"]

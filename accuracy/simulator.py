@@ -83,6 +83,22 @@ def _record(
     )  # fmt: skip
 
 
+def final_state(
+    program: Program, *, model: ModelSpec, workload: Workload, prompts: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, Machine]:
+    """HBM before the first instruction (uint8), and the machine after the last: what another executor starts from and
+    must arrive at.
+
+    Raises:
+        TripathError: the checkpoint is missing or does not fit the model.
+    """
+    image = build_image(program, model, workload, load_tensors(model), prompts)
+    machine = Machine(program=program, hbm=image.copy())
+    while machine.run_to_break():
+        pass
+    return image, machine
+
+
 def simulate(
     program: Program, *, model: ModelSpec, workload: Workload, prompts: Sequence[Sequence[int]],
     progress: Callable[[int, int], None] | None = None,

@@ -27,6 +27,7 @@ from cycle.state import (
     TRAFFIC_BYTES,
     TURN_TO_READ,
     TURN_TO_WRITE,
+    State,
     Statistics,
     code_of,
     facts_of,
@@ -61,6 +62,42 @@ def simulate(
         ProgramError: the program deadlocks, or the trace does not belong to it.
     """
     window = _window(trace_window)
+    state, statistics, events = _replay(
+        program, hardware, trace, window=window, race_check=race_check, fast_forward=fast_forward,
+        most_events=MAXIMUM_EVENTS,
+    )  # fmt: skip
+    makespan, skipped = int(state.scalars[FRONTIER]), int(state.scalars[SKIPPED])
+    check_attribution(statistics, makespan)
+    result = _result(program, hardware, trace, statistics, makespan, skipped, events)
+    if technology is None:
+        return result
+    energy = account(
+        program, statistics.retired, hardware=hardware, technology=technology,
+        phase_seconds=statistics.phase[:, CYCLES] / hardware.clock_hz,
+        hbm_bytes=statistics.phase[:, TRAFFIC_BYTES : TRAFFIC_BYTES + 2].sum(axis=1),
+    )  # fmt: skip
+    return replace(result, metrics={**result.metrics, **energy.metrics}, tables={**result.tables, **energy.tables})
+
+
+def instruction_times(program: Program, *, hardware: HardwareConfig, trace: Trace, most_events: int) -> np.ndarray:
+    """Every queued instruction's number, start and end: int64 [events, 3] in no particular order.
+
+    `most_events` is the number of instructions that the run retires, or more.
+
+    Raises:
+        TripathError, ProgramError: as `simulate`.
+    """
+    _, _, events = _replay(
+        program, hardware, trace, window=(0, 1 << 62), race_check=False, fast_forward=False, most_events=most_events
+    )
+    return events[:, [0, 3, 4]]
+
+
+def _replay(
+    program: Program, hardware: HardwareConfig, trace: Trace, *, window: tuple[int, int], race_check: bool,
+    fast_forward: bool, most_events: int,
+) -> tuple[State, Statistics, np.ndarray]:  # fmt: skip
+    """Run the machine; its state, what it counted, and the instructions that start in the window."""
     for name in ("blen", "mlen", "vlen"):
         if program.geometry[name] != getattr(hardware, name):
             raise TripathError(
@@ -73,7 +110,7 @@ def simulate(
     if fast_forward:
         mark_loops(program, code, hardware.hbm.burst_bytes)
     state, statistics = new_state(program, hardware, window), new_statistics(program)
-    timeline = np.zeros((MAXIMUM_EVENTS, len(EVENT_COLUMNS)), np.int64)
+    timeline = np.zeros((most_events, len(EVENT_COLUMNS)), np.int64)
     memory, control = Memory(hardware), new_control()
     facts[TURN_TO_WRITE], facts[TURN_TO_READ] = memory.turnaround_cycles()
     facts[REFRESH_FOR], facts[REFRESH_EVERY] = memory.refresh_cycles()
@@ -88,18 +125,7 @@ def simulate(
         name = program.instructions[fault].mnemonic
         reason = {DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop"}
         raise ProgramError(f"program: {reason.get(status, 'a semaphore overflows')} at instruction {fault} ({name})")
-    makespan, skipped = int(state.scalars[FRONTIER]), int(state.scalars[SKIPPED])
-    check_attribution(statistics, makespan)
-    events = timeline[: state.scalars[EVENTS]]
-    result = _result(program, hardware, trace, statistics, makespan, skipped, events)
-    if technology is None:
-        return result
-    energy = account(
-        program, statistics.retired, hardware=hardware, technology=technology,
-        phase_seconds=statistics.phase[:, CYCLES] / hardware.clock_hz,
-        hbm_bytes=statistics.phase[:, TRAFFIC_BYTES : TRAFFIC_BYTES + 2].sum(axis=1),
-    )  # fmt: skip
-    return replace(result, metrics={**result.metrics, **energy.metrics}, tables={**result.tables, **energy.tables})
+    return state, statistics, timeline[: state.scalars[EVENTS]]
 
 
 def check_attribution(statistics: Statistics, makespan: int) -> None:

@@ -26,7 +26,7 @@ QUALITY = "quality"
 """The path that runs no program: held-out problems on the reference path."""
 TRACE_GIVERS = ("accuracy", QUALITY)
 """Paths whose trace the timing paths replay, the first that runs; none: the workload's schedule."""
-PATHS = ("analytical", "cycle", *TRACE_GIVERS)
+PATHS = ("analytical", "cycle", *TRACE_GIVERS, "rtl")
 WHOLE_RUN = ("program", "generation")
 """Scopes of which a run has one; others are named beside the metric."""
 
@@ -76,6 +76,8 @@ class Experiment:
         for name in self.options:
             if name not in PATHS:
                 raise TripathError(f"simulator.{name}: no such simulator, one of {', '.join(PATHS)}")
+        if "rtl" in self.paths and "accuracy" not in self.paths:
+            raise TripathError("paths: rtl needs accuracy beside it, whose trace and bits it is compared with")
         if self.trace_giver and self.model.checkpoint is None:
             raise TripathError(
                 f"paths: model {self.model.name} has no checkpoint to execute; use paths=[analytical,cycle] or give "
@@ -236,7 +238,11 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
         if name in TRACE_GIVERS:
             continue
         metrics = result.metrics
-        cycles = metrics["makespan_cycles" if name == "cycle" else "estimated_cycles"]
+        cycles = metrics["estimated_cycles" if name == "analytical" else "makespan_cycles"]
+        if name == "rtl":
+            rows.append([name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
+                         _number(metrics["tokens_per_second"]), "", "", "", ""])  # fmt: skip
+            continue
         rows.append([
             name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
             _number(metrics["tokens_per_second"]), _bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}",

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 
 MODULES = {QUALITY: "accuracy.study"}
 """Where a path lives that is no package of its own name."""
+EXECUTING = ("accuracy", "rtl")
+"""Paths that execute a program and so generate something."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PathRun:
     """What one path found, on which trace, in how many seconds when it was computed, and whether the cache had it.
 
-    `token_ids` (per sequence) and `trip_counts` (denoising steps per block) are accuracy's.
+    `token_ids` (per sequence) and `trip_counts` (denoising steps per block) are of the paths that execute.
     """
 
     result: Result
@@ -125,11 +127,14 @@ def run_path(
     if known is not None:
         return known
     began = time.perf_counter()
+    if name == "rtl":
+        assert program is not None
+        inputs = _with_witnesses(program, experiment, inputs)
     found = importlib.import_module(MODULES.get(name, name)).simulate(**inputs)
     seconds = time.perf_counter() - began
     if name == QUALITY:
         run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds)
-    elif name == "accuracy":
+    elif name in EXECUTING:
         run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds, token_ids=found.token_ids,
                       trip_counts=found.trip_counts)  # fmt: skip
     else:
@@ -244,6 +249,25 @@ def _generated(prompts: Prompts | None, run: PathRun | None) -> Generated | None
     return Generated(prompts=prompts.texts, texts=answers, token_ids=run.token_ids, trip_counts=run.trip_counts)
 
 
+def _with_witnesses(program: Program, experiment: Experiment, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the RTL starts from, and what it must agree with: the executor's memories, the cycle path's times."""
+    accuracy, cycle, rtl = (importlib.import_module(name) for name in ("accuracy", "cycle", "rtl"))
+    image, machine = accuracy.final_state(
+        program, model=experiment.model, workload=experiment.workload, prompts=inputs["prompts"]
+    )
+    times = cycle.instruction_times(
+        program, hardware=experiment.hardware, trace=inputs["trace"], most_events=int(machine.retired.sum())
+    )
+    own = {name: value for name, value in inputs.items() if name != "prompts"}
+    names = [field.name for field in fields(rtl.Memories)]
+    return {
+        **own,
+        "image": image,
+        "expected": rtl.Memories(**{name: getattr(machine, name) for name in names}),
+        "times": times,
+    }
+
+
 def _inputs(
     name: str, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
 ) -> tuple[dict[str, Any], str]:
@@ -253,12 +277,16 @@ def _inputs(
         inputs: dict[str, Any] = {"model": model, "workload": workload, "numerics": experiment.numerics}
     elif name == "accuracy":
         inputs = {"model": model, "workload": workload, "prompts": prompts}
+    elif name == "rtl":
+        inputs = {"hardware": experiment.hardware, "trace": trace, "prompts": prompts}
     else:
         inputs = {"hardware": experiment.hardware, "trace": trace, "technology": experiment.technology}
     content: dict[str, object] = dict(inputs)
-    if "model" in inputs:
+    if name in (QUALITY, *EXECUTING):
         weights = None if model.checkpoint is None else folder_digest(model.checkpoint)
         content |= {"model": replace(model, checkpoint=None), "weights": weights}
+    if name == "rtl":
+        content |= {"workload": workload, "witnesses": [code_digest(other) for other in ("accuracy", "cycle")]}
     if name != QUALITY:
         assert program is not None
         inputs["program"] = program

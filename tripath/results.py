@@ -113,13 +113,17 @@ def digest_of(*values: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+SOURCES = (".py", ".sv", ".cpp")
+"""Files that decide what a simulator finds."""
+
+
 @lru_cache
 def code_digest(simulator: str) -> str:
     """Digest of the sources that decide what a simulator finds: its package, and tripath without its edge."""
     state = hashlib.sha256()
     for package in (simulator, "tripath"):
         root = Path(str(files(package)))
-        for file in sorted(root.rglob("*.py")):
+        for file in sorted(file for file in root.rglob("*") if file.suffix in SOURCES):
             name = file.relative_to(root)
             if package == "tripath" and name.parts[0].removesuffix(".py") in EDGE:
                 continue

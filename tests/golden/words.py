@@ -17,7 +17,7 @@ def to_words(memory, values):
     bits = np.ascontiguousarray(values).view(np.uint32)
     if memory == "vector":
         assert not np.any(bits & 0xFFFF), "Vector SRAM holds BF16"
-        bits >>= 16
+        bits = bits >> 16  # a copy: what is printed stays as it is
     numbers = values.astype(np.float64)
     return " ".join(
         NAN if number != number else f"{word:0{digits}x}" for word, number in zip(bits.tolist(), numbers.tolist())

@@ -126,6 +126,22 @@ def check_fidelity(results: Results, settings: Settings) -> Iterator[Discrepancy
         )  # fmt: skip
 
 
+def check_rtl(results: Results, _: Settings) -> Iterator[Discrepancy]:
+    """The RTL starts and ends every instruction when the cycle path says so, and leaves the executor's bits."""
+    if "rtl" not in results:
+        return
+    metrics = results["rtl"].metrics
+    expected = {name: ("cycle" if name == "differing_instructions" else "accuracy", 0.0) for name in metrics
+                if name.startswith("differing_")}  # fmt: skip
+    if "cycle" in results:
+        expected["makespan_cycles"] = "cycle", results["cycle"].metrics["makespan_cycles"]
+    for name, (source, value) in expected.items():
+        yield Discrepancy(
+            metric=name, scope="program", kind="count", expected=value, expected_source=source, observed=metrics[name],
+            observed_source="rtl", tolerance=0.0, reason="the same machine, described once more",
+        )  # fmt: skip
+
+
 def check_references(results: Results, settings: Settings) -> Iterator[Discrepancy]:
     """Metrics against figures measured elsewhere; a figure for a path that did not run is left out.
 
@@ -146,7 +162,8 @@ def check_references(results: Results, settings: Settings) -> Iterator[Discrepan
 
 
 CHECKS: tuple[Callable[[Results, Settings], Iterator[Discrepancy]], ...] = (
-    check_counts, check_busy_cycles, check_bound, check_estimate, check_energy, check_fidelity, check_references,
+    check_counts, check_busy_cycles, check_bound, check_estimate, check_energy, check_fidelity, check_rtl,
+    check_references,
 )  # fmt: skip
 """Every check, in the order in which people read them."""
 

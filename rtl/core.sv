@@ -1,0 +1,253 @@
+// The core: front end, four queues, matrix unit, vector and scalar unit, two DMA units, SRAMs, semaphores.
+module core
+  import tripath_pkg::*;
+  import core_pkg::*;
+(
+    input logic clock,
+    input logic reset,
+    input logic run,
+    // registers of the host
+    input logic serial,
+    input logic [3:0][7:0] depth,
+    input logic [7:0] outstanding,
+    input logic program_write,
+    input logic [15:0] program_address,
+    input logic [127:0] program_data,
+    // HBM: a beat is asked for every cycle at most; data come in order. Writes have a strobe for each byte.
+    output logic read_valid,
+    output logic [31:0] read_address,
+    input logic data_valid,
+    input logic [8*BEAT_BYTES-1:0] data,
+    output logic write_valid,
+    output logic [31:0] write_address,
+    output logic [BEAT_BYTES-1:0] write_strobe,
+    output logic [8*BEAT_BYTES-1:0] write_data,
+    // what happens in this cycle
+    output logic [31:0] now,
+    output logic control,
+    output pc_t control_pc,
+    output logic [3:0] start,  // matrix, vector; a sync of the DMA queues
+    output logic [3:0][15:0] start_pc,
+    output logic [3:0][15:0] start_latency,
+    output logic [1:0] begins,  // a descriptor's turn on HBM begins
+    output pc_t begun_pc,
+    output logic [1:0] ends,  // its last beat passes
+    output logic done,
+    output logic quiet,
+    output logic fault
+);
+  // ---- semaphores ----
+  logic [63:0][11:0] held_tokens;
+  tokens_t [3:0] given;
+  logic [3:0] give;
+  logic [3:0] pop;
+  entry_t [3:0] head;
+  logic front_take;
+  logic [5:0] front_take_number;
+
+  function automatic logic has_tokens(input logic [11:0] first, input logic [11:0] second, input logic [5:0] wait0,
+                                      input logic [5:0] wait1);
+    has_tokens = (wait0 == 0 || first >= (wait0 == wait1 ? 12'd2 : 12'd1)) && (wait1 == 0 || second != 0);
+  endfunction
+
+  logic [3:0] tokens, valid, room, push;
+  logic overflow;
+  always_comb
+    for (int q = 0; q < 4; q++)
+      tokens[q] = has_tokens(held_tokens[head[q].word[13:8]], held_tokens[head[q].word[19:14]], head[q].word[13:8],
+                             head[q].word[19:14]);
+  always_ff @(posedge clock)
+    if (reset) begin
+      held_tokens <= '0;
+      overflow <= 1'b0;
+    end else if (give != 0 || pop != 0 || front_take)
+      for (int s = 1; s < 64; s++) begin
+        logic [11:0] value;
+        value = held_tokens[s];
+        for (int q = 0; q < 4; q++) begin
+          if (give[q]) value = value + {8'd0, given[q][s]};
+          if (pop[q] && head[q].word[13:8] == 6'(s)) value = value - 12'd1;
+          if (pop[q] && head[q].word[19:14] == 6'(s)) value = value - 12'd1;
+        end
+        if (front_take && front_take_number == 6'(s)) value = value - 12'd1;
+        held_tokens[s] <= value;
+        if (value > 12'd1024) overflow <= 1'b1;
+      end
+
+  // ---- front end and queues ----
+  logic [15:0] fetch_address;
+  logic [127:0] word;
+  entry_t entry;
+  logic [31:0] flag_address, flag;
+  logic [3:0] idle, busy;
+  logic started;
+  always_ff @(posedge clock)
+    if (reset) begin
+      now <= '0;
+      started <= 1'b0;
+    end else begin
+      if (run) started <= 1'b1;
+      if (started) now <= now + 1;
+    end
+  assign idle = ~valid & ~busy;
+  program_sram program_memory (
+      .clock, .address(fetch_address), .data(word), .write(program_write), .write_address(program_address),
+      .write_data(program_data)
+  );
+  front_end front (
+      .clock, .reset, .run, .serial, .fetch_address, .word, .room, .idle, .push, .entry,
+      .token(held_tokens[word[13:8]] != 0), .take(front_take), .take_number(front_take_number), .flag_address, .flag,
+      .control, .pc(control_pc), .done
+  );
+  for (genvar q = 0; q < 4; q++) begin : queues
+    queue places (
+        .clock, .reset, .depth(depth[q]), .push(push[q]), .in(entry), .room(room[q]), .valid(valid[q]), .head(head[q]),
+        .pop(pop[q])
+    );
+    assign start_pc[q] = head[q].pc;
+    assign start_latency[q] = q < 2 ? latency_of(head[q].word[7:0]) : 16'd1;
+  end
+
+  // ---- matrix ----
+  logic [1:0] retire_fault;
+  logic [15:0] matrix_wait;
+  assign pop[0] = valid[0] && tokens[0] && matrix_wait == 0;
+  always_ff @(posedge clock)
+    if (reset) matrix_wait <= '0;
+    else if (pop[0]) matrix_wait <= interval_of(head[0].word[7:0]) - 16'd1;
+    else if (matrix_wait != 0) matrix_wait <= matrix_wait - 16'd1;
+  vector_control control_of_vector (
+      .clock, .reset, .valid(valid[1]), .head(head[1]), .tokens(tokens[1]), .now, .start(pop[1])
+  );
+  for (genvar q = 0; q < 2; q++) begin : retirements
+    retirement tokens_of (
+        .clock, .reset, .start(pop[q]), .latency(start_latency[q]), .signal0(head[q].word[25:20]),
+        .signal1(head[q].word[31:26]), .now, .busy(busy[q]), .give(give[q]), .given(given[q]), .fault(retire_fault[q])
+    );
+  end
+
+  logic weights_read, acts_read, out_write;
+  logic [GROUPS-1:0][31:0] scale_address, code_address;
+  logic [GROUPS-1:0][7:0] scale_data;
+  logic [GROUPS-1:0][7:0][7:0] code_data;
+  logic [31:0] acts_address, out_address;
+  logic [MLEN-1:0][15:0] acts_data;
+  logic [7:0] out_count;
+  logic [BLEN-1:0][15:0] out_data;
+  matrix_unit matrix (
+      .clock, .reset, .start(pop[0] && !is_sync(head[0].word[7:0])), .in(head[0]), .weights_read, .scale_address,
+      .code_address, .scale_data, .code_data, .acts_read, .acts_address, .acts_data, .out_write, .out_address,
+      .out_count, .out_data
+  );
+
+  // ---- vector and scalar ----
+  logic [2:0] vector_read;
+  logic [2:0][31:0] vector_read_address;
+  logic [2:0][VLEN-1:0][15:0] vector_read_data;
+  logic [1:0] vector_write;
+  logic [1:0][31:0] vector_write_address;
+  logic [1:0][15:0] vector_write_count;
+  logic [1:0][VLEN-1:0][15:0] vector_write_data;
+  logic [1:0][31:0] fp_read_address, fp_read_now;
+  logic fp_wide_read;
+  logic [VLEN-1:0][31:0] fp_wide_data;
+  logic [3:0] fp_write;
+  logic [3:0][31:0] fp_write_address, fp_write_data;
+  logic [31:0] int_read_address, index_address;
+  logic [2:0][31:0] int_read_now;
+  logic [1:0] int_wide_read;
+  logic [1:0][31:0] int_wide_address;
+  logic [1:0][VLEN-1:0][31:0] int_wide_data;
+  logic [1:0] int_write;
+  logic [1:0][31:0] int_write_address, int_write_data;
+  logic [VLEN-1:0] int_wide_write;
+  logic [31:0] int_wide_write_address;
+  logic [VLEN-1:0][31:0] int_wide_write_data;
+  vector_unit vector (
+      .clock, .reset, .start(pop[1] && !is_sync(head[1].word[7:0])), .in(head[1]), .read(vector_read),
+      .read_address(vector_read_address), .read_data(vector_read_data), .write(vector_write),
+      .write_address(vector_write_address), .write_count(vector_write_count), .write_data(vector_write_data),
+      .fp_read_address, .fp_read_now, .fp_wide_read, .fp_wide_data, .fp_write, .fp_write_address, .fp_write_data,
+      .int_read_address, .int_read_now(int_read_now[0]), .int_wide_read, .int_wide_address, .int_wide_data, .int_write,
+      .int_write_address, .int_write_data, .int_wide_write, .int_wide_write_address, .int_wide_write_data
+  );
+
+  // ---- DMA ----
+  logic beat, in_fault, out_fault, dma_fault, in_vector, in_matrix, in_column;
+  logic [3:0] beat_skip, in_fp, in_int;
+  logic [4:0] beat_count;
+  logic [1:0] complete, finished;
+  dma_pkg::descriptor_t begun;
+  logic [31:0] in_vector_address, in_matrix_address, in_column_address, in_column_stride, in_word_address;
+  logic [5:0] in_vector_count, in_matrix_count, store_count;
+  logic [RECORD-1:0][15:0] in_vector_data, store_data;
+  logic [RECORD_BYTES-1:0][7:0] in_matrix_data;
+  logic [3:0][31:0] in_word_data, store_words;
+  logic store_read, store_int_read;
+  logic [31:0] store_address, store_stride, store_int_address;
+  dma_control dma (
+      .clock, .reset, .now, .outstanding, .valid(valid[3:2]), .head(head[3:2]), .tokens(tokens[3:2]), .issue(pop[3:2]),
+      .busy(busy[3:2]), .give(give[3:2]), .given(given[3:2]), .begins, .begun, .begun_pc, .beat,
+      .beat_address(read_address), .beat_skip, .beat_count, .index_address, .index_now(int_read_now[2]), .ends,
+      .complete, .finished, .fault(dma_fault)
+  );
+  assign read_valid = beat;
+  dma_in load (
+      .clock, .reset, .begins(begins[0]), .begun, .beat, .beat_skip, .beat_count, .data_valid, .data,
+      .vector_write(in_vector), .vector_address(in_vector_address), .vector_count(in_vector_count),
+      .vector_data(in_vector_data), .matrix_write(in_matrix), .matrix_address(in_matrix_address),
+      .matrix_count(in_matrix_count), .matrix_data(in_matrix_data), .column_write(in_column),
+      .column_address(in_column_address), .column_stride(in_column_stride), .fp_write(in_fp), .int_write(in_int),
+      .word_address(in_word_address), .word_data(in_word_data), .finished(finished[0]), .fault(in_fault)
+  );
+  dma_out store (
+      .clock, .reset, .begins(begins[1]), .begun, .vector_read(store_read), .vector_address(store_address),
+      .vector_stride(store_stride), .vector_count(store_count), .vector_data(store_data), .int_read(store_int_read),
+      .int_address(store_int_address), .int_data(store_words), .write(write_valid), .write_address, .write_strobe,
+      .write_data, .finished(finished[1]), .fault(out_fault)
+  );
+
+  // ---- SRAMs ----
+  vector_sram vector_memory (
+      .clock, .read(vector_read), .read_address(vector_read_address), .read_data(vector_read_data),
+      .write(vector_write), .write_address(vector_write_address), .write_count(vector_write_count),
+      .write_data(vector_write_data), .array_read(acts_read), .array_read_address(acts_address),
+      .array_read_data(acts_data), .array_write(out_write), .array_write_address(out_address),
+      .array_write_count(out_count), .array_write_data(out_data), .in_write(in_vector), .in_address(in_vector_address),
+      .in_count(in_vector_count), .in_data(in_vector_data), .out_read(store_read), .out_address(store_address),
+      .out_stride(store_stride), .out_count(store_count), .out_data(store_data)
+  );
+  matrix_sram matrix_memory (
+      .clock, .read(weights_read), .scale_address, .code_address, .scale_data, .code_data, .write(in_matrix),
+      .write_address(in_matrix_address), .write_count(in_matrix_count), .write_data(in_matrix_data),
+      .column_write(in_column), .column_address(in_column_address), .column_stride(in_column_stride),
+      .column_count(in_vector_count), .column_data(in_vector_data)
+  );
+  logic [3:0][31:0] no_words;
+  logic [VLEN-1:0][31:0] no_data;
+  scalar_sram #(
+      .ENTRIES(FP_ENTRIES), .READS(2), .WIDE_READS(1), .WRITES(4)
+  ) fp_memory (
+      .clock, .read_address(fp_read_address), .read_now(fp_read_now), .wide_read(fp_wide_read),
+      .wide_read_address(head[1].address[1]), .wide_read_data(fp_wide_data), .write(fp_write),
+      .write_address(fp_write_address), .write_data(fp_write_data), .wide_write('0), .wide_write_address('0),
+      .wide_write_data(no_data), .out_read(1'b0), .out_address('0), .out_data(no_words), .in_write(in_fp),
+      .in_address(in_word_address), .in_data(in_word_data)
+  );
+  assign no_data = '0;
+  scalar_sram #(
+      .ENTRIES(INT_ENTRIES), .READS(3), .WIDE_READS(2), .WRITES(2)
+  ) int_memory (
+      .clock, .read_address({index_address, flag_address, int_read_address}), .read_now(int_read_now),
+      .wide_read(int_wide_read), .wide_read_address(int_wide_address), .wide_read_data(int_wide_data),
+      .write(int_write), .write_address(int_write_address), .write_data(int_write_data), .wide_write(int_wide_write),
+      .wide_write_address(int_wide_write_address), .wide_write_data(int_wide_write_data), .out_read(store_int_read),
+      .out_address(store_int_address), .out_data(store_words), .in_write(in_int), .in_address(in_word_address),
+      .in_data(in_word_data)
+  );
+  assign flag = int_read_now[1];
+
+  assign start = {pop[3] && is_sync(head[3].word[7:0]), pop[2] && is_sync(head[2].word[7:0]), pop[1:0]};
+  assign quiet = done && idle == '1;
+  assign fault = overflow || retire_fault != 0 || in_fault || out_fault || dma_fault;
+endmodule

@@ -1,0 +1,29 @@
+// What the parts of the core hand to each other.
+package core_pkg;
+  import tripath_pkg::*;
+  localparam int REGISTERS = 192;
+  localparam int SLOTS = 4;
+  localparam int PROGRAM_WORDS = 4096;
+  localparam int RECORD = 32;  // elements of the longest block
+  localparam int RECORD_BYTES = RECORD + 1;
+  localparam int GROUPS = MLEN / 8;
+
+  typedef logic [31:0] address_t;
+  typedef logic [15:0] pc_t;
+  typedef logic [63:0][3:0] tokens_t;  // tokens given, per semaphore
+
+  // The tokens, and one more of each of two semaphores (0: none).
+  function automatic tokens_t with_signals(input tokens_t tokens, input logic [5:0] signal0, input logic [5:0] signal1);
+    with_signals = tokens;
+    if (signal0 != 0) with_signals[signal0] = with_signals[signal0] + 4'd1;
+    if (signal1 != 0) with_signals[signal1] = with_signals[signal1] + 4'd1;
+  endfunction
+
+  // A dispatched instruction: its word, where its address registers point, row strides of the first two.
+  typedef struct packed {
+    pc_t pc;
+    logic [127:0] word;
+    logic [PORTS-1:0][31:0] address;
+    logic [1:0][31:0] stride;
+  } entry_t;
+endpackage

@@ -137,6 +137,14 @@ def test_quality_is_an_objective_from_a_file(tmp_path):
     assert {design["numerics"] for design in batches[-1].designs} == {"mxint4", "mxint8"}
 
 
+def test_quality_of_formats_that_are_no_axis(tmp_path):
+    file = tmp_path / "quality.csv"
+    file.write_text("numerics,logit_kl\nmxint4,0.5\nmxint8,0.01\n")
+    search = Search(objectives={"quality.logit_kl": "minimize", "x": "minimize"}, quality=str(file), numerics="mxint8")
+    rows, _ = run(search, {"a": ["1", "2"]}, lambda design: {"x": float(design["a"])})
+    assert {each.metrics["quality.logit_kl"] for each in search.weighed(rows)} == {0.01}
+
+
 def test_spread_takes_both_ends():
     search = Search(objectives={"x": "minimize"}, confirm_at_most=3)
     rows, _ = run(search, {"a": [str(n) for n in range(10)]}, lambda design: {"x": float(design["a"])})

@@ -301,13 +301,15 @@ def run_search(
         if override.is_sweep_override()
     }
     fixed = [str(override.input_line) for key, override in parsed.items() if key not in axes]
-    given = {**settings, "_target_": "tripath.search.Search", "quality": _resolve(settings.get("quality"))}
+    chosen = _values(fixed).get("numerics", str(config.hydra.runtime.choices.get("numerics", "")))
+    own = {"quality": _resolve(settings.get("quality")), "numerics": chosen}
+    given = {**settings, **own, "_target_": "tripath.search.Search"}
     search: Search = build("hydra.sweeper.search", OmegaConf.create(given))
     sweep, done = _command.sweep(config), 0
     sweep.extra, _command.axes = search, axes
     for batch in search.batches(axes, sweep.rows):
-        own = search.confirm if batch.confirms else [ROW_ONLY]
-        jobs = [[*(f"{key}={value}" for key, value in choice.items()), *fixed, *own] for choice in batch.designs]
+        last = search.confirm if batch.confirms else [ROW_ONLY]
+        jobs = [[*(f"{key}={value}" for key, value in choice.items()), *fixed, *last] for choice in batch.designs]
         launcher.launch(jobs, initial_job_idx=done)
         done += len(jobs)
 

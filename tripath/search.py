@@ -65,7 +65,7 @@ class Search:
     `objectives`: metric to `minimize` or `maximize`. `limits`: metric to the largest value allowed. `sampler`: `grid` tries
     every design, `optuna` lets NSGA-II choose `trials` of them, `batch` at a time. `confirm`: the overrides of the jobs that
     confirm the front, at most `confirm_at_most` of them, spread over it. `quality`: a CSV file with a column `numerics` and a
-    column for each metric `quality.NAME` that a choice of formats decides.
+    column for each metric `quality.NAME` that a choice of formats decides; `numerics`: that choice, where it is no axis.
     """
 
     objectives: Mapping[str, str]
@@ -77,6 +77,7 @@ class Search:
     confirm: Sequence[str] = ("paths=[analytical,cycle]",)
     confirm_at_most: int = 24
     quality: str | None = None
+    numerics: str = ""
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -165,7 +166,7 @@ class Search:
         for row in sorted(rows, key=lambda row: row.number):
             if not row.metrics or row.report is not None:
                 continue
-            metrics = {**row.metrics, **quality.get(row.swept.get("numerics", ""), {})}
+            metrics = {**row.metrics, **quality.get(row.swept.get("numerics", self.numerics), {})}
             for name in (*self.objectives, *self.limits):
                 if name not in metrics:
                     where = "objectives" if name in self.objectives else "limits"

@@ -15,8 +15,8 @@ from accuracy.checkpoint import load_tensors
 from accuracy.executor import Machine
 from accuracy.image import build_image
 from accuracy.reference import ReferenceModel
-from tripath.cli import build_experiment
 from tripath.compiler import compile_program
+from tripath.composition import build_experiment
 from tripath.experiment import read_prompts
 from tripath.tables import event_counts
 

@@ -21,8 +21,8 @@ from accuracy.simulator import execute
 from accuracy.study.decode import Policy
 from accuracy.study.model import Arithmetic, StudyModel
 from accuracy.study.problems import load_problems, score
-from tripath.cli import build_experiment
 from tripath.compiler import compile_program
+from tripath.composition import build_experiment
 from tripath.experiment import Experiment
 from tripath.formats import FORMATS, MX_BLOCK
 from tripath.formats.rounding import encode_rows

@@ -23,8 +23,8 @@ from hydra import compose, initialize_config_module
 import analytical
 import cycle
 from benchmarks.cycle_speed import GEMMS, LLADA, product_program
-from tripath.cli import build_experiment
 from tripath.compiler import compile_program, schedule
+from tripath.composition import build_experiment
 from tripath.program import Program
 from tripath.trace import Trace
 

@@ -145,8 +145,8 @@ def run_case(
     else:
         from hydra import compose, initialize_config_module
 
-        from tripath.cli import build_experiment
         from tripath.compiler import compile_program, schedule
+        from tripath.composition import build_experiment
 
         with initialize_config_module("conf", version_base="1.3"):
             experiment, _ = build_experiment(compose("config", overrides=overrides))
@@ -168,7 +168,7 @@ def product_program(gemm: tuple[int, ...]):
     """C[M, N] = A[M, K] B[K, N] in MXINT8 on an array of SIDE x SIDE, weights streamed through two buffers."""
     from hydra import compose, initialize_config_module
 
-    from tripath.cli import build_experiment
+    from tripath.composition import build_experiment
     from tripath.isa import assemble
     from tripath.program import Program, Tensor, words_of
 

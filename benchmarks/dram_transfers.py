@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cycle.dram import CLOSED, FOREIGN, all_banks, memory_of, stream
 from cycle.transfers import bursts_of, dma_memory_of, transfer
-from tripath.cli import build
+from tripath.composition import build
 from tripath.hardware import Hbm
 
 KIB, HEADS = 1024, 32

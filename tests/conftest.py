@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from tripath.cli import build_experiment
 from tripath.compiler import compile_program, schedule
+from tripath.composition import build_experiment
 
 CHECKPOINT = Path(__file__).parents[1] / "accuracy" / "checkpoints" / "wordmath"
 PROMPT = "Tom has 12 apples and finds 30 more. How many apples does Tom have now?"

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tripath.cli import INPUT_ERRORS, build, build_experiment, one_line
+from tripath.composition import INPUT_ERRORS, build, build_experiment, one_line
 from tripath.job import prepare
 
 CASES = int(os.environ.get("TRIPATH_FUZZ_CASES", "400"))

@@ -18,7 +18,7 @@ import tripath.tracking
 from tests.conftest import compose_experiment
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath import cli
-from tripath.cli import Composer
+from tripath.composition import Composer
 from tripath.errors import TripathError
 from tripath.job import compile_key
 from tripath.record import FILE, TRACKED, from_json

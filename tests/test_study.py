@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import compose_experiment
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
-from tripath import cli
+from tripath import cli, composition
 from tripath.study import front, markdown, write_quality
 from tripath.summary import Row
 
@@ -131,7 +131,7 @@ def test_a_program_is_refused_what_it_lacks(tripath_command):  # noqa: F811
 
 @pytest.mark.parametrize("arguments", [("paths=[quality]",), ("--multirun", "experiment=kv_quantisation")])
 def test_without_torch_one_line_and_status_2(tripath_command, monkeypatch, arguments):  # noqa: F811
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(composition, "find_spec", lambda name: None if name == "torch" else object())
     status, output, errors = tripath_command(*arguments, "tracking=off", "hydra.sweep.dir=sweep")
     assert (status, output) == (cli.BAD_INPUT, "")
     assert errors == "error: paths: quality needs torch, which is not installed; pip install 'tripath[study]'\n"

@@ -1,0 +1,259 @@
+"""Hydra's configurations as objects: composes the configuration of a job, and builds the experiment that it describes."""
+
+import importlib
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from tripath.errors import NotInstalledError, TripathError, did_you_mean
+
+if TYPE_CHECKING:
+    from tripath.experiment import Experiment
+    from tripath.model import ModelSpec
+    from tripath.validation import Settings
+
+PACKAGE = "pkg://"
+INPUT_ERRORS = (TripathError, HydraException, OmegaConfBaseException, OSError)
+
+
+class Composer:
+    """Composes the jobs of a sweep: once for each choice of files, and sets a job's values on a copy of that.
+
+    Hydra itself would read and merge every file for every job, which takes longer than an analytical run.
+    """
+
+    def __init__(self, loader: Any, master: DictConfig) -> None:  # noqa: ANN401  its interface lacks the repository
+        self._loader, self._master = loader, master
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._known: dict[tuple[str, ...], tuple[DictConfig, bytes]] = {}
+
+    def __call__(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
+        """The configuration of a job, without Hydra's own node, and its folder.
+
+        Raises:
+            HydraException, OmegaConfBaseException: it cannot be composed.
+        """
+        parsed = self._parser.parse_overrides(list(overrides))
+        files = [override for override in parsed if self._chooses_file(override)]
+        whole, packed = self._of_files(tuple(str(override.input_line) for override in files))
+        config: DictConfig = pickle.loads(packed)  # noqa: S301  made below, in this process
+        ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in files], config)  # noqa: SLF001
+        with open_dict(whole.hydra):
+            job = whole.hydra.job
+            job.num, job.id = number, str(number)
+            job.override_dirname = get_overrides_dirname(parsed, **job.config.override_dirname)
+        return config, Path(whole.hydra.sweep.dir).absolute() / str(whole.hydra.sweep.subdir)
+
+    def _chooses_file(self, override: Override) -> bool:
+        return self._loader.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+
+    def _of_files(self, files: tuple[str, ...]) -> tuple[DictConfig, bytes]:
+        if files not in self._known:
+            whole = self._loader.load_sweep_config(self._master, list(files))
+            HydraConfig.instance().cfg = cast("Any", whole)  # `${hydra:...}` in a configuration looks here
+            task = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+            self._known[files] = whole, pickle.dumps(task)
+        return self._known[files]
+
+
+def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
+    """The experiment of a composed configuration, and the prompt to use where the user gives none.
+
+    Raises:
+        TripathError: a value breaks a rule.
+    """
+    from tripath.experiment import QUALITY, Experiment, read_prompts_file
+    from tripath.workload import reference_only
+
+    groups = {
+        "model",
+        "hardware",
+        "workload",
+        "numerics",
+        "simulator",
+        "validation",
+        "launch",
+        "tracking",
+        "technology",
+    }
+    known = (*sorted(groups), "devices", "paths", "row_only")  # of devices there are several, one below the other
+    for key in config:
+        if key not in known:
+            raise TripathError(f"{key}: no such key, one of {', '.join(known)}")
+    for key in (*sorted(groups), "devices"):
+        if not OmegaConf.is_dict(config.get(key)):
+            raise TripathError(f"{key}: needs a mapping, got {config.get(key)!r}")
+    workload: Any = OmegaConf.to_container(config.workload, resolve=True)
+    default_prompt = workload.pop("default_prompt", None)
+    if default_prompt is not None and not isinstance(default_prompt, str):
+        raise TripathError(f"workload.default_prompt: must be text, got {default_prompt!r}")
+    if sum(workload.get(key) is not None for key in ("prompt", "prompts_file", "prompt_length")) > 1:
+        raise TripathError("workload: give one of prompt, prompts_file and prompt_length, and null for the others")
+    if workload.get("batch") is None:
+        name = workload.get("prompts_file")
+        workload["batch"] = 1 if name is None else len(read_prompts_file(str(name)))
+    prompt = workload.get("prompt")
+    if isinstance(prompt, str):  # kept from instantiate, which would interpolate a `${` in it
+        workload["prompt"] = None
+    model: Any = OmegaConf.to_container(config.model, resolve=True)
+    model["checkpoint"] = resolve(model.get("checkpoint"))
+    if isinstance(sliced := model.get("only_layers"), list):
+        if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
+            raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
+        model["layers"] = len(sliced)
+    paths, own = config.paths, build("model", model)
+    settings = build("validation", config.validation)
+    references = [row for row in settings.references if _applies(row.when, config)]
+    options: Any = OmegaConf.to_container(config.simulator, resolve=True)
+    experiment = Experiment(
+        model=own, workload=build("workload", workload), hardware=build("hardware", config.hardware),
+        numerics=build("numerics", config.numerics), settings=replace(settings, references=references),
+        technology=build("technology", config.technology), **_other_hardware(config, settings, own),
+        paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
+    )  # fmt: skip
+    if QUALITY in experiment.paths:
+        if find_spec("torch") is None:
+            raise NotInstalledError("paths: quality needs torch, which is not installed; pip install 'tripath[study]'")
+        if reference_only(
+            experiment.workload, experiment.numerics
+        ):  # no program: the paths that would run it are left out
+            experiment = replace(experiment, paths=[QUALITY])
+    if isinstance(prompt, str):
+        experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
+    return experiment, default_prompt
+
+
+def _other_hardware(config: DictConfig, settings: "Settings", own: "ModelSpec") -> dict[str, Any]:
+    """Device models, measurements, and the models that these and published figures name; `own` is that of the run."""
+    from tripath.validation import check_names, published_models, read_measurements
+
+    measurements = [] if settings.measurements is None else read_measurements(settings.measurements)
+    devices = {str(name): build(f"devices.{name}", node) for name, node in config.devices.items()}
+    check_names(measurements, devices, config.hardware.name if config.paths else None)
+    names = {row.model for row in measurements} | (published_models() if settings.published else set())
+    models = {own.name: own}
+    for name in sorted(names - {own.name}):
+        try:
+            loaded = GlobalHydra.instance().config_loader().load_configuration("config", [f"model={name}"], RunMode.RUN)
+        except HydraException as error:
+            raise TripathError(f"validation.measurements: {one_line(error)}") from None
+        models[name] = build("model", {**dict(loaded.model), "checkpoint": None})
+    return {"devices": devices, "measurements": measurements, "models": models}
+
+
+def _applies(when: Mapping[str, object], config: DictConfig) -> bool:
+    """Whether a reference was measured for this configuration.
+
+    Raises:
+        TripathError: it names a key that does not exist.
+    """
+    for key, value in when.items():
+        try:
+            given = OmegaConf.select(config, key, throw_on_missing=True)
+        except OmegaConfBaseException:
+            given = None
+        if given is None:
+            raise TripathError(f"validation.references: when names {key}, no such key")
+        if given != value:
+            return False
+    return True
+
+
+def build(key: str, node: object) -> Any:  # noqa: ANN401  whatever `_target_` names
+    """The object that the configuration node `key` describes, its values checked against the types of its class.
+
+    Raises:
+        TripathError: an unknown or missing key, a value of the wrong type, or a rule of the class is broken.
+    """
+    values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return _built(key, pickle.dumps(values))
+
+
+@lru_cache(maxsize=256)
+def _built(key: str, packed: bytes) -> Any:  # noqa: ANN401  as build
+    """As `build`, once for the same values: most groups are the same in all jobs of a sweep, and nobody changes what is built."""
+    from tripath.experiment import check_values
+
+    values = pickle.loads(packed)  # noqa: S301  made above, in this process
+    check_values(key, values)
+    try:
+        return _made(values)
+    except TripathError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TripathError(f"{key}: {one_line(error)}") from None
+
+
+def _made(values: Any) -> Any:  # noqa: ANN401  a value of a configuration, and whatever its `_target_` names
+    """What a node describes, as hydra.utils.instantiate makes it of plain values, in a fiftieth of the time."""
+    if isinstance(values, list):
+        return [_made(value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    made = {key: _made(value) for key, value in values.items() if key != "_target_"}
+    if "_target_" not in values:
+        return made
+    module, _, name = str(values["_target_"]).rpartition(".")
+    return getattr(importlib.import_module(module), name)(**made)
+
+
+def one_line(error: BaseException) -> str:
+    """The telling part of an error in one line; Hydra's own errors in the words of this command."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: no option {option!r}, one of {', '.join(error.options)}"
+    text = str(error).partition("\nConfig search path")[0]
+    if found := re.match(r"Could not override '([^']*)'", text):
+        return f"{found[1]}: no such key, `tripath --cfg job` prints all{did_you_mean(found[1], _known_keys())}"
+    if text.startswith("Ambiguous value"):
+        return f"{text.splitlines()[0]}; write [a,b] for a list, quote a text with commas, or sweep with --multirun"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "https://hydra.cc" not in line]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _known_keys() -> list[str]:
+    """Every key of the default configuration, as overrides name it, and the groups."""
+    if GlobalHydra.instance().is_initialized():
+        loader: Any = GlobalHydra.instance().config_loader()
+        config: DictConfig = loader.load_configuration("config", [], RunMode.RUN)
+    else:
+        with initialize_config_module("conf", version_base="1.3"):
+            config = compose("config")
+    found: list[str] = []
+
+    def walk(prefix: str, node: object) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                found.append(f"{prefix}{key}")
+                walk(f"{prefix}{key}.", value)
+
+    walk("", OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))
+    return found
+
+
+def resolve(checkpoint: object) -> object:
+    """A checkpoint inside an installed package (`pkg://package/folder`) as a path."""
+    if not isinstance(checkpoint, str) or not checkpoint.startswith(PACKAGE):
+        return checkpoint
+    package, _, rest = checkpoint.removeprefix(PACKAGE).partition("/")
+    try:
+        return str(files(package).joinpath(rest))
+    except (ModuleNotFoundError, ValueError):
+        raise TripathError(f"model.checkpoint: no package {package!r} ({checkpoint})") from None

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ import numpy as np
 
 from rtl.limits import check_program
 from rtl.package import package_text
+from tripath import user_cache
 from tripath.errors import ProgramError, TripathError
 from tripath.hardware import QUEUED_UNITS, HardwareConfig
 from tripath.program import Program
@@ -86,7 +86,7 @@ def build(hardware: HardwareConfig) -> Path:
     flags = [*FLAGS, "-CFLAGS", defines]
     version = subprocess.run([verilator, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
     digest = hashlib.sha256(repr((sorted(texts.items()), flags, version)).encode()).hexdigest()[:16]
-    folder = _cache() / digest
+    folder = user_cache() / "rtl" / digest
     binary = folder / "obj" / "Vcore"
     with _locked(folder.with_suffix(".lock")):
         if binary.exists():
@@ -101,11 +101,6 @@ def build(hardware: HardwareConfig) -> Path:
             binary.unlink(missing_ok=True)
             raise TripathError(f"rtl: verilator failed, see {folder / 'log'}")
     return binary
-
-
-def _cache() -> Path:
-    place = os.environ.get("TRIPATH_RTL_CACHE")
-    return Path(place) if place else Path(tempfile.gettempdir()) / f"tripath-rtl-{os.getuid()}"
 
 
 @contextmanager

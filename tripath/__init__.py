@@ -11,6 +11,11 @@ from pathlib import Path
 _PACKAGES = ("tripath", "analytical", "cycle", "accuracy")
 
 
+def user_cache() -> Path:
+    """The project's folder below the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tripath"
+
+
 def _cache_folder() -> Path:
     """Folder for the compiled code of exactly these sources, below the user's cache folder."""
     root = Path(__file__).parents[1]
@@ -18,8 +23,7 @@ def _cache_folder() -> Path:
     for package in _PACKAGES:
         for file in sorted((root / package).rglob("*.py")):
             state.update(file.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "tripath" / f"numba-{state.hexdigest()[:16]}"
+    return user_cache() / f"numba-{state.hexdigest()[:16]}"
 
 
 if "NUMBA_CACHE_DIR" not in os.environ:

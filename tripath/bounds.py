@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tripath.errors import ProgramError
 from tripath.isa import BYTES_PER_ADDRESS, Footprint, Instruction, Memory, Unit
+from tripath.registers import SET_UP, Register, register_of, set_up
 from tripath.structure import LOOPS
 
 CAPACITIES = {
@@ -17,16 +18,6 @@ CAPACITIES = {
     Memory.FP: "fp_bytes",
     Memory.INT: "int_bytes",
 }
-SET_UP = ("A_BASE", "A_STEP", "A_ROWS", "A_RING")
-
-
-@dataclass(kw_only=True)
-class _Register:
-    base: int
-    row_stride: int = 0
-    strides: dict[int, int] = field(default_factory=dict)
-    ring_stride: int = 0
-    ring: int = -1
 
 
 @dataclass(kw_only=True)
@@ -35,7 +26,7 @@ class _Walk:
     each trip register, the length of each ring."""
 
     limits: dict[Memory, int]
-    registers: dict[int, _Register] = field(default_factory=dict)
+    registers: dict[int, Register] = field(default_factory=dict)
     last: dict[int, int] = field(default_factory=dict)
     trips: dict[int, int] = field(default_factory=dict)
     rings: dict[int, int] = field(default_factory=dict)
@@ -57,7 +48,11 @@ def check_bounds(instructions: Sequence[Instruction], geometry: Mapping[str, int
         if instruction.mnemonic in SET_UP:
             if walk.last:
                 raise ProgramError(f"program: {instruction.mnemonic} in a loop (instruction {number})")
-            _set_up(walk, instruction, number)
+            if instruction.mnemonic == "A_RING":
+                if o["length"] < 1:
+                    raise ProgramError(f"program: a ring without a buffer (instruction {number})")
+                walk.rings[o["ring"]] = max(o["length"], walk.rings.get(o["ring"], 1))
+            set_up(walk.registers, instruction, number)
         elif instruction.mnemonic == "C_AFFINE":
             reach = o["base"], o["base"] + o["factor"] * walk.last.get(o["level"], 0)
             walk.trips[o["register"]] = max(*reach, walk.trips.get(o["register"], 0))
@@ -75,33 +70,9 @@ def check_bounds(instructions: Sequence[Instruction], geometry: Mapping[str, int
         number += 1
 
 
-def _set_up(walk: _Walk, instruction: Instruction, number: int) -> None:
-    o = instruction.operands
-    if instruction.mnemonic == "A_BASE":
-        walk.registers[o["register"]] = _Register(base=o["base"])
-        return
-    register = _register(walk, o["register"], number)
-    match instruction.mnemonic:
-        case "A_STEP":
-            register.strides[o["level"]] = o["stride"]
-        case "A_ROWS":
-            register.row_stride = o["stride"]
-        case _:
-            if o["length"] < 1:
-                raise ProgramError(f"program: a ring without a buffer (instruction {number})")
-            register.ring, register.ring_stride = o["ring"], o["stride"]
-            walk.rings[o["ring"]] = max(o["length"], walk.rings.get(o["ring"], 1))
-
-
-def _register(walk: _Walk, name: int, number: int) -> _Register:
-    if name not in walk.registers:
-        raise ProgramError(f"program: address register {name} is used before A_BASE sets it (instruction {number})")
-    return walk.registers[name]
-
-
 def _check(walk: _Walk, instruction: Instruction, footprint: Footprint, number: int) -> None:
     o, operand = instruction.operands, instruction.spec.operands[footprint.operand]
-    register = _register(walk, o[footprint.operand], number)
+    register = register_of(walk.registers, o[footprint.operand], number)
     rows, size, memory = footprint.rows(o), footprint.size(o), operand.memory
     if memory is None or rows < 1 or size < 1:
         return

@@ -19,21 +19,23 @@ from typing import Any
 
 import numpy as np
 
+from tripath import user_cache
+
 SCHEMA = 1
 SUFFIX = ".result"
 LEVEL = 1
 """Of zlib: the first takes a tenth of the time of the default and leaves a tenth more."""
 EDGE = {
-    "baseline", "cli", "comparison", "console", "estimates", "experiment", "folders", "job", "launch", "multirun", "perfetto",
-    "pictures", "record", "report", "results", "search", "study", "summary", "sweep", "sync", "tracking", "validation",
-    "verdicts",
+    "baseline", "cli", "comparison", "composition", "console", "estimates", "experiment", "folders", "job", "launch",
+    "multirun", "perfetto", "pictures", "record", "report", "results", "search", "study", "summary", "sweep", "sync",
+    "tracking", "validation", "verdicts",
 }  # fmt: skip
 """Modules of tripath that no simulator can import (the layers in pyproject.toml): they do not change what one finds."""
 
 
 def default_folder() -> Path:
     """The folder for results below the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tripath" / "results"
+    return user_cache() / "results"
 
 
 class Cache:

@@ -207,8 +207,7 @@ class Search:
 
     def outcome(self, rows: Sequence[Row]) -> tuple[str, Table]:
         """In a sentence what was found, and the front: designs, objectives as proposed, and what the confirming path says."""
-        weighed = self.weighed(rows)
-        front, told = self.front(weighed), self._told(rows)
+        weighed, front, told = self._found(rows)
         within = sum(each.feasible for each in weighed)
         limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.limits.items())
         kept = f", {within} of them within the limits ({limits})" if limits else ""
@@ -231,8 +230,7 @@ class Search:
 
     def write(self, folder: Path, rows: Sequence[Row]) -> list[str]:
         """Write every design, the front as a table, and a picture; the names of the files."""
-        weighed = self.weighed(rows)
-        front = self.front(weighed)
+        weighed, front, told = self._found(rows)
         if not weighed:
             return []
         said, table = self.outcome(rows)
@@ -240,20 +238,20 @@ class Search:
         lines.insert(3, "|---" * len(table.columns) + "|")
         (folder / FRONT).write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._write_designs(folder / DESIGNS, weighed, {each.number for each in front})
-        self._draw(folder / PICTURE, weighed, front, self._told(rows))
+        self._draw(folder / PICTURE, weighed, front, told)
         return [DESIGNS, FRONT, PICTURE]
 
     @property
     def _shown(self) -> list[str]:
         return list(dict.fromkeys([*self.objectives, *self.limits]))
 
-    def _told(self, rows: Sequence[Row]) -> dict[int, Mapping[str, float]]:
-        """What the path that confirms says of a design, by the number of the job that proposed it."""
+    def _found(self, rows: Sequence[Row]) -> tuple[list[Weighed], list[Weighed], dict[int, Mapping[str, float]]]:
+        """Every proposal, the front, and what the path that confirms says of a design by the number of its proposal."""
         weighed = self.weighed(rows)
         numbers = {tuple(each.design.values()): each.number for each in weighed}
         axes = list(weighed[0].design) if weighed else []
         keys = {tuple(row.swept.get(axis, "") for axis in axes): row.metrics for row in rows if row.report is not None}
-        return {numbers[key]: metrics for key, metrics in keys.items() if key in numbers}
+        return weighed, self.front(weighed), {numbers[key]: told for key, told in keys.items() if key in numbers}
 
     def _write_designs(self, path: Path, weighed: Sequence[Weighed], front: set[int]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:

@@ -1,13 +1,13 @@
 """A program as flat arrays, for compiled code; and what its instructions amount to when each is retired so many times."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from tripath.isa import BY_MNEMONIC, BYTES_PER_ADDRESS, TABLE, Memory, Unit
 from tripath.program import Program, fact_of_program
+from tripath.registers import SET_UP, Register, set_up
 
 OPERANDS = 10
 FRONTEND, A_NEXT = Unit.FRONTEND, BY_MNEMONIC["A_NEXT"].opcode
@@ -66,37 +66,13 @@ def tabulate(program: Program) -> Tables:
                   accesses=columns[5])  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Register:
-    """What an address register is set to: base, stride by loop level, row stride, and the ring that it follows (-1: none)
-    with its length and stride."""
-
-    base: int
-    strides: Mapping[int, int]
-    row_stride: int = 0
-    ring: int = -1
-    ring_length: int = 1
-    ring_stride: int = 0
-
-
 @fact_of_program
 def address_registers(program: Program) -> dict[int, Register]:
     """The address registers by number, as the program's set-up leaves them."""
     result: dict[int, Register] = {}
-    for instruction in program.instructions:
-        o, number = instruction.operands, instruction.operands.get("register", -1)
-        match instruction.mnemonic:
-            case "A_BASE":
-                result[number] = Register(base=o["base"], strides={})
-            case "A_STEP":
-                known = result[number]
-                result[number] = replace(known, strides={**known.strides, o["level"]: o["stride"]})
-            case "A_ROWS":
-                result[number] = replace(result[number], row_stride=o["stride"])
-            case "A_RING":
-                result[number] = replace(
-                    result[number], ring=o["ring"], ring_length=o["length"], ring_stride=o["stride"]
-                )
+    for place, instruction in enumerate(program.instructions):
+        if instruction.mnemonic in SET_UP:
+            set_up(result, instruction, place)
     return result
 
 

@@ -40,6 +40,12 @@ SMOOTHING_HANDSHAKES = ("queries_scaled", "factors_stored", "kv_scaled")
 CENTRING_HANDSHAKES = ("raw_stored",)
 
 
+def target(hardware: HardwareConfig) -> tuple[object, ...]:
+    """What of a piece of hardware its program depends on: the rest costs time, and may differ from run to run of one program."""
+    h = hardware
+    return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows, h.hbm.capacity_bytes
+
+
 def compile_program(
     model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
 ) -> Program:

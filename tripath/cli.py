@@ -240,6 +240,7 @@ def run_jobs(
     sweep.swept |= {
         number: {k: row[k] for k in differ if k in row} for number, row in zip(numbers, values, strict=True)
     }
+    sweep.commands |= {number: _alone(overrides) for number, overrides in zip(numbers, job_overrides, strict=True)}
     compose = _command.composer(loader, config)
 
     def jobs() -> "Iterator[Job]":
@@ -307,6 +308,11 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
     return values
 
 
+def _alone(overrides: Sequence[str]) -> str:
+    """The command that runs a job of a sweep alone."""
+    return shlex.join(["tripath", *(each for each in overrides if each != ROW_ONLY)])
+
+
 def _job_of(
     config: DictConfig, folder: Path, number: int, overrides: Sequence[str], swept: Mapping[str, str]
 ) -> "tuple[Job, tuple[Launch, Tracking, str | None]]":
@@ -320,7 +326,7 @@ def _job_of(
         number=number, name=name_of(swept) or f"job {number}", folder=folder,
         experiment=experiment, default_prompt=default_prompt,
         configuration="" if config.row_only else OmegaConf.to_yaml(config, resolve=True),
-        command=shlex.join(["tripath", *(each for each in overrides if each != ROW_ONLY)]), row_only=bool(config.row_only),
+        command=_alone(overrides), row_only=bool(config.row_only),
     )  # fmt: skip
     settings = build("launch", config.launch), build("tracking", config.tracking), experiment.settings.baseline
     return job, settings

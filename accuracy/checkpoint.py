@@ -90,7 +90,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """Digest of a tensor's stored bytes, their type and shape."""
         place = self.places[name]
         raw = np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
-        return f"{place.kind}{place.shape}{hashlib.sha256(raw).hexdigest()}"
+        return f"{place.kind}{place.shape}{hashlib.sha256(raw.data).hexdigest()}"
 
     def __iter__(self) -> Iterator[str]:
         """Names of the tensors."""

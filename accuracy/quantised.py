@@ -55,7 +55,7 @@ def fill(
         partial = file.with_suffix(f".{os.getpid()}")
         try:
             with partial.open("wb") as out:
-                out.write(hashlib.sha256(place).hexdigest().encode())
+                out.write(hashlib.sha256(place.data).hexdigest().encode())
                 place.tofile(out)
             partial.replace(file)
         finally:
@@ -67,11 +67,11 @@ def _read(file: Path, place: np.ndarray) -> bool:
     try:
         with file.open("rb") as source:
             checksum = source.read(64)
-            if source.readinto(memoryview(place)) != place.size or source.read(1):
+            if source.readinto(place.data) != place.size or source.read(1):
                 return False
     except OSError:
         return False
-    return hashlib.sha256(place).hexdigest().encode() == checksum
+    return hashlib.sha256(place.data).hexdigest().encode() == checksum
 
 
 @cache

@@ -25,13 +25,16 @@ from tripath.workload import Workload
 class AccuracyOutcome:
     """Result of the path, the trace that the timing paths replay, and what was generated.
 
-    `token_ids` per sequence; `trip_counts` denoising steps per block; `steps` per sequence (executor's view).
+    `token_ids` per sequence; `trip_counts` denoising steps per block; `commit_steps` per sequence and generated position
+    the denoising step of its block, counted from 1, that committed its token (0: it is masked still); `steps` per
+    sequence (executor's view).
     """
 
     result: Result
     trace: Trace
     token_ids: list[list[int]]
     trip_counts: list[int]
+    commit_steps: list[list[int]]
     steps: list[list[Step]]
 
 
@@ -133,7 +136,17 @@ def simulate(
         simulator="accuracy", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
         counts=event_counts(program, machine.retired), tables={"steps": table},
     )  # fmt: skip
-    return AccuracyOutcome(result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips, steps=steps)
+    return AccuracyOutcome(
+        result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips,
+        commit_steps=[_commit_steps(records, workload) for records in steps], steps=steps,
+    )  # fmt: skip
+
+
+def _commit_steps(steps: Sequence[Step], workload: Workload) -> list[int]:
+    found = np.zeros((workload.blocks, workload.block_length), np.int64)
+    for record in steps:
+        found[record.block][record.committed] = record.step + 1
+    return found.reshape(-1).tolist()
 
 
 def fidelity(

@@ -1,13 +1,16 @@
 """The command line in process, with the simulators run at once in place of Ray: statuses, messages, files, folders."""
 
+import html
 import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -257,11 +260,25 @@ def test_a_sweep_goes_on_after_a_bad_job_and_takes_the_worst_status(tripath_comm
     assert status == cli.BAD_INPUT
     assert errors.splitlines() == ["error: job 1: hardware.blen: must be a power of two from 4 to 128, got 7"]
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
-        "0", "2", "junit.xml", "multirun.yaml", "record.json", "summary.md", "sweep.csv", "sweep.png",
+        "0", "2", "junit.xml", "multirun.yaml", "record.json", "report.html", "summary.md", "sweep.csv", "sweep.png",
     }  # fmt: skip
     assert (tmp_path / "sweep" / "2" / "report.json").exists()
     assert "2 passed, 1 bad input" in output
     assert InlineCluster.made == before + 1
+
+
+def test_the_command_on_the_page_runs_the_same_again(tripath_command, tmp_path):
+    """As a shell splits it, with a prompt that has quotes, a dollar and a sign of the grammar in it."""
+    prompt = """workload.prompt=Tom's 12 "red", $HOME {apples}"""
+    assert tripath_command(*QUICK, "paths=[analytical]", prompt, "hydra.run.dir=one")[0] == cli.PASSED
+    page = (tmp_path / "one" / "report.html").read_text()
+    pasted = html.unescape(page.rpartition("<pre>")[2].partition("</pre>")[0]).splitlines()[-1]
+    name, *arguments = shlex.split(pasted)
+    assert name == "tripath"
+    assert tripath_command(*arguments, "hydra.run.dir=two")[0] == cli.PASSED
+    one, two = ((tmp_path / run / "config.yaml").read_text() for run in ("one", "two"))
+    assert one == two
+    assert """Tom's 12 "red", $HOME {apples}""" in yaml.safe_load(one)["workload"]["prompt"]
 
 
 @pytest.mark.parametrize("override", ["hardware.blen=7,5", "model=absent"])

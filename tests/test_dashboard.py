@@ -1,7 +1,6 @@
 """MLflow's page in a browser: a sweep and its jobs are there, a filter by verdict works, a report shows inline."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,15 +10,11 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.browser import BROWSER, SECONDS, dump
 from tripath.record import Record
 from tripath.tracking import Store, Tracking
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1600,900", "--virtual-time-budget=30000",
-)  # fmt: skip
-SECONDS = 180
+WINDOW = "--window-size=1600,900"
 FAILED = "tags.verdict = 'failed'"
 
 pytestmark = [
@@ -60,10 +55,8 @@ def pages(tmp_path_factory):
                 time.sleep(0.5)
 
     def page(end):
-        profile = tmp_path_factory.mktemp("profile")
         address = f"{base}/#/experiments/{job.experiment_id}/{end}"
-        command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", address]
-        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
+        return dump(tmp_path_factory.mktemp("profile"), address, WINDOW)
 
     yield page, job
     os.killpg(server.pid, 15)

@@ -260,7 +260,7 @@ def test_a_sweep_is_a_parent_with_a_run_for_each_job(tripath_command, tmp_path, 
     assert parent.data.params == {"hardware.vlen": "64,128"}
     assert (parent.data.metrics["jobs"], parent.data.metrics["jobs.passed"]) == (2, 2)
     artifacts = {file.path for file in store._client.list_artifacts(parent.info.run_id)}
-    assert artifacts == {"sweep.csv", "sweep.png", "jobs.json", "junit.xml", "summary.md"}
+    assert artifacts == {"report.html", "sweep.csv", "sweep.png", "jobs.json", "junit.xml", "summary.md"}
     for run in runs.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert (run.data.tags["verdict"], run.info.status) == ("passed", "FINISHED")

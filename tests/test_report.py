@@ -37,7 +37,10 @@ def small_experiment():
 
 @pytest.fixture(scope="session")
 def small_outcome(small_experiment):
-    texts = Generated(prompts=[HOSTILE, "b"], texts=[HOSTILE, "c"], token_ids=[[5, 6], [7, 8]], trip_counts=[2, 2])
+    texts = Generated(
+        prompts=[HOSTILE, "b"], texts=[HOSTILE, "c"], token_ids=[[5, 6], [7, 8]], tokens=[["<i>", "6"], ["7", "8"]],
+        commit_steps=[[2, 1], [1, 0]], trip_counts=[2, 2],
+    )  # fmt: skip
     return make_outcome(small_experiment, generated=texts)
 
 
@@ -69,6 +72,8 @@ def test_report_has_the_fields_that_scripts_rely_on(small_outcome):
     assert report["generation"]["token_ids"] == [5, 6]
     assert report["generation"]["trip_counts"] == [2, 2]
     assert [row["text"] for row in report["generation"]["sequences"]] == [HOSTILE, "c"]
+    assert [row["commit_steps"] for row in report["generation"]["sequences"]] == [[2, 1], [1, 0]]
+    assert [row["tokens"] for row in report["generation"]["sequences"]] == [["<i>", "6"], ["7", "8"]]
 
 
 def test_what_is_not_finite_never_reaches_the_report(small_outcome, small_experiment):
@@ -107,7 +112,8 @@ def test_the_page_escapes_text_and_loads_nothing(tmp_path, small_experiment, sma
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 4
     assert set(re.findall(r'(?:src|href)="([a-z]+):', page)) == {"data"}
-    assert "http" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
     assert small_outcome.program.digest in page
 
 

@@ -241,6 +241,7 @@ def run_jobs(
     sweep.swept |= {
         number: {k: row[k] for k in differ if k in row} for number, row in zip(numbers, values, strict=True)
     }
+    sweep.commands |= {number: _alone(overrides) for number, overrides in zip(numbers, job_overrides, strict=True)}
     compose = _command.composer(loader, config)
 
     def jobs() -> "Iterator[Job]":
@@ -308,6 +309,11 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
     return values
 
 
+def _alone(overrides: Sequence[str]) -> str:
+    """The command that runs a job of a sweep alone."""
+    return shlex.join(["tripath", *(each for each in overrides if each != ROW_ONLY)])
+
+
 def _job_of(
     values: "Values", folder: Path, number: int, overrides: Sequence[str], swept: Mapping[str, str]
 ) -> "tuple[Job, tuple[Launch, Tracking, str | None]]":
@@ -322,7 +328,7 @@ def _job_of(
         number=number, name=name_of(swept) or f"job {number}", folder=folder,
         experiment=experiment, default_prompt=default_prompt,
         configuration="" if row_only else to_yaml(values),
-        command=shlex.join(["tripath", *(each for each in overrides if each != ROW_ONLY)]), row_only=row_only,
+        command=_alone(overrides), row_only=row_only,
     )  # fmt: skip
     shared = build("launch", values["launch"]), build("tracking", values["tracking"]), experiment.settings.baseline
     return job, shared

@@ -128,11 +128,14 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generated:
-    """What the accuracy path generated: per sequence the prompt, text and token ids; denoising steps per block."""
+    """What the accuracy path generated: per sequence the prompt and text, and of each token its id, text, and the denoising
+    step of its block (from 1; 0: none) that committed it; denoising steps per block."""
 
     prompts: Sequence[str]
     texts: Sequence[str]
     token_ids: Sequence[Sequence[int]]
+    tokens: Sequence[Sequence[str]]
+    commit_steps: Sequence[Sequence[int]]
     trip_counts: Sequence[int]
 
 

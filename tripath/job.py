@@ -42,7 +42,8 @@ EXECUTING = ("accuracy", "rtl")
 class PathRun:
     """What one path found, on which trace, in how many seconds when it was computed, and whether the cache had it.
 
-    `token_ids` (per sequence) and `trip_counts` (denoising steps per block) are of the paths that execute.
+    `token_ids` (per sequence) and `trip_counts` (denoising steps per block) are of the paths that execute, `commit_steps`
+    (per sequence) of accuracy.
     """
 
     result: Result
@@ -51,6 +52,7 @@ class PathRun:
     cached: bool = False
     token_ids: Sequence[Sequence[int]] | None = None
     trip_counts: Sequence[int] | None = None
+    commit_steps: Sequence[Sequence[int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +148,7 @@ def run_path(
         run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds)
     elif name in EXECUTING:
         run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds, token_ids=found.token_ids,
-                      trip_counts=found.trip_counts)  # fmt: skip
+                      trip_counts=found.trip_counts, commit_steps=getattr(found, "commit_steps", None))  # fmt: skip
     else:
         assert trace is not None
         run = PathRun(result=found, trace=trace, wall_seconds=seconds)
@@ -196,7 +198,7 @@ def outcome_of(
     outcome = Outcome(
         program=prepared.program, results=results, discrepancies=validate(results, settings), fail_on=settings.fail_on,
         wall_seconds={name: runs[name].wall_seconds for name in experiment.paths},
-        generated=_generated(prepared.prompts, runs.get("accuracy")),
+        generated=_generated(experiment, prepared.prompts, runs.get("accuracy")),
         cached=[name for name in experiment.paths if runs[name].cached], reference_only=experiment.reference_only,
     )  # fmt: skip
     checks = check_streams(streams) if streams else []
@@ -267,13 +269,19 @@ def run_light_jobs(jobs: Sequence[Job], cache: Cache) -> list[JobOutcome | Excep
     return found
 
 
-def _generated(prompts: Prompts | None, run: PathRun | None) -> Generated | None:
+def _generated(experiment: Experiment, prompts: Prompts | None, run: PathRun | None) -> Generated | None:
     if run is None or prompts is None or prompts.tokenizer is None:
         return None
     assert run.token_ids is not None
     assert run.trip_counts is not None
-    answers = [prompts.tokenizer.decode(list(ids)) for ids in run.token_ids]
-    return Generated(prompts=prompts.texts, texts=answers, token_ids=run.token_ids, trip_counts=run.trip_counts)
+    assert run.commit_steps is not None
+    decode, model = prompts.tokenizer.decode, experiment.model
+    special = {model.mask_id: "[mask]", model.eos_id: "[end]"}
+    return Generated(
+        prompts=prompts.texts, texts=[decode(list(ids)) for ids in run.token_ids], token_ids=run.token_ids,
+        tokens=[[special.get(token) or decode([token]) or f"[{token}]" for token in ids] for ids in run.token_ids],
+        commit_steps=run.commit_steps, trip_counts=run.trip_counts,
+    )  # fmt: skip
 
 
 def _with_witnesses(program: Program, experiment: Experiment, inputs: Mapping[str, Any]) -> dict[str, Any]:

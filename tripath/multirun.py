@@ -1,6 +1,7 @@
 """A sweep as its driver sees it: jobs go to the cluster, files to disk, records to the store, a table to the screen."""
 
 import json
+import os
 import queue
 import threading
 import traceback
@@ -21,6 +22,7 @@ from tripath.record import FILE, Record, git_commit, to_json
 from tripath.results import write_atomically
 from tripath.study import write_quality
 from tripath.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
+from tripath.sweep_report import PAGE, page_of_sweep
 from tripath.verdicts import JUNIT, MARKDOWN, junit, markdown
 
 VERDICTS = ("passed", "failed", "bad input", "internal error")
@@ -68,8 +70,8 @@ class Extra(Protocol):
 class Sweep:
     """The jobs of one sweep, and what became of them so far; a sweeper may hand them out in several batches.
 
-    `swept` holds by job what is its own; `drifts` are those from the baseline, None until the sweep is over or where there
-    is none. `launch` and `store` are known when the first job is.
+    `swept` holds by job what is its own, `commands` what runs it alone; `drifts` are those from the baseline, None until the
+    sweep is over or where there is none. `launch` and `store` are known when the first job is.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Sweep:
     launch: Launch | None = None
     store: Store | None = None
     swept: dict[int, dict[str, str]] = field(default_factory=dict)
+    commands: dict[int, str] = field(default_factory=dict)
     baseline: Baseline | None = None
     extra: Extra | None = None
     drifts: list[Drift] | None = None
@@ -156,6 +159,7 @@ class Sweep:
             )
         ended = KILLED if not whole else "FAILED" if self.status else "FINISHED"
         files = self._write() + ([] if ended == KILLED else self._publish())
+        files += self._report(files)
         record = self.save(ended, files) if files or self._writer else None
         tracked = self._writer.end(record) if self._writer and record else None
         self._print(tracked)
@@ -190,6 +194,7 @@ class Sweep:
             number=job.number, swept=self.swept[job.number], verdict=value.status, error=", ".join(value.failures),
             metrics=dict(value.metrics), wall_seconds=dict(value.wall_seconds), cached=value.cached,
             report=None if job.row_only else json.loads(value.files[REPORT]), fail_on=job.experiment.settings.fail_on,
+            folder="" if job.row_only else os.path.relpath(job.folder, self.folder),
         ))  # fmt: skip
         return not job.row_only
 
@@ -221,6 +226,29 @@ class Sweep:
             _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
             return []
         return [JUNIT, MARKDOWN]
+
+    def _report(self, files: Sequence[str]) -> list[str]:
+        """Write the page of the sweep, with the pictures among `files`, and hand back its name."""
+        if not self.rows:
+            return []
+        page = page_of_sweep(
+            self.rows, counts=self._counts, good=self.status == 0, metric=self._metric, command=self.command,
+            commands=self.commands, drifts=self.drifts, pictures=[self.folder / file for file in files if file.endswith(".png")],
+            found=self.extra.outcome(self.rows) if self.extra else None,
+        )  # fmt: skip
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / PAGE).write_text(page, encoding="utf-8")
+        except OSError as error:
+            _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
+            return []
+        return [PAGE]
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        """How many jobs ended how."""
+        counts = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in (*VERDICTS, INFEASIBLE)}
+        return {**counts, "not run": len(self.swept) - len(self.rows)}
 
     @property
     def _metric(self) -> str | None:
@@ -257,12 +285,12 @@ class Sweep:
         known = sorted({name for row in self.rows for name in row.metrics})
         if self.sort_by and known and self._metric is None:
             _note(f"launch.sort_by: no job has {self.sort_by}; they have {', '.join(known[:8])}, ...")
-        counts = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in (*VERDICTS, INFEASIBLE)}
-        counts["not run"] = len(self.swept) - len(self.rows)
         hits, paths = (sum(len(paths) for paths in of) for of in
                        ([row.cached for row in self.rows], [row.wall_seconds for row in self.rows]))  # fmt: skip
         cached = f"; {hits} of {paths} results from the cache" if hits else ""
-        out.print(", ".join(f"{number} {what}" for what, number in counts.items() if number) + cached, markup=False)
+        out.print(
+            ", ".join(f"{number} {what}" for what, number in self._counts.items() if number) + cached, markup=False
+        )
         if known:
             print_places(str(self.folder), tracked)
 

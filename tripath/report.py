@@ -1,39 +1,34 @@
 """What a run leaves behind: report.json for scripts, report.html for people, the program, and pictures."""
 
-import base64
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from tripath.experiment import Experiment, Outcome, headline, verdicts
-from tripath.metrics import Table
+from tripath.experiment import Experiment, Generated, Outcome, energy_line, headline, verdicts
+from tripath.metrics import Result, Table
+from tripath.page import Markup, bar, caption, code, document, folded, heading, picture, reproduce, table, verdict
 from tripath.perfetto import FILE, write_trace
 from tripath.pictures import draw_pictures
 from tripath.record import FILE as FILE_OF_RECORD
-from tripath.record import record_of, to_json
+from tripath.record import git_commit, record_of, to_json
 from tripath.results import write_atomically
 from tripath.units import format_bytes
 
 SCHEMA_VERSION = 1
 LONGEST_TABLE = 64
 """Tables with more rows stay out of the page; MLflow keeps them."""
-HEAD = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>{style}</style>"""
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-pre { overflow-x: auto; padding: .7rem; border: 1px solid #8886; }
-img { max-width: 100%; background: white; }
-.passed { color: #2a8a3e; } .failed { color: #d03030; font-weight: bold; }
-"""
+CAPTIONS = {
+    "stalls": "A bar for each unit, as long as the run. Busy: it works. The rest is what it waits for: semaphore UNIT, "
+    "for data or room from that unit; queue full, for a unit to take its next instruction; drained, for the others to end.",
+    "roofline": "The line is the most that this machine does at each arithmetic intensity, a point what this program reached. "
+    "Left of the bend memory limits, right of it the matrix unit.",
+    "timeline": "The first cycles of the run (simulator.cycle.trace_window): when each unit runs instructions, coloured by "
+    "phase. timeline.perfetto-trace beside this file shows every instruction, in Perfetto.",
+}  # fmt: skip
+"""How to read each picture; in the order of the page."""
 
 
 def report_of(outcome: Outcome) -> dict[str, object]:
@@ -71,8 +66,11 @@ def report_of(outcome: Outcome) -> dict[str, object]:
             "prompt": generated.prompts[0], "text": generated.texts[0], "token_ids": generated.token_ids[0],
             "trip_counts": generated.trip_counts,
             "sequences": [
-                {"prompt": prompt, "text": text, "token_ids": ids}
-                for prompt, text, ids in zip(generated.prompts, generated.texts, generated.token_ids, strict=True)
+                {"prompt": prompt, "text": text, "token_ids": ids, "tokens": tokens, "commit_steps": steps}
+                for prompt, text, ids, tokens, steps in zip(
+                    generated.prompts, generated.texts, generated.token_ids, generated.tokens, generated.commit_steps,
+                    strict=True,
+                )
             ],
         },
     }  # fmt: skip
@@ -107,62 +105,106 @@ def write_files(
 def page_of(
     experiment: Experiment, outcome: Outcome, pictures: Sequence[Path], configuration: str, command: str
 ) -> str:
-    """The run as one HTML file that loads nothing: pictures are inside, and all text is escaped."""
-    program, generated = outcome.program, outcome.generated
+    """The run as one HTML file: verdict, text, figures, where the time goes, checks, what it was and how to run it again."""
+    program = outcome.program
     title = "Checks without a program" if not outcome.results else experiment.model.name
     title += f" on {experiment.hardware.name}" if program else ""
     failed, checks = len(outcome.failures), len(outcome.discrepancies)
-    verdict = (
-        f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold" if checks else "no checks"
-    )
-    parts = [
-        HEAD.format(title=html.escape(title), style=STYLE),
-        f'<h1>{html.escape(title)}</h1><p class="{outcome.status}">{verdict}</p>',
-    ]
-    if generated:
-        parts.append("<h2>Generated text</h2>")
-        for prompt, text in zip(generated.prompts, generated.texts, strict=True):
-            parts.append(f"<p>{html.escape(prompt)}<br><b>{html.escape(text)}</b></p>")
-        parts.append(f"<p>Denoising steps of each block: {', '.join(map(str, generated.trip_counts))}</p>")
+    line = f"{failed} of {checks} checks failed" if failed else f"all {checks} checks hold" if checks else "no checks"
+    parts: list[str] = [verdict(line, good=not failed)]
+    if failed:
+        parts.append(table(_those_that(verdicts(outcome), "failed")))
     if outcome.reference_only:
-        parts.append(f"<p>Reference path only: no program carries out {html.escape(outcome.reference_only)}.</p>")
+        parts.append(caption(f"Reference path only: no program carries out {outcome.reference_only}."))
+    if outcome.generated:
+        parts += _denoising(outcome.generated, experiment.workload.block_length)
     if program:
-        parts += ["<h2>Paths</h2>", _table(headline(experiment, outcome))]
+        parts += [heading("Headline"), table(headline(experiment, outcome)), caption(energy_line(outcome))]
+    parts += _where_time_goes(outcome.results, {path.stem: path for path in pictures})
     if checks:
-        parts += ["<h2>Checks</h2>", _table(verdicts(outcome))]
-    for heading, table in outcome.tables.items():
-        parts += [f"<h2>{html.escape(heading)}</h2>", _table(table)]
-    for picture in pictures:
-        data = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(f'<img alt="{html.escape(picture.stem)}" src="data:image/png;base64,{data}">')
-    for name, result in outcome.results.items():
-        for heading, table in result.tables.items():
-            if len(table.rows) <= LONGEST_TABLE:
-                parts += [f"<h2>{html.escape(name)}: {html.escape(heading)}</h2>", _table(table)]
-    provenance = {"tripath": version("tripath")}
+        parts += [
+            heading("Discrepancies"),
+            caption("Who expected what, and what was found; an error beyond its tolerance fails."),
+            table(verdicts(outcome)),
+        ]  # fmt: skip
+    for name, rows in outcome.tables.items():
+        parts += [heading(name.capitalize()), table(rows)]
+    others = [
+        folded(f"{name}: {what}", table(rows))
+        for name, result in outcome.results.items()
+        for what, rows in result.tables.items()
+        if len(rows.rows) <= LONGEST_TABLE
+    ]
+    parts += [heading("All tables"), *others] if others else []
+    provenance: dict[str, object] = {"tripath": version("tripath"), "git commit": git_commit() or "not known"}
     if program:
         provenance |= {
-            "program digest": program.digest, "instruction words": f"{len(program.words):,}",
-            "program file": format_bytes(len(program.to_bytes())),
-            "trace digest": outcome.trace_digest,
+            "program digest": program.digest, "instruction words": len(program.words),
+            "program file": format_bytes(len(program.to_bytes())), "trace digest": outcome.trace_digest,
         }  # fmt: skip
+    again = "The same program has the digest above." if program else ""
     parts += [
-        "<h2>Provenance</h2>", _table(Table(columns=["", ""], rows=list(provenance.items()))),
-        f"<h2>To run it again</h2><pre>{html.escape(command)}</pre>",
-        f"<details><summary>Configuration</summary><pre>{html.escape(configuration)}</pre></details></html>\n",
+        heading("Configuration"), folded("the composed configuration, as config.yaml", code(configuration)),
+        heading("Provenance"), table(Table(columns=["what", "which"], rows=list(provenance.items()))),
+        heading("How to run it again"), reproduce(command, git_commit()), caption(again),
     ]  # fmt: skip
-    return "\n".join(parts)
+    return document(title, parts)
 
 
-def _table(table: Table) -> str:
-    def cell(value: object) -> str:
-        text = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        mark = f' class="{text}"' if text in ("passed", "failed") else ""
-        return f"<td{mark}>{html.escape(text)}</td>"
+def _those_that(rows: Table, what: str) -> Table:
+    return Table(columns=rows.columns, rows=[row for row in rows.rows if row[-1] == what])
 
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table.rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+def _where_time_goes(results: Mapping[str, Result], pictures: Mapping[str, Path]) -> list[str]:
+    """Phases, then the pictures that there are."""
+    parts: list[str] = []
+    cycle = results.get("cycle")
+    if cycle:
+        rows = cycle.tables["phases"].rows
+        total = sum(float(str(row[1])) for row in rows)
+        shares = [(float(str(row[1])) / total, row) for row in rows]
+        parts += [
+            heading("Phases"), caption("What the cycles of the run belong to, and how long each unit was busy in them."),
+            table(Table(
+                columns=["phase", "share", "", *cycle.tables["phases"].columns[1:]],
+                rows=[[row[0], f"{share:.1%}", bar(share), *row[1:]] for share, row in shares],
+            )),
+        ]  # fmt: skip
+    elif "analytical" in results:
+        what = "What each phase asks of each unit; the largest bounds it."
+        parts += [heading("Phases"), caption(what), table(results["analytical"].tables["phases"])]
+    for stem in [*CAPTIONS, *(stem for stem in pictures if stem not in CAPTIONS)]:
+        if stem in pictures:
+            parts += [heading(stem.capitalize()), picture(pictures[stem], CAPTIONS.get(stem, ""))]
+    return parts
+
+
+def _denoising(generated: Generated, length: int) -> list[str]:
+    """Each sequence, its tokens by block, each with the step that committed it."""
+    steps = " + ".join(map(str, generated.trip_counts))
+    parts: list[str] = [
+        heading("Generated text"),
+        caption(
+            f"Tokens by block; the number and the depth of colour say at which denoising step of its block a token was "
+            f"committed, 1 first and faintest. {steps} steps."
+        ),
+    ]
+    sequences = zip(generated.prompts, generated.texts, generated.tokens, generated.commit_steps, strict=True)
+    for prompt, text, tokens, committed in sequences:
+        parts.append(f"<p>{html.escape(prompt)}<br><b>{html.escape(text)}</b></p>")
+        for block, trips in enumerate(generated.trip_counts):
+            place = slice(block * length, (block + 1) * length)
+            cells = "".join(map(_token, tokens[place], committed[place], [trips] * length))
+            parts.append(f'<div class="block">{cells}</div>')
+    return parts
+
+
+def _token(text: str, step: int, trips: int) -> Markup:
+    late = 0.08 + 0.62 * step / max(trips, 1)
+    return Markup(
+        f'<span class="token" style="--late:{late:.2f}" title="committed at step {step} of {trips}">'
+        f"<b>{html.escape(text)}</b><small>{step or '-'}</small></span>"
+    )
 
 
 def _finite(value: float) -> float | None:

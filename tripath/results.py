@@ -27,8 +27,8 @@ LEVEL = 1
 """Of zlib: the first takes a tenth of the time of the default and leaves a tenth more."""
 EDGE = {
     "baseline", "cli", "comparison", "composition", "console", "estimates", "experiment", "folders", "job", "launch",
-    "multirun", "perfetto", "pictures", "record", "report", "results", "search", "study", "summary", "sweep", "sync",
-    "tracking", "validation", "verdicts",
+    "multirun", "page", "perfetto", "pictures", "record", "report", "results", "search", "study", "summary", "sweep",
+    "sweep_report", "sync", "tracking", "validation", "verdicts",
 }  # fmt: skip
 """Modules of tripath that no simulator can import (the layers in pyproject.toml): they do not change what one finds."""
 

@@ -26,7 +26,8 @@ MARKERS = "os^Dvx"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """What became of a job. `swept` is what it was given by axis, `cached` the paths that were not run anew, `report` its
-    report.json (None: it left none), `fail_on` the kinds of checks that fail it."""
+    report.json (None: it left none), `fail_on` the kinds of checks that fail it, `folder` its own below that of the sweep
+    (empty: it left none)."""
 
     number: int
     swept: dict[str, str]
@@ -37,6 +38,7 @@ class Row:
     cached: Sequence[str] = ()
     report: Mapping[str, Any] | None = None
     fail_on: Sequence[str] = ()
+    folder: str = ""
 
     @property
     def name(self) -> str:

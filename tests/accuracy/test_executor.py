@@ -184,5 +184,6 @@ def test_a_model_that_commits_the_mask_token_still_ends(cache, commit, tensors, 
     outcome = simulate(program, model=x.model, workload=x.workload, prompts=[list(range(3, 22))])
     assert set(outcome.token_ids[0]) == {x.model.mask_id}
     assert outcome.trip_counts == [8, 8, 8, 8]
+    assert outcome.commit_steps == [[0] * 32]
     result = cycle.simulate(program, hardware=x.hardware, trace=outcome.trace)
     assert result.counts == outcome.result.counts

@@ -1,0 +1,118 @@
+"""The pages that people open, in a browser without a network: a run's and a sweep's, on a screen and on a phone."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tests.browser import BROWSER, look_at
+from tests.test_report import HOSTILE, make_outcome
+from tripath.baseline import Drift
+from tripath.experiment import Generated
+from tripath.metrics import Table
+from tripath.report import write_files
+from tripath.summary import Row
+from tripath.sweep_report import page_of_sweep
+
+PHONE, SCREEN = 390, 1280
+ORDER = [
+    "Generated text", "Headline", "Phases", "Stalls", "Roofline", "Timeline", "Discrepancies", "All tables", "Configuration",
+    "Provenance", "How to run it again",
+]  # fmt: skip
+LONG = "x" * 400
+
+browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of two sequences of two blocks, with hostile and long texts."""
+    from tests.conftest import compose_experiment
+
+    experiment = compose_experiment("experiment=quick", "paths=[analytical,cycle]")
+    generated = Generated(
+        prompts=[HOSTILE, LONG], texts=[LONG, HOSTILE], token_ids=[[*range(16)], [*range(16, 32)]], trip_counts=[4, 8],
+        tokens=[["<b>", LONG, "", *"abcdefghijklm"], [*"nopqrstuvwxyzABC"]],
+        commit_steps=[[1, 1, 2, 2, 3, 3, 4, 4, *range(1, 9)], [4, 3, 2, 1, 1, 2, 3, 4, *range(8, 0, -1)]],
+    )  # fmt: skip
+    outcome = dataclasses.replace(make_outcome(experiment), generated=generated)
+    folder = tmp_path_factory.mktemp("run")
+    command = f"tripath 'workload.prompt={LONG}'"
+    write_files(folder, experiment, outcome, configuration="a: 1\n", command=command)
+    return folder
+
+
+@browser
+@pytest.mark.parametrize("width", [PHONE, SCREEN])
+def test_a_run_s_page_loads_nothing_fits_the_window_and_shows_the_steps(run_folder, tmp_path, width):
+    seen = look_at(tmp_path, run_folder / "report.html", width)
+    assert seen["loaded"] == []
+    assert seen["width"] <= seen["seen"] <= width
+    assert seen["headings"] == ORDER
+    assert len(seen["pictures"]) == 3
+    assert all(seen["pictures"])
+    generation = json.loads((run_folder / "report.json").read_text())["generation"]
+    shown = [token for block in seen["blocks"] for token in block]
+    assert shown == [
+        [token, str(step)]
+        for sequence in generation["sequences"]
+        for token, step in zip(sequence["tokens"], sequence["commit_steps"], strict=True)
+    ]
+    assert [len(block) for block in seen["blocks"]] == [8, 8, 8, 8]
+    for block, trips in zip(seen["blocks"], generation["trip_counts"] * 2, strict=True):
+        assert max(int(step) for _, step in block) == trips
+
+
+ROWS = [
+    Row(number=0, swept={"workload.cache": "none"}, verdict="passed", folder="0", metrics={"cycle.makespan_cycles": 9e6}),
+    Row(number=1, swept={"workload.cache": "dual"}, verdict="passed", folder="1", metrics={"cycle.makespan_cycles": 3e6}),
+    Row(number=2, swept={"workload.cache": HOSTILE}, verdict="bad input", error=f"workload.cache: unknown {LONG}"),
+    Row(number=3, swept={"workload.cache": "prefix"}, verdict="failed", error="macs (count)", folder="3",
+        metrics={"cycle.makespan_cycles": 4e6}),
+]  # fmt: skip
+
+
+def sweep_page(**changes):
+    given = {
+        "counts": {"passed": 2, "failed": 1, "bad input": 1, "not run": 0}, "good": False, "metric": "cycle.makespan_cycles",
+        "command": "tripath --multirun workload.cache=none,dual", "commands": {2: f"tripath workload.cache={HOSTILE}"},
+        "drifts": None, "pictures": [], "found": None,
+    }  # fmt: skip
+    return page_of_sweep(ROWS, **{**given, **changes})
+
+
+def test_a_sweep_s_page_says_first_what_failed_then_the_jobs_by_the_metric():
+    page = sweep_page()
+    assert "2 passed, 1 failed, 1 bad input</p>" in page
+    assert "<script" not in page
+    failed, jobs = page.index(">Failed jobs</h2>"), page.index(">Jobs</h2>")
+    assert failed < jobs
+    assert f"unknown {LONG}" in page[failed:jobs], "the reason is whole"
+    assert "tripath workload.cache=&lt;script&gt;" in page[failed:jobs]
+    places = [
+        page.index(text, jobs) for text in ("<td>dual</td>", "<td>prefix</td>", "<td>none</td>", "<td>&lt;script")
+    ]
+    assert places == sorted(places)
+    assert [page.count(f'<a href="{number}/report.html">') for number in range(4)] == [1, 1, 0, 2]
+
+
+def test_a_sweep_s_page_shows_drifts_and_what_a_search_found():
+    drift = Drift(job="cache=dual", metric="cycle.makespan_cycles", old=1.0, new=2.0, tolerance=0.1)
+    page = sweep_page(drifts=[drift], found=("12 designs, 3 on the front", Table(columns=["job"], rows=[["7"]])))
+    assert "; drifts from the baseline: 1</p>" in page
+    assert str(drift) in page
+    assert "12 designs, 3 on the front." in page
+    assert "<summary>4 jobs, by cycle.makespan_cycles</summary>" in page
+
+
+@browser
+@pytest.mark.parametrize("width", [PHONE, SCREEN])
+def test_a_sweep_s_page_loads_nothing_and_fits_the_window(run_folder, tmp_path, width):
+    (tmp_path / "report.html").write_text(sweep_page(pictures=[run_folder / "roofline.png"]))
+    seen = look_at(tmp_path, tmp_path / "report.html", width)
+    assert seen["loaded"] == []
+    assert seen["width"] <= seen["seen"] <= width
+    assert all(seen["pictures"])
+    assert [target for target in seen["links"] if not target.startswith("#")] == [
+        "3/report.html", "1/report.html", "3/report.html", "0/report.html",
+    ]  # fmt: skip

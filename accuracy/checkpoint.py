@@ -4,6 +4,7 @@ Two layouts of names are read, LLaDA's and Dream's (DiffuCoder's too); both beco
 then tensors are read one by one, without pickle. Errors name the tensor and the file.
 """
 
+import hashlib
 import json
 import math
 import zlib
@@ -85,6 +86,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         wide = (raw.astype(np.uint32) << 16).view(np.float32) if place.kind == "BF16" else raw.astype(np.float32)
         return wide.reshape(place.shape)
 
+    def identity(self, name: str) -> str:
+        """Digest of a tensor's stored bytes, their type and shape."""
+        place = self.places[name]
+        raw = np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
+        return f"{place.kind}{place.shape}{hashlib.sha256(raw.data).hexdigest()}"
+
     def __iter__(self) -> Iterator[str]:
         """Names of the tensors."""
         return iter(self.places)
@@ -110,6 +117,10 @@ class Synthetic(Mapping[str, np.ndarray]):
             return np.ones(shape, np.float32)
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         return rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
+
+    def identity(self, name: str) -> str:
+        """What the tensor is made from."""
+        return f"{SYNTHETIC}{np.__version__}{name}{self.shapes[name]}"
 
     def __iter__(self) -> Iterator[str]:
         """Names of the tensors."""

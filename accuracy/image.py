@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from accuracy.checkpoint import PREFIX, QKV
+from accuracy.quantised import fill
 from tripath.errors import TripathError
 from tripath.formats import FORMATS
 from tripath.formats.rounding import encode_rows
@@ -25,8 +27,13 @@ def build_image(
     workload: Workload,
     tensors: Mapping[str, np.ndarray],
     prompts: Sequence[Sequence[int]],
+    *,
+    quantised: Path | None = None,
 ) -> np.ndarray:
     """HBM contents (uint8) before the first instruction.
+
+    Weights of a checkpoint that is read as needed are taken from the folder `quantised` where they are there, else left
+    there (None: neither).
 
     Raises:
         TripathError: the prompts do not fit the program.
@@ -34,13 +41,21 @@ def build_image(
     image = np.zeros(program.hbm_bytes, np.uint8)
     for name, values in _host(program, model, workload, prompts).items():
         write_tensor(image, program.tensor(name), values)
-    for name, part in WEIGHTS.items():
-        write_tensor(image, program.tensor(name), tensors[f"{PREFIX}{part}"])
+    weights = [(program.tensor(name), [f"{PREFIX}{part}"]) for name, part in WEIGHTS.items()]
     layered = [(tensor, LAYER_WEIGHTS[tensor.name]) for tensor in program.hbm if tensor.name in LAYER_WEIGHTS]
     for layer in range(model.layers):
         for tensor, parts in layered:
-            rows = [tensors[f"{PREFIX}blocks.{layer}.{part}"] for part in parts]  # one layer at a time in memory
-            write_tensor(image, _layer_tensor(tensor, layer), np.concatenate(rows))
+            weights.append((_layer_tensor(tensor, layer), [f"{PREFIX}blocks.{layer}.{part}" for part in parts]))
+    for tensor, parts in weights:
+
+        def quantise(tensor: Tensor = tensor, parts: Sequence[str] = parts) -> None:
+            """One tensor of a layer is in memory at a time."""
+            write_tensor(image, tensor, np.concatenate([tensors[part] for part in parts]))
+
+        if quantised is None:
+            quantise()
+        else:
+            fill(_bytes_of(image, tensor), tensor, parts, tensors, quantised, quantise)
     return image
 
 
@@ -58,9 +73,13 @@ def _layer_tensor(tensor: Tensor, layer: int) -> Tensor:
     return dataclasses.replace(tensor, address=tensor.address + layer * tensor.stride_bytes(0), shape=tensor.shape[1:])
 
 
+def _bytes_of(image: np.ndarray, tensor: Tensor) -> np.ndarray:
+    return image[tensor.address : tensor.address + tensor.size_bytes]
+
+
 def write_tensor(image: np.ndarray, tensor: Tensor, values: np.ndarray) -> None:
     """Store `values` (the tensor's shape) in its format."""
-    place = image[tensor.address : tensor.address + tensor.size_bytes]
+    place = _bytes_of(image, tensor)
     if tensor.format == "int32":
         place[:] = np.ascontiguousarray(values, "<i4").reshape(-1).view(np.uint8)
     else:
@@ -71,8 +90,7 @@ def write_tensor(image: np.ndarray, tensor: Tensor, values: np.ndarray) -> None:
 def read_tokens(image: np.ndarray, program: Program) -> np.ndarray:
     """The canvas (int32 [batch, S])."""
     tensor = program.tensor("tokens")
-    raw = image[tensor.address : tensor.address + tensor.size_bytes]
-    return raw.view("<i4").reshape(tensor.shape).astype(np.int32)
+    return _bytes_of(image, tensor).view("<i4").reshape(tensor.shape).astype(np.int32)
 
 
 def _host(
@@ -101,7 +119,8 @@ def _host(
         0.0, LOWEST, 1.0, -1.0, 1.0 / model.hidden, model.rms_eps, model.head_dim**-0.5, workload.threshold,
         layout["alpha_millionths"] / 1e6, 1.0 / model.head_dim, SMALLEST_SHARE,
     ]  # fmt: skip
-    return {
+    centred = any(tensor.name == "inverse_tokens" for tensor in program.hbm)
+    return ({"inverse_tokens": 1 / valid.sum(1)[None]} if centred else {}) | {
         "tokens": tokens, "mask": mask, "valid": valid, "rope": rope, "constants": np.array([constants]),
         "integers": np.array([[model.mask_id, 1, *workload.quotas(), *[0] * unscheduled]]),
     }  # fmt: skip

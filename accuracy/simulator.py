@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from accuracy.checkpoint import load_tensors
 from accuracy.executor import Machine
 from accuracy.image import build_image, read_tokens
+from accuracy.quantised import default_folder
 from accuracy.reference import Generation, ReferenceModel, Step, generate, softmax
 from tripath.formats import FORMATS
 from tripath.formats.rounding import decode_rows
@@ -39,12 +41,14 @@ class AccuracyOutcome:
 def execute(
     program: Program, *, model: ModelSpec, workload: Workload, tensors: Mapping[str, np.ndarray],
     prompts: Sequence[Sequence[int]], progress: Callable[[int, int], None] | None = None,
+    quantised: Path | None = None,
 ) -> tuple[Machine, list[list[Step]]]:  # fmt: skip
     """Run a program to its end; the machine, and per sequence the record of every denoising step.
 
-    `progress(steps done, steps scheduled at most)` is called after each step.
+    `progress(steps done, steps scheduled at most)` is called after each step; `quantised`: see `build_image`.
     """
-    machine = Machine(program=program, hbm=build_image(program, model, workload, tensors, prompts))
+    image = build_image(program, model, workload, tensors, prompts, quantised=quantised)
+    machine = Machine(program=program, hbm=image)
     layout, steps = program.layout, [[] for _ in prompts]
     length, block, step = layout["block_length"], 0, 0
     before = read_tokens(machine.hbm, program)
@@ -104,19 +108,21 @@ def final_state(
 
 def simulate(
     program: Program, *, model: ModelSpec, workload: Workload, prompts: Sequence[Sequence[int]],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, keep_quantised: bool = True,
 ) -> AccuracyOutcome:  # fmt: skip
     """Execute `program` on the model's checkpoint and compare it with the reference.
 
-    `prompts` are token ids, one list per sequence.
+    `prompts` are token ids, one list per sequence; `keep_quantised`: the weights of a model too large to be held at once
+    are quantised once and kept in the user's cache folder (accuracy.quantised).
 
     Raises:
         TripathError: the checkpoint is missing or does not fit the model.
     """
     tensors = load_tensors(model)
     machine, steps = execute(
-        program, model=model, workload=workload, tensors=tensors, prompts=prompts, progress=progress
-    )
+        program, model=model, workload=workload, tensors=tensors, prompts=prompts, progress=progress,
+        quantised=default_folder() if keep_quantised else None,
+    )  # fmt: skip
     breaks, gathers = (
         array[:count].tolist() for array, count in zip((machine.breaks, machine.gathers), machine.filled, strict=True)
     )

@@ -3,122 +3,194 @@
 A nest of one instruction issues at its interval, unless it writes the same place again and again (a running sum, a
 running maximum): then it recurs at its latency. Nests that follow each other overlap as far as the rows of one are ready
 for the next.
+
+Which nests there are is a fact of the program; what they take follows from the costs of the instructions, from the inside
+out, in compiled code.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import namedtuple
+from collections.abc import Sequence
+from itertools import takewhile
 
-from analytical.facts import Costs, Touch
+import numpy as np
+from numba import njit
 
-if TYPE_CHECKING:
-    from analytical.tree import Loop
+from analytical.facts import Costs, queues
+from analytical.tree import Loop, loop_tree
+from tripath.hardware import QUEUED_UNITS, HardwareConfig
+from tripath.isa import Memory
+from tripath.isa.spec import LOOP_LEVELS
+from tripath.program import Program, fact_of_program
+from tripath.tables import Access, address_registers, tabulate
+
+INTERLOCKED = QUEUED_UNITS.index("vector")
+"""The queue whose unit makes an instruction wait for its operands."""
+
+Nests = namedtuple("Nests", "nests parts low high memory write first last strides")
+"""`nests` int64 [m, 8]: node, its parts (from, to, in `parts`), loop level, trip count, numbers of C_LOOP and C_NEXT (-1 of a
+run), whether the unit is interlocked; a nest stands behind those that are parts of it. A node is an instruction or a loop by
+its number, or a run: nodes of one unit that follow each other, behind the instructions. `low`, `high` int64 [nodes]: the
+touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
+stride of each loop level."""
+
+Values = namedtuple("Values", "occupied ideal tail least first front count")
+"""float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `ideal` with memory at its peak and nothing to
+wait for; `tail` from then to the last result, of which `least` is the last instruction's own; `first` until the first result;
+`front` end cycles to issue all; `count` of instructions."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Nest:
-    """A nest of one unit: `occupied` cycles from its first issue until the unit is free, `first` until its first result,
-    `tail` from the end of occupation to its last result; `instructions` retired; `front_end` cycles to issue them all."""
-
-    occupied: float
-    first: float
-    tail: float
-    instructions: float
-    front_end: float
-    touches: list[Touch]
+Runs = dict[int, tuple[int, int, int]]
+"""By the number of the first node of a run: the run, how many nodes it has, and its queue."""
 
 
-def single_unit(node: "int | Loop", costs: Costs) -> int | None:
-    """Queue of a nest without semaphores whose instructions all go to one queue and whose trip counts are constants."""
+@fact_of_program
+def nests_of(program: Program) -> tuple[Nests, Runs]:
+    """The nests of a program, and the runs among them."""
+    tables, queue = tabulate(program), queues(program)
+    plain = ~np.hstack([tables.waits, tables.signals]).any(axis=1)
+    units = dict(enumerate(np.where(plain, queue, -1).tolist()))
+    rows: list[list[int]] = []
+    parts: list[int] = []
+    runs: Runs = {}
+
+    def add(node: int, body: Sequence[int | Loop], place: Sequence[int], unit: int) -> None:
+        """A nest, behind those that it consists of; `place` is level, trips, C_LOOP, C_NEXT."""
+        for inner in body:
+            if isinstance(inner, Loop):
+                add(inner.head, inner.body, (inner.level, inner.base, inner.head, inner.next), unit)
+        first = len(parts)
+        parts.extend(map(number_of, body))
+        rows.append([node, first, len(parts), *place, unit == INTERLOCKED])
+
+    def walk(nodes: Sequence[int | Loop]) -> None:
+        of_unit = [_unit_of(node, units) for node in nodes]
+        for place, unit in enumerate(of_unit):
+            node = nodes[place]
+            if unit < 0 and isinstance(node, Loop):
+                walk(node.body)
+            elif unit >= 0 and (place == 0 or of_unit[place - 1] != unit):
+                run = list(takewhile(lambda pair: pair[1] == unit, zip(nodes[place:], of_unit[place:], strict=True)))  # noqa: B023
+                number = len(queue) + len(runs)
+                add(number, [node for node, _ in run], (-1, 1, -1, -1), unit)
+                runs[number_of(node)] = number, len(run), unit
+
+    walk(loop_tree(program))
+    return _with_touches(program, np.array(rows, np.int64).reshape(-1, 8), np.array(parts, np.int64), len(runs)), runs
+
+
+def number_of(node: "int | Loop") -> int:
+    """The number of an instruction, or of a loop's C_LOOP."""
+    return node if isinstance(node, int) else node.head
+
+
+def _unit_of(node: "int | Loop", known: dict[int, int]) -> int:
+    """Queue of a node without semaphores whose instructions all go to one and whose trip counts are constants; -1: of others."""
     if isinstance(node, int):
-        free = not costs.waits[node] and not costs.signals[node]
-        return costs.queue[node] if free and costs.queue[node] >= 0 else None
-    if node.leaves_early or node.of_level >= 0 or node.base < 1:
-        return None
-    queues = {single_unit(inner, costs) for inner in node.body}
-    return queues.pop() if len(queues) == 1 else None
+        return known[node]
+    found = {_unit_of(inner, known) for inner in node.body}
+    fixed = not node.leaves_early and node.of_level < 0 and node.base >= 1
+    known[node.head] = found.pop() if fixed and len(found) == 1 else -1
+    return known[node.head]
 
 
-def nest_of(node: "int | Loop", costs: Costs, *, interlocked: bool) -> Nest:
-    """Closed form of a node for which `single_unit` holds; `interlocked` units wait for operands."""
-    if isinstance(node, int):
-        interval, latency = costs.interval[node], costs.latency[node]
-        return Nest(occupied=interval, first=latency, tail=latency - interval, instructions=1,
-                    front_end=costs.front_end[node], touches=costs.touches[node])  # fmt: skip
-    parts = [nest_of(inner, costs, interlocked=interlocked) for inner in node.body]
-    starts = _starts(parts, costs, interlocked=interlocked)
-    body = sequence(parts, costs, interlocked=interlocked)
-    period = issue = sum(part.occupied for part in parts)
-    if interlocked:
-        for i, writer in enumerate(parts):
-            for j, reader in enumerate(parts[: i + 1]):
-                wait = starts[i] + writer.first - starts[j] - issue
-                if wait > 0:
-                    period = max(period, issue + wait * _recurrence(writer, reader, node.level, costs))
-    trips = node.base
-    touches = [_swept(touch, node.level, trips) for part in parts for touch in part.touches]
-    return Nest(
-        occupied=(trips - 1) * period + body.occupied, first=body.first, tail=body.tail,
-        instructions=trips * body.instructions, touches=touches,
-        front_end=costs.front_end[node.head] + trips * (body.front_end + costs.front_end[node.next]),
+def _with_touches(program: Program, rows: np.ndarray, parts: np.ndarray, runs: int) -> Nests:
+    accesses, registers = tabulate(program).accesses, address_registers(program)
+    base = np.zeros(1 + max(registers, default=0), np.int64)
+    strides = np.zeros((len(base), LOOP_LEVELS), np.int64)
+    for number, register in registers.items():
+        base[number] = register.base
+        for level, stride in register.strides.items():
+            strides[number, level] = stride
+    on_chip = accesses[:, :, Access.MEMORY] > Memory.MATRIX
+    touched = accesses[on_chip]
+    name, first = touched[:, Access.REGISTER], base[touched[:, Access.REGISTER]]
+    bounds = np.concatenate([[0], np.cumsum(on_chip.sum(axis=1)), np.zeros(runs, np.int64)])
+    low, high = bounds[:-1], bounds[1:].copy()
+    for _, _, _, _, _, head, after, _ in rows[rows[:, 5] >= 0].tolist():
+        high[head] = bounds[after]
+    return Nests(
+        nests=rows, parts=parts, low=low, high=high, memory=touched[:, Access.MEMORY].copy(),
+        write=touched[:, Access.WRITE] > 0, first=first, last=first + touched[:, Access.SIZE], strides=strides[name],
     )  # fmt: skip
 
 
-def sequence(parts: list[Nest], costs: Costs, *, interlocked: bool) -> Nest:
-    """Nests one after the other in the same unit."""
-    starts = _starts(parts, costs, interlocked=interlocked)
-    ends = [start + part.occupied for start, part in zip(starts, parts, strict=True)]
-    occupied = max(ends)
-    return Nest(
-        occupied=occupied, first=starts[0] + parts[0].first,
-        tail=max(end + part.tail for end, part in zip(ends, parts, strict=True)) - occupied,
-        instructions=sum(part.instructions for part in parts), front_end=sum(part.front_end for part in parts),
-        touches=[touch for part in parts for touch in part.touches],
-    )  # fmt: skip
+def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Values:
+    """What each node takes on a machine."""
+    nests, runs = nests_of(program)
+    latent = costs.latency - costs.interval
+    columns = costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent))
+    values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
+    granule = np.ones(len(Memory), np.int64)
+    granule[Memory.VECTOR] = hardware.vlen
+    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values)
+    return values
 
 
-def _starts(parts: list[Nest], costs: Costs, *, interlocked: bool) -> list[float]:
-    """When each part starts: after the one before has issued, and when what it needs is ready at its own pace."""
-    starts: list[float] = []
-    for j, part in enumerate(parts):
-        start = starts[j - 1] + parts[j - 1].occupied if j else 0.0
-        if interlocked:
-            for i, earlier in enumerate(parts[:j]):
-                if _depends(earlier, part, costs):
-                    last = starts[i] + earlier.occupied + earlier.tail - part.occupied
-                    start = max(
-                        start, starts[i] + earlier.first, min(last, starts[i] + earlier.occupied + earlier.tail)
-                    )
-        starts.append(start)
-    return starts
+@njit(cache=True)
+def _fill_in(nests, first, last, granule, values):
+    """Set the values of loops and runs, given those of instructions; `first`, `last` grow to what the loops sweep."""
+    starts = np.empty(len(nests.parts))
+    for row in range(len(nests.nests)):
+        nest = nests.nests[row]
+        node, parts, level, trips, head, after, interlocked = (
+            nest[0], nests.parts[nest[1] : nest[2]], nest[3], nest[4], nest[5], nest[6], nest[7]
+        )  # fmt: skip
+        issue, ideal, count, front, done, occupied = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for j in range(len(parts)):
+            part = parts[j]
+            # A part starts when the one before has issued, and when what it needs is ready at its own pace.
+            start = starts[j - 1] + values.occupied[parts[j - 1]] if j else 0.0
+            if interlocked:
+                for i in range(j):
+                    earlier = parts[i]
+                    if share_of_meetings(nests, first, last, granule, earlier, part, -1) > 0:
+                        over = starts[i] + values.occupied[earlier] + values.tail[earlier]
+                        start = max(start, starts[i] + values.first[earlier], min(over - values.occupied[part], over))
+            starts[j] = start
+            occupied = max(occupied, start + values.occupied[part])
+            done = max(done, start + values.occupied[part] + values.tail[part])
+            issue += values.occupied[part]
+            ideal += values.ideal[part]
+            count += values.count[part]
+            front += values.front[part]
+        period = issue
+        if interlocked and trips > 1:
+            for i in range(len(parts)):
+                for j in range(i + 1):
+                    wait = starts[i] + values.first[parts[i]] - starts[j] - issue
+                    if wait > 0:
+                        share = share_of_meetings(nests, first, last, granule, parts[i], parts[j], level)
+                        period = max(period, issue + wait * share)
+        values.occupied[node] = (trips - 1) * period + occupied
+        values.ideal[node] = trips * ideal
+        values.tail[node] = done - occupied
+        values.least[node] = values.least[parts[-1]]
+        values.first[node] = starts[0] + values.first[parts[0]]
+        values.count[node] = trips * count
+        values.front[node] = front if head < 0 else values.front[head] + trips * (front + values.front[after])
+        if head >= 0:
+            for touch in range(nests.low[node], nests.high[node]):
+                reach = nests.strides[touch, level] * (trips - 1)
+                first[touch] += min(0, reach)
+                last[touch] += max(0, reach)
 
 
-def _overlap(a: Touch, b: Touch, costs: Costs) -> bool:
-    granule = costs.granule[a.memory]
-    return (
-        a.memory == b.memory
-        and a.first // granule <= (b.last - 1) // granule
-        and b.first // granule <= (a.last - 1) // granule
-    )
-
-
-def _depends(earlier: Nest, later: Nest, costs: Costs) -> bool:
-    return any(a.write and _overlap(a, b, costs) for a in earlier.touches for b in later.touches)
-
-
-def _recurrence(writer: Nest, reader: Nest, level: int, costs: Costs) -> float:
-    """Share of iterations of `level` in which `reader` touches the row (of VLEN lanes) that `writer` wrote in the one before:
-    all where both stay in place, none where they move on by a row, and between the two where several places share a row."""
+@njit(cache=True)
+def share_of_meetings(nests, first, last, granule, writer, reader, level):
+    """Share of the iterations of `level` in which `reader` touches the row (of VLEN lanes) that `writer` wrote in the one before:
+    all where both stay in place, none where they move on by a row, and between the two where several places share a row.
+    With level -1, of one iteration: 1 where they touch a row in common, else 0."""
     share = 0.0
-    for a in writer.touches:
-        for b in reader.touches:
-            if a.write and _overlap(a, b, costs):
-                moved = max(abs(a.strides.get(level, 0)), abs(b.strides.get(level, 0)))
-                share = max(share, 1 - moved / costs.granule[a.memory])
+    for a in range(nests.low[writer], nests.high[writer]):
+        if not nests.write[a]:
+            continue
+        row = granule[nests.memory[a]]
+        for b in range(nests.low[reader], nests.high[reader]):
+            if (
+                nests.memory[a] == nests.memory[b]
+                and first[a] // row <= (last[b] - 1) // row
+                and first[b] // row <= (last[a] - 1) // row
+            ):
+                moved = 0 if level < 0 else max(abs(nests.strides[a, level]), abs(nests.strides[b, level]))
+                share = max(share, 1 - moved / row)
     return share
-
-
-def _swept(touch: Touch, level: int, trips: int) -> Touch:
-    """The addresses that a touch covers over all iterations of a loop."""
-    reach = touch.strides.get(level, 0) * (trips - 1)
-    return Touch(memory=touch.memory, write=touch.write, first=touch.first + min(0, reach),
-                 last=touch.last + max(0, reach), strides=touch.strides)  # fmt: skip

@@ -5,227 +5,292 @@ signal and wait. Each program part maps the times at which its inputs are ready 
 of max and plus such a map is a matrix, a sequence is a product and a loop a power. So a loop costs the logarithm of its
 trip count, and the steady state (its cycle mean), fill and drain follow without running an iteration
 (Baccelli et al., Synchronization and Linearity, 1992).
+
+Which maps are composed, and in which order, depends on program and trip counts alone: they are written down once, as a score
+of few kinds of lines. What the units cost then enters in one pass over the score, in compiled code.
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
+from numba import njit
 
-from analytical.chains import Nest, nest_of, sequence, single_unit
-from analytical.facts import FRONT_END, Costs
-from analytical.tree import Loop, TripCounts, loops_of
+from analytical.chains import Runs, Values, nests_of, number_of
+from analytical.facts import queues
+from analytical.tree import Loop, TripCounts, indexed_loop, loop_tree, loops_of
 from tripath.errors import ProgramError
+from tripath.hardware import QUEUED_UNITS
+from tripath.program import Program, fact_of_program
+from tripath.tables import tabulate
 
 NEVER = -np.inf
-FRONT, FREE, DONE = 0, 1, 5
-"""Places in the state: front end; per queue, from when the unit is free and until when its results are out."""
-UNITS = 4
-VECTOR_QUEUE = 1
+UNITS = len(QUEUED_UNITS)
+FRONT, FREE, DONE, PLACES = 0, 1, 1 + UNITS, 1 + 2 * UNITS
+"""Places in the state: front end; per queue, from when the unit is free and until when its results are out. Behind them stand
+dependences, which are signalled and not yet awaited."""
+
+UNIT, CONTROL, ENTER, LEAVE, APPLY = range(5)
+"""Kinds of lines of a score:
+
+- UNIT: a node goes to a queue (node, queue, two dependences awaited, two signalled);
+- CONTROL: the front end takes its time for a node (node, 0, two dependences awaited);
+- ENTER: what follows is one iteration of a loop, as a map of (number of) inputs;
+- LEAVE: the map is complete: its power is kept (map, C_NEXT, trips, from, to: its outputs in `places`);
+- APPLY: a map that is kept is applied (map, 0, 0, from, to: where in the state, in `places`).
+"""
+NONE = -1
+LANES = 16
+"""Rows of states and maps are filled up to a multiple of as many numbers as a processor handles at a time."""
+
+Score = namedtuple("Score", "lines places inputs depth rows")
+"""`lines` int64 [n, 7]; `places` int64, to which lines refer; `inputs` int64 [maps]; how `depth` iterations nest, and how many
+places a state has at most."""
 
 
 @dataclass(kw_only=True)
-class State:
-    """Rows of a max-plus map: each value is a linear form over the inputs. Dependences not yet awaited are kept per
-    semaphore in order."""
+class _State:
+    """Places of the dependences that are not yet awaited, per semaphore in order, and how many places were given away."""
 
-    rows: list[np.ndarray]
-    pending: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    pending: dict[int, list[int]] = field(default_factory=dict)
+    rows: int = PLACES
 
 
 @dataclass(kw_only=True)
-class Overlap:
-    """Evaluates a loop tree. `bound`: only what no schedule can avoid (peak bandwidth, intervals, the latency of what is
-    awaited, no front end); else the estimate."""
+class _Writer:
+    """Writes the score of a program."""
 
-    costs: Costs
+    program: Program
     trips: TripCounts
-    outer: Loop | None
-    bound: bool
-    _powers: dict[tuple, np.ndarray] = field(default_factory=dict)
-    _runs: dict[tuple, Nest] = field(default_factory=dict)
-    _units: dict[int, int | None] = field(default_factory=dict)
-    _shapes: dict[int, tuple[list[int], list[Loop]]] = field(default_factory=dict)
+    lines: list[tuple[int, ...]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    depth: int = 1
+    rows: int = PLACES
 
-    def makespan(self, root: Sequence["int | Loop"]) -> float:
-        """Cycles from the start of the program to its last result."""
-        start = np.zeros(1)
-        state = State(rows=[start.copy() for _ in range(1 + 2 * UNITS)])
-        self._walk(list(root), state, 0)
-        return float(max(row[0] for row in state.rows))
+    def __post_init__(self) -> None:
+        tables = tabulate(self.program)
+        self._waits = [tuple(s for s in row if s) for row in tables.waits.tolist()]
+        self._signals = [tuple(s for s in row if s) for row in tables.signals.tolist()]
+        self._queue = queues(self.program).tolist()
+        self._runs: Runs = nests_of(self.program)[1]
+        self._outer = indexed_loop(self.program)
+        self._shapes: dict[int, tuple[list[int], list[Loop]]] = {}
+        self._maps: dict[tuple, int] = {}
+        self._counts = {loop.head: self.trips.of(loop).tolist() for loop in loops_of(loop_tree(self.program))}
 
-    def _walk(self, nodes: list["int | Loop"], state: State, index: int) -> None:
+    def walk(self, nodes: Sequence["int | Loop"], state: _State, index: int, depth: int = 1) -> None:
+        """Nodes one after the other, in iteration `index` of the indexed loop."""
         position = 0
         while position < len(nodes):
-            queue = self._unit(nodes[position])
-            if queue is None or queue < 0:
-                self._mixed(nodes[position], state, index)
-                position += 1
-                continue
-            stop = position + 1
-            while stop < len(nodes) and self._unit(nodes[stop]) == queue:
-                stop += 1
-            self._nests(nodes[position:stop], queue, state)
-            position = stop
+            node = nodes[position]
+            run, length, queue = self._runs.get(number_of(node), (NONE, 1, NONE))
+            if run >= 0:
+                self._line(UNIT, run, queue, NONE, NONE, NONE, NONE)
+            elif isinstance(node, Loop):
+                self._loop(node, state, index, depth)
+            else:
+                self._instruction(node, state)
+            position += length
+        self.rows = max(self.rows, state.rows)
 
-    def _unit(self, node: "int | Loop") -> int | None:
-        """`single_unit`, once for each loop."""
-        if isinstance(node, int):
-            return single_unit(node, self.costs)
-        if node.head not in self._units:
-            self._units[node.head] = single_unit(node, self.costs)
-        return self._units[node.head]
+    def _line(self, *values: int) -> None:
+        self.lines.append(values + (0,) * (7 - len(values)))
 
-    def _nests(self, nodes: list["int | Loop"], queue: int, state: State) -> None:
-        """A run of nests of one unit."""
-        if self.bound:
-            occupied = sum(self._ideal(node) for node in nodes)
-            self._apply(state, queue, occupied=occupied, tail=self._least_tail(nodes[-1]), front_end=0.0, count=0.0)
-            return
-        key = tuple(node if isinstance(node, int) else node.head for node in nodes)
-        if key not in self._runs:
-            lock = queue == VECTOR_QUEUE
-            parts = [nest_of(node, self.costs, interlocked=lock) for node in nodes]
-            self._runs[key] = sequence(parts, self.costs, interlocked=lock)
-        nest = self._runs[key]
-        self._apply(
-            state, queue, occupied=nest.occupied, tail=nest.tail, front_end=nest.front_end, count=nest.instructions
-        )
+    def _instruction(self, number: int, state: _State) -> None:
+        awaited = [_awaited(state, semaphore) for semaphore in self._waits[number]]
+        signalled = []
+        if self._queue[number] >= 0:
+            for semaphore in self._signals[number]:
+                state.pending.setdefault(semaphore, []).append(state.rows)
+                signalled.append(state.rows)
+                state.rows += 1
+        first, second = [*awaited, NONE, NONE][:2], [*signalled, NONE, NONE][:2]
+        self._line(CONTROL if self._queue[number] < 0 else UNIT, number, self._queue[number], *first, *second)
 
-    def _ideal(self, node: "int | Loop") -> float:
-        if isinstance(node, int):
-            return self.costs.ideal[node]
-        return node.base * sum(self._ideal(inner) for inner in node.body)
-
-    def _least_tail(self, node: "int | Loop") -> float:
-        """Latency of the last instruction beyond its interval."""
-        while isinstance(node, Loop):
-            node = node.body[-1]
-        return self.costs.latency[node] - self.costs.interval[node]
-
-    def _apply(
-        self, state: State, queue: int, *, occupied: float, tail: float, front_end: float, count: float,
-        waits: tuple[int, ...] = (), signals: tuple[int, ...] = (),
-    ) -> None:  # fmt: skip
-        rows = state.rows
-        start = np.maximum(rows[FREE + queue], rows[FRONT] + (0.0 if self.bound else 1.0))
-        for semaphore in waits:
-            start = np.maximum(start, self._awaited(state, semaphore))
-        rows[FREE + queue] = start + occupied
-        rows[DONE + queue] = np.maximum(rows[DONE + queue], start + (occupied + tail))
-        rows[FRONT] = rows[FRONT] + front_end
-        depth = self.costs.depth[queue]
-        if count > depth:  # the front end is at most a queue's depth ahead of the unit
-            rows[FRONT] = np.maximum(rows[FRONT], start + occupied * (1.0 - depth / count))
-        for semaphore in signals:
-            state.pending.setdefault(semaphore, []).append(rows[DONE + queue].copy())
-
-    @staticmethod
-    def _awaited(state: State, semaphore: int) -> np.ndarray:
-        pending = state.pending.get(semaphore)
-        if not pending:
-            raise ProgramError(f"program: semaphore {semaphore} is awaited before it is signalled")
-        return pending.pop(0)
-
-    def _mixed(self, node: "int | Loop", state: State, index: int) -> None:
-        costs = self.costs
-        if isinstance(node, int):
-            if costs.queue[node] == FRONT_END:
-                if not self.bound:
-                    state.rows[FRONT] = state.rows[FRONT] + costs.front_end[node]
-                for semaphore in costs.waits[node]:
-                    state.rows[FRONT] = np.maximum(state.rows[FRONT], self._awaited(state, semaphore))
-                return
-            interval = costs.ideal[node] if self.bound else costs.interval[node]
-            self._apply(
-                state, costs.queue[node], occupied=interval, tail=costs.latency[node] - costs.interval[node],
-                front_end=0.0 if self.bound else costs.front_end[node], count=1.0, waits=costs.waits[node],
-                signals=costs.signals[node],
-            )  # fmt: skip
-            return
-        if not self.bound:
-            state.rows[FRONT] = state.rows[FRONT] + costs.front_end[node.head]
-        if node is self.outer:
-            counts = [self.trips.of(inner) for inner in self._shape(node)[1]]
-            for _, same in groupby(range(node.base), key=lambda i: [int(count[i]) for count in counts]):
+    def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
+        self._line(CONTROL, loop.head, 0, NONE, NONE)
+        if loop is self._outer:
+            for _, same in groupby(range(loop.base), key=lambda index: self._inside(loop, index)):
                 first, *others = same
-                self._power(node, node.body, 1 + len(others), state, first)
+                self._power(loop, 1 + len(others), state, first, depth)
             return
-        trips = int(self.trips.of(node)[index])
-        if node.exit is None:
-            self._power(node, node.body, trips, state, index)
-        else:
-            before, after = node.body[: node.exit + 1], node.body[node.exit + 1 :]
-            self._power(node, [*before, *after], trips, state, index)
-            self._walk(before, state, index)
+        self._power(loop, self._counts[loop.head][index], state, index, depth)
+        if loop.exit is not None:  # what stands before the break runs once more
+            self.walk(loop.body[: loop.exit + 1], state, index, depth)
 
-    def _power(self, loop: Loop, body: list["int | Loop"], trips: int, state: State, index: int) -> None:
-        """Apply `trips` iterations of a body to the state."""
+    def _power(self, loop: Loop, trips: int, state: _State, index: int, depth: int) -> None:
+        """Apply `trips` iterations of a loop to the state."""
         if trips < 1:
             return
-        used, varying = self._shape(loop)
-        slots = [(semaphore, i) for semaphore in used for i in range(len(state.pending.get(semaphore, [])))]
-        key = (loop.head, trips, *(int(self.trips.of(inner)[index]) for inner in varying), *slots)
-        if key not in self._powers:  # the same for every index of the outer loop that gives the same trip counts
-            lengths = {semaphore: len(state.pending.get(semaphore, [])) for semaphore in used}
-            self._powers[key] = power(self._iteration(loop, body, index, lengths, slots), trips)
-        inputs = np.array([*state.rows, *(state.pending[semaphore][i] for semaphore, i in slots)])
-        outputs = product(self._powers[key], inputs)
-        state.rows = list(outputs[: len(state.rows)])
-        for row, (semaphore, i) in enumerate(slots, len(state.rows)):
-            state.pending[semaphore][i] = outputs[row]
+        used, _ = self._shape(loop)
+        slots = [(semaphore, place) for semaphore in used for place in state.pending.get(semaphore, [])]
+        shape = tuple(len(state.pending.get(semaphore, [])) for semaphore in used)
+        key = (loop.head, trips, *self._inside(loop, index), shape)
+        if key not in self._maps:  # the same for every index of the outer loop that gives the same trip counts
+            self._maps[key] = self._iterate(loop, trips, index, dict(zip(used, shape, strict=True)), depth + 1)
+        own = [*range(PLACES), *(place for _, place in slots)]
+        self._line(APPLY, self._maps[key], 0, 0, *self._listed(own))
+
+    def _iterate(self, loop: Loop, trips: int, index: int, lengths: dict[int, int], depth: int) -> int:
+        """The map of one iteration, raised to `trips`; its outputs are the state and the dependences that it hands on."""
+        self.depth = max(self.depth, depth)
+        state = _State()
+        for semaphore, length in lengths.items():
+            state.pending[semaphore] = list(range(state.rows, state.rows + length))
+            state.rows += length
+        inputs = state.rows
+        self._line(ENTER, inputs)
+        self.walk(loop.body, state, index, depth)
+        if any(len(state.pending[semaphore]) != length for semaphore, length in lengths.items()):
+            raise ProgramError(
+                f"program: the loop at instruction {loop.head} does not leave its semaphores as it found them"
+            )
+        outputs = [*range(PLACES), *(place for semaphore in lengths for place in state.pending[semaphore])]
+        self.inputs.append(inputs)
+        self._line(LEAVE, len(self.inputs) - 1, loop.next, trips, *self._listed(outputs))
+        return len(self.inputs) - 1
+
+    def _listed(self, places: Sequence[int]) -> tuple[int, int]:
+        self.places.extend(places)
+        return len(self.places) - len(places), len(self.places)
+
+    def _inside(self, loop: Loop, index: int) -> list[int]:
+        """Trip counts of the loops inside that vary with the outer loop."""
+        return [self._counts[inner.head][index] for inner in self._shape(loop)[1]]
 
     def _shape(self, loop: Loop) -> tuple[list[int], list[Loop]]:
         """The semaphores used in a loop, and the loops inside whose trip counts vary with the outer loop."""
         if loop.head not in self._shapes:
+            inside = range(loop.head, loop.next)
+            used = {semaphore for number in inside for semaphore in (*self._waits[number], *self._signals[number])}
             varying = [inner for inner in loops_of(loop.body) if inner.leaves_early or inner.of_level >= 0]
-            self._shapes[loop.head] = sorted(_semaphores(loop.body, self.costs)), varying
+            self._shapes[loop.head] = sorted(used), varying
         return self._shapes[loop.head]
 
-    def _iteration(
-        self, loop: Loop, body: list["int | Loop"], index: int, lengths: dict[int, int], slots: list[tuple[int, int]]
-    ) -> np.ndarray:
-        """The map of one iteration: rows are the state after it and the dependences that it hands on."""
-        places = 1 + 2 * UNITS
-        size = places + len(slots)
-        unit = np.where(np.eye(size, dtype=bool), 0.0, NEVER)
-        inner = State(rows=list(unit[:places]))
-        for row, (semaphore, _) in enumerate(slots, places):
-            inner.pending.setdefault(semaphore, []).append(unit[row])
-        self._walk(body, inner, index)
-        if not self.bound:
-            inner.rows[FRONT] = inner.rows[FRONT] + self.costs.front_end[loop.next]
-        if any(len(inner.pending.get(semaphore, [])) != length for semaphore, length in lengths.items()):
-            raise ProgramError(
-                f"program: the loop at instruction {loop.head} does not leave its semaphores as it found them"
-            )
-        return np.array([*inner.rows, *(inner.pending[semaphore][i] for semaphore, i in slots)])
+
+def _awaited(state: _State, semaphore: int) -> int:
+    pending = state.pending.get(semaphore)
+    if not pending:
+        raise ProgramError(f"program: semaphore {semaphore} is awaited before it is signalled")
+    return pending.pop(0)
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Max-plus product: result[i, j] = max over k of a[i, k] + b[k, j]."""
-    return (a[:, :, None] + b[None, :, :]).max(axis=1)
+@fact_of_program
+def score_of(program: Program, trips: TripCounts) -> Score:
+    """The score of a program under these trip counts.
+
+    Raises:
+        ProgramError: a semaphore is awaited before it is signalled, or a loop does not leave it as it found it.
+    """
+    writer = _Writer(program=program, trips=trips)
+    writer.walk(loop_tree(program), _State(), 0)
+    return Score(
+        lines=np.array(writer.lines, np.int64).reshape(-1, 7), places=np.array(writer.places, np.int64),
+        inputs=np.array(writer.inputs, np.int64), depth=writer.depth, rows=writer.rows,
+    )  # fmt: skip
 
 
-def power(matrix: np.ndarray, exponent: int) -> np.ndarray:
-    """Max-plus power by repeated squaring; exponent >= 1."""
-    result: np.ndarray | None = None
-    while exponent:
-        if exponent & 1:
-            result = matrix if result is None else product(matrix, result)
-        exponent >>= 1
-        if exponent:
-            matrix = product(matrix, matrix)
-    assert result is not None
+def estimate_cycles(score: Score, values: Values, depth: np.ndarray) -> float:
+    """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues."""
+    return float(makespan(score, values.occupied, values.tail, values.front, values.count, depth, 1.0))
+
+
+def bound_cycles(score: Score, values: Values, depth: np.ndarray) -> float:
+    """The same with only what no schedule can avoid: peak bandwidth, intervals, latency of what is awaited, no front end."""
+    nothing = np.zeros(len(values.ideal))
+    return float(makespan(score, values.ideal, values.least, nothing, nothing, depth, 0.0))
+
+
+@njit(cache=True)
+def makespan(score, occupied, tail, front, count, depth, dispatch):
+    """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over."""
+    widest = score.inputs.max() if len(score.inputs) else 1
+    states = np.empty((score.depth, score.rows, widest + LANES))
+    maps = [np.empty((0, 0)) for _ in range(0)]
+    widths = np.full(score.depth, LANES)
+    states[0, :PLACES] = 0.0
+    at = 0
+    for number in range(len(score.lines)):
+        line, state, width = score.lines[number], states[at], widths[at]
+        kind, node, second, third, fourth, fifth, sixth = line[0], line[1], line[2], line[3], line[4], line[5], line[6]
+        if kind == UNIT:
+            free, done = FREE + second, DONE + second
+            length, share = occupied[node], 0.0
+            if count[node] > depth[second]:  # the front end is at most a queue's depth ahead of the unit
+                share = 1.0 - depth[second] / count[node]
+            for i in range(width):
+                start = max(state[free, i], state[FRONT, i] + dispatch)
+                if third >= 0:
+                    start = max(start, state[third, i])
+                if fourth >= 0:
+                    start = max(start, state[fourth, i])
+                state[free, i] = start + length
+                state[done, i] = max(state[done, i], start + (length + tail[node]))
+                state[FRONT, i] += front[node]
+                if share > 0:
+                    state[FRONT, i] = max(state[FRONT, i], start + length * share)
+                if fifth >= 0:
+                    state[fifth, i] = state[done, i]
+                if sixth >= 0:
+                    state[sixth, i] = state[done, i]
+        elif kind == CONTROL:
+            for i in range(width):
+                state[FRONT, i] += front[node]
+                if third >= 0:
+                    state[FRONT, i] = max(state[FRONT, i], state[third, i])
+                if fourth >= 0:
+                    state[FRONT, i] = max(state[FRONT, i], state[fourth, i])
+        elif kind == ENTER:
+            at += 1
+            widths[at] = -(-node // LANES) * LANES
+            states[at, :node, : widths[at]] = NEVER
+            for i in range(node):
+                states[at, i, i] = 0.0
+        elif kind == LEAVE:
+            for i in range(width):
+                state[FRONT, i] += front[second]
+            size = score.inputs[node]
+            kept = np.empty((size, width))
+            for i in range(size):
+                kept[i] = state[score.places[fourth + i], :width]
+            maps.append(power(kept, third))
+            at -= 1
+        else:
+            size = score.inputs[node]
+            inputs = np.empty((size, width))
+            for i in range(size):
+                inputs[i] = state[score.places[fourth + i], :width]
+            outputs = product(maps[node], inputs)
+            for i in range(size):
+                state[score.places[fourth + i], :width] = outputs[i]
+    return states[0, :PLACES, 0].max()
+
+
+@njit(cache=True)
+def product(a, b):
+    """Max-plus product: result[i, j] = max over k of a[i, k] + b[k, j]; the columns of `b` are a multiple of LANES."""
+    result = np.full((len(a), b.shape[1]), NEVER)
+    for i in range(len(a)):
+        for k in range(len(b)):
+            if a[i, k] != NEVER:
+                for first in range(0, b.shape[1], LANES):
+                    for lane in range(LANES):  # a constant, so that it becomes few vector instructions
+                        result[i, first + lane] = max(result[i, first + lane], a[i, k] + b[k, first + lane])
     return result
 
 
-def _semaphores(body: Sequence["int | Loop"], costs: Costs) -> set[int]:
-    found: set[int] = set()
-    for node in body:
-        if isinstance(node, Loop):
-            found |= _semaphores(node.body, costs)
-        else:
-            found |= {*costs.waits[node], *costs.signals[node]}
-    return found
+@njit(cache=True)
+def power(matrix, exponent):
+    """Max-plus power by repeated squaring; exponent >= 1; columns as in `product`."""
+    result, started = matrix, False
+    while True:
+        if exponent & 1:
+            result = product(matrix, result) if started else matrix
+            started = True
+        exponent >>= 1
+        if not exponent:
+            return result
+        matrix = product(matrix, matrix)

@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from analytical.facts import costs_of
-from analytical.overlap import Overlap
-from analytical.tree import indexed_loop, loop_tree, retirements, trip_counts
+from analytical.chains import values_of
+from analytical.facts import Costs, costs_of, queues
+from analytical.overlap import bound_cycles, estimate_cycles, score_of
+from analytical.tree import retirements, trip_counts
 from tripath.energy import Technology, account
-from tripath.hardware import HardwareConfig
+from tripath.hardware import QUEUED_UNITS, HardwareConfig
 from tripath.isa import Unit
 from tripath.metrics import UNITS, Result, Table
-from tripath.program import Program
+from tripath.program import Program, fact_of_program
 from tripath.tables import event_counts, tabulate
 from tripath.trace import Trace
 
@@ -24,34 +25,34 @@ def simulate(
     """
     retired = retirements(program, trace)
     costs, counts = costs_of(program, hardware), event_counts(program, retired)
-    root, outer, trips = loop_tree(program), indexed_loop(program), trip_counts(program, trace)
     serial = hardware.execution == "serial"
-    occupied = np.array(costs.latency if serial else costs.interval)
-    units = np.array(tabulate(program).unit)
+    occupied = costs.latency if serial else costs.interval
+    units = tabulate(program).unit
     busy = {
         unit: float((retired * occupied)[units == number].sum())
         for number, unit in enumerate(UNITS)
         if unit in ("matrix", "vector", "scalar")
     }
     moved = counts["hbm_read_bytes"] + counts["hbm_write_bytes"]
-    front_end = float((retired * np.array(costs.front_end)).sum())
+    front_end = float((retired * costs.front_end).sum())
     bounds = {
         "matrix": busy["matrix"], "vector": busy["vector"] + busy["scalar"], "frontend": front_end,
         "memory": moved / hardware.peak_bytes_per_cycle,
     }  # fmt: skip
     if serial:
-        estimate = front_end + float((retired * np.array(costs.latency))[units != Unit.FRONTEND].sum())
+        estimate = front_end + float((retired * costs.latency)[units != Unit.FRONTEND].sum())
         bound = sum(busy.values()) + bounds["memory"]
     else:
-        estimate = Overlap(costs=costs, trips=trips, outer=outer, bound=False).makespan(root)
-        bound = Overlap(costs=costs, trips=trips, outer=outer, bound=True).makespan(root)
-        bound = max(bound, *bounds.values())
+        score, values = score_of(program, trip_counts(program, trace)), values_of(program, costs, hardware)
+        depth = np.array([hardware.queue_depth[name] for name in QUEUED_UNITS])
+        estimate = estimate_cycles(score, values, depth)
+        bound = max(bound_cycles(score, values, depth), *bounds.values())
     return _result(program, hardware, trace, technology, retired, counts, costs, busy, bounds, bound, estimate)
 
 
 def _result(
     program: Program, hardware: HardwareConfig, trace: Trace, technology: Technology | None, retired: np.ndarray,
-    counts: dict[str, int], costs, busy: dict[str, float], bounds: dict[str, float], bound: float, estimate: float,
+    counts: dict[str, int], costs: Costs, busy: dict[str, float], bounds: dict[str, float], bound: float, estimate: float,
 ) -> Result:  # fmt: skip
     tokens = program.layout["batch"] * program.layout["generation_length"]
     moved = counts["hbm_read_bytes"] + counts["hbm_write_bytes"]
@@ -78,17 +79,24 @@ def _result(
     )  # fmt: skip
 
 
-def _phases(program: Program, retired: np.ndarray, costs) -> tuple[Table, dict[str, float]]:
+def _phases(program: Program, retired: np.ndarray, costs: Costs) -> tuple[Table, dict[str, float]]:
     """Occupied cycles per queue and phase with what bounds each phase; and the bound of each phase in cycles."""
-    phases, queue = program.phase_of(), np.array(costs.queue)
-    work = retired * np.array(costs.ideal)
+    work = retired * costs.ideal
     rows, bounds = [], {}
-    for number, name in enumerate(program.phase_names):
-        inside = phases == number
-        matrix, vector = (float(work[inside & (queue == q)].sum()) for q in (0, 1))
-        memory = float(work[inside & (queue >= 2)].sum())
-        loads = {"matrix": matrix, "vector": vector, "memory": memory}
+    for name, members in zip(program.phase_names, _members(program), strict=True):
+        loads = {resource: float(work[numbers].sum()) for resource, numbers in members.items()}
         bounds[name] = max(loads.values())
         rows.append([name, *map(round, loads.values()), max(loads, key=lambda key: loads[key])])
     columns = ["phase", "matrix cycles", "vector cycles", "memory cycles", "bound by"]
     return Table(columns=columns, rows=rows), bounds
+
+
+@fact_of_program
+def _members(program: Program) -> list[dict[str, np.ndarray]]:
+    """Of each phase, the instructions that load each resource."""
+    phases, queue = program.phase_of(), queues(program)
+    of_queue = {"matrix": queue == 0, "vector": queue == 1, "memory": queue >= 2}
+    return [
+        {resource: np.flatnonzero((phases == number) & inside) for resource, inside in of_queue.items()}
+        for number in range(len(program.phase_names))
+    ]

@@ -35,6 +35,13 @@ class Loop:
         """Whether its number of iterations comes from the trace."""
         return self.exit is not None
 
+    @property
+    def left_at(self) -> int:
+        """The number of its C_BREAK_IF, or of its C_NEXT."""
+        found = self.next if self.exit is None else self.body[self.exit]
+        assert isinstance(found, int)
+        return found
+
 
 @fact_of_program
 def loop_tree(program: Program) -> list["int | Loop"]:
@@ -99,16 +106,18 @@ def indexed_loop(program: Program) -> Loop | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TripCounts:
-    """Trip counts under a trace: `iterations` of a loop is a number, or an array over the index of the indexed loop."""
+    """Trip counts under a trace: that of a loop is an array over the `indices` of the indexed loop."""
 
     exits: tuple[int, ...]
-    index: np.ndarray
+    indices: int
 
     def of(self, loop: Loop) -> np.ndarray:
         """Iterations that reach the C_NEXT, for each index of the indexed loop (int64 [indices])."""
         if loop.leaves_early:
             return np.array(self.exits, np.int64)
-        return np.maximum(loop.base + loop.factor * self.index, 0)
+        if not loop.factor:
+            return np.full(self.indices, max(loop.base, 0))
+        return np.maximum(loop.base + loop.factor * np.arange(self.indices), 0)
 
 
 def trip_counts(program: Program, trace: Trace) -> TripCounts:
@@ -117,37 +126,44 @@ def trip_counts(program: Program, trace: Trace) -> TripCounts:
     Raises:
         ProgramError: the trace has another number of loop exits than the program.
     """
-    outer = indexed_loop(program)
-    indices = outer.base if outer else 1
-    early = any(loop.leaves_early for loop in loops_of(loop_tree(program)))
+    indices, early = _exits(program)
     if early and len(trace.breaks) != indices:
         raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {indices}")
-    exits = trace.breaks if early else (0,) * indices
-    return TripCounts(exits=tuple(exits), index=np.arange(indices))
+    return TripCounts(exits=tuple(trace.breaks) if early else (0,) * indices, indices=indices)
+
+
+@fact_of_program
+def _exits(program: Program) -> tuple[int, bool]:
+    """Iterations of the indexed loop (1 where there is none), and whether a loop is left early."""
+    outer = indexed_loop(program)
+    return outer.base if outer else 1, any(loop.leaves_early for loop in loops_of(loop_tree(program)))
 
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:
     """How often each instruction retires (int64 [n])."""
-    root, outer, trips = loop_tree(program), indexed_loop(program), trip_counts(program, trace)
-    counts = np.zeros(len(program.words), np.int64)
+    return _retired(program, trip_counts(program, trace))
+
+
+@fact_of_program
+def _retired(program: Program, trips: TripCounts) -> np.ndarray:
+    root, outer = loop_tree(program), indexed_loop(program)
+    counts = np.ones(len(program.words), np.int64)
 
     def walk(nodes: list[int | Loop], weight: np.ndarray) -> None:
-        for node in nodes:
-            if isinstance(node, int):
-                counts[node] += weight.sum()
+        for loop in nodes:
+            if isinstance(loop, int):
                 continue
-            counts[node.head] += weight.sum()
-            if node is outer:
-                walk(node.body, np.ones(node.base, np.int64))
-                counts[node.next] += node.base
+            inside = np.ones(loop.base, np.int64) if loop is outer else weight * trips.of(loop)[: len(weight)]
+            counts[loop.head + 1 : loop.next + 1] = inside.sum()
+            if loop.exit is None:
+                walk(loop.body, inside)
                 continue
-            inside = weight * trips.of(node)[: len(weight)]
-            if node.exit is None:
-                walk(node.body, inside)
-            else:  # the last iteration ends at the break: what stands before it runs once more
-                walk(node.body[: node.exit + 1], inside + weight)
-                walk(node.body[node.exit + 1 :], inside)
-            counts[node.next] += inside.sum()
+            # The last iteration ends at the break: what stands before it runs once more.
+            before, after = loop.body[: loop.exit + 1], loop.body[loop.exit + 1 :]
+            counts[loop.head + 1 : loop.left_at + 1] += weight.sum()
+            walk(before, inside + weight)
+            walk(after, inside)
 
     walk(root, np.ones(1, np.int64))
+    counts.setflags(write=False)
     return counts

@@ -45,9 +45,9 @@ class InlineCluster:
     def each(self, tasks, show):
         for task in tasks:
             show(1)
-            prepare, inputs = task.prepare
             try:
-                value = task.function(prepare(*inputs), *task.arguments)
+                shared = [] if task.prepare is None else [task.prepare[0](*task.prepare[1])]
+                value = task.function(*shared, *task.arguments)
             except Exception as error:  # noqa: BLE001  as Ray does
                 value = error
             yield task, value

@@ -13,12 +13,13 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
+import tripath.job
 import tripath.multirun
 import tripath.tracking
 from tests.conftest import compose_experiment
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath import cli
-from tripath.composition import Composer
+from tripath.composition import Composer, to_yaml
 from tripath.errors import TripathError
 from tripath.job import compile_key
 from tripath.record import FILE, TRACKED, from_json
@@ -37,7 +38,8 @@ OVERRIDES = [
     ["workload.cache=none"], ["workload.cache=dual", "hardware.vlen=128"], ["hardware=npu_datacenter", "numerics=mxint4"],
     ["experiment=quick", "workload.batch=2"], ["workload.prompt='a, b'"], ["paths=[cycle]"],
     ["hardware=npu_plena", "hardware/timing=v1"], ["+simulator.cycle.speed=2"], ["~workload.threshold"],
-    ["workload.prompt='\\${z}'"], ["hardware.queue_depth={matrix:4}"],
+    ["workload.prompt='\\${z}'"], ["hardware.queue_depth={matrix:4}"], ["workload.prompt='1'"], ["workload.prompt=null"],
+    ["++hardware.vlen=128"], ["hardware.clock_hz=2e9", "hardware.vlen=64", "hardware.vlen=128"], ["launch.cache_folder=${hardware.name}"],
 ]  # fmt: skip
 
 
@@ -48,8 +50,8 @@ def test_a_job_is_composed_as_hydra_composes_it():
         for number, overrides in enumerate(OVERRIDES * 2):
             config, folder = composer(number, overrides)
             expected = compose("config", overrides=overrides)
-            assert OmegaConf.to_container(config, resolve=True) == OmegaConf.to_container(expected, resolve=True)
-            assert OmegaConf.to_yaml(config, resolve=True) == OmegaConf.to_yaml(expected, resolve=True)
+            assert config == OmegaConf.to_container(expected, resolve=True)
+            assert to_yaml(config) == OmegaConf.to_yaml(expected, resolve=True)
             assert folder.name == str(number)
 
 
@@ -137,6 +139,44 @@ def test_a_job_that_raises_is_named_and_the_others_finish(tripath_command, tmp_p
     assert "error: job 1: a defect" in errors
     assert "2 passed, 1 internal error" in output
     assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {"0", "2"}
+
+
+def test_light_jobs_go_together_and_find_what_jobs_alone_find(tripath_command, tmp_path, monkeypatch):  # noqa: F811
+    axes = ("hardware.hbm.channels=1,2,4", "hardware.vlen=64,128", "workload.cache=none,dual")
+    compiled, real = [], tripath.job.compile_program
+    monkeypatch.setattr(tripath.job, "compile_program", lambda *inputs: compiled.append(1) or real(*inputs))
+    tables = []
+    for more in ((), ("row_only=true",)):
+        compiled.clear()
+        status, _, errors = tripath_command(
+            *SWEEP, *axes, *more, "launch.cache=off", "simulator.cycle.race_check=false"
+        )
+        assert (status, errors) == (cli.PASSED, "")
+        with (tmp_path / "sweep" / "sweep.csv").open() as file:
+            rows = sorted(csv.DictReader(file), key=lambda row: int(row["job"]))
+        tables.append([{key: value for key, value in row.items() if "seconds" not in key} for row in rows])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 12
+    assert len(compiled) == 5  # four programs, one of them in two tasks of at most eight jobs
+
+
+def test_a_light_job_that_raises_is_named_and_those_with_it_finish(tripath_command, tmp_path, monkeypatch):  # noqa: F811
+    real = tripath.job.run_job
+
+    def broken(prepared, job, cache):
+        if job.number == 1:
+            message = "a defect"
+            raise RuntimeError(message)
+        return real(prepared, job, cache)
+
+    monkeypatch.setattr(tripath.job, "run_job", broken)
+    status, output, errors = tripath_command(*SWEEP, "row_only=true", "hardware.vlen=64,128,256,1000")
+    assert status == cli.INTERNAL_ERROR
+    assert "Traceback" in errors
+    assert "error: job 1: RuntimeError: a defect" in errors
+    assert "error: job 3: hardware.vlen: must be a power of two from 32 to 8192, got 1000" in errors
+    assert "2 passed, 1 bad input, 1 internal error" in output
+    assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == set()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])

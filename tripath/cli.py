@@ -21,10 +21,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tripath.composition import INPUT_ERRORS, Composer, build, build_experiment, one_line, resolve
+from tripath.composition import INPUT_ERRORS, Composer, build, build_experiment, one_line, resolve, to_yaml
 from tripath.errors import NotInstalledError, TripathError, print_error
 
 if TYPE_CHECKING:
+    from tripath.composition import Values
     from tripath.job import Job
     from tripath.launch import Cluster, Launch
     from tripath.multirun import Sweep
@@ -314,22 +315,23 @@ def _alone(overrides: Sequence[str]) -> str:
 
 
 def _job_of(
-    config: DictConfig, folder: Path, number: int, overrides: Sequence[str], swept: Mapping[str, str]
+    values: "Values", folder: Path, number: int, overrides: Sequence[str], swept: Mapping[str, str]
 ) -> "tuple[Job, tuple[Launch, Tracking, str | None]]":
     """A job of a sweep, and the settings that all its jobs share."""
     from tripath.job import Job, read_measured
     from tripath.summary import name_of
 
-    experiment, default_prompt = build_experiment(config)
+    experiment, default_prompt = build_experiment(values)
     read_measured(experiment)
+    row_only = bool(values.get("row_only"))
     job = Job(
         number=number, name=name_of(swept) or f"job {number}", folder=folder,
         experiment=experiment, default_prompt=default_prompt,
-        configuration="" if config.row_only else OmegaConf.to_yaml(config, resolve=True),
-        command=_alone(overrides), row_only=bool(config.row_only),
+        configuration="" if row_only else to_yaml(values),
+        command=_alone(overrides), row_only=row_only,
     )  # fmt: skip
-    settings = build("launch", config.launch), build("tracking", config.tracking), experiment.settings.baseline
-    return job, settings
+    shared = build("launch", values["launch"]), build("tracking", values["tracking"]), experiment.settings.baseline
+    return job, shared
 
 
 def _check_arguments() -> None:

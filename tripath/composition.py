@@ -4,22 +4,24 @@ import importlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
 from tripath.errors import NotInstalledError, TripathError, did_you_mean
@@ -30,47 +32,106 @@ if TYPE_CHECKING:
     from tripath.validation import Settings
 
 PACKAGE = "pkg://"
+INTERPOLATION, ENVIRONMENT = "${", "${oc.env:"
+"""What an interpolation begins with, and one that refers to no other value."""
 INPUT_ERRORS = (TripathError, HydraException, OmegaConfBaseException, OSError)
+
+
+Values = dict[str, Any]
+"""A composed configuration as plain values, every interpolation resolved."""
 
 
 class Composer:
     """Composes the jobs of a sweep: once for each choice of files, and sets a job's values on a copy of that.
 
-    Hydra itself would read and merge every file for every job, which takes longer than an analytical run.
+    Hydra itself would read and merge every file for every job, which takes longer than an analytical run; and to set a value
+    in OmegaConf's copy and to resolve that takes longer than to set it among plain values, where a job does no more than that.
     """
 
     def __init__(self, loader: Any, master: DictConfig) -> None:  # noqa: ANN401  its interface lacks the repository
         self._loader, self._master = loader, master
         self._parser = OverridesParser.create(config_loader=loader)
-        self._known: dict[tuple[str, ...], tuple[DictConfig, bytes]] = {}
+        self._parsed: dict[str, tuple[Override, bool]] = {}
+        self._known: dict[tuple[str, ...], _OfFiles] = {}
 
-    def __call__(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
+    def __call__(self, number: int, overrides: Sequence[str]) -> tuple[Values, Path]:
         """The configuration of a job, without Hydra's own node, and its folder.
 
         Raises:
             HydraException, OmegaConfBaseException: it cannot be composed.
         """
-        parsed = self._parser.parse_overrides(list(overrides))
-        files = [override for override in parsed if self._chooses_file(override)]
-        whole, packed = self._of_files(tuple(str(override.input_line) for override in files))
-        config: DictConfig = pickle.loads(packed)  # noqa: S301  made below, in this process
-        ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in files], config)  # noqa: SLF001
-        with open_dict(whole.hydra):
-            job = whole.hydra.job
+        parsed = [self._parse(text) for text in overrides]
+        files = self._of_files(tuple(str(override.input_line) for override, of_file in parsed if of_file))
+        changes = [override for override, of_file in parsed if not of_file]
+        values = files.plain_with(changes)
+        if values is None:
+            config: DictConfig = pickle.loads(files.packed)  # noqa: S301  made below, in this process
+            ConfigLoaderImpl._apply_overrides_to_config(changes, config)  # noqa: SLF001
+            values = cast("Values", OmegaConf.to_container(config, resolve=True))
+        with open_dict(files.whole.hydra):
+            job = files.whole.hydra.job
             job.num, job.id = number, str(number)
-            job.override_dirname = get_overrides_dirname(parsed, **job.config.override_dirname)
-        return config, Path(whole.hydra.sweep.dir).absolute() / str(whole.hydra.sweep.subdir)
+            job.override_dirname = get_overrides_dirname([each for each, _ in parsed], **job.config.override_dirname)
+        sweep = files.whole.hydra.sweep
+        return values, Path(sweep.dir).absolute() / str(sweep.subdir)
 
-    def _chooses_file(self, override: Override) -> bool:
-        return self._loader.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+    def _parse(self, text: str) -> tuple[Override, bool]:
+        """An override, and whether it chooses a file."""
+        if text not in self._parsed:
+            override = self._parser.parse_overrides([text])[0]
+            group = self._loader.repository.group_exists(override.key_or_group)
+            self._parsed[text] = override, group and not isinstance(override.value(), dict)
+        return self._parsed[text]
 
-    def _of_files(self, files: tuple[str, ...]) -> tuple[DictConfig, bytes]:
+    def _of_files(self, files: tuple[str, ...]) -> "_OfFiles":
         if files not in self._known:
             whole = self._loader.load_sweep_config(self._master, list(files))
             HydraConfig.instance().cfg = cast("Any", whole)  # `${hydra:...}` in a configuration looks here
             task = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-            self._known[files] = whole, pickle.dumps(task)
+            independent = INTERPOLATION not in OmegaConf.to_yaml(task).replace(ENVIRONMENT, "")
+            plain = pickle.dumps(OmegaConf.to_container(task, resolve=True)) if independent else None
+            self._known[files] = _OfFiles(whole=whole, packed=pickle.dumps(task), plain=plain)
         return self._known[files]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OfFiles:
+    """What a choice of files makes: all of it, the part without Hydra's own node, and that as plain values where none of them
+    depends on another."""
+
+    whole: DictConfig
+    packed: bytes
+    plain: bytes | None
+
+    def plain_with(self, changes: Sequence[Override]) -> Values | None:
+        """The plain values with `changes`; None where one of these is more than another value of a key that has one."""
+        if self.plain is None:
+            return None
+        values: Values = pickle.loads(self.plain)  # noqa: S301  made above, in this process
+        for override in changes:
+            *path, last = override.key_or_group.split(".")
+            node: Any = values
+            for key in path:
+                node = node.get(key) if isinstance(node, dict) else None
+            new = override.value()
+            simple = isinstance(new, int | float | str | None) and not (isinstance(new, str) and _has_meaning(new))
+            known = isinstance(node, dict) and last in node and not isinstance(node[last], dict | list)
+            if not (simple and known and override.type is OverrideType.CHANGE and override.package is None):
+                return None
+            node[last] = new
+        return values
+
+
+def _has_meaning(text: str) -> bool:
+    """Whether OmegaConf takes a text for more than itself."""
+    return INTERPOLATION in text or text == MISSING
+
+
+def to_yaml(values: Values) -> str:
+    """A configuration as OmegaConf.to_yaml writes it."""
+    return yaml.dump(
+        values, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper()
+    )
 
 
 def compose_experiment(*overrides: str) -> "Experiment":
@@ -84,7 +145,7 @@ def compose_experiment(*overrides: str) -> "Experiment":
         return build_experiment(compose("config", overrides=list(overrides)))[0]
 
 
-def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
+def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | None]":
     """The experiment of a composed configuration, and the prompt to use where the user gives none.
 
     Raises:
@@ -93,6 +154,7 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     from tripath.experiment import QUALITY, Experiment, read_prompts_file
     from tripath.workload import reference_only
 
+    values = cast("Values", OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config)
     groups = {
         "model",
         "hardware",
@@ -105,13 +167,13 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
         "technology",
     }
     known = (*sorted(groups), "devices", "paths", "row_only")  # of devices there are several, one below the other
-    for key in config:
+    for key in values:
         if key not in known:
             raise TripathError(f"{key}: no such key, one of {', '.join(known)}")
     for key in (*sorted(groups), "devices"):
-        if not OmegaConf.is_dict(config.get(key)):
-            raise TripathError(f"{key}: needs a mapping, got {config.get(key)!r}")
-    workload: Any = OmegaConf.to_container(config.workload, resolve=True)
+        if not isinstance(values.get(key), dict):
+            raise TripathError(f"{key}: needs a mapping, got {values.get(key)!r}")
+    workload = dict(values["workload"])
     default_prompt = workload.pop("default_prompt", None)
     if default_prompt is not None and not isinstance(default_prompt, str):
         raise TripathError(f"workload.default_prompt: must be text, got {default_prompt!r}")
@@ -123,21 +185,19 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     prompt = workload.get("prompt")
     if isinstance(prompt, str):  # kept from instantiate, which would interpolate a `${` in it
         workload["prompt"] = None
-    model: Any = OmegaConf.to_container(config.model, resolve=True)
-    model["checkpoint"] = resolve(model.get("checkpoint"))
+    model = {**values["model"], "checkpoint": resolve(values["model"].get("checkpoint"))}
     if isinstance(sliced := model.get("only_layers"), list):
         if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
             raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
         model["layers"] = len(sliced)
-    paths, own = config.paths, build("model", model)
-    settings = build("validation", config.validation)
-    references = [row for row in settings.references if _applies(row.when, config)]
-    options: Any = OmegaConf.to_container(config.simulator, resolve=True)
+    paths, own = values.get("paths"), build("model", model)
+    settings = build("validation", values["validation"])
+    references = [row for row in settings.references if _applies(row.when, values)]
     experiment = Experiment(
-        model=own, workload=build("workload", workload), hardware=build("hardware", config.hardware),
-        numerics=build("numerics", config.numerics), settings=replace(settings, references=references),
-        technology=build("technology", config.technology), **_other_hardware(config, settings, own),
-        paths=[str(path) for path in paths] if OmegaConf.is_list(paths) else [str(paths)], options=options,
+        model=own, workload=build("workload", workload), hardware=build("hardware", values["hardware"]),
+        numerics=build("numerics", values["numerics"]), settings=replace(settings, references=references),
+        technology=build("technology", values["technology"]), **_other_hardware(values, settings, own),
+        paths=[str(path) for path in paths] if isinstance(paths, list) else [str(paths)], options=values["simulator"],
     )  # fmt: skip
     if QUALITY in experiment.paths:
         if find_spec("torch") is None:
@@ -151,13 +211,13 @@ def build_experiment(config: DictConfig) -> "tuple[Experiment, str | None]":
     return experiment, default_prompt
 
 
-def _other_hardware(config: DictConfig, settings: "Settings", own: "ModelSpec") -> dict[str, Any]:
+def _other_hardware(values: Values, settings: "Settings", own: "ModelSpec") -> dict[str, Any]:
     """Device models, measurements, and the models that these and published figures name; `own` is that of the run."""
     from tripath.validation import check_names, published_models, read_measurements
 
     measurements = [] if settings.measurements is None else read_measurements(settings.measurements)
-    devices = {str(name): build(f"devices.{name}", node) for name, node in config.devices.items()}
-    check_names(measurements, devices, config.hardware.name if config.paths else None)
+    devices = {str(name): build(f"devices.{name}", node) for name, node in values["devices"].items()}
+    check_names(measurements, devices, values["hardware"].get("name") if values.get("paths") else None)
     names = {row.model for row in measurements} | (published_models() if settings.published else set())
     models = {own.name: own}
     for name in sorted(names - {own.name}):
@@ -169,18 +229,17 @@ def _other_hardware(config: DictConfig, settings: "Settings", own: "ModelSpec") 
     return {"devices": devices, "measurements": measurements, "models": models}
 
 
-def _applies(when: Mapping[str, object], config: DictConfig) -> bool:
+def _applies(when: Mapping[str, object], values: Values) -> bool:
     """Whether a reference was measured for this configuration.
 
     Raises:
         TripathError: it names a key that does not exist.
     """
     for key, value in when.items():
-        try:
-            given = OmegaConf.select(config, key, throw_on_missing=True)
-        except OmegaConfBaseException:
-            given = None
-        if given is None:
+        given: Any = values
+        for name in key.split("."):
+            given = given.get(name) if isinstance(given, dict) else None
+        if given in (None, MISSING):
             raise TripathError(f"validation.references: when names {key}, no such key")
         if given != value:
             return False

@@ -8,13 +8,14 @@ import inspect
 import math
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tripath.comparison import Show, with_other_hardware
-from tripath.compiler import compile_program, schedule
+from tripath.compiler import compile_program, schedule, target
 from tripath.errors import TripathError
 from tripath.experiment import PATHS, QUALITY, TRACE_GIVERS, Experiment, Generated, Outcome, Prompts, read_prompts
 from tripath.metrics import Result, Table
@@ -27,8 +28,12 @@ from tripath.validation import check_streams, validate
 if TYPE_CHECKING:
     from cycle.streams import Stream
 
+INPUT_ERRORS = (TripathError, OSError)
+"""What a user can act on; other errors are defects."""
 MODULES = {QUALITY: "accuracy.study"}
 """Where a path lives that is no package of its own name."""
+LIGHT = ["analytical"]
+"""Paths that take milliseconds."""
 EXECUTING = ("accuracy", "rtl")
 """Paths that execute a program and so generate something."""
 
@@ -77,6 +82,11 @@ class Job:
     command: str
     row_only: bool = False
 
+    @property
+    def light(self) -> bool:
+        """Whether it takes milliseconds and leaves no files, so that a task of its own would cost more."""
+        return self.row_only and self.experiment.paths == LIGHT
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobOutcome:
@@ -108,7 +118,7 @@ def prepare(experiment: Experiment, default_prompt: str | None) -> Prepared:
 def compile_key(experiment: Experiment, default_prompt: str | None) -> str:
     """Digest of what `prepare` depends on: jobs with the same share one program."""
     e = experiment
-    return digest_of(e.model, e.workload, e.hardware, e.numerics, default_prompt, e.runs_program)
+    return digest_of(e.model, e.workload, target(e.hardware), e.numerics, default_prompt, e.runs_program)
 
 
 def run_path(
@@ -246,6 +256,23 @@ def run_job(prepared: Prepared, job: Job, cache: Cache) -> JobOutcome:
         status=outcome.status, failures=failures, metrics=metrics, wall_seconds=outcome.wall_seconds,
         cached=outcome.cached, files=files, unknown_words=prepared.prompts.unknown_words if prepared.prompts else [],
     )  # fmt: skip
+
+
+def run_light_jobs(jobs: Sequence[Job], cache: Cache) -> list[JobOutcome | Exception]:
+    """Outcome or error of each job, one run after the other; those of one program that stand together share it."""
+    found: list[JobOutcome | Exception] = []
+    key, prepared = None, None
+    for job in jobs:
+        inputs = job.experiment, job.default_prompt
+        try:
+            if prepared is None or compile_key(*inputs) != key:
+                key, prepared = compile_key(*inputs), prepare(*inputs)
+            found.append(run_job(prepared, job, cache))
+        except INPUT_ERRORS as error:
+            found.append(error)
+        except Exception:  # noqa: BLE001  the others go on
+            found.append(RuntimeError(traceback.format_exc()))
+    return found
 
 
 def _generated(experiment: Experiment, prompts: Prompts | None, run: PathRun | None) -> Generated | None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,14 +19,12 @@ from typing import Any, cast
 from tripath.compiler import schedule
 from tripath.errors import TripathError
 from tripath.experiment import TRACE_GIVERS, Experiment
-from tripath.job import PathRun, run_path
+from tripath.job import INPUT_ERRORS, PathRun, run_path
 from tripath.program import Program
 from tripath.results import Cache, default_folder
 from tripath.trace import Trace
 
 CACHE_MODES = ("on", "off")
-INPUT_ERRORS = (TripathError, OSError)
-"""What a user can act on; other errors are defects."""
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 POLL_SECONDS = 0.2
 REACH_SECONDS = 5.0
@@ -87,12 +86,14 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """`function(shared, *arguments)` in a worker; `shared` is what `prepare` returned, which runs once for each `key`."""
+    """`function(shared, *arguments)` in a worker; `shared` is what `prepare` returned, which runs once for each `key`; without
+    `prepare`, `function(*arguments)`. It does `jobs` jobs of a sweep."""
 
-    key: str
-    prepare: tuple[Callable[..., Any], Sequence[object]]
     function: Callable[..., Any]
     arguments: Sequence[object]
+    key: str = ""
+    prepare: tuple[Callable[..., Any], Sequence[object]] | None = None
+    jobs: int = 1
 
 
 class WorkerLostError(RuntimeError):
@@ -181,7 +182,7 @@ class Cluster:
     def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
 
-        `show` is called several times a second with the number of tasks that were handed to Ray. Tasks are drawn from
+        `show` is called several times a second with the number of jobs that were handed to Ray. Tasks are drawn from
         `tasks` while Ray starts, then only as there is room.
 
         Raises:
@@ -210,19 +211,22 @@ class Cluster:
         resources: dict[str, Any] = {"num_cpus": launch.job_cpus, "memory": launch.job_memory_bytes}
         shared: dict[str, ray.ObjectRef] = {}
         running: dict[ray.ObjectRef, Task] = {}
+        remote = lru_cache(_remote)  # Ray sends each anew to its workers
         try:
             while True:
                 for task in islice(tasks, room - len(running)):
-                    prepare, arguments = task.prepare
-                    if task.key not in shared:
-                        shared[task.key] = _remote(prepare, num_cpus=1).remote(*arguments)
-                    started = _remote(task.function, **resources).remote(shared[task.key], *task.arguments)
-                    running[started] = task
-                    show(len(running))
+                    first: list[object] = []
+                    if task.prepare is not None:
+                        prepare, arguments = task.prepare
+                        if task.key not in shared:
+                            shared[task.key] = remote(prepare, num_cpus=1).remote(*arguments)
+                        first = [shared[task.key]]
+                    running[remote(task.function, **resources).remote(*first, *task.arguments)] = task
+                    show(sum(task.jobs for task in running.values()))
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
-                show(len(running))
+                show(sum(task.jobs for task in running.values()))
                 for reference in done:
                     yield running.pop(reference), _value(reference)
         finally:

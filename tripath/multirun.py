@@ -8,14 +8,15 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from tripath.baseline import Baseline, Drift, compare, facts_of
 from tripath.console import Tracked, error_out, out, print_places, sweep_progress, table_of
 from tripath.errors import TripathError, print_error
-from tripath.job import Job, JobOutcome, compile_key, prepare, run_job
-from tripath.launch import INPUT_ERRORS, Cluster, Launch, Task, WorkerLostError
+from tripath.job import INPUT_ERRORS, Job, JobOutcome, compile_key, prepare, run_job, run_light_jobs
+from tripath.launch import Cluster, Launch, Task, WorkerLostError
 from tripath.metrics import Table
 from tripath.record import FILE, Record, git_commit, to_json
 from tripath.results import write_atomically
@@ -31,6 +32,8 @@ INFEASIBLE = "infeasible"
 KILLED = "KILLED"
 PICTURE, TABLE = "sweep.png", "sweep.csv"
 REPORT = "report.json"
+MOST_TOGETHER, MOST_AHEAD = 8, 48
+"""Light jobs in a task, and how many are looked at to find those of one program."""
 MOST_DRIFTS = 20
 """That are printed."""
 
@@ -122,20 +125,24 @@ class Sweep:
         show = self._show
 
         def tasks() -> Iterator[Task]:
-            for job in jobs:
-                inputs = job.experiment, job.default_prompt
-                task = Task(
-                    key=compile_key(*inputs), prepare=(prepare, inputs), function=run_job, arguments=(job, cache)
-                )
-                waiting[id(task)] = task, job
+            for together in _together(jobs):
+                job, inputs = together[0], (together[0].experiment, together[0].default_prompt)
+                if job.light:
+                    task = Task(function=run_light_jobs, arguments=(together, cache), jobs=len(together))
+                else:
+                    key = compile_key(*inputs)
+                    task = Task(key=key, prepare=(prepare, inputs), function=run_job, arguments=(job, cache))
+                waiting[id(task)] = task, together
                 yield task
 
         for task, value in cluster.each(
             tasks(), lambda out: show([row.verdict for row in self.rows], len(self.swept), out)
         ):
-            _, job = waiting.pop(id(task))
-            if self._take(job, value) and self._writer:
-                self._writer.put(job.folder)
+            _, together = waiting.pop(id(task))
+            values = value if isinstance(value, list) else [value] * len(together)
+            for job, found in zip(together, values, strict=True):
+                if self._take(job, found) and self._writer:
+                    self._writer.put(job.folder)
         show([row.verdict for row in self.rows], len(self.swept), 0)
 
     def end(self, *, whole: bool) -> None:
@@ -321,6 +328,26 @@ class Sweep:
         except OSError as error:
             _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
         return record
+
+
+def _together(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """Jobs as they go to a worker: light ones several at a time, those of one program one after the other; others alone."""
+    ahead: dict[str, list[Job]] = {}
+
+    def light() -> Iterator[list[Job]]:
+        waiting = list(chain(*ahead.values()))
+        ahead.clear()
+        for first in range(0, len(waiting), MOST_TOGETHER):
+            yield waiting[first : first + MOST_TOGETHER]
+
+    for job in jobs:
+        if not job.light:
+            yield [job]
+            continue
+        ahead.setdefault(compile_key(job.experiment, job.default_prompt), []).append(job)
+        if sum(map(len, ahead.values())) == MOST_AHEAD:
+            yield from light()
+    yield from light()
 
 
 def write_job(folder: Path, files: Mapping[str, bytes]) -> None:

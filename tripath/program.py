@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, wraps
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -202,17 +202,20 @@ class Program:
 
 _FACTS = "_facts"
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
-def fact_of_program(function: Callable[[Program], T]) -> Callable[[Program], T]:
-    """Compute a function of the program alone once for each program. Its result is shared, so nobody may change it."""
+def fact_of_program(function: Callable[Concatenate[Program, P], T]) -> Callable[Concatenate[Program, P], T]:
+    """Compute a function of the program, and of what else can be hashed, once for each program. Its result is shared, so
+    nobody may change it."""
 
     @wraps(function)
-    def once(program: Program) -> T:
+    def once(program: Program, *others: P.args, **named: P.kwargs) -> T:
         facts = program.__dict__.setdefault(_FACTS, {})
-        if function not in facts:
-            facts[function] = function(program)
-        return facts[function]
+        key = function, *others, *named.items()
+        if key not in facts:
+            facts[key] = function(program, *others, **named)
+        return facts[key]
 
     return once
 

@@ -1,11 +1,14 @@
 """A program as flat arrays, for compiled code; and what its instructions amount to when each is retired so many times."""
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
-from tripath.isa import BY_MNEMONIC, BYTES_PER_ADDRESS, TABLE, Memory, Unit
+from tripath.isa import BY_MNEMONIC, BYTES_PER_ADDRESS, TABLE, Instruction, Memory, Unit
 from tripath.program import Program, fact_of_program
 from tripath.registers import SET_UP, Register, set_up
 
@@ -31,7 +34,7 @@ class Access:
 class Tables:
     """One row per instruction, int64: `opcode`, `unit` [n]; `operands` [n, 10] in the order of the table; `waits`,
     `signals` [n, 2] (0: none); `accesses` [n, 5, 5] with the columns of `Access` (memory -1: none), where an access is
-    ROWS runs of SIZE addresses through an address register."""
+    ROWS runs of SIZE addresses through an address register; `macs`, `lanes` [n]: the work of each."""
 
     opcode: np.ndarray
     unit: np.ndarray
@@ -39,31 +42,41 @@ class Tables:
     waits: np.ndarray
     signals: np.ndarray
     accesses: np.ndarray
+    macs: np.ndarray
+    lanes: np.ndarray
 
 
 @fact_of_program
 def tabulate(program: Program) -> Tables:
     """Arrays of a program."""
-    opcode, unit, operands, waits, signals, accesses = ([] for _ in range(6))
-    absent = [-1] * 5
-    for instruction in program.instructions:
-        spec, values = instruction.spec, instruction.operands
-        opcode.append(spec.opcode)
-        unit.append(spec.unit)
-        operands.append([*values.values(), *[0] * (OPERANDS - len(values))])
-        waits.append([*instruction.waits, 0, 0][:2])
-        signals.append([*instruction.signals, 0, 0][:2])
-        touched = [
-            [spec.operands[footprint.operand].memory, write, values[footprint.operand], footprint.rows(values),
-             footprint.size(values)]
-            for footprints, write in ((spec.reads, False), (spec.writes, True)) for footprint in footprints
-        ]  # fmt: skip
-        accesses.append([*touched, *[absent] * (ACCESSES - len(touched))])
-    columns = [np.array(column, np.int64) for column in (opcode, unit, operands, waits, signals, accesses)]
-    for column in columns:
-        column.setflags(write=False)
-    return Tables(opcode=columns[0], unit=columns[1], operands=columns[2], waits=columns[3], signals=columns[4],
-                  accesses=columns[5])  # fmt: skip
+    rows = b"".join([_row(low | high << 64) for low, high in program.words.tolist()])
+    table = np.frombuffer(rows, np.int64).reshape(len(program.words), -1)
+    edges = np.cumsum([1, 1, OPERANDS, 2, 2, 5 * ACCESSES, 1]).tolist()
+    opcode, unit, operands, waits, signals, accesses, macs, lanes = (
+        np.ascontiguousarray(columns) for columns in np.split(table, edges, axis=1)
+    )
+    for columns in (opcode, unit, operands, waits, signals, accesses, macs, lanes):
+        columns.setflags(write=False)
+    return Tables(
+        opcode=opcode[:, 0], unit=unit[:, 0], operands=operands, waits=waits, signals=signals,
+        accesses=accesses.reshape(-1, ACCESSES, 5), macs=macs[:, 0], lanes=lanes[:, 0],
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 15)
+def _row(word: int) -> bytes:
+    """The row of an instruction's word (int64): programs of a sweep share most of theirs."""
+    instruction = Instruction.decode(word)
+    spec, values = instruction.spec, instruction.operands
+    touched = [
+        [spec.operands[footprint.operand].memory, write, values[footprint.operand], footprint.rows(values),
+         footprint.size(values)]
+        for footprints, write in ((spec.reads, False), (spec.writes, True)) for footprint in footprints
+    ]  # fmt: skip
+    row = [spec.opcode, spec.unit, *values.values(), *[0] * (OPERANDS - len(values))]
+    row += [*instruction.waits, 0, 0][:2] + [*instruction.signals, 0, 0][:2]
+    row += chain(*touched, [-1] * (5 * (ACCESSES - len(touched))))
+    return array("q", [*row, spec.macs(values), spec.lanes(values)]).tobytes()
 
 
 @fact_of_program
@@ -76,18 +89,13 @@ def address_registers(program: Program) -> dict[int, Register]:
     return result
 
 
-def hbm_bytes_per_instruction(tables: Tables) -> np.ndarray:
-    """Bytes that each instruction moves to or from HBM (int64 [n])."""
-    in_hbm = tables.accesses[:, :, Access.MEMORY] == Memory.HBM
-    return (in_hbm * tables.accesses[:, :, Access.ROWS] * tables.accesses[:, :, Access.SIZE]).sum(axis=1)
-
-
-def sram_bytes_per_instruction(tables: Tables) -> np.ndarray:
-    """Bytes that each instruction reads from or writes to on-chip memories (int64 [n])."""
-    size = np.array([BYTES_PER_ADDRESS[memory] for memory in Memory])
-    memory = tables.accesses[:, :, Access.MEMORY]
-    moved = tables.accesses[:, :, Access.ROWS] * tables.accesses[:, :, Access.SIZE] * size[memory]
-    return np.where(memory > Memory.HBM, moved, 0).sum(axis=1)
+@fact_of_program
+def bytes_per_instruction(program: Program, memory: Memory) -> np.ndarray:
+    """Bytes that each instruction reads from or writes to a memory (int64 [n])."""
+    accesses = tabulate(program).accesses
+    inside = accesses[:, :, Access.MEMORY] == memory
+    addresses = (inside * accesses[:, :, Access.ROWS] * accesses[:, :, Access.SIZE]).sum(axis=1)
+    return addresses * BYTES_PER_ADDRESS[memory]
 
 
 @fact_of_program
@@ -115,21 +123,12 @@ def address_steps(program: Program) -> np.ndarray:
     return steps
 
 
-@fact_of_program
-def _work(program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """MACs and vector lanes of each instruction, as Python's integers: their sums over a run may need more than 64 bits."""
-    pairs = [(i.spec.macs(i.operands), i.spec.lanes(i.operands)) for i in program.instructions]
-    macs, lanes = np.array(pairs, object).T
-    return macs, lanes
-
-
 def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
     """Event counts of a run in which instruction i retired `retired[i]` times: the counts that all paths must share.
 
     Keys: `instructions`, `instructions.<MNEMONIC>`, `macs`, `vector_lanes`, `hbm_read_bytes`, `hbm_write_bytes`.
     """
-    tables = tabulate(program)
-    moved = hbm_bytes_per_instruction(tables)
+    tables, moved = tabulate(program), bytes_per_instruction(program, Memory.HBM) * retired
     counts = {"instructions": int(retired.sum())}
     by_opcode = np.zeros(256, np.int64)
     np.add.at(by_opcode, tables.opcode, retired)
@@ -137,8 +136,9 @@ def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
         f"instructions.{TABLE[opcode].mnemonic}": int(by_opcode[opcode])
         for opcode in np.flatnonzero(by_opcode).tolist()
     }
-    for name, work in zip(("macs", "vector_lanes"), _work(program), strict=True):
-        counts[name] = int((work * retired.astype(object)).sum())
-    counts["hbm_read_bytes"] = int((moved * retired)[tables.unit == Unit.DMA_IN].sum())
-    counts["hbm_write_bytes"] = int((moved * retired)[tables.unit == Unit.DMA_OUT].sum())
+    for name, work in (("macs", tables.macs), ("vector_lanes", tables.lanes)):
+        works = np.flatnonzero(work)  # as Python's integers: a sum over a run may need more than 64 bits
+        counts[name] = int((work[works].astype(object) * retired[works].astype(object)).sum())
+    counts["hbm_read_bytes"] = int(moved[tables.unit == Unit.DMA_IN].sum())
+    counts["hbm_write_bytes"] = int(moved[tables.unit == Unit.DMA_OUT].sum())
     return counts

@@ -172,7 +172,6 @@ def reference_only(workload: Workload, numerics: Numerics) -> str:
         "workload.commit": (workload.commit, ("quota", "threshold")),
         "workload.score": (workload.score, ("maskgit_plus",)),
         "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos")),
-        "numerics.smoothing.centre": (smoothing.centre, (False,)),
         "numerics.smoothing.pre_rope": (smoothing.pre_rope, (False,)),
         "numerics.confidences": (numerics.confidences, ("bf16",)),
     }

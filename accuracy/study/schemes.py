@@ -148,14 +148,20 @@ class Side:
             maxima, mean = rules.calibrated
             mean = mean if scheme.centre else None
         elif scheme.centre:
-            weights = real[:, None, :, None].to(x.dtype)
-            mean = (x * weights).sum(2, keepdim=True) / weights.sum(2, keepdim=True)
+            mean = self._mean()
         else:
             mean = None
         self.m = lanes(mean) if mean is not None else None
         if maxima is None:
-            maxima = channel_maxima(x if self.m is None else x - self.m, real, pairs=rules.pairs)
+            maxima = channel_maxima(x if self.m is None else lanes(x - self.m), real, pairs=rules.pairs)
         self.s = smoothing(maxima, scheme, lanes).expand(x.shape[0], -1, -1, -1)
+
+    def _mean(self) -> Tensor:
+        """Each channel's mean over the real tokens ([B, H, 1, D]), added up row by row as the machine's lanes do."""
+        total, lanes = torch.zeros_like(self.raw[:, :, :1]), self.rules.lanes
+        for row in range(self.raw.shape[2]):
+            total = lanes(total + self.raw[:, :, row : row + 1] * self.real[:, None, row : row + 1, None])
+        return total * (1 / self.real.sum(1).to(total.dtype))[:, None, None, None]
 
     def _rounded(self, x: Tensor, real: Tensor) -> Tensor:
         rules = self.rules

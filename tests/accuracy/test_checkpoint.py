@@ -213,6 +213,54 @@ def test_a_checkpoint_read_as_needed_makes_the_same_image(tmp_path, monkeypatch)
     np.testing.assert_array_equal(*(ReferenceModel(spec, t).forward(canvas) for t in (dict(lazy), lazy)))
 
 
+def quantised_image(spec, tensors, folder):
+    x = compose_experiment("workload.prompt_length=19", "workload.prompt=null", "numerics=mxint4")
+    program = compile_program(spec, x.workload, x.hardware, x.numerics, [19])
+    return build_image(program, spec, x.workload, tensors, [list(range(19))], quantised=folder)
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_a_checkpoint_is_quantised_once(synthetic, tmp_path, monkeypatch):
+    spec, _ = random_checkpoint(tmp_path, LLADA)
+    spec = dataclasses.replace(spec, checkpoint="synthetic") if synthetic else spec
+    held = quantised_image(spec, load_tensors(spec), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()  # it is small, and at hand
+    monkeypatch.setattr("accuracy.checkpoint.KEPT_BYTES", 0)
+    read = []
+    kind = type(load_tensors(spec))
+    monkeypatch.setattr(
+        kind, "__getitem__", lambda self, name, get=kind.__getitem__: read.append(name) or get(self, name)
+    )
+    images = [quantised_image(spec, load_tensors(spec), tmp_path / "kept") for _ in range(2)]
+    assert sorted(read) == sorted(expected_shapes(spec))  # each once
+    for image in images:
+        np.testing.assert_array_equal(image, held)
+
+
+def test_damaged_or_foreign_quantised_weights_are_never_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("accuracy.checkpoint.KEPT_BYTES", 0)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    spec, _ = random_checkpoint(tmp_path / "one", LLADA)
+    expected = quantised_image(spec, load_tensors(spec), tmp_path / "kept")
+    rng = np.random.default_rng(1)
+    kept = sorted((tmp_path / "kept").iterdir())
+    for file in kept:  # one bit flipped; cut short; longer; empty
+        data = np.fromfile(file, np.uint8)
+        data[rng.integers(data.size)] ^= 1 << rng.integers(8)
+        file.write_bytes([bytes(data), bytes(data[:-1]), bytes(data) + b"x", b""][rng.integers(4)])
+    np.testing.assert_array_equal(quantised_image(spec, load_tensors(spec), tmp_path / "kept"), expected)
+    assert sorted((tmp_path / "kept").iterdir()) == kept
+    other, made = random_checkpoint(tmp_path / "two", LLADA)
+    changed = {name: value + np.float32(1) for name, value in made.items()}
+    (tmp_path / "two" / "model.safetensors.index.json").unlink()
+    save_file(changed, tmp_path / "two" / "model.safetensors")
+    held = quantised_image(other, changed, None)
+    np.testing.assert_array_equal(quantised_image(other, load_tensors(other), tmp_path / "kept"), held)
+    (tmp_path / "file").write_text("")
+    np.testing.assert_array_equal(quantised_image(spec, load_tensors(spec), tmp_path / "file"), expected)
+
+
 def test_synthetic_weights_have_the_true_shapes_and_are_always_the_same():
     spec = dataclasses.replace(DREAM, checkpoint="synthetic")
     one, two = load_tensors(spec), load_tensors(spec)

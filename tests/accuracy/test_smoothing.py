@@ -43,24 +43,26 @@ def test_a_power_of_two_is_a_no_op_for_values_in_blocks_along_tokens(kv, cache, 
     assert not equal(plain, run(tensors, prompts, *policy, *smoothed, "numerics.smoothing.power_of_two=false"))
 
 
-def test_each_sequence_of_a_batch_has_its_own_factors(tensors, tokenizer):
+@pytest.mark.parametrize("centring", [(), ("numerics.smoothing.centre=true",)])
+def test_each_sequence_of_a_batch_has_its_own_factors(centring, tensors, tokenizer):
     """A sequence gets bit for bit what it gets alone, with as much padding."""
     texts = [PROMPT, "Anna has 7 pens and loses 2 of them. How many pens does Anna have now?"]
     ids = [tokenizer.encode(text)[-16:] for text in texts]
-    together = run(tensors, ids, "numerics=mxint4_baos", "hardware.sram.vector_bytes=80000")
+    together = run(tensors, ids, "numerics=mxint4_baos", "hardware.sram.vector_bytes=80000", *centring)
     for row, prompt in enumerate(ids):
-        alone = run(tensors, [prompt], "numerics=mxint4_baos")
+        alone = run(tensors, [prompt], "numerics=mxint4_baos", *centring)
         assert equal(alone, (together[0][row : row + 1], together[1][row : row + 1]))
 
 
+@pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_the_traffic_of_the_two_phases_is_charged(cache):
-    """A warm step writes K and V in BF16 and reads them again, and writes a row of factors; a chunk of any step reads the
-    halves of that row that it needs."""
+def test_the_traffic_of_the_phases_is_charged(cache, centre):
+    """A warm step writes K and V in BF16 and reads them again (twice where they are centred, each time with the validity of
+    the rows), and writes a row of factors; a chunk of any step reads the halves of that row that it needs."""
     overrides = ("numerics=mxint4_kv", f"workload.cache={cache}", "workload.batch=2")
     counts = []
     for smoothing in ("plain", "baos"):
-        x = compose_experiment(*overrides, f"numerics/smoothing={smoothing}")
+        x = compose_experiment(*overrides, f"numerics/smoothing={smoothing}", f"numerics.smoothing.centre={centre}")
         program, trace = compiled(x)
         counts.append(event_counts(program, retirements(program, trace)))
     model, batch, canvas = x.model, x.workload.batch, program.layout["canvas"]
@@ -68,10 +70,14 @@ def test_the_traffic_of_the_two_phases_is_charged(cache):
     warm = x.workload.steps if cache == "none" else x.workload.blocks
     refine = x.workload.steps - warm
     raw, row = 2 * 2 * model.kv_width * canvas, 2 * 2 * (model.kv_width + model.query_width)
+    again, counts_of_tokens = raw, 0
+    if centre:  # the means of K and V, and V's once more for each query channel
+        row += 2 * (2 * model.kv_width + model.query_width)
+        again, counts_of_tokens = 2 * (raw + 4 * canvas), 4 * batch
     added = {key: counts[1][key] - counts[0][key] for key in ("hbm_write_bytes", "hbm_read_bytes", "macs")}
     assert added == {
         "hbm_write_bytes": model.layers * batch * warm * (raw + row),
-        "hbm_read_bytes": model.layers * batch * (warm * raw + (warm + refine) * row), "macs": 0,
+        "hbm_read_bytes": model.layers * batch * (warm * again + (warm + refine) * row) + counts_of_tokens, "macs": 0,
     }  # fmt: skip
 
 

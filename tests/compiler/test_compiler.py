@@ -7,7 +7,7 @@ import pytest
 
 from analytical.tree import retirements
 from tests.conftest import compiled, compose_experiment
-from tripath.compiler import compile_program, schedule
+from tripath.compiler import compile_program, schedule, target
 from tripath.errors import CapacityError, TripathError
 from tripath.isa import Unit
 from tripath.tables import event_counts, tabulate
@@ -164,3 +164,25 @@ def test_quotas_sum_to_the_block(default_experiment):
 
 def test_schedule_has_one_exit_per_block(default_experiment):
     assert schedule(default_experiment.workload) == Trace(breaks=(7, 7, 7, 7))
+
+
+def test_a_program_depends_on_no_more_of_the_hardware_than_its_target():
+    x = compose_experiment("workload.steps=4")
+    h = x.hardware
+    others = {
+        "clock_hz": 2 * h.clock_hz, "execution": "serial", "queue_depth": dict.fromkeys(h.queue_depth, 1),
+        "dma_outstanding": 1 + h.dma_outstanding, "frontend": dataclasses.replace(h.frontend, address_step_cycles=1),
+        "timing": {name: dataclasses.replace(row, latency=row.latency + 1) for name, row in h.timing.items()},
+        "hbm": dataclasses.replace(h.hbm, channels=2 * h.hbm.channels, interleave_bytes=2 * h.hbm.interleave_bytes, refresh="absolute",
+                                   address_mapping="RoBaRaCoCh", page_bytes=2 * h.hbm.page_bytes, model="simple"),
+    }  # fmt: skip
+    own = {"name": "other", "blen": 2 * h.blen, "mlen": 2 * h.mlen, "vlen": 2 * h.vlen, "prefetch_rows": 1,
+           "sram": dataclasses.replace(h.sram, fp_bytes=2 * h.sram.fp_bytes)}  # fmt: skip
+    assert {*others, *own} == {field.name for field in dataclasses.fields(h)}
+    digest = compiled(x)[0].digest
+    for name, value in others.items():
+        other = dataclasses.replace(h, **{name: value})
+        assert target(other) == target(h), name
+        assert compiled(dataclasses.replace(x, hardware=other))[0].digest == digest, name
+    for name, value in own.items():
+        assert target(dataclasses.replace(h, **{name: value})) != target(h), name

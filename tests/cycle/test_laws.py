@@ -12,6 +12,7 @@ from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
 import cycle
+from cycle.transfers import dma_memory_of, transfer
 from tests.conftest import with_timing
 from tests.cycle.test_cycle import SMALL, SYNC
 from tests.cycle.test_fastforward import loop, nests
@@ -30,8 +31,8 @@ def faster_memory(hardware, **changes):
     return dataclasses.replace(hardware, hbm=dataclasses.replace(hardware.hbm, **changes))
 
 
-def improvements(hardware):
-    """Hardware that is better in one respect."""
+def better_cores(hardware):
+    """Hardware whose core is better in one respect."""
     for mnemonic in UNIT_INSTRUCTIONS:
         row = hardware.timing[mnemonic]
         yield with_timing(hardware, mnemonic, latency=row.latency // 2, latency_per_blen=0, latency_per_tree_level=0)
@@ -41,18 +42,28 @@ def improvements(hardware):
         yield dataclasses.replace(hardware, queue_depth={**hardware.queue_depth, queue: 4 * depth})
     yield dataclasses.replace(hardware, dma_outstanding=hardware.dma_outstanding + 1)
     yield dataclasses.replace(hardware, dma_outstanding=8 * hardware.dma_outstanding)
+
+
+def improvements(hardware):
+    """Hardware that is better in one respect."""
+    yield from better_cores(hardware)
     yield faster_memory(hardware, channels=2 * hardware.hbm.channels)
     yield faster_memory(hardware, read_latency_cycles=hardware.hbm.read_latency_cycles // 2)
     yield faster_memory(hardware, write_latency_cycles=hardware.hbm.write_latency_cycles // 2)
 
 
-MACHINES = st.builds(
-    lambda depth, outstanding, execution: dataclasses.replace(
-        SIMPLE, queue_depth=dict.fromkeys(SIMPLE.queue_depth, depth), dma_outstanding=outstanding, execution=execution
-    ),
-    st.sampled_from([1, 2, 8]), st.sampled_from([1, 2, 8]), st.sampled_from(["decoupled", "decoupled", "serial"]),
-)  # fmt: skip
+def machines(hardware):
+    return st.builds(
+        lambda depth, outstanding, execution: dataclasses.replace(
+            hardware, queue_depth=dict.fromkeys(hardware.queue_depth, depth), dma_outstanding=outstanding, execution=execution
+        ),
+        st.sampled_from([1, 2, 8]), st.sampled_from([1, 2, 8]), st.sampled_from(["decoupled", "decoupled", "serial"]),
+    )  # fmt: skip
+
+
+MACHINES, DRAM_MACHINES = machines(SIMPLE), machines(SMALL)
 CHOICE = st.integers(0, len(list(improvements(SIMPLE))) - 1)
+CORE_CHOICE = st.integers(0, len(list(better_cores(SMALL))) - 1)
 
 
 @st.composite
@@ -121,6 +132,47 @@ def test_nor_where_memory_is_only_read(nest, hardware, number):
 @given(nest=transfers(), hardware=MACHINES, number=CHOICE)
 def test_where_reads_and_writes_compete_it_costs_no_more_than_hbm_is_busy(nest, hardware, number):
     check_law(nest, hardware, list(improvements(hardware))[number])
+
+
+@EXPLORE
+@given(nest=transfers(kinds=("load", "vector", "matrix")), hardware=DRAM_MACHINES, number=CORE_CHOICE)
+def test_with_dram_a_better_core_never_costs_cycles_where_memory_is_only_read(nest, hardware, number):
+    """What a descriptor costs is a function of its shape, so all is as with the simple memory."""
+    check_law(nest, hardware, list(better_cores(hardware))[number])
+
+
+@settings(EXPLORE, max_examples=250)
+@given(nest=transfers(), hardware=DRAM_MACHINES, number=CORE_CHOICE)
+def test_with_dram_a_better_core_costs_no_more_than_hbm_is_busy(nest, hardware, number):
+    """Another order of reads and writes also turns the bus more often: cycles for which HBM counts as busy."""
+    check_law(nest, hardware, list(better_cores(hardware))[number])
+
+
+def costs_more(nest, hardware, better):
+    """Sum over the loads of a loop of the core cycles by which each takes HBM longer, or ends later after that."""
+    program, _ = nest
+    trips = next(i.operands["trips"] for i in program.instructions if i.mnemonic == "C_LOOP")
+    more = 0
+    for instruction in program.instructions:
+        if instruction.mnemonic == "H_LOAD_M":
+            before, after = (
+                transfer(1, instruction.operands["row_bytes"], 0, 0, 0, dma_memory_of(h.hbm))
+                for h in (hardware, better)
+            )
+            more += max(0, after.occupied - before.occupied) + max(0, after.latency - before.latency) + 2
+    return trips * more
+
+
+@EXPLORE
+@given(nest=transfers(kinds=("load", "vector", "matrix")), hardware=DRAM_MACHINES, factor=st.sampled_from([2, 4]))
+def test_more_channels_cost_no_more_than_the_transfers_that_they_slow_down(nest, hardware, factor):
+    """A descriptor may cost more on more channels: its cycles are whole ones, and the latency of one that reaches more banks
+    is theirs. Every other wait is a maximum of sums of such costs. Rounding to core cycles adds one to each part."""
+    better = faster_memory(hardware, channels=factor * hardware.hbm.channels)
+    before, after = run(nest, hardware), run(nest, better)
+    if after["makespan_cycles"] > before["makespan_cycles"]:
+        event("slower")
+    assert after["makespan_cycles"] <= before["makespan_cycles"] + costs_more(nest, hardware, better)
 
 
 def test_an_anomaly_by_hand():

@@ -4,6 +4,6 @@
 cuts the rows of a pass into chunks, `layout` places everything in memory, `emit` makes instructions of it.
 """
 
-from tripath.compiler.generation import compile_program, schedule
+from tripath.compiler.generation import compile_program, schedule, target
 
-__all__ = ["compile_program", "schedule"]
+__all__ = ["compile_program", "schedule", "target"]

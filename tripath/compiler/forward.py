@@ -8,7 +8,15 @@ from tripath.compiler.cache import cache_steps, load_tile, multiply_tile, store_
 from tripath.compiler.emit import Level
 from tripath.compiler.lower import LOG2_ROW_BLOCK, Context, Steps, segments
 from tripath.compiler.rows import Chunk, Span, times
-from tripath.compiler.smoothing import clear_maxima, load_factors, measure, scale_cache_rows, scale_rows, smooth
+from tripath.compiler.smoothing import (
+    clear_channels,
+    load_factors,
+    measure,
+    multiply,
+    smooth,
+    to_cache_domain,
+    uncentre,
+)
 from tripath.formats import FORMATS
 
 
@@ -23,7 +31,7 @@ def forward(c: Context, span: Span, block: Level, *, warm: bool) -> None:
         with c.e.phase("qkv"):
             c.e.sync("dma_in", wait=c.semaphores["x_stored"])
             if two_phases:
-                clear_maxima(c)
+                clear_channels(c)
             with c.chunks(span, block) as chunk:
                 project_qkv(c, chunk, layer, measuring=two_phases)
         if two_phases:
@@ -83,11 +91,7 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> N
     if model.qkv_bias:
         c.load_row("qkv_bias", "bias", width, [(layer, c.layout.tensor("qkv_bias").row_bytes)])
     c.load_row("attention_norm", "norm_weight", model.hidden, [(layer, c.layout.tensor("attention_norm").row_bytes)])
-    if chunk.span.has_padding:
-        valid = c.layout.tensor("valid")
-        with chunk.runs(e, c.workload.block_length) as (rows, local, canvas):
-            steps = chunk.canvas_steps(4, valid.row_bytes) + [(lv, s * valid.row_bytes + r * 4) for lv, s, r in canvas]
-            e.emit("H_LOAD_F", dst=c.fp("valid", 0, local), src=c.hbm("valid", chunk.span.first * 4, steps), n=rows)
+    c.load_valid(chunk)
     if c.smooths and not measuring:
         load_factors(c, chunk, layer, "inverse")
     e.sync("dma_in", signal=source.full)
@@ -106,7 +110,7 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> N
     if measuring:
         measure(c, chunk, "qkv", model.query_width, width)
     else:
-        scale_cache_rows(c, chunk, "qkv", model.query_width, width)
+        to_cache_domain(c, chunk, "qkv", model.query_width, width)
     e.sync("vector", signal=(source.free, rotated))
     e.sync("dma_out", wait=rotated)
     c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", model.query_width, pitch=width)
@@ -163,9 +167,9 @@ def attend(c: Context, chunk: Chunk, layer: Level) -> None:
     if c.smooths:
         load_factors(c, chunk, layer, "fold")
     e.sync("dma_in", signal=rest.full)
-    if c.smooths:  # softmax(q s (K / s)^T) (V / s) s
+    if c.smooths:  # softmax(q s ((K - m) / s)^T) ((V - m) / s) s + m: q m is the same for all keys
         e.sync("vector", wait=(queries.full, rest.full))
-        scale_rows(c, chunk, "keys", "fold", "q", 0, model.query_width)
+        multiply(c, chunk, "keys", "fold", "q", 0, model.query_width)
         e.sync("vector", signal=c.semaphores["queries_scaled"])
         e.sync("matrix", wait=c.semaphores["queries_scaled"])
     else:
@@ -173,7 +177,8 @@ def attend(c: Context, chunk: Chunk, layer: Level) -> None:
         e.sync("vector", wait=rest.full)
     with e.loop(chunk.span.sequences) as sequence, e.loop(model.kv_heads) as head:
         _attend_head(c, chunk, layer, sequence, head)
-    scale_rows(c, chunk, "values", "fold", "attended", 0, model.query_width)
+    multiply(c, chunk, "values", "fold", "attended", 0, model.query_width)
+    uncentre(c, chunk, "attended")
     e.sync("vector", signal=c.semaphores["attended"])
 
 

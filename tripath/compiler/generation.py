@@ -37,6 +37,13 @@ HANDSHAKES = (
 """Semaphores without a buffer of their own: what is awaited also orders the reuse."""
 
 SMOOTHING_HANDSHAKES = ("queries_scaled", "factors_stored", "kv_scaled")
+CENTRING_HANDSHAKES = ("raw_stored",)
+
+
+def target(hardware: HardwareConfig) -> tuple[object, ...]:
+    """What of a piece of hardware its program depends on: the rest costs time, and may differ from run to run of one program."""
+    h = hardware
+    return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows, h.hbm.capacity_bytes
 
 
 def compile_program(
@@ -60,6 +67,8 @@ def compile_program(
     e = c.e
     with e.phase("setup"):
         e.emit("H_LOAD_F", dst=e.address(layout.fp["constants"]), src=c.hbm("constants"), n=len(CONSTANTS))
+        if c.centres:
+            e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
         e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length,
                signal=c.semaphores["set_up"])  # fmt: skip
         e.sync("vector", wait=c.semaphores["set_up"])
@@ -107,6 +116,9 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
         channels["smoothing"] = e.channel("smoothing", "vector", "dma_out")
         channels["kv_in"] = e.channel("kv_in", "dma_in", "dma_out")
         semaphores |= {name: e.semaphore(name) for name in SMOOTHING_HANDSHAKES}
+        if numerics.smoothing.centre:
+            channels["kv_centred"] = e.channel("kv_centred", "dma_in", "vector")
+            semaphores |= {name: e.semaphore(name) for name in CENTRING_HANDSHAKES}
     semaphores["set_up"] = e.semaphore("set_up")
     semaphores["tokens_stored"] = e.semaphore("tokens_stored", unit="dma_out", initial=1)
     return Context(

@@ -10,7 +10,7 @@ from tripath.hardware import HardwareConfig
 from tripath.model import ModelSpec
 from tripath.program import Tensor
 from tripath.units import format_bytes
-from tripath.workload import Numerics, Workload
+from tripath.workload import Numerics, Smoothing, Workload
 
 HBM_ALIGNMENT_BYTES = 64
 MAX_CHUNK_ROWS = 256
@@ -148,18 +148,17 @@ def make_tiling(
     )  # fmt: skip
     low, high = block, min(MAX_CHUNK_ROWS, max(block, canvas * workload.batch)) // block * block
     rows = high
-    smooths = bool(numerics.smoothing.sides)
-    while rows > low and not _fits(model, hardware, tiling, rows, smooths=smooths):
+    while rows > low and not _fits(model, hardware, tiling, rows, numerics.smoothing):
         rows -= block
-    _vector_buffers(model, hardware, tiling, rows, smooths=smooths)
-    _fp_buffers(model, hardware, tiling, rows, smooths=smooths)
+    _vector_buffers(model, hardware, tiling, rows, numerics.smoothing)
+    _fp_buffers(model, hardware, tiling, rows, numerics.smoothing)
     return dataclasses.replace(tiling, chunk_rows=rows)
 
 
-def _fits(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, *, smooths: bool) -> bool:
+def _fits(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, smoothing: Smoothing) -> bool:
     try:
-        _vector_buffers(model, hardware, tiling, rows, smooths=smooths)
-        _fp_buffers(model, hardware, tiling, rows, smooths=smooths)
+        _vector_buffers(model, hardware, tiling, rows, smoothing)
+        _fp_buffers(model, hardware, tiling, rows, smoothing)
     except CapacityError:
         return False
     return True
@@ -192,7 +191,9 @@ class Bump:
         return address
 
 
-def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, *, smooths: bool) -> Bump:
+def _vector_buffers(
+    model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, smoothing: Smoothing
+) -> Bump:
     """Buffers of Vector SRAM, in elements, for chunks of `rows` rows; each starts on a VLEN boundary."""
     bump = Bump("vector", hardware.sram.vector_bytes, 2, hardware.name)
     sequences = rows // tiling.row_tile
@@ -218,19 +219,25 @@ def _vector_buffers(model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, 
         ("shifted", min(hardware.vlen, model.vocab), "sampling"),
         ("commit", 5 * hardware.vlen, "commit"),
     ]
-    if smooths:
-        sequences = tiling.sequences(rows)
+    if smoothing.sides:
+        sequences, (inverse, fold) = tiling.sequences(rows), smoothing_widths(model, smoothing)
         plan += [
             ("channel_max", tiling.batch * 2 * model.kv_width, "qkv"),
-            ("inverse", sequences * 2 * model.kv_width, "qkv"),
-            ("smoothing", 2 * (model.kv_width + model.query_width), "smooth"),
+            ("channel_mean", tiling.batch * 2 * model.kv_width if smoothing.centre else 0, "qkv"),
+            ("inverse", sequences * inverse, "qkv"),
+            ("smoothing", inverse + fold, "smooth"),
             ("kv", rows * 2 * model.kv_width, "smooth"),
-            ("fold", sequences * 2 * model.query_width, "attention"),
+            ("fold", sequences * fold, "attention"),
         ]
     for name, elements, phase in plan:
         if tiling.stage == "generation" or phase in SAMPLING_PHASES:
             bump.take(name, -(-elements // hardware.vlen) * hardware.vlen, phase)
     return bump
+
+
+def smoothing_widths(model: ModelSpec, smoothing: Smoothing) -> tuple[int, int]:
+    """Elements of the two rows of factors (`tripath.compiler.smoothing`): for what goes into the cache, and for attention."""
+    return (2 + 2 * smoothing.centre) * model.kv_width, (2 + smoothing.centre) * model.query_width
 
 
 CONSTANTS = (
@@ -240,7 +247,7 @@ CONSTANTS = (
 
 
 def _fp_buffers(
-    model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, *, smooths: bool, sampled: int = 0
+    model: ModelSpec, hardware: HardwareConfig, tiling: Tiling, rows: int, smoothing: Smoothing, *, sampled: int = 0
 ) -> Bump:
     """Entries of FP SRAM: constants, one sum and validity per row, softmax state per query head and row."""
     bump = Bump("fp", hardware.sram.fp_bytes, 4, hardware.name)
@@ -253,7 +260,8 @@ def _fp_buffers(
         ("running_sum", group * rows, "attention"),
         ("new_max", tiling.row_tile, "attention"),
         ("correction", tiling.row_tile, "attention"),
-        ("head_state", 2 * 2 * model.kv_heads if smooths else 0, "smooth"),
+        ("head_state", 2 * 2 * model.kv_heads if smoothing.sides else 0, "smooth"),
+        ("inverse_tokens", tiling.batch if smoothing.sides and smoothing.centre else 0, "smooth"),
         ("best", 1, "sampling"),
         ("confidence", sampled, "sampling"),
     ]
@@ -294,10 +302,10 @@ def make_layout(
     Raises:
         TripathError, CapacityError: see `make_tiling`; or a memory is too small.
     """
-    tiling, smooths = make_tiling(model, workload, hardware, numerics, prompt_lengths), bool(numerics.smoothing.sides)
+    tiling = make_tiling(model, workload, hardware, numerics, prompt_lengths)
     sampled = workload.batch * workload.block_length
-    vector = _vector_buffers(model, hardware, tiling, tiling.chunk_rows, smooths=smooths)
-    fp = _fp_buffers(model, hardware, tiling, tiling.chunk_rows, smooths=smooths, sampled=sampled)
+    vector = _vector_buffers(model, hardware, tiling, tiling.chunk_rows, numerics.smoothing)
+    fp = _fp_buffers(model, hardware, tiling, tiling.chunk_rows, numerics.smoothing, sampled=sampled)
     integer = Bump("int", hardware.sram.int_bytes, 4, hardware.name)
     # The step loop's last trip only leaves, but its address moves on: a place of its own keeps accesses apart.
     for name, entries, phase in (
@@ -332,8 +340,9 @@ def _hbm_map(
 
     smoothing: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("kv_raw", (batch, canvas, 2 * model.kv_width), "bf16", MX_BLOCK, True),
-        ("smoothing", (layers, batch, 2 * (model.kv_width + model.query_width)), "bf16", MX_BLOCK, True),
+        ("smoothing", (layers, batch, sum(smoothing_widths(model, numerics.smoothing))), "bf16", MX_BLOCK, True),
     ]
+    counts: list[tuple[str, tuple[int, ...], str, int, bool]] = [("inverse_tokens", (1, batch), "fp32", batch, False)]
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
         ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
@@ -345,6 +354,7 @@ def _hbm_map(
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
+        *(counts if numerics.smoothing.sides and numerics.smoothing.centre else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
         ("embedding", (model.vocab, hidden), "bf16", MX_BLOCK, False),

@@ -48,6 +48,11 @@ class Context:
         return bool(self.numerics.smoothing.sides)
 
     @property
+    def centres(self) -> bool:
+        """Whether each channel's mean is subtracted before."""
+        return self.smooths and self.numerics.smoothing.centre
+
+    @property
     def log2_block(self) -> int:
         """Logarithm of the elements that share a scale."""
         return self.numerics.block_size.bit_length() - 1
@@ -107,6 +112,16 @@ class Context:
             self.e.emit(
                 mnemonic, dst=dst, src=src, rows=rows, cols=width, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
             )  # fmt: skip
+
+    def load_valid(self, chunk: Chunk) -> None:
+        """1 for each row of a chunk, 0 for one of padding, to FP SRAM; where the span has padding."""
+        if not chunk.span.has_padding:
+            return
+        valid = self.layout.tensor("valid")
+        with chunk.runs(self.e, self.workload.block_length) as (rows, local, canvas):
+            steps = chunk.canvas_steps(4, valid.row_bytes) + [(lv, s * valid.row_bytes + r * 4) for lv, s, r in canvas]
+            self.e.emit("H_LOAD_F", dst=self.fp("valid", 0, local), src=self.hbm("valid", chunk.span.first * 4, steps),
+                        n=rows)  # fmt: skip
 
     def load_row(self, tensor: str, buffer: str, width: int, steps: Steps = ()) -> None:
         """Load one BF16 row of `width` elements (norm weights)."""

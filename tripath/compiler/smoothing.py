@@ -4,38 +4,59 @@ At a block's first step every layer runs in two phases: K and V go to HBM as BF1
 taken; then the factors are computed, and K and V are read again, divided by them and rounded into the cache. Later steps
 divide by the same factors. Attention multiplies Q and its output by them.
 
-The tensor `smoothing` keeps two rows per layer and sequence, K's part first: `inverse`, 1 / s of each KV channel; `fold`,
-s of each query channel (a KV head's s once for each of its query heads).
+Where channels are centred, the first phase adds them up instead, and a phase between reads K and V for the maxima of what
+is left without the mean m. Scores lose q m, the same for all keys, which softmax does not see; the output gets V's m back.
+
+The tensor `smoothing` keeps two rows per layer and sequence, K's part first: `inverse`, 1 / s of each KV channel and then m of
+each; `fold`, s of each query channel (a KV head's s once for each of its query heads) and then m of V alone.
 """
 
 from tripath.compiler.cache import store_cache
 from tripath.compiler.emit import Level
-from tripath.compiler.layout import CONTRACTED
-from tripath.compiler.lower import LOG2_ROW_BLOCK, Context
+from tripath.compiler.layout import CONTRACTED, smoothing_widths
+from tripath.compiler.lower import LOG2_ROW_BLOCK, Context, Steps
 from tripath.compiler.rows import Chunk, Span, times
 from tripath.formats import FORMATS
 
 
-def clear_maxima(c: Context) -> None:
-    """Channel maxima of all sequences := 0."""
+def clear_channels(c: Context) -> None:
+    """What the first phase gathers of the channels of all sequences := 0."""
+    _clear(c, "channel_mean" if c.centres else "channel_max")
+
+
+def _clear(c: Context, buffer: str) -> None:
     for offset, piece, lanes in c.wide(c.workload.batch * 2 * c.model.kv_width):
-        c.e.emit("V_FILL_VF", dst=c.vector("channel_max", offset, piece), scalar=c.fp("zero"), n=lanes)
+        c.e.emit("V_FILL_VF", dst=c.vector(buffer, offset, piece), scalar=c.fp("zero"), n=lanes)
 
 
 def measure(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: int) -> None:
-    """Channel maxima := max with |K| and |V| of a chunk's rows, which lie from column `offset` on; padding is zero."""
+    """The first phase's look at a chunk's rows of K and V, which lie from column `offset` on; padding is zero."""
+    if c.centres:
+        _gather(c, chunk, "V_ADD_VV", "channel_mean", buffer, offset, pitch)
+    else:
+        _gather(c, chunk, "V_MAX_ABS_VV", "channel_max", buffer, offset, pitch)
+
+
+def _gather(c: Context, chunk: Chunk, mnemonic: str, target: str, buffer: str, offset: int, pitch: int) -> None:
     width = 2 * c.model.kv_width
     with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
-            place = [(chunk.batch_loop, chunk.span.sequences * width), (sequence, width), *piece]
-            largest = c.vector("channel_max", first, place)
+            total = c.vector(target, first, [*_of_sequence(c, chunk, sequence), *piece])
             row = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
-            c.e.emit("V_MAX_ABS_VV", dst=largest, a=largest, b=row, n=lanes)
+            c.e.emit(mnemonic, dst=total, a=total, b=row, n=lanes)
+
+
+def _of_sequence(c: Context, chunk: Chunk, sequence: Level) -> Steps:
+    """Strides to a sequence of a chunk in a buffer that holds K's and V's channels of all sequences."""
+    width = 2 * c.model.kv_width
+    return [(chunk.batch_loop, chunk.span.sequences * width), (sequence, width)]
 
 
 def smooth(c: Context, span: Span, block: Level, layer: Level) -> None:
-    """The second phase of a layer: the factors of all sequences, then K and V divided by them into the cache."""
+    """The second phase of a layer: the factors of all sequences, then K and V in their terms into the cache."""
     e, channel, width = c.e, c.channels["kv_in"], 2 * c.model.kv_width
+    if c.centres:
+        _centre(c, span, block)
     with e.loop(c.workload.batch) as sequence:
         _calibrate(c, layer, sequence)
     e.sync("dma_out", signal=c.semaphores["factors_stored"])
@@ -44,13 +65,54 @@ def smooth(c: Context, span: Span, block: Level, layer: Level) -> None:
         e.sync("dma_in", wait=channel.free)
         c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
         load_factors(c, chunk, layer, "inverse")
+        if c.centres:
+            c.load_valid(chunk)
         e.sync("dma_in", signal=channel.full)
         e.sync("vector", wait=channel.full)
-        scale_cache_rows(c, chunk, "kv", 0, width)
+        to_cache_domain(c, chunk, "kv", 0, width)
         e.sync("vector", signal=c.semaphores["kv_scaled"])
         e.sync("dma_out", wait=c.semaphores["kv_scaled"])
         store_cache(c, chunk, layer, "kv", 0, width)
         e.sync("dma_out", signal=channel.free)
+
+
+def _centre(c: Context, span: Span, block: Level) -> None:
+    """Sums of channels become means; then the maxima of K and V without them, read again."""
+    e, channel, width = c.e, c.channels["kv_centred"], 2 * c.model.kv_width
+    with e.loop(c.workload.batch) as sequence:
+        for first, piece, lanes in c.wide(width):
+            mean = c.vector("channel_mean", first, [(sequence, width), *piece])
+            e.emit("V_MUL_VF", dst=mean, a=mean, scalar=c.fp("inverse_tokens", 0, [(sequence, 1)]), n=lanes)
+    _clear(c, "channel_max")
+    e.sync("dma_out", signal=c.semaphores["raw_stored"])
+    e.sync("dma_in", wait=c.semaphores["raw_stored"])
+    with c.chunks(span, block) as chunk:
+        e.sync("dma_in", wait=channel.free)
+        c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
+        c.load_valid(chunk)
+        e.sync("dma_in", signal=channel.full)
+        e.sync("vector", wait=channel.full)
+        for side in c.numerics.smoothing.sides:
+            column = _column(c, side)
+            with chunk.each_of_sequence(e, c.layout.tiling.row_tile) as (sequence, rows):
+                mean = ("channel_mean", column, _of_sequence(c, chunk, sequence))
+                _subtract(c, chunk, mean, ("kv", column, times(rows, width)), rows)
+        _gather(c, chunk, "V_MAX_ABS_VV", "channel_max", "kv", 0, width)
+        e.sync("vector", signal=channel.free)
+
+
+def _column(c: Context, side: str) -> int:
+    """Where a side's channels begin in a row of K and V."""
+    return list(CONTRACTED).index(side) * c.model.kv_width
+
+
+def _subtract(c: Context, chunk: Chunk, mean: tuple[str, int, Steps], row: tuple[str, int, Steps], rows: Steps) -> None:
+    """The row's channels of one side less their means; a row of padding stays zero. Both: buffer, offset, strides."""
+    for first, piece, lanes in c.wide(c.model.kv_width):
+        place = c.vector(row[0], row[1] + first, [*piece, *row[2]])
+        c.e.emit("V_SUB_VV", dst=place, a=place, b=c.vector(mean[0], mean[1] + first, [*mean[2], *piece]), n=lanes)
+        if chunk.span.has_padding:
+            c.e.emit("V_MUL_VF", dst=place, a=place, scalar=c.fp("valid", 0, rows), n=lanes)
 
 
 def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
@@ -87,40 +149,79 @@ def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
     if settings.power_of_two:
         each("V_ROUND_V", dst="largest", a="largest", n=hd)
     each("V_EXP2_V", dst="inverse", a="largest", n=hd)
+    inverse = smoothing_widths(model, settings)[0]
     with e.loop(heads) as head, e.loop(group) as query:
-        fold = c.vector("smoothing", 2 * model.kv_width + first * group * hd, [(head, group * hd), (query, hd)])
+        fold = c.vector("smoothing", inverse + first * group * hd, [(head, group * hd), (query, hd)])
         source = c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), (head, hd)])
         e.emit("V_EXP2_V", dst=fold, a=source, n=hd)
     each("V_RECI_V", dst="inverse", a="inverse", n=hd)
+    if c.centres:
+        _keep_means(c, sequence, inverse)
     e.sync("vector", signal=channel.full)
     e.emit("H_STORE_V", dst=c.hbm("smoothing", 0, [(layer, facts.stride_bytes(0)), (sequence, facts.row_bytes)]),
            src=c.vector("smoothing"), rows=1, cols=facts.shape[-1], format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
            wait=channel.full, signal=channel.free)  # fmt: skip
 
 
+def _keep_means(c: Context, sequence: Level, inverse: int) -> None:
+    """The means of a sequence into its row of factors: of every channel, and of V's once for each query head."""
+    model, hd, group, width = c.model, c.model.head_dim, c.model.heads // c.model.kv_heads, 2 * c.model.kv_width
+
+    def copy(target: int, source: int, lanes: int) -> None:
+        c.e.emit("V_MUL_VF", dst=target, a=source, scalar=c.fp("one"), n=lanes)
+
+    for first, piece, lanes in c.wide(width):
+        mean = c.vector("channel_mean", first, [(sequence, width), *piece])
+        copy(c.vector("smoothing", width + first, piece), mean, lanes)
+    if "values" in c.numerics.smoothing.sides:
+        with c.e.loop(model.kv_heads) as head, c.e.loop(group) as query:
+            mean = c.vector("channel_mean", model.kv_width, [(sequence, width), (head, hd)])
+            place = c.vector("smoothing", inverse + 2 * model.query_width, [(head, group * hd), (query, hd)])
+            copy(place, mean, hd)
+
+
 def load_factors(c: Context, chunk: Chunk, layer: Level, row: str) -> None:
     """The row `inverse` or `fold` of the chunk's sequences."""
-    facts, model = c.layout.tensor("smoothing"), c.model
-    first, width = (0, 2 * model.kv_width) if row == "inverse" else (2 * model.kv_width, 2 * model.query_width)
+    facts, (inverse, fold) = c.layout.tensor("smoothing"), smoothing_widths(c.model, c.numerics.smoothing)
+    first, width = (0, inverse) if row == "inverse" else (inverse, fold)
     steps = [(layer, facts.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * facts.row_bytes)]
     c.e.emit("H_LOAD_V", dst=c.vector(row, rows=width), src=c.hbm("smoothing", 2 * first, steps, rows=facts.row_bytes),
              rows=chunk.span.sequences, cols=width, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
 
 
-def scale_cache_rows(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: int) -> None:
-    """Divide K from column `offset` on, and V behind it, by the factors of their sequence, where they are smoothed."""
-    for number, side in enumerate(CONTRACTED):
-        scale_rows(c, chunk, side, "inverse", buffer, offset + number * c.model.kv_width, pitch)
+def to_cache_domain(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: int) -> None:
+    """K from column `offset` on, and V behind it, less their means and divided by their factors, where they are smoothed."""
+    for side in c.numerics.smoothing.sides:
+        if c.centres:
+            column, width = _column(c, side), 2 * c.model.kv_width
+            with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
+                mean = ("inverse", width + column, [(sequence, 2 * width)])
+                _subtract(c, chunk, mean, (buffer, offset + column, times(rows, pitch)), rows)
+        multiply(c, chunk, side, "inverse", buffer, offset + _column(c, side), pitch)
 
 
-def scale_rows(c: Context, chunk: Chunk, side: str, row: str, buffer: str, offset: int, pitch: int) -> None:
+def multiply(c: Context, chunk: Chunk, side: str, row: str, buffer: str, offset: int, pitch: int) -> None:
     """Multiply the rows of a chunk, from column `offset` on, by factors of their sequence, if `side` is smoothed."""
-    if side not in c.numerics.smoothing.sides:
-        return
-    width = c.model.kv_width if row == "inverse" else c.model.query_width
-    behind = width if side == "values" else 0
+    if side in c.numerics.smoothing.sides:
+        width = c.model.kv_width if row == "inverse" else c.model.query_width
+        _combine(c, chunk, "V_MUL_VV", (row, width if side == "values" else 0), (buffer, offset, pitch), width)
+
+
+def uncentre(c: Context, chunk: Chunk, buffer: str) -> None:
+    """Add V's means to the rows of attention's output, if V is centred."""
+    if c.centres and "values" in c.numerics.smoothing.sides:
+        width = c.model.query_width
+        _combine(c, chunk, "V_ADD_VV", ("fold", 2 * width), (buffer, 0, width), width)
+
+
+def _combine(
+    c: Context, chunk: Chunk, mnemonic: str, factors: tuple[str, int], target: tuple[str, int, int], width: int
+) -> None:
+    """`width` columns of the chunk's rows (buffer, offset, pitch) with those of their sequence's row (buffer, offset)."""
+    inverse, fold = smoothing_widths(c.model, c.numerics.smoothing)
+    (row, behind), (buffer, offset, pitch) = factors, target
     with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
             place = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
-            factors = c.vector(row, behind + first, [(sequence, 2 * width), *piece])
-            c.e.emit("V_MUL_VV", dst=place, a=place, b=factors, n=lanes)
+            factor = c.vector(row, behind + first, [(sequence, inverse if row == "inverse" else fold), *piece])
+            c.e.emit(mnemonic, dst=place, a=place, b=factor, n=lanes)

@@ -18,11 +18,11 @@ from tripath.energy.area import (
 from tripath.energy.technology import Technology, multiply_pj, power_law
 from tripath.formats import FORMAT_OF_CODE, FORMATS
 from tripath.hardware import HardwareConfig
-from tripath.isa import BYTES_PER_ADDRESS, Memory, Unit
+from tripath.isa import BY_MNEMONIC, Memory, Unit
 from tripath.metrics import Table
-from tripath.program import Program
+from tripath.program import Program, fact_of_program
 from tripath.sourced import PROVENANCES
-from tripath.tables import Access, Tables, hbm_bytes_per_instruction, tabulate
+from tripath.tables import bytes_per_instruction, tabulate
 from tripath.units import KIB, MIB
 
 PICO = 1e-12
@@ -73,8 +73,8 @@ def account(
     `phase_seconds` and `hbm_bytes` are by phase (`program.phase_names`); where `hbm_bytes` is not measured, it follows from
     the instructions. Static power is charged to phases by their seconds.
     """
-    tables, phase = tabulate(program), program.phase_of()
-    events = _Events(program=program, tables=tables, retired=np.asarray(retired, float), phase=phase)
+    phases = len(program.phase_names)
+    events = _Events(program=program, retired=np.asarray(retired, float), phase=program.phase_of(), phases=phases)
     pairs = events.macs()
     terms = _dynamic_terms(events, pairs, hardware, technology, hbm_bytes)
     areas = area_terms(technology, hardware, [pair[:2] for pair in pairs])
@@ -95,39 +95,41 @@ class _Events:
     """How often things happen, by phase."""
 
     program: Program
-    tables: Tables
     retired: np.ndarray
     phase: np.ndarray
+    phases: int
 
     def by_phase(self, per_instruction: np.ndarray) -> np.ndarray:
         """Sum over each phase of a number of events per instruction, times retirements."""
-        return np.bincount(self.phase, per_instruction * self.retired, len(self.program.phase_names))
+        return np.bincount(self.phase, per_instruction * self.retired, self.phases)
 
     def macs(self) -> dict[tuple[str, str, int], np.ndarray]:
         """Multiply-accumulates of each (weight format, activation format, block length), by phase."""
-        found: dict[tuple[str, str, int], np.ndarray] = {}
-        for number, instruction in enumerate(self.program.instructions):
-            if instruction.mnemonic == "M_MM":
-                o = instruction.operands
-                names = (FORMAT_OF_CODE[o[key]].name for key in ("weight_format", "act_format"))
-                row = found.setdefault((*names, 1 << o["block"]), np.zeros(len(self.phase)))  # pyright: ignore[reportArgumentType]
-                row[number] = instruction.spec.macs(o)
-        return {key: self.by_phase(row) for key, row in found.items()}
+        return {key: self.by_phase(row) for key, row in _macs(self.program).items()}
 
     def lanes(self) -> np.ndarray:
         """Operations of vector lanes, by phase."""
-        return self.by_phase(np.array([row.spec.lanes(row.operands) for row in self.program.instructions], float))
+        return self.by_phase(tabulate(self.program).lanes)
 
-    def of_unit(self, *units: Unit) -> np.ndarray:
-        """Instructions of some units, by phase."""
-        return self.by_phase(np.isin(self.tables.unit, units).astype(float))
+    def of_unit(self, unit: Unit) -> np.ndarray:
+        """Instructions of a unit, by phase."""
+        return self.by_phase(tabulate(self.program).unit == unit)
 
     def bytes_of(self, memory: Memory) -> np.ndarray:
-        """Bytes read and written in a memory on the chip, by phase."""
-        accesses = self.tables.accesses
-        inside = accesses[:, :, Access.MEMORY] == memory
-        moved = (inside * accesses[:, :, Access.ROWS] * accesses[:, :, Access.SIZE]).sum(axis=1)
-        return self.by_phase(moved * float(BYTES_PER_ADDRESS[memory]))
+        """Bytes read and written in a memory, by phase."""
+        return self.by_phase(bytes_per_instruction(self.program, memory))
+
+
+@fact_of_program
+def _macs(program: Program) -> dict[tuple[str, str, int], np.ndarray]:
+    """Multiply-accumulates per instruction of each (weight format, activation format, block length)."""
+    tables, found = tabulate(program), {}
+    for number in np.flatnonzero(tables.opcode == BY_MNEMONIC["M_MM"].opcode).tolist():
+        o = program.instructions[number].operands
+        weights, activations = (FORMAT_OF_CODE[o[key]].name for key in ("weight_format", "act_format"))
+        row = found.setdefault((weights, activations, 1 << o["block"]), np.zeros(len(tables.macs)))
+        row[number] = tables.macs[number]
+    return found
 
 
 def _dynamic_terms(
@@ -149,7 +151,7 @@ def _dynamic_terms(
             add("matrix", count, pj, *names, peak=most, law=law)
     add("vector", events.lanes(), technology["vector_lane_pj"], "vector_lane_pj", peak=hardware.vlen)
     add("scalar", events.of_unit(Unit.SCALAR), technology["scalar_operation_pj"], "scalar_operation_pj", peak=1)
-    issued = events.of_unit(*Unit)
+    issued = events.by_phase(np.ones(len(events.retired)))
     add("frontend", issued, technology["issue_pj"], "issue_pj", peak=1)
     width, sizes = port_bits(hardware), sram_bytes(technology, hardware)
     peak_bytes = hardware.peak_bytes_per_cycle
@@ -166,7 +168,7 @@ def _dynamic_terms(
         add(block, moved, cell, "sram_8kib_pj", "sram_1mib_pj", peak=most, law=True)
         add(block, moved, wire, "wire_bit_mm_pj", "sram_cell_um2", "sram_array_share", peak=most, law=True)
     number = f"{hardware.hbm.generation}_bit_pj"
-    moved = events.by_phase(hbm_bytes_per_instruction(events.tables).astype(float)) if hbm_bytes is None else hbm_bytes
+    moved = events.bytes_of(Memory.HBM) if hbm_bytes is None else hbm_bytes
     add("hbm", np.asarray(moved, float), 8 * technology[number], number, peak=peak_bytes)
     return terms
 

@@ -112,6 +112,8 @@ def test_they_agree_under_other_policies(cache, commit, tensors):
         ("numerics/smoothing=baos", "numerics.smoothing.power_of_two=true", "numerics.smoothing.keys=false"),
         ("numerics.k_axis=tokens", "numerics.v_axis=channels"),
         ("numerics/smoothing=baos", "numerics.v_axis=channels", "workload.cache=none"),
+        ("numerics/smoothing=baos", "numerics.smoothing.centre=true", "numerics.v_axis=channels"),
+        ("numerics/smoothing=baos", "numerics.smoothing.centre=true", "numerics.smoothing.keys=false"),
         ("numerics.block_size=8",), ("numerics.block_size=16", "numerics.k_axis=tokens"),
     ],
 )  # fmt: skip

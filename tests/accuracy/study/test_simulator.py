@@ -131,7 +131,7 @@ BEYOND = {
     "workload.commit=factor": (), "workload.commit=dream": (), "workload.score=topk_margin": (), "workload.score=entropy": (),
     "numerics.confidences=fp32": (), "numerics.confidences=fp64": (), "numerics.smoothing.scheme=hadamard": ("scheme=hadamard",),
     "numerics.smoothing.scheme=static": ("scheme=static",), "numerics.smoothing.scheme=frozen": ("scheme=frozen",),
-    "numerics.smoothing.scheme=oracle": ("scheme=oracle",), "numerics.smoothing.centre=true": ("scheme=baos_centred",),
+    "numerics.smoothing.scheme=oracle": ("scheme=oracle",),
     "numerics.smoothing.pre_rope=true": ("scheme=prerope",),
 }  # fmt: skip
 
@@ -147,7 +147,8 @@ def test_what_no_program_carries_out_is_left_to_the_reference_path(choice):
 
 
 @pytest.mark.parametrize(
-    "scheme", ["plain", "baos", "baos_half", "baos_pow2", "baos_k", "baos_v_pow2", "kivi", "v_channels_baos"]
+    "scheme",
+    ["plain", "baos", "baos_half", "baos_pow2", "baos_k", "baos_v_pow2", "baos_centred", "kivi", "v_channels_baos"],
 )
 def test_a_scheme_of_the_machine_is_one_key_for_both(scheme):
     x = compose_experiment("paths=[analytical,quality]", f"scheme={scheme}")

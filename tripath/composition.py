@@ -134,6 +134,17 @@ def to_yaml(values: Values) -> str:
     )
 
 
+def compose_experiment(*overrides: str) -> "Experiment":
+    """The experiment that the command line would run with these overrides (`hardware.vlen=128`): for notebooks and scripts.
+
+    Raises:
+        TripathError: a value breaks a rule.
+        HydraException, OmegaConfBaseException: it cannot be composed.
+    """
+    with initialize_config_module("conf", version_base="1.3"):
+        return build_experiment(compose("config", overrides=list(overrides)))[0]
+
+
 def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | None]":
     """The experiment of a composed configuration, and the prompt to use where the user gives none.
 

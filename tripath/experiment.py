@@ -39,7 +39,7 @@ class Experiment:
     """The inputs of a run. `options` holds the options of each simulator by name; without `technology` there is no energy.
 
     Without `paths` no program is compiled: the run consists of checks that need none, of streams and of other hardware.
-    `quality` needs none either.
+    `quality` needs none either. A simulator with the option `module` is a path of the user's own, which lives in that module.
     `devices` are models of other hardware, `measurements` what someone timed, `models` what these and published figures name.
     """
 
@@ -56,7 +56,11 @@ class Experiment:
     measurements: Sequence[Measurement] = ()
 
     def __post_init__(self) -> None:
-        unknown = [path for path in self.paths if path not in PATHS]
+        for name, options in self.options.items():
+            if options is not None and not isinstance(options, Mapping):
+                raise TripathError(f"simulator.{name}: needs a mapping, got {options!r}")
+        paths = (*PATHS, *(name for name, options in self.options.items() if (options or {}).get("module")))
+        unknown = [path for path in self.paths if path not in paths]
         settings = self.settings
         asked = (
             settings.streams,
@@ -67,15 +71,17 @@ class Experiment:
         )
         nothing = not self.paths and all(what is None for what in asked)
         if unknown or nothing or len(set(self.paths)) != len(self.paths):
-            raise TripathError(f"paths: must be a choice of {', '.join(PATHS)}, got {list(self.paths)}")
+            raise TripathError(f"paths: must be a choice of {', '.join(paths)}, got {list(self.paths)}")
         for name in settings.devices:
             if name not in self.devices:
                 raise TripathError(f"validation.devices: no device {name!r}, one of {', '.join(self.devices)}")
         if settings.devices and self.workload.prompt_length is None:
             raise TripathError("validation.devices: needs workload.prompt_length, the tokens of a prompt")
         for name in self.options:
-            if name not in PATHS:
-                raise TripathError(f"simulator.{name}: no such simulator, one of {', '.join(PATHS)}")
+            if name not in paths:
+                raise TripathError(
+                    f"simulator.{name}: no such simulator, one of {', '.join(paths)}; your own needs module"
+                )
         if "rtl" in self.paths and "accuracy" not in self.paths:
             raise TripathError("paths: rtl needs accuracy beside it, whose trace and bits it is compared with")
         if self.trace_giver and self.model.checkpoint is None:
@@ -241,17 +247,13 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
         if name in TRACE_GIVERS:
             continue
         metrics = result.metrics
-        cycles = metrics["estimated_cycles" if name == "analytical" else "makespan_cycles"]
-        if name == "rtl":
-            rows.append([name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
-                         _number(metrics["tokens_per_second"]), "", "", "", ""])  # fmt: skip
-            continue
-        rows.append([
-            name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz),
-            _number(metrics["tokens_per_second"]), _bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}",
-            f"{metrics['sampling_share']:.1%}",
-            _number(metrics["tokens_per_joule"]) if "tokens_per_joule" in metrics else "",
-        ])  # fmt: skip
+        cycles = metrics["estimated_cycles" if "estimated_cycles" in metrics else "makespan_cycles"]
+        row = [name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz)]
+        row.append(_number(metrics["tokens_per_second"]) if "tokens_per_second" in metrics else "")
+        if "sampling_share" in metrics:
+            row += [_bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}", f"{metrics['sampling_share']:.1%}",
+                    _number(metrics["tokens_per_joule"]) if "tokens_per_joule" in metrics else ""]  # fmt: skip
+        rows.append([*row, *[""] * (8 - len(row))])
     columns = ["path", "cycles", "time", "tokens/s", "bound by", "array use", "sampling", "tokens/J"]
     return Table(columns=columns, rows=rows)
 

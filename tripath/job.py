@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tripath.comparison import Show, with_other_hardware
 from tripath.compiler import compile_program, schedule, target
 from tripath.errors import TripathError
-from tripath.experiment import QUALITY, TRACE_GIVERS, Experiment, Generated, Outcome, Prompts, read_prompts
+from tripath.experiment import PATHS, QUALITY, TRACE_GIVERS, Experiment, Generated, Outcome, Prompts, read_prompts
 from tripath.metrics import Result, Table
 from tripath.program import Program
 from tripath.report import write_files
@@ -142,7 +142,7 @@ def run_path(
     if name == "rtl":
         assert program is not None
         inputs = _with_witnesses(program, experiment, inputs)
-    found = importlib.import_module(MODULES.get(name, name)).simulate(**inputs)
+    found = importlib.import_module(module_of(name, experiment)).simulate(**inputs)
     seconds = time.perf_counter() - began
     if name == QUALITY:
         run = PathRun(result=found.result, trace=found.trace, wall_seconds=seconds)
@@ -154,6 +154,12 @@ def run_path(
         run = PathRun(result=found, trace=trace, wall_seconds=seconds)
     cache.put(digest, {field.name: getattr(run, field.name) for field in fields(run)})
     return run
+
+
+def module_of(name: str, experiment: Experiment) -> str:
+    """The module in which a path lives: its own, or the one that the options of a path of the user's own name."""
+    options = experiment.options.get(name) or {}
+    return MODULES.get(name, name) if name in PATHS else str(options["module"])
 
 
 def known_runs(
@@ -307,7 +313,7 @@ def _inputs(
     name: str, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
 ) -> tuple[dict[str, Any], str]:
     """What a simulator is given, and the digest of all of it and of its sources."""
-    module, model, workload = MODULES.get(name, name), experiment.model, experiment.workload
+    module, model, workload = module_of(name, experiment), experiment.model, experiment.workload
     if name == QUALITY:
         inputs: dict[str, Any] = {"model": model, "workload": workload, "numerics": experiment.numerics}
     elif name == "accuracy":
@@ -326,8 +332,14 @@ def _inputs(
         assert program is not None
         inputs["program"] = program
         content["program"] = program.digest, program.phases
-    options = experiment.options.get(name) or {}
-    known = inspect.signature(importlib.import_module(module).simulate).parameters
+    options = dict(experiment.options.get(name) or {})
+    try:
+        known = inspect.signature(importlib.import_module(module).simulate).parameters
+    except (ImportError, AttributeError) as error:
+        raise TripathError(f"simulator.{name}.module: no function simulate in {module} ({error})") from None
+    if name not in PATHS:  # it takes of the inputs what it needs
+        del options["module"]
+        inputs = {key: value for key, value in inputs.items() if key in known}
     for option in options:
         if option in inputs or option not in known:
             raise TripathError(f"simulator.{name}: unknown option {option!r}")

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,17 @@ SOURCES = (".py", ".sv", ".cpp")
 
 @lru_cache
 def code_digest(simulator: str) -> str:
-    """Digest of the sources that decide what a simulator finds: its package, and tripath without its edge."""
+    """Digest of the sources that decide what a simulator finds: its package or module, and tripath without its edge."""
     state = hashlib.sha256()
     for package in (simulator, "tripath"):
-        root = Path(str(files(package)))
-        for file in sorted(file for file in root.rglob("*") if file.suffix in SOURCES):
+        spec = find_spec(package)
+        assert spec is not None
+        if spec.submodule_search_locations is None:  # one file
+            root, sources = Path(str(spec.origin)).parent, [Path(str(spec.origin))]
+        else:
+            root = Path(str(files(package)))
+            sources = sorted(file for file in root.rglob("*") if file.suffix in SOURCES)
+        for file in sources:
             name = file.relative_to(root)
             if package == "tripath" and name.parts[0].removesuffix(".py") in EDGE:
                 continue

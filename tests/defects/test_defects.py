@@ -156,8 +156,8 @@ def test_analytical_that_forgets_overlap(clean, monkeypatch):
 def corrupt_image(monkeypatch, change):
     """Let `change(image, program)` corrupt the HBM image before the executor starts."""
 
-    def corrupted(program, model, workload, tensors, prompts):
-        image = build_image(program, model, workload, tensors, prompts)
+    def corrupted(program, model, workload, tensors, prompts, **options):
+        image = build_image(program, model, workload, tensors, prompts, **options)
         change(image, program)
         return image
 

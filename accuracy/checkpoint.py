@@ -81,15 +81,17 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor as float32, read when it is asked for."""
-        place = self.places[name]
-        raw = np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
+        place, raw = self._stored(name)
         wide = (raw.astype(np.uint32) << 16).view(np.float32) if place.kind == "BF16" else raw.astype(np.float32)
         return wide.reshape(place.shape)
 
+    def _stored(self, name: str) -> tuple[_Place, np.ndarray]:
+        place = self.places[name]
+        return place, np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
+
     def identity(self, name: str) -> str:
         """Digest of a tensor's stored bytes, their type and shape."""
-        place = self.places[name]
-        raw = np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
+        place, raw = self._stored(name)
         return f"{place.kind}{place.shape}{hashlib.sha256(raw.data).hexdigest()}"
 
     def __iter__(self) -> Iterator[str]:

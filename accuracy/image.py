@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from accuracy.checkpoint import PREFIX, QKV
-from accuracy.quantised import fill
+from accuracy.quantised import keep, place_of, read
 from tripath.errors import TripathError
 from tripath.formats import FORMATS
 from tripath.formats.rounding import encode_rows
@@ -47,15 +47,12 @@ def build_image(
         for tensor, parts in layered:
             weights.append((_layer_tensor(tensor, layer), [f"{PREFIX}blocks.{layer}.{part}" for part in parts]))
     for tensor, parts in weights:
-
-        def quantise(tensor: Tensor = tensor, parts: Sequence[str] = parts) -> None:
-            """One tensor of a layer is in memory at a time."""
-            write_tensor(image, tensor, np.concatenate([tensors[part] for part in parts]))
-
-        if quantised is None:
-            quantise()
-        else:
-            fill(_bytes_of(image, tensor), tensor, parts, tensors, quantised, quantise)
+        file, place = quantised and place_of(tensor, parts, tensors, quantised), _bytes_of(image, tensor)
+        if file and read(file, place):
+            continue
+        write_tensor(image, tensor, np.concatenate([tensors[part] for part in parts]))  # one at a time in memory
+        if file:
+            keep(file, place)
     return image
 
 

@@ -7,8 +7,7 @@ so is made anew.
 
 import contextlib
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from tripath import user_cache
+from tripath.files import write_atomically
 from tripath.program import Tensor
 
 
@@ -34,36 +34,16 @@ def default_folder() -> Path:
     return user_cache() / "quantised"
 
 
-def fill(
-    place: np.ndarray, tensor: Tensor, parts: Sequence[str], tensors: Mapping[str, np.ndarray], folder: Path,
-    quantise: Callable[[], None],
-) -> None:  # fmt: skip
-    """Fill `place`, the bytes of `tensor` in an image, from the folder; else let `quantise` do it, and keep the bytes.
-
-    A folder that cannot be written costs nothing but the time saved.
-    """
+def place_of(tensor: Tensor, parts: Sequence[str], tensors: Mapping[str, np.ndarray], folder: Path) -> Path | None:
+    """The file in a folder for `tensor`, made of `parts`; None where these do not say what they hold."""
     if not isinstance(tensors, Identified):
-        quantise()
-        return
+        return None
     made_of = [_rounding(), tensor.format, str(tensor.block), str(tensor.shape), *map(tensors.identity, parts)]
-    file = folder / f"{hashlib.sha256('|'.join(made_of).encode()).hexdigest()}.weights"
-    if _read(file, place):
-        return
-    quantise()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        try:
-            with partial.open("wb") as out:
-                out.write(hashlib.sha256(place.data).hexdigest().encode())
-                place.tofile(out)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+    return folder / f"{hashlib.sha256('|'.join(made_of).encode()).hexdigest()}.weights"
 
 
-def _read(file: Path, place: np.ndarray) -> bool:
-    """Whether the file was whole; then its bytes are in `place`."""
+def read(file: Path, place: np.ndarray) -> bool:
+    """Fill `place` (uint8) from a file; whether it is there and whole. If not, what `place` holds means nothing."""
     try:
         with file.open("rb") as source:
             checksum = source.read(64)
@@ -72,6 +52,13 @@ def _read(file: Path, place: np.ndarray) -> bool:
     except OSError:
         return False
     return hashlib.sha256(place.data).hexdigest().encode() == checksum
+
+
+def keep(file: Path, place: np.ndarray) -> None:
+    """Keep the bytes of `place` in a file. A folder that cannot be written costs nothing but the time saved."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, hashlib.sha256(place.data).hexdigest().encode(), place.data)
 
 
 @cache

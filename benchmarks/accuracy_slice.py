@@ -9,14 +9,13 @@ import argparse
 import time
 
 import numpy as np
-from hydra import compose, initialize_config_module
 
 from accuracy.checkpoint import load_tensors
 from accuracy.executor import Machine
 from accuracy.image import build_image
 from accuracy.reference import ReferenceModel
 from tripath.compiler import compile_program
-from tripath.composition import build_experiment
+from tripath.composition import compose_experiment
 from tripath.experiment import read_prompts
 from tripath.tables import event_counts
 
@@ -31,8 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     overrides = (f"model={options.model}", "model.checkpoint=synthetic", f"model.only_layers={list(range(options.layers))}",
                  "hardware=npu_datacenter", "numerics=mxint4", "paths=[accuracy]", *WORKLOAD)  # fmt: skip
-    with initialize_config_module("conf", version_base="1.3"):
-        x = build_experiment(compose("config", overrides=list(overrides)))[0]
+    x = compose_experiment(*overrides)
     prompts = read_prompts(x, None).token_ids
     program = compile_program(x.model, x.workload, x.hardware, x.numerics, [32])
     began = time.perf_counter()

@@ -18,13 +18,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 
-from hydra import compose, initialize_config_module
-
 import analytical
 import cycle
 from benchmarks.cycle_speed import GEMMS, LLADA, product_program
 from tripath.compiler import compile_program, schedule
-from tripath.composition import build_experiment
+from tripath.composition import compose_experiment
 from tripath.program import Program
 from tripath.trace import Trace
 
@@ -42,8 +40,7 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 def line(name: str, overrides: Sequence[str]) -> str:
     """The figures of one case."""
-    with initialize_config_module("conf", version_base="1.3"):
-        x = build_experiment(compose("config", overrides=list(overrides)))[0]
+    x = compose_experiment(*overrides)
     lengths, trace = [x.workload.prompt_length or 19], schedule(x.workload)
     wider = dataclasses.replace(x.hardware.hbm, channels=2 * x.hardware.hbm.channels)
     machines = [x.hardware, dataclasses.replace(x.hardware, hbm=wider)]

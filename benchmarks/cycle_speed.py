@@ -143,13 +143,10 @@ def run_case(
     if gemm:
         program, hardware = product_program(tuple(gemm))
     else:
-        from hydra import compose, initialize_config_module
-
         from tripath.compiler import compile_program, schedule
-        from tripath.composition import build_experiment
+        from tripath.composition import compose_experiment
 
-        with initialize_config_module("conf", version_base="1.3"):
-            experiment, _ = build_experiment(compose("config", overrides=overrides))
+        experiment = compose_experiment(*overrides)
         workload, hardware = experiment.workload, experiment.hardware
         lengths = [workload.prompt_length or 0] * workload.batch
         program = compile_program(experiment.model, workload, hardware, experiment.numerics, lengths)
@@ -166,15 +163,11 @@ def run_case(
 
 def product_program(gemm: tuple[int, ...]):
     """C[M, N] = A[M, K] B[K, N] in MXINT8 on an array of SIDE x SIDE, weights streamed through two buffers."""
-    from hydra import compose, initialize_config_module
-
-    from tripath.composition import build_experiment
+    from tripath.composition import compose_experiment
     from tripath.isa import assemble
     from tripath.program import Program, Tensor, words_of
 
-    with initialize_config_module("conf", version_base="1.3"):
-        hardware = build_experiment(compose("config"))[0].hardware
-    hardware = dataclasses.replace(hardware, blen=SIDE, mlen=SIDE)
+    hardware = dataclasses.replace(compose_experiment().hardware, blen=SIDE, mlen=SIDE)
     m, n, k = (size // SIDE for size in gemm)
     tile = SIDE * (SIDE + 1)
     text = f"""

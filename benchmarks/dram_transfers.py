@@ -10,13 +10,12 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
-from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.table import Table
 
 from cycle.dram import CLOSED, FOREIGN, all_banks, memory_of, stream
 from cycle.transfers import bursts_of, dma_memory_of, transfer
-from tripath.composition import build
+from tripath.composition import compose_experiment
 from tripath.hardware import Hbm
 
 KIB, HEADS = 1024, 32
@@ -103,11 +102,7 @@ def prefetches(hbm2: Hbm, table: Table) -> None:
 
 def main() -> None:
     """Print both tables."""
-    with initialize_config_module("conf", version_base="1.3"):
-        small, large = (
-            build("hardware", compose("config", overrides=[f"hardware={name}"]).hardware).hbm
-            for name in ("npu_small", "npu_datacenter")
-        )
+    small, large = (compose_experiment(f"hardware={name}").hardware.hbm for name in ("npu_small", "npu_datacenter"))
     heads = ["hardware", "descriptors", "number", "peak", "one run", "sum", "error", "by the clock", "sum", "error"]
     transfers = Table(*heads, title="descriptors one by one against all bursts in one run (memory cycles)")
     compare(small, transfers, "npu_small")

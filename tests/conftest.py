@@ -5,19 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 
 from tripath.compiler import compile_program, schedule
-from tripath.composition import build_experiment
+from tripath.composition import compose_experiment
 
 CHECKPOINT = Path(__file__).parents[1] / "accuracy" / "checkpoints" / "wordmath"
 PROMPT = "Tom has 12 apples and finds 30 more. How many apples does Tom have now?"
-
-
-def compose_experiment(*overrides):
-    """The experiment that the command line would run with these overrides."""
-    with initialize_config_module("conf", version_base="1.3"):
-        return build_experiment(compose("config", overrides=list(overrides)))[0]
 
 
 def compiled(experiment, prompt_length=19):

@@ -123,8 +123,9 @@ def test_launch_and_tracking_are_not_swept(tripath_command):  # noqa: F811
     assert errors == "error: job 1: launch, tracking, validation.baseline: are the same for all jobs of a sweep\n"
 
 
-def test_a_job_that_raises_is_named_and_the_others_finish(tripath_command, tmp_path, monkeypatch):  # noqa: F811
-    real = tripath.multirun.run_job
+def break_job_1(monkeypatch, module):
+    """Let job 1 raise where `module` runs it."""
+    real = module.run_job
 
     def broken(prepared, job, cache):
         if job.number == 1:
@@ -132,7 +133,11 @@ def test_a_job_that_raises_is_named_and_the_others_finish(tripath_command, tmp_p
             raise RuntimeError(message)
         return real(prepared, job, cache)
 
-    monkeypatch.setattr(tripath.multirun, "run_job", broken)
+    monkeypatch.setattr(module, "run_job", broken)
+
+
+def test_a_job_that_raises_is_named_and_the_others_finish(tripath_command, tmp_path, monkeypatch):  # noqa: F811
+    break_job_1(monkeypatch, tripath.multirun)
     status, output, errors = tripath_command(*SWEEP, "hardware.vlen=64,128,256")
     assert status == cli.INTERNAL_ERROR
     assert "Traceback" in errors
@@ -161,15 +166,7 @@ def test_light_jobs_go_together_and_find_what_jobs_alone_find(tripath_command, t
 
 
 def test_a_light_job_that_raises_is_named_and_those_with_it_finish(tripath_command, tmp_path, monkeypatch):  # noqa: F811
-    real = tripath.job.run_job
-
-    def broken(prepared, job, cache):
-        if job.number == 1:
-            message = "a defect"
-            raise RuntimeError(message)
-        return real(prepared, job, cache)
-
-    monkeypatch.setattr(tripath.job, "run_job", broken)
+    break_job_1(monkeypatch, tripath.job)
     status, output, errors = tripath_command(*SWEEP, "row_only=true", "hardware.vlen=64,128,256,1000")
     assert status == cli.INTERNAL_ERROR
     assert "Traceback" in errors

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from tripath.errors import TripathError, print_error
+from tripath.files import write_atomically
 from tripath.folders import job_reports
 from tripath.record import FILE as RECORD
-from tripath.results import write_atomically
 
 Value = int | float | str
 

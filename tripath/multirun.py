@@ -15,11 +15,11 @@ from typing import Protocol
 from tripath.baseline import Baseline, Drift, compare, facts_of
 from tripath.console import Tracked, error_out, out, print_places, sweep_progress, table_of
 from tripath.errors import TripathError, print_error
+from tripath.files import write_atomically
 from tripath.job import INPUT_ERRORS, Job, JobOutcome, compile_key, prepare, run_job, run_light_jobs
 from tripath.launch import Cluster, Launch, Task, WorkerLostError
 from tripath.metrics import Table
 from tripath.record import FILE, Record, git_commit, to_json
-from tripath.results import write_atomically
 from tripath.study import write_quality
 from tripath.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
 from tripath.sweep_report import PAGE, page_of_sweep
@@ -159,10 +159,11 @@ class Sweep:
             )
         ended = KILLED if not whole else "FAILED" if self.status else "FINISHED"
         files = self._write() + ([] if ended == KILLED else self._publish())
-        files += self._report(files)
+        found = self.extra.outcome(self.rows) if self.extra else None
+        files += self._report(files, found)
         record = self.save(ended, files) if files or self._writer else None
         tracked = self._writer.end(record) if self._writer and record else None
-        self._print(tracked)
+        self._print(tracked, found)
 
     def _take(self, job: Job, value: object) -> bool:
         """Note what became of a job, and write its files; whether they are there."""
@@ -227,14 +228,14 @@ class Sweep:
             return []
         return [JUNIT, MARKDOWN]
 
-    def _report(self, files: Sequence[str]) -> list[str]:
+    def _report(self, files: Sequence[str], found: tuple[str, Table] | None) -> list[str]:
         """Write the page of the sweep, with the pictures among `files`, and hand back its name."""
         if not self.rows:
             return []
         page = page_of_sweep(
             self.rows, counts=self._counts, good=self.status == 0, metric=self._metric, command=self.command,
             commands=self.commands, drifts=self.drifts, pictures=[self.folder / file for file in files if file.endswith(".png")],
-            found=self.extra.outcome(self.rows) if self.extra else None,
+            found=found,
         )  # fmt: skip
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -270,12 +271,12 @@ class Sweep:
             return []
         return [TABLE, *([PICTURE] if drawn else []), *study]
 
-    def _print(self, tracked: Tracked | None) -> None:
+    def _print(self, tracked: Tracked | None, found: tuple[str, Table] | None) -> None:
         if not self.rows:
             return
         table, by = summary(self.rows, self._metric), ""
-        if self.extra is not None:
-            by, table = self.extra.outcome(self.rows)
+        if found is not None:
+            by, table = found
         elif self._metric:
             by = f"jobs, by {self._metric.removeprefix(DESCENDING)}"
         title = "" if len(table.rows) <= MOST_ROWS else f" (the first {MOST_ROWS}; {TABLE} has all)"

@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tripath.experiment import Experiment, Generated, Outcome, energy_line, headline, verdicts
+from tripath.files import write_atomically
 from tripath.metrics import Result, Table
 from tripath.page import Markup, bar, caption, code, document, folded, heading, picture, reproduce, table, verdict
 from tripath.perfetto import FILE, write_trace
 from tripath.pictures import draw_pictures
 from tripath.record import FILE as FILE_OF_RECORD
 from tripath.record import git_commit, record_of, to_json
-from tripath.results import write_atomically
 from tripath.units import format_bytes
 
 SCHEMA_VERSION = 1

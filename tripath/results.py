@@ -8,8 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tripath import user_cache
+from tripath.files import write_atomically
 
 SCHEMA = 1
 SUFFIX = ".result"
@@ -91,19 +90,6 @@ def decode(data: bytes, digest: str) -> dict[str, Any]:
     if entry["schema"] != SCHEMA or entry["digest"] != digest:
         raise ValueError("cache entry: not the one that was asked for")
     return entry["content"]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is never seen half written."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def digest_of(*values: object) -> str:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripath.errors import TripathError
+from tripath.files import write_atomically
 from tripath.record import FILE, TRACKED, Record, flat, from_json
-from tripath.results import write_atomically
 
 DATABASE = "mlflow.db"
 DATABASE_SCHEMES = ("sqlite", "mysql", "postgresql", "mssql")

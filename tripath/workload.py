@@ -128,6 +128,11 @@ class Smoothing:
         """What is smoothed, of `keys` and `values`."""
         return [side for side in ("keys", "values") if self.scheme != "plain" and getattr(self, side)]
 
+    @property
+    def centres(self) -> bool:
+        """Whether means are subtracted of what is smoothed."""
+        return self.centre and bool(self.sides)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Numerics:

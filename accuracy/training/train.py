@@ -20,6 +20,7 @@ from torch.nn import functional
 from accuracy.training.corpus import ANSWER_TOKENS, EOS, MASK, VOCABULARY, Problem, build_tokenizer, problems
 from accuracy.training.evaluate import CHECKPOINT, decode, score
 from accuracy.training.model import DiffusionTransformer
+from tripath.files import write_atomically
 from tripath.model import ModelSpec
 
 SEED, BATCH, PEAK_RATE, WARMUP_STEPS, EMA = 20260131, 48, 3e-3, 300, 0.999
@@ -95,7 +96,7 @@ def export(folder: Path, spec: ModelSpec, tokenizer: Tokenizer, tensors: Mapping
         ("model.safetensors", save({name: value.contiguous() for name, value in tensors.items()})),
         ("test.jsonl", ("\n".join(lines) + "\n").encode()),
     ):  # fmt: skip
-        _write_atomically(folder / name, content)
+        write_atomically(folder / name, content)
 
 
 def train(
@@ -164,14 +165,7 @@ def _keep(
         tensors[f"model.{name}"], tensors[f"average.{name}"] = value, average[name]
     for number, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
-    _write_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """A reader, or a run that resumes after a crash, sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
 def _restore(

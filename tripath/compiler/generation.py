@@ -37,7 +37,6 @@ HANDSHAKES = (
 """Semaphores without a buffer of their own: what is awaited also orders the reuse."""
 
 SMOOTHING_HANDSHAKES = ("queries_scaled", "factors_stored", "kv_scaled")
-CENTRING_HANDSHAKES = ("raw_stored",)
 
 
 def target(hardware: HardwareConfig) -> tuple[object, ...]:
@@ -116,9 +115,9 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
         channels["smoothing"] = e.channel("smoothing", "vector", "dma_out")
         channels["kv_in"] = e.channel("kv_in", "dma_in", "dma_out")
         semaphores |= {name: e.semaphore(name) for name in SMOOTHING_HANDSHAKES}
-        if numerics.smoothing.centre:
+        if numerics.smoothing.centres:
             channels["kv_centred"] = e.channel("kv_centred", "dma_in", "vector")
-            semaphores |= {name: e.semaphore(name) for name in CENTRING_HANDSHAKES}
+            semaphores["raw_stored"] = e.semaphore("raw_stored")
     semaphores["set_up"] = e.semaphore("set_up")
     semaphores["tokens_stored"] = e.semaphore("tokens_stored", unit="dma_out", initial=1)
     return Context(

@@ -223,7 +223,7 @@ def _vector_buffers(
         sequences, (inverse, fold) = tiling.sequences(rows), smoothing_widths(model, smoothing)
         plan += [
             ("channel_max", tiling.batch * 2 * model.kv_width, "qkv"),
-            ("channel_mean", tiling.batch * 2 * model.kv_width if smoothing.centre else 0, "qkv"),
+            ("channel_mean", tiling.batch * 2 * model.kv_width if smoothing.centres else 0, "qkv"),
             ("inverse", sequences * inverse, "qkv"),
             ("smoothing", inverse + fold, "smooth"),
             ("kv", rows * 2 * model.kv_width, "smooth"),
@@ -237,7 +237,7 @@ def _vector_buffers(
 
 def smoothing_widths(model: ModelSpec, smoothing: Smoothing) -> tuple[int, int]:
     """Elements of the two rows of factors (`tripath.compiler.smoothing`): for what goes into the cache, and for attention."""
-    return (2 + 2 * smoothing.centre) * model.kv_width, (2 + smoothing.centre) * model.query_width
+    return (2 + 2 * smoothing.centres) * model.kv_width, (2 + smoothing.centres) * model.query_width
 
 
 CONSTANTS = (
@@ -261,7 +261,7 @@ def _fp_buffers(
         ("new_max", tiling.row_tile, "attention"),
         ("correction", tiling.row_tile, "attention"),
         ("head_state", 2 * 2 * model.kv_heads if smoothing.sides else 0, "smooth"),
-        ("inverse_tokens", tiling.batch if smoothing.sides and smoothing.centre else 0, "smooth"),
+        ("inverse_tokens", tiling.batch if smoothing.centres else 0, "smooth"),
         ("best", 1, "sampling"),
         ("confidence", sampled, "sampling"),
     ]
@@ -342,7 +342,6 @@ def _hbm_map(
         ("kv_raw", (batch, canvas, 2 * model.kv_width), "bf16", MX_BLOCK, True),
         ("smoothing", (layers, batch, sum(smoothing_widths(model, numerics.smoothing))), "bf16", MX_BLOCK, True),
     ]
-    counts: list[tuple[str, tuple[int, ...], str, int, bool]] = [("inverse_tokens", (1, batch), "fp32", batch, False)]
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
         ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
@@ -354,7 +353,7 @@ def _hbm_map(
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
-        *(counts if numerics.smoothing.sides and numerics.smoothing.centre else []),
+        *([("inverse_tokens", (1, batch), "fp32", batch, False)] if numerics.smoothing.centres else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
         ("embedding", (model.vocab, hidden), "bf16", MX_BLOCK, False),

@@ -50,7 +50,7 @@ class Context:
     @property
     def centres(self) -> bool:
         """Whether each channel's mean is subtracted before."""
-        return self.smooths and self.numerics.smoothing.centre
+        return self.numerics.smoothing.centres
 
     @property
     def log2_block(self) -> int:

@@ -41,15 +41,9 @@ def _gather(c: Context, chunk: Chunk, mnemonic: str, target: str, buffer: str, o
     width = 2 * c.model.kv_width
     with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
-            total = c.vector(target, first, [*_of_sequence(c, chunk, sequence), *piece])
+            total = c.vector(target, first, [*_to_sequence(c, chunk, target, sequence), *piece])
             row = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
             c.e.emit(mnemonic, dst=total, a=total, b=row, n=lanes)
-
-
-def _of_sequence(c: Context, chunk: Chunk, sequence: Level) -> Steps:
-    """Strides to a sequence of a chunk in a buffer that holds K's and V's channels of all sequences."""
-    width = 2 * c.model.kv_width
-    return [(chunk.batch_loop, chunk.span.sequences * width), (sequence, width)]
 
 
 def smooth(c: Context, span: Span, block: Level, layer: Level) -> None:
@@ -93,10 +87,7 @@ def _centre(c: Context, span: Span, block: Level) -> None:
         e.sync("dma_in", signal=channel.full)
         e.sync("vector", wait=channel.full)
         for side in c.numerics.smoothing.sides:
-            column = _column(c, side)
-            with chunk.each_of_sequence(e, c.layout.tiling.row_tile) as (sequence, rows):
-                mean = ("channel_mean", column, _of_sequence(c, chunk, sequence))
-                _subtract(c, chunk, mean, ("kv", column, times(rows, width)), rows)
+            _subtract(c, chunk, side, ("channel_mean", 0), ("kv", 0, width))
         _gather(c, chunk, "V_MAX_ABS_VV", "channel_max", "kv", 0, width)
         e.sync("vector", signal=channel.free)
 
@@ -104,15 +95,6 @@ def _centre(c: Context, span: Span, block: Level) -> None:
 def _column(c: Context, side: str) -> int:
     """Where a side's channels begin in a row of K and V."""
     return list(CONTRACTED).index(side) * c.model.kv_width
-
-
-def _subtract(c: Context, chunk: Chunk, mean: tuple[str, int, Steps], row: tuple[str, int, Steps], rows: Steps) -> None:
-    """The row's channels of one side less their means; a row of padding stays zero. Both: buffer, offset, strides."""
-    for first, piece, lanes in c.wide(c.model.kv_width):
-        place = c.vector(row[0], row[1] + first, [*piece, *row[2]])
-        c.e.emit("V_SUB_VV", dst=place, a=place, b=c.vector(mean[0], mean[1] + first, [*mean[2], *piece]), n=lanes)
-        if chunk.span.has_padding:
-            c.e.emit("V_MUL_VF", dst=place, a=place, scalar=c.fp("valid", 0, rows), n=lanes)
 
 
 def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
@@ -193,11 +175,17 @@ def to_cache_domain(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: i
     """K from column `offset` on, and V behind it, less their means and divided by their factors, where they are smoothed."""
     for side in c.numerics.smoothing.sides:
         if c.centres:
-            column, width = _column(c, side), 2 * c.model.kv_width
-            with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
-                mean = ("inverse", width + column, [(sequence, 2 * width)])
-                _subtract(c, chunk, mean, (buffer, offset + column, times(rows, pitch)), rows)
+            _subtract(c, chunk, side, ("inverse", 2 * c.model.kv_width), (buffer, offset, pitch))
         multiply(c, chunk, side, "inverse", buffer, offset + _column(c, side), pitch)
+
+
+def _subtract(c: Context, chunk: Chunk, side: str, means: tuple[str, int], rows: tuple[str, int, int]) -> None:
+    """Rows of K and V (buffer, offset, pitch) less the means (buffer, offset) of one side; those of padding stay zero."""
+    column, (of_means, behind), (buffer, offset, pitch) = _column(c, side), means, rows
+    _combine(
+        c, chunk, "V_SUB_VV", (of_means, behind + column), (buffer, offset + column, pitch), c.model.kv_width,
+        zero_padding=chunk.span.has_padding,
+    )  # fmt: skip
 
 
 def multiply(c: Context, chunk: Chunk, side: str, row: str, buffer: str, offset: int, pitch: int) -> None:
@@ -215,13 +203,24 @@ def uncentre(c: Context, chunk: Chunk, buffer: str) -> None:
 
 
 def _combine(
-    c: Context, chunk: Chunk, mnemonic: str, factors: tuple[str, int], target: tuple[str, int, int], width: int
-) -> None:
+    c: Context, chunk: Chunk, mnemonic: str, factors: tuple[str, int], target: tuple[str, int, int], width: int, *,
+    zero_padding: bool = False,
+) -> None:  # fmt: skip
     """`width` columns of the chunk's rows (buffer, offset, pitch) with those of their sequence's row (buffer, offset)."""
-    inverse, fold = smoothing_widths(c.model, c.numerics.smoothing)
     (row, behind), (buffer, offset, pitch) = factors, target
     with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
             place = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
-            factor = c.vector(row, behind + first, [(sequence, inverse if row == "inverse" else fold), *piece])
+            factor = c.vector(row, behind + first, [*_to_sequence(c, chunk, row, sequence), *piece])
             c.e.emit(mnemonic, dst=place, a=place, b=factor, n=lanes)
+            if zero_padding:
+                c.e.emit("V_MUL_VF", dst=place, a=place, scalar=c.fp("valid", 0, rows), n=lanes)
+
+
+def _to_sequence(c: Context, chunk: Chunk, row: str, sequence: Level) -> Steps:
+    """Strides to a sequence of a chunk: in a row of factors, of which the chunk's are there, or in one of channels, of all."""
+    inverse, fold = smoothing_widths(c.model, c.numerics.smoothing)
+    if row in ("inverse", "fold"):
+        return [(sequence, inverse if row == "inverse" else fold)]
+    width = 2 * c.model.kv_width
+    return [(chunk.batch_loop, chunk.span.sequences * width), (sequence, width)]

@@ -19,17 +19,24 @@ HELD_OUT_SHARE = 0.02
 
 NAMES = (
     "Tom Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Maria Nina Oscar Paul Rosa Sam Tina Uma Victor "
-    "Wendy Yusuf Zoe Alice Bruno Carla Diego Elena Felix Hanna Ivan Julia Karim Lena Mateo Nora Omar Petra"
+    "Wendy Yusuf Zoe Alice Bruno Carla Diego Elena Felix Hanna Ivan Julia Karim Lena Mateo Nora Omar Petra Ali Bella "
+    "Carlos Dora Erik Fatima Georg Hugo Irene Jonas Kim Laura Mark Mia Noah Olga Peter Rita Sofia Theo"
 ).split()
 OBJECTS = (
     "apples oranges pears plums lemons cherries books pencils pens stamps coins shells stones marbles balls dolls cars "
     "trains cards stickers buttons flowers roses tulips seeds trees eggs cakes cookies muffins candies nuts ribbons "
-    "beads boxes bottles cups plates spoons keys photos maps letters tickets toys kites hats scarves socks shirts"
+    "beads boxes bottles cups plates spoons keys photos maps letters tickets toys kites hats scarves socks shirts "
+    "bananas grapes peaches carrots potatoes tomatoes onions beans pies rolls sandwiches bricks blocks nails acorns "
+    "feathers crayons brushes erasers magnets puzzles robots boats planes fish birds hens ducks sheep lamps candles "
+    "pillows towels rings badges medals dollars"
 ).split()
-PLACES = "garden park market school shop kitchen forest beach river farm library attic cellar street yard field".split()
-CONTAINERS = "bags baskets jars drawers shelves crates trays packs bowls rows".split()
-GAINS = "finds buys gets collects wins picks receives gathers".split()
-LOSSES = "loses sells uses breaks drops eats".split()
+PLACES = (
+    "garden park market school shop kitchen forest beach river farm library attic cellar street yard field house "
+    "room garage barn lake village museum station bakery classroom"
+).split()
+CONTAINERS = "bags baskets jars drawers shelves crates trays packs bowls rows cases cartons buckets piles".split()
+GAINS = "finds buys gets collects wins picks receives gathers earns makes adds".split()
+LOSSES = "loses sells uses breaks drops eats spends hides".split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +74,7 @@ def _sentence(rng: random.Random, subject: str, *, op: str, amount: int, things:
         return rng.choice((
             f"{subject} {rng.choice(GAINS)} {amount} more.",
             f"{subject} {rng.choice(GAINS)} {amount} {things} in the {rng.choice(PLACES)}.",
-            f"{other} gives {amount} {things} to {subject}.",
+            f"{subject} gets {amount} {things} from {other}.",
             f"Then {amount} more come from {other}.",
         ))  # fmt: skip
     return rng.choice((
@@ -146,7 +153,7 @@ def build_tokenizer() -> Tokenizer:
     The vocabulary is padded to VOCABULARY entries with reserved tokens.
     """
     sentences = (
-        "has starts with There there are in the of and more . ? How many does have now left What is number give gives "
+        "has starts with There there are in the of and more . ? How many does have now left What is number gives "
         "to Then come from takes leaves each Each holds fills all + - * = #### them"
     ).split()
     words = [*NAMES, *OBJECTS, *PLACES, *CONTAINERS, *GAINS, *LOSSES, *sentences]

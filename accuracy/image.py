@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from accuracy.calibration import static_factors
 from accuracy.checkpoint import PREFIX, QKV
 from accuracy.quantised import keep, place_of, read
 from tripath.errors import TripathError
@@ -36,11 +37,13 @@ def build_image(
     there (None: neither).
 
     Raises:
-        TripathError: the prompts do not fit the program.
+        TripathError: the prompts do not fit the program, or it needs a calibration that the checkpoint lacks.
     """
     image = np.zeros(program.hbm_bytes, np.uint8)
     for name, values in _host(program, model, workload, prompts).items():
         write_tensor(image, program.tensor(name), values)
+    if "static_sides" in program.layout:
+        write_tensor(image, program.tensor("smoothing"), static_factors(program, model))
     weights = [(program.tensor(name), [f"{PREFIX}{part}"]) for name, part in WEIGHTS.items()]
     layered = [(tensor, LAYER_WEIGHTS[tensor.name]) for tensor in program.hbm if tensor.name in LAYER_WEIGHTS]
     for layer in range(model.layers):

@@ -20,7 +20,7 @@ from numba import njit
 
 from analytical.chains import Runs, Values, nests_of, number_of
 from analytical.facts import queues
-from analytical.tree import Loop, TripCounts, indexed_loop, loop_tree, loops_of
+from analytical.tree import Loop, TripCounts, indexed_loops, loop_tree, loops_of
 from tripath.errors import ProgramError
 from tripath.hardware import QUEUED_UNITS
 from tripath.program import Program, fact_of_program
@@ -76,7 +76,7 @@ class _Writer:
         self._signals = [tuple(s for s in row if s) for row in tables.signals.tolist()]
         self._queue = queues(self.program).tolist()
         self._runs: Runs = nests_of(self.program)[1]
-        self._outer = indexed_loop(self.program)
+        self._outer = {loop.head for loop in indexed_loops(self.program)}
         self._shapes: dict[int, tuple[list[int], list[Loop]]] = {}
         self._maps: dict[tuple, int] = {}
         self._counts = {loop.head: self.trips.of(loop).tolist() for loop in loops_of(loop_tree(self.program))}
@@ -112,7 +112,7 @@ class _Writer:
 
     def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
         self._line(CONTROL, loop.head, 0, NONE, NONE)
-        if loop is self._outer:
+        if loop.head in self._outer:
             for _, same in groupby(range(loop.base), key=lambda index: self._inside(loop, index)):
                 first, *others = same
                 self._power(loop, 1 + len(others), state, first, depth)

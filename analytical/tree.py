@@ -86,11 +86,11 @@ def loops_of(nodes: list["int | Loop"]) -> Iterator[Loop]:
 
 
 @fact_of_program
-def indexed_loop(program: Program) -> Loop | None:
-    """The loop whose index decides about others: trip counts refer to it, or its iterations leave a loop early.
+def indexed_loops(program: Program) -> list[Loop]:
+    """The loops whose index decides about others: trip counts refer to it, or its iterations leave a loop early.
 
     Raises:
-        ProgramError: more than one loop is of that kind.
+        ProgramError: one of them lies in another.
     """
     loops = list(loops_of(loop_tree(program)))
     levels = {loop.of_level for loop in loops if loop.of_level >= 0}
@@ -99,25 +99,34 @@ def indexed_loop(program: Program) -> Loop | None:
         if (loop.level in levels and any(inner.of_level == loop.level for inner in loops_of(loop.body)))
         or any(isinstance(node, Loop) and node.leaves_early for node in loop.body)
     ]  # fmt: skip
-    if len(found) > 1:
-        raise ProgramError("program: trip counts depend on more than one loop, not analysed")
-    return found[0] if found else None
+    if any(outer.head < inner.head < outer.next for outer in found for inner in found):
+        raise ProgramError("program: trip counts depend on more than one loop at a time, not analysed")
+    return found
+
+
+OUTSIDE = -1
+"""In place of the C_LOOP of an indexed loop, where there is none around."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TripCounts:
-    """Trip counts under a trace: that of a loop is an array over the `indices` of the indexed loop."""
+    """Trip counts under a trace: that of a loop is an array over the indices of the indexed loop that it lies in.
 
-    exits: tuple[int, ...]
-    indices: int
+    `exits`: where loops are left early, by the C_LOOP of the indexed loop around them.
+    """
+
+    exits: tuple[tuple[int, tuple[int, ...]], ...]
+    around: tuple[tuple[int, int, int], ...]
+    """C_LOOP, C_NEXT and trips of the indexed loops."""
 
     def of(self, loop: Loop) -> np.ndarray:
-        """Iterations that reach the C_NEXT, for each index of the indexed loop (int64 [indices])."""
+        """Iterations that reach the C_NEXT, for each index of the indexed loop around it (int64; one where there is none)."""
+        head, indices = next(((h, n) for h, end, n in self.around if h < loop.head < end), (OUTSIDE, 1))
         if loop.leaves_early:
-            return np.array(self.exits, np.int64)
+            return np.array(dict(self.exits)[head], np.int64)
         if not loop.factor:
-            return np.full(self.indices, max(loop.base, 0))
-        return np.maximum(loop.base + loop.factor * np.arange(self.indices), 0)
+            return np.full(indices, max(loop.base, 0))
+        return np.maximum(loop.base + loop.factor * np.arange(indices), 0)
 
 
 def trip_counts(program: Program, trace: Trace) -> TripCounts:
@@ -126,17 +135,25 @@ def trip_counts(program: Program, trace: Trace) -> TripCounts:
     Raises:
         ProgramError: the trace has another number of loop exits than the program.
     """
-    indices, early = _exits(program)
-    if early and len(trace.breaks) != indices:
-        raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {indices}")
-    return TripCounts(exits=tuple(trace.breaks) if early else (0,) * indices, indices=indices)
+    around, left = _around(program)
+    needed, exits = sum(trips for _, trips in left), []
+    if left and len(trace.breaks) != needed:
+        raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {needed}")
+    for head, trips in left:
+        first = sum(len(taken) for _, taken in exits)
+        exits.append((head, tuple(trace.breaks[first : first + trips])))
+    return TripCounts(exits=tuple(exits), around=around)
 
 
 @fact_of_program
-def _exits(program: Program) -> tuple[int, bool]:
-    """Iterations of the indexed loop (1 where there is none), and whether a loop is left early."""
-    outer = indexed_loop(program)
-    return outer.base if outer else 1, any(loop.leaves_early for loop in loops_of(loop_tree(program)))
+def _around(program: Program) -> tuple[tuple[tuple[int, int, int], ...], list[tuple[int, int]]]:
+    """The indexed loops as in `TripCounts`, and (C_LOOP, trips) of those in which a loop is left early."""
+    outer, root = indexed_loops(program), loop_tree(program)
+    left = [(loop.head, loop.base) for loop in outer if any(inner.leaves_early for inner in loops_of(loop.body))]
+    alone = [node for node in root if isinstance(node, Loop) and node.leaves_early]
+    if len(alone) + len(left) > max(1, len(left)):
+        raise ProgramError("program: a loop of no other is left early beside others, not analysed")
+    return tuple((loop.head, loop.next, loop.base) for loop in outer), left or [(OUTSIDE, 1) for _ in alone]
 
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:
@@ -146,14 +163,14 @@ def retirements(program: Program, trace: Trace) -> np.ndarray:
 
 @fact_of_program
 def _retired(program: Program, trips: TripCounts) -> np.ndarray:
-    root, outer = loop_tree(program), indexed_loop(program)
+    root, outer = loop_tree(program), {loop.head for loop in indexed_loops(program)}
     counts = np.ones(len(program.words), np.int64)
 
     def walk(nodes: list[int | Loop], weight: np.ndarray) -> None:
         for loop in nodes:
             if isinstance(loop, int):
                 continue
-            inside = np.ones(loop.base, np.int64) if loop is outer else weight * trips.of(loop)[: len(weight)]
+            inside = np.ones(loop.base, np.int64) if loop.head in outer else weight * trips.of(loop)
             counts[loop.head + 1 : loop.next + 1] = inside.sum()
             if loop.exit is None:
                 walk(loop.body, inside)

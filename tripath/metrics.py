@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 UNITS = ("frontend", "matrix", "vector", "scalar", "dma_in", "dma_out")
-PHASES = ("setup", "embed", "qkv", "smooth", "attention", "out", "ffn", "lm_head", "sampling", "commit")
+PHASES = ("setup", "embed", "qkv", "smooth", "rotate", "attention", "out", "ffn", "lm_head", "sampling", "commit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -129,6 +129,11 @@ class Smoothing:
         return [side for side in ("keys", "values") if self.scheme != "plain" and getattr(self, side)]
 
     @property
+    def measured(self) -> str:
+        """When a program measures the channels: at each block's warm steps (each), at the first block's (once), or never."""
+        return {"baos": "each", "frozen": "once"}.get(self.scheme, "never") if self.sides else "never"
+
+    @property
     def centres(self) -> bool:
         """Whether means are subtracted of what is smoothed."""
         return self.centre and bool(self.sides)
@@ -173,11 +178,15 @@ class Numerics:
 def reference_only(workload: Workload, numerics: Numerics) -> str:
     """The first choice that no program carries out, as `key=value`: the reference path alone does. Empty: there is none."""
     smoothing = numerics.smoothing
+    static = smoothing.scheme == "static"  # its calibration is that of keys after RoPE, with their means
+    # Keys that are turned late pass Vector SRAM as rows: not blocks along tokens; their means are not given back there.
+    rotatable = numerics.k_axis == "channels" and not static and not (smoothing.centre and "keys" in smoothing.sides)
     choices = {
         "workload.commit": (workload.commit, ("quota", "threshold")),
         "workload.score": (workload.score, ("maskgit_plus",)),
-        "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos")),
-        "numerics.smoothing.pre_rope": (smoothing.pre_rope, (False,)),
+        "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos", "frozen", "static")),
+        "numerics.smoothing.centre": (smoothing.centre, (False, not static)),
+        "numerics.smoothing.pre_rope": (smoothing.pre_rope, (False, rotatable)),
         "numerics.confidences": (numerics.confidences, ("bf16",)),
     }
     return next((f"{key}={str(value).lower()}" for key, (value, known) in choices.items() if value not in known), "")

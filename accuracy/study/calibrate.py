@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from accuracy.calibration import SIDES, read_calibration
 from accuracy.study.decode import Policy, StepView, decode
 from accuracy.study.metrics import collect
 from accuracy.study.model import Arithmetic, Calibration, StudyModel
 from accuracy.study.schemes import KvScheme
 from tripath.errors import TripathError
 from tripath.model import ModelSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _BLOCKS = "model.transformer.blocks."
 
@@ -39,6 +38,20 @@ def calibrate(
         {side: collect(values, scheme, pairs=side == "k" and scheme.pre_rope) for side, values in kept.items()}
         for kept in seen
     ]
+
+
+def kept_calibration(spec: ModelSpec) -> Calibration:
+    """The calibration that lies beside the model's checkpoint, as the machine reads it (no means).
+
+    Raises:
+        TripathError: there is none.
+    """
+
+    def maxima(values: np.ndarray) -> tuple[Tensor, Tensor]:
+        tensor = torch.from_numpy(values)[None, :, None]
+        return tensor, torch.zeros_like(tensor)
+
+    return [{side[0]: maxima(layer[side]) for side in SIDES} for layer in read_calibration(spec)]
 
 
 def plant_outliers(

@@ -15,6 +15,8 @@ from accuracy.study.model import StudyModel
 from tripath.errors import TripathError
 
 ANSWER = re.compile(r"####\s*(-?\d+)")
+CALIBRATION_PROBLEMS = 40
+"""The last problems of the checkpoint's test.jsonl calibrate the static scheme and are never scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,15 +8,12 @@ from accuracy.study.calibrate import calibrate, plant_outliers
 from accuracy.study.decode import Policy
 from accuracy.study.metrics import Comparison, kv_bytes_per_token, wilson
 from accuracy.study.model import Arithmetic, StudyModel
-from accuracy.study.problems import load_problems, score
+from accuracy.study.problems import CALIBRATION_PROBLEMS, load_problems, score
 from tripath.errors import TripathError
 from tripath.metrics import Result, Table
 from tripath.model import ModelSpec
 from tripath.trace import Trace
 from tripath.workload import CONFIDENCES, Numerics, Workload
-
-CALIBRATION_PROBLEMS = 40
-"""The last problems of the checkpoint's test.jsonl calibrate the static scheme and are never scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,14 @@
 """Smoothing of the KV cache as a program: what it must not change, what it costs, what is refused."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from accuracy.image import read_tokens
+from accuracy.calibration import FILE
+from accuracy.image import build_image, read_tokens
 from accuracy.simulator import execute
 from analytical.tree import retirements
 from tests.conftest import PROMPT, compiled, compose_experiment
@@ -79,6 +84,66 @@ def test_the_traffic_of_the_phases_is_charged(cache, centre):
         "hbm_write_bytes": model.layers * batch * warm * (raw + row),
         "hbm_read_bytes": model.layers * batch * (warm * again + (warm + refine) * row) + counts_of_tokens, "macs": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_the_traffic_of_keys_before_rope_is_charged(cache):
+    """Every pass reads a layer's keys and the table of angles once more, and writes the keys as BF16 rows; attention then
+    reads these instead of the cache's. No other work changes."""
+    counts = []
+    for scheme in ("plain", "prerope"):
+        x = compose_experiment("numerics=mxint4_kv", f"workload.cache={cache}", "workload.batch=2", f"scheme={scheme}")
+        program, trace = compiled(x)
+        counts.append(event_counts(program, retirements(program, trace)))
+    model, batch, canvas, passes = x.model, x.workload.batch, program.layout["canvas"], x.workload.steps
+    keys, rotated, loaded = program.tensor("keys"), program.tensor("rotated_keys"), program.layout["cache_tokens"]
+    written = 2 * model.kv_width * canvas
+    read = keys.row_bytes * model.kv_heads * canvas + 2 * model.head_dim * canvas
+    # One chunk forwards a pass's rows of all sequences, so that attention loads each tile once for it.
+    tiles = (rotated.row_bytes - keys.row_bytes) * model.kv_heads * loaded
+    difference = {key: counts[1][key] - counts[0][key] for key in ("hbm_write_bytes", "hbm_read_bytes", "macs")}
+    assert difference == {
+        "hbm_write_bytes": model.layers * batch * passes * written,
+        "hbm_read_bytes": model.layers * batch * passes * (read + tiles), "macs": 0,
+    }  # fmt: skip
+
+
+def test_frozen_factors_are_measured_in_the_first_block_alone_and_static_ones_never():
+    """Bytes of the smoothing phase: those of BAOS at each of the blocks, at one, and at none."""
+    written = {}
+    for scheme in ("plain", "baos", "frozen", "static"):
+        program, trace = compiled(compose_experiment("numerics=mxint4_kv", "workload.batch=2", f"scheme={scheme}"))
+        written[scheme] = event_counts(program, retirements(program, trace))["hbm_write_bytes"]
+    blocks = compose_experiment().workload.blocks
+    assert written["static"] == written["plain"]
+    assert written["baos"] - written["plain"] == blocks * (written["frozen"] - written["plain"]) > 0
+
+
+def test_a_calibration_is_needed_and_checked(tmp_path, tensors, tokenizer):
+    x = compose_experiment("scheme=static")
+    program, _ = compiled(x)
+    model = dataclasses.replace(x.model, checkpoint=str(tmp_path))
+
+    def image(model):
+        return build_image(program, model, x.workload, tensors, [tokenizer.encode(PROMPT)])
+
+    with pytest.raises(TripathError, match=r"static needs the channel maxima of a calibration set: .* is missing"):
+        image(model)
+    with pytest.raises(TripathError, match=r"which model\.checkpoint=synthetic has not"):
+        image(dataclasses.replace(x.model, checkpoint="synthetic"))
+    known = load_file(Path(x.model.checkpoint) / FILE)
+    name = "layers.1.values"
+    for wrong in (
+        {**known, name: known[name][:1]},
+        {**known, name: -known[name]},
+        {**known, name: known[name].astype("f8")},
+    ):
+        save_file({key: np.ascontiguousarray(value) for key, value in wrong.items()}, tmp_path / FILE)
+        with pytest.raises(TripathError, match=f"model.checkpoint: {name} in .* is not a float32 tensor"):
+            image(model)
+    (tmp_path / FILE).write_bytes(b"junk")
+    with pytest.raises(TripathError, match="missing or unreadable"):
+        image(model)
 
 
 def test_blocks_along_the_other_axis_take_the_same_memory_and_are_converted_on_load():

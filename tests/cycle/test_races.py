@@ -24,6 +24,10 @@ CONFIGURATIONS = [
         (), ("workload.cache=none", "workload.batch=2"), ("hardware.sram.vector_bytes=80000", "workload.batch=2"),
     )],
     ("numerics.k_axis=tokens", "numerics.v_axis=channels"),
+    *[(f"scheme={scheme}", "hardware.sram.vector_bytes=80000", "workload.batch=2", f"workload.cache={cache}") for scheme, cache in (
+        ("frozen", "dual"), ("frozen", "prefix"), ("static", "dual"), ("prerope", "none"), ("prerope_baos", "dual"),
+    )],
+    ("scheme=prerope_baos", "workload.cache=prefix"),
     ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "paths=[analytical,cycle]"),
 ]  # fmt: skip
 
@@ -91,6 +95,19 @@ def test_the_removal_of_a_centring_semaphore_is_caught_unless_it_is_redundant():
         still = {s for s in used if find_race(without(program, s)) is None}
         kept = still if kept is None else kept & still
     assert len(kept) <= 9 + 1
+
+
+def test_the_removal_of_a_semaphore_of_late_rotation_is_caught_unless_it_is_redundant():
+    """What keys before RoPE add: a buffer's two, that rows are turned before they leave, and that they are there to be read."""
+    kept = None
+    for overrides in ((), ("hardware.sram.vector_bytes=80000", "workload.batch=2")):
+        program, _ = compiled(compose_experiment("scheme=prerope", *overrides))
+        plain, _ = compiled(compose_experiment(*overrides))
+        used = sorted({s for i in program.instructions for s in i.waits})
+        assert len(used) == len({s for i in plain.instructions for s in i.waits}) + 4
+        still = {s for s in used if find_race(without(program, s)) is None}
+        kept = still if kept is None else kept & still
+    assert len(kept) <= 9
 
 
 def test_a_race_is_named():

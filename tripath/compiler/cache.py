@@ -32,6 +32,21 @@ def store_cache(c: Context, chunk: Chunk, layer: Level, buffer: str, offset: int
                        cols=model.head_dim, format=code, block=group.bit_length() - 1)  # fmt: skip
 
 
+def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, layer: Level) -> None:
+    """Move the rows of a chunk, of all KV heads, between a tensor of keys by token in HBM and a buffer."""
+    facts, width = c.layout.tensor(tensor), c.model.kv_width
+    with chunk.runs(c.e, c.workload.block_length) as (rows, local, canvas), c.e.loop(c.model.kv_heads) as head:
+        steps = chunk.canvas_steps(facts.row_bytes, facts.stride_bytes(1))
+        steps += [(level, s * facts.stride_bytes(1) + r * facts.row_bytes) for level, s, r in canvas]
+        steps += [(layer, facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
+        place = (c.layout.tiling.pad + chunk.span.first) * facts.row_bytes
+        outside = c.hbm(tensor, place, steps, rows=facts.row_bytes)
+        inside = c.vector(buffer, 0, [(head, c.model.head_dim), *times(local, width)], rows=width)
+        dst, src = (inside, outside) if mnemonic == "H_LOAD_V" else (outside, inside)
+        c.e.emit(mnemonic, dst=dst, src=src, rows=rows, cols=c.model.head_dim, format=FORMATS[facts.format].code,
+                 block=c.log2_block)  # fmt: skip
+
+
 def tile_of(c: Context, side: str) -> CacheTile:
     """How tiles of `side` lie in Matrix SRAM."""
     return cache_tile(c.model, c.numerics, c.layout.tiling, side)
@@ -46,15 +61,22 @@ def tile_address(c: Context, side: str, offset: int = 0, steps: Steps = (), *, r
 
 
 def load_tile(
-    c: Context, side: str, cache: Steps, part: Level, *, wait: int | tuple[()] = (), signal: int | tuple[()] = ()
-) -> None:
-    """Tile `part` of `side` into Matrix SRAM; `cache` are the steps that lead to its layer, sequence and head."""
-    e, tiling, facts, tile = c.e, c.layout.tiling, c.layout.tensor(side), tile_of(c, side)
+    c: Context, side: str, chunk: Chunk, place: tuple[Level, Level, Level], part: Level, *,
+    wait: int | tuple[()] = (), signal: int | tuple[()] = (),
+) -> None:  # fmt: skip
+    """Tile `part` of `side` into Matrix SRAM; `place` is its layer, sequence of the chunk, and head."""
+    tile = tile_of(c, side)
+    e, tiling, facts, (layer, sequence, head) = c.e, c.layout.tiling, c.layout.tensor(tile.tensor), place
     by_token, group, code = axis_of(c.numerics, side) == "channels", tiling.token_block, FORMATS[c.numerics.kv].code
     stored = facts.row_bytes * tiling.key_tile if by_token else facts.stride_bytes(3) * (tiling.key_tile // group)
-    steps = [*cache, (part, stored)]
+    layer_bytes = facts.stride_bytes(0) if facts.shape[0] > 1 else 0  # rotated keys are those of one layer
+    sequence_bytes = facts.stride_bytes(1)
+    steps = [
+        (layer, layer_bytes), (chunk.batch_loop, chunk.span.sequences * sequence_bytes), (sequence, sequence_bytes),
+        (head, facts.stride_bytes(2)), (part, stored),
+    ]  # fmt: skip
     if not tile.converted:
-        e.emit("H_LOAD_M", dst=tile_address(c, side), src=c.hbm(side, 0, steps), rows=1, row_bytes=stored, wait=wait,
+        e.emit("H_LOAD_M", dst=tile_address(c, side), src=c.hbm(tile.tensor, 0, steps), rows=1, row_bytes=stored, wait=wait,
                signal=signal)  # fmt: skip
     elif by_token:
         e.emit("H_LOAD_T", dst=tile_address(c, side, rows=tile.column_bytes), src=c.hbm(side, 0, steps, rows=facts.row_bytes),
@@ -68,15 +90,6 @@ def load_tile(
             e.emit("H_LOAD_T", dst=place, src=source, rows=c.model.head_dim, cols=group, format=code,
                    block=group.bit_length() - 1)  # fmt: skip
         e.sync("dma_in", signal=signal)
-
-
-def cache_steps(c: Context, side: str, chunk: Chunk, layer: Level, sequence: Level, head: Level) -> Steps:
-    """Strides that lead to the layer, sequence and head of `side` in HBM."""
-    facts = c.layout.tensor(side)
-    return [
-        (layer, facts.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * facts.stride_bytes(1)),
-        (sequence, facts.stride_bytes(1)), (head, facts.stride_bytes(2)),
-    ]  # fmt: skip
 
 
 def multiply_tile(c: Context, side: str, n: Level, rows: int, acts: int) -> None:

@@ -12,9 +12,13 @@ from tripath.program import Phase
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Level:
-    """A running loop; `number` is None for a loop of one iteration, which costs no instruction."""
+    """A running loop; `number` is None for a loop of one iteration, which costs no instruction.
+
+    `first` is the index that its first trip stands for, where one loop goes on after another.
+    """
 
     number: int | None
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +85,11 @@ class Emitter:
         self.emit(SYNC[unit], wait=wait, signal=signal)
 
     @contextmanager
-    def loop(self, trips: int | Trips, *, keep: bool = False) -> Iterator[Level]:
+    def loop(self, trips: int | Trips, *, keep: bool = False, first: int = 0) -> Iterator[Level]:
         """A hardware loop around what is emitted inside; one iteration needs no loop unless `keep`."""
         count = Trips(base=trips) if isinstance(trips, int) else trips
         if count.fixed and count.base == 1 and not keep:
-            yield Level(number=None)
+            yield Level(number=None, first=first)
             return
         number = self._depth
         if number >= LOOP_LEVELS:
@@ -104,7 +108,7 @@ class Emitter:
             start = len(self.code)
             self.emit("C_LOOP_R", level=number, register=register, length=0)
         self._depth += 1
-        yield Level(number=number)
+        yield Level(number=number, first=first)
         self._depth -= 1
         self.emit("C_NEXT", level=number)
         head = self.code[start]
@@ -118,6 +122,7 @@ class Emitter:
         """Number of the address register with this base, stride per level, row stride and ring; equal ones are shared."""
         strides: dict[int, int] = {}
         for level, stride in steps:
+            base += level.first * stride
             if level.number is not None and stride:
                 strides[level.number] = strides.get(level.number, 0) + stride
         around = (ring, length, ring_stride) if ring is not None and length > 1 else None

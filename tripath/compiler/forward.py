@@ -4,10 +4,10 @@ Data that crosses chunks (hidden states, Q, the KV cache) lives in HBM; within a
 unit through channels. docs/timing.md lists them.
 """
 
-from tripath.compiler.cache import cache_steps, load_tile, multiply_tile, store_cache
+from tripath.compiler.cache import load_tile, move_keys, multiply_tile, store_cache
 from tripath.compiler.emit import Level
 from tripath.compiler.lower import LOG2_ROW_BLOCK, Context, Steps, segments
-from tripath.compiler.rows import Chunk, Span, times
+from tripath.compiler.rows import Chunk, Span, full_span, times
 from tripath.compiler.smoothing import (
     clear_channels,
     load_factors,
@@ -20,27 +20,30 @@ from tripath.compiler.smoothing import (
 from tripath.formats import FORMATS
 
 
-def forward(c: Context, span: Span, block: Level, *, warm: bool) -> None:
+def forward(c: Context, span: Span, block: Level, *, measuring: bool) -> None:
     """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM.
 
-    A `warm` pass forwards the whole canvas: where the cache is smoothed, it measures the channels first.
+    A `measuring` pass forwards the whole canvas, and looks at the channels of K and V before it stores them.
     """
-    two_phases = warm and c.smooths
     embed(c, span, block)
     with c.e.loop(c.model.layers) as layer:
         with c.e.phase("qkv"):
             c.e.sync("dma_in", wait=c.semaphores["x_stored"])
-            if two_phases:
+            if measuring:
                 clear_channels(c)
             with c.chunks(span, block) as chunk:
-                project_qkv(c, chunk, layer, measuring=two_phases)
-        if two_phases:
+                project_qkv(c, chunk, layer, measuring=measuring)
+        if measuring:
             with c.e.phase("smooth"):
                 smooth(c, span, block, layer)
         with c.e.phase("qkv"):
             c.e.sync("dma_out", signal=c.semaphores["kv_stored"])
-        with c.e.phase("attention"):
-            c.e.sync("dma_in", wait=c.semaphores["kv_stored"])
+        if c.numerics.smoothing.pre_rope:
+            with c.e.phase("rotate"):
+                rotate_keys(c, layer)
+        else:
+            with c.e.phase("attention"):
+                c.e.sync("dma_in", wait=c.semaphores["kv_stored"])
         with c.chunks(span, block) as chunk:
             with c.e.phase("attention"):
                 attend(c, chunk, layer)
@@ -122,32 +125,62 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> N
 
 
 def _add_bias(c: Context, chunk: Chunk, width: int) -> None:
-    """Biases of Q, K and V; rows of padding stay zero (RoPE makes those of Q and K zero again)."""
-    e, model, tile = c.e, c.model, c.layout.tiling.row_tile
+    """Biases of Q, K and V; rows of padding stay zero (RoPE makes those that it turns zero again)."""
+    e, tile = c.e, c.layout.tiling.row_tile
     for first, piece, lanes in c.wide(width):
         with chunk.each(e, tile) as rows:
             row = c.vector("qkv", first, [*piece, *times(rows, width)])
             e.emit("V_ADD_VV", dst=row, a=row, b=c.vector("bias", first, piece), n=lanes)
     if chunk.span.has_padding:
-        for first, piece, lanes in c.wide(model.kv_width):
+        turned = _turned_width(c)
+        for first, piece, lanes in c.wide(width - turned):
             with chunk.each(e, tile) as rows:
-                row = c.vector("qkv", model.query_width + model.kv_width + first, [*piece, *times(rows, width)])
+                row = c.vector("qkv", turned + first, [*piece, *times(rows, width)])
                 e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("valid", 0, rows), n=lanes)
+
+
+def _turned_width(c: Context) -> int:
+    """Columns of Q K V that RoPE turns before they are stored: Q, and K unless the cache keeps it as it was."""
+    return c.model.query_width + (0 if c.numerics.smoothing.pre_rope else c.model.kv_width)
+
+
+def _turn(c: Context, chunk: Chunk, buffer: str, table: str, turned: int, width: int) -> None:
+    """RoPE on the first `turned` of the `width` columns of a buffer, in place."""
+    limit = c.vlen // c.model.head_dim * c.model.head_dim
+    for first, count, lanes in segments(turned, limit):
+        with c.e.loop(count) as piece, chunk.each(c.e, c.layout.tiling.row_tile) as rows:
+            row = c.vector(buffer, first, [(piece, lanes), *times(rows, width)])
+            angles = c.vector(table, 0, times(rows, c.model.head_dim))
+            c.e.emit("V_ROPE_V", dst=row, a=row, table=angles, n=lanes, head_dim=c.model.head_dim)
 
 
 def _rotate(c: Context, chunk: Chunk, width: int) -> None:
     """RoPE on Q and K in place, and the attention scale on Q."""
     e, model, tile = c.e, c.model, c.layout.tiling.row_tile
-    limit = c.vlen // model.head_dim * model.head_dim
-    for first, count, lanes in segments(model.query_width + model.kv_width, limit):
-        with e.loop(count) as piece, chunk.each(e, tile) as rows:
-            row = c.vector("qkv", first, [(piece, lanes), *times(rows, width)])
-            table = c.vector("rope", 0, times(rows, model.head_dim))
-            e.emit("V_ROPE_V", dst=row, a=row, table=table, n=lanes, head_dim=model.head_dim)
+    _turn(c, chunk, "qkv", "rope", _turned_width(c), width)
     for first, count, lanes in segments(model.query_width, c.vlen):
         with e.loop(count) as piece, chunk.each(e, tile) as rows:
             row = c.vector("qkv", first, [(piece, lanes), *times(rows, width)])
             e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("attention_scale"), n=lanes)
+
+
+def rotate_keys(c: Context, layer: Level) -> None:
+    """The keys of a layer, cached before RoPE, de-quantised and turned: all rows of the canvas into `rotated_keys`."""
+    e, channel, width, once = c.e, c.channels["keys_in"], c.model.kv_width, Level(number=None)
+    e.sync("dma_in", wait=c.semaphores["kv_stored"])
+    with c.chunks(full_span(c.workload, c.layout.tiling), once) as chunk:
+        e.sync("dma_in", wait=channel.free)
+        move_keys(c, chunk, "H_LOAD_V", "keys", "cached_keys", layer)
+        c.transfer_rows(chunk, "H_LOAD_V", "rope", "key_rope", c.model.head_dim)
+        e.sync("dma_in", signal=channel.full)
+        e.sync("vector", wait=channel.full)
+        _turn(c, chunk, "cached_keys", "key_rope", width, width)
+        e.sync("vector", signal=c.semaphores["keys_rotated"])
+        e.sync("dma_out", wait=c.semaphores["keys_rotated"])
+        move_keys(c, chunk, "H_STORE_V", "rotated_keys", "cached_keys", once)
+        e.sync("dma_out", signal=channel.free)
+    e.sync("dma_out", signal=c.semaphores["rotated_stored"])
+    e.sync("dma_in", wait=c.semaphores["rotated_stored"])
 
 
 def attend(c: Context, chunk: Chunk, layer: Level) -> None:
@@ -204,7 +237,7 @@ def _attend_head(c: Context, chunk: Chunk, layer: Level, sequence: Level, head: 
         e.emit("V_FILL_VF", dst=output(0, [(row, width)], query, tile), scalar=c.fp("zero"), n=hd)
     with e.loop(tiling.cache_tokens // tiling.key_tile) as part:
         for side, tokens in (("keys", {"wait": stream.free}), ("values", {"signal": stream.full})):
-            load_tile(c, side, cache_steps(c, side, chunk, layer, sequence, head), part, **tokens)
+            load_tile(c, side, chunk, (layer, sequence, head), part, **tokens)
         e.sync("matrix", wait=stream.full)
         with e.loop(group) as query, e.loop(tiles) as tile:
             place = [(query, chunk.span.sequences * chunk.span.rows), *local, (tile, rows)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tripath.compiler.emit import Emitter, Level
 from tripath.compiler.forward import forward
-from tripath.compiler.layout import CONSTANTS, STREAM_SLOTS, make_layout
+from tripath.compiler.layout import CONSTANTS, CONTRACTED, STREAM_SLOTS, make_layout
 from tripath.compiler.lower import Context
 from tripath.compiler.rows import Span, block_span, full_span, suffix_span
 from tripath.compiler.sampling import commit, lm_head, sample
@@ -36,7 +36,8 @@ HANDSHAKES = (
 )  # fmt: skip
 """Semaphores without a buffer of their own: what is awaited also orders the reuse."""
 
-SMOOTHING_HANDSHAKES = ("queries_scaled", "factors_stored", "kv_scaled")
+MEASURING_HANDSHAKES = ("factors_stored", "kv_scaled")
+ROTATING_HANDSHAKES = ("keys_rotated", "rotated_stored")
 
 
 def target(hardware: HardwareConfig) -> tuple[object, ...]:
@@ -66,28 +67,20 @@ def compile_program(
     e = c.e
     with e.phase("setup"):
         e.emit("H_LOAD_F", dst=e.address(layout.fp["constants"]), src=c.hbm("constants"), n=len(CONSTANTS))
-        if c.centres:
+        if c.centres and numerics.smoothing.measured != "never":
             e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
         e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length,
                signal=c.semaphores["set_up"])  # fmt: skip
         e.sync("vector", wait=c.semaphores["set_up"])
-    with e.loop(workload.blocks) as block:
-        if workload.stage == "sampling":
-            sample(c, block)
-            commit(c, block, Level(number=None), 0)
-        elif workload.cache == "none":
-            with e.loop(workload.block_length, keep=True) as step:
-                _step(c, block, step, 0, full_span(workload, layout.tiling), warm=True)
-                _leave_if_done(c, step)
-        else:
-            once = Level(number=None)
-            _step(c, block, once, 0, full_span(workload, layout.tiling), warm=True)
-            with e.loop(workload.block_length, keep=True) as step:
-                _leave_if_done(c, step)
-                suffix = workload.cache == "prefix"
-                tiling = layout.tiling
-                rows = suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling)
-                _step(c, block, step, 1, rows, warm=False)
+    when = numerics.smoothing.measured
+    if when == "once" and workload.blocks > 1:  # the first block measures, the others are a loop of their own
+        with e.loop(1, keep=True) as block:
+            _block(c, block, measuring=True)
+        with e.loop(workload.blocks - 1, keep=True, first=1) as block:
+            _block(c, block, measuring=False)
+    else:
+        with e.loop(workload.blocks) as block:
+            _block(c, block, measuring=when != "never")
     instructions, phases = e.finish()
     tiling = layout.tiling
     geometry = {
@@ -100,6 +93,10 @@ def compile_program(
         "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows, "sampled": layout.integer["sampled"],
         "confidence": layout.fp["confidence"], "alpha_millionths": round(numerics.smoothing.alpha * 1e6),
     }  # fmt: skip
+    if numerics.smoothing.scheme == "static":  # the host fills the factors in
+        sides = numerics.smoothing.sides
+        facts["static_sides"] = sum(1 << bit for bit, side in enumerate(CONTRACTED) if side in sides)
+        facts["power_of_two"] = int(numerics.smoothing.power_of_two)
     return Program(words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases)
 
 
@@ -112,12 +109,17 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
     channels["post_in"] = e.channel("post_in", "dma_in", "dma_out")
     semaphores = {name: e.semaphore(name) for name in HANDSHAKES}
     if numerics.smoothing.sides:
+        semaphores["queries_scaled"] = e.semaphore("queries_scaled")
+    if numerics.smoothing.measured != "never":
         channels["smoothing"] = e.channel("smoothing", "vector", "dma_out")
         channels["kv_in"] = e.channel("kv_in", "dma_in", "dma_out")
-        semaphores |= {name: e.semaphore(name) for name in SMOOTHING_HANDSHAKES}
+        semaphores |= {name: e.semaphore(name) for name in MEASURING_HANDSHAKES}
         if numerics.smoothing.centres:
             channels["kv_centred"] = e.channel("kv_centred", "dma_in", "vector")
             semaphores["raw_stored"] = e.semaphore("raw_stored")
+    if numerics.smoothing.pre_rope:
+        channels["keys_in"] = e.channel("keys_in", "dma_in", "dma_out")
+        semaphores |= {name: e.semaphore(name) for name in ROTATING_HANDSHAKES}
     semaphores["set_up"] = e.semaphore("set_up")
     semaphores["tokens_stored"] = e.semaphore("tokens_stored", unit="dma_out", initial=1)
     return Context(
@@ -126,9 +128,29 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
     )  # fmt: skip
 
 
-def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, warm: bool) -> None:
+def _block(c: Context, block: Level, *, measuring: bool) -> None:
+    """The denoising steps of a block; where its warm steps are `measuring`, they look at the channels of K and V first."""
+    e, workload, tiling = c.e, c.workload, c.layout.tiling
+    canvas, once = full_span(workload, tiling), Level(number=None)
+    if workload.stage == "sampling":
+        sample(c, block)
+        commit(c, block, once, 0)
+    elif workload.cache == "none":
+        with e.loop(workload.block_length, keep=True) as step:
+            _step(c, block, step, 0, canvas, measuring=measuring)
+            _leave_if_done(c, step)
+    else:
+        _step(c, block, once, 0, canvas, measuring=measuring)
+        with e.loop(workload.block_length, keep=True) as step:
+            _leave_if_done(c, step)
+            suffix = workload.cache == "prefix"
+            rows = suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling)
+            _step(c, block, step, 1, rows, measuring=False)
+
+
+def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
     """One denoising step over the rows of a span."""
-    forward(c, span, block, warm=warm)
+    forward(c, span, block, measuring=measuring)
     lm_head(c, block_span(c.workload, c.layout.tiling, back=int(c.model.shifted_logits)), block)
     sample(c, block)
     commit(c, block, step, first_step)

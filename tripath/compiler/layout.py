@@ -50,12 +50,13 @@ class Tiling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheTile:
-    """A tile of keys or values in Matrix SRAM: the weights of a tile product.
+    """A tile of keys or values in Matrix SRAM, loaded from `tensor`: the weights of a tile product.
 
     Columns lie `column_bytes` apart, blocks of 2^log2_block elements of a column `block_bytes` apart. `converted`: blocks
     in HBM run along the other axis, so the load transposes them and makes them BF16.
     """
 
+    tensor: str
     converted: bool
     format: str
     size_bytes: int
@@ -76,13 +77,14 @@ def cache_tile(model: ModelSpec, numerics: Numerics, tiling: Tiling, side: str) 
         else (model.head_dim, tiling.key_tile, tiling.token_block)
     )
     converted = axis_of(numerics, side) != CONTRACTED[side]
-    name = "bf16" if converted else numerics.kv
+    rotated = side == "keys" and numerics.smoothing.pre_rope
+    name = "bf16" if converted or rotated else numerics.kv
     record = FORMATS[name].record_bytes(block)
     column_bytes = length // block * record
     # Keys, and what is converted, lie column by column; values as they are stored: the blocks of a group of tokens.
     apart = side == "values" and not converted
     return CacheTile(
-        converted=converted, format=name, size_bytes=columns * column_bytes,
+        tensor="rotated_keys" if rotated else side, converted=converted, format=name, size_bytes=columns * column_bytes,
         column_bytes=record if apart else column_bytes, block_bytes=columns * record if apart else record,
         log2_block=block.bit_length() - 1,
     )  # fmt: skip
@@ -221,14 +223,17 @@ def _vector_buffers(
     ]
     if smoothing.sides:
         sequences, (inverse, fold) = tiling.sequences(rows), smoothing_widths(model, smoothing)
+        measured = smoothing.measured != "never"
         plan += [
-            ("channel_max", tiling.batch * 2 * model.kv_width, "qkv"),
-            ("channel_mean", tiling.batch * 2 * model.kv_width if smoothing.centres else 0, "qkv"),
+            ("channel_max", tiling.batch * 2 * model.kv_width if measured else 0, "qkv"),
+            ("channel_mean", tiling.batch * 2 * model.kv_width if measured and smoothing.centres else 0, "qkv"),
             ("inverse", sequences * inverse, "qkv"),
-            ("smoothing", inverse + fold, "smooth"),
-            ("kv", rows * 2 * model.kv_width, "smooth"),
+            ("smoothing", inverse + fold if measured else 0, "smooth"),
+            ("kv", rows * 2 * model.kv_width if measured else 0, "smooth"),
             ("fold", sequences * fold, "attention"),
         ]
+    if smoothing.pre_rope:
+        plan += [("cached_keys", rows * model.kv_width, "rotate"), ("key_rope", rows * model.head_dim, "rotate")]
     for name, elements, phase in plan:
         if tiling.stage == "generation" or phase in SAMPLING_PHASES:
             bump.take(name, -(-elements // hardware.vlen) * hardware.vlen, phase)
@@ -260,8 +265,8 @@ def _fp_buffers(
         ("running_sum", group * rows, "attention"),
         ("new_max", tiling.row_tile, "attention"),
         ("correction", tiling.row_tile, "attention"),
-        ("head_state", 2 * 2 * model.kv_heads if smoothing.sides else 0, "smooth"),
-        ("inverse_tokens", tiling.batch if smoothing.centres else 0, "smooth"),
+        ("head_state", 2 * 2 * model.kv_heads if smoothing.measured != "never" else 0, "smooth"),
+        ("inverse_tokens", tiling.batch if smoothing.measured != "never" and smoothing.centres else 0, "smooth"),
         ("best", 1, "sampling"),
         ("confidence", sampled, "sampling"),
     ]
@@ -338,22 +343,25 @@ def _hbm_map(
         rows = (tiling.cache_tokens, model.head_dim) if by_token else (groups, model.head_dim, tokens)
         return side, (layers, batch, model.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
 
-    smoothing: list[tuple[str, tuple[int, ...], str, int, bool]] = [
-        ("kv_raw", (batch, canvas, 2 * model.kv_width), "bf16", MX_BLOCK, True),
-        ("smoothing", (layers, batch, sum(smoothing_widths(model, numerics.smoothing))), "bf16", MX_BLOCK, True),
-    ]
+    measured, factors = numerics.smoothing.measured != "never", sum(smoothing_widths(model, numerics.smoothing))
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
         ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
         ("q", (batch, canvas, model.query_width), "bf16", MX_BLOCK, True),
         cache("keys"),
         cache("values"),
-        *(smoothing if numerics.smoothing.sides else []),
+        *([("kv_raw", (batch, canvas, 2 * model.kv_width), "bf16", MX_BLOCK, True)] if measured else []),
+        *([("smoothing", (layers, batch, factors), "bf16", MX_BLOCK, measured)] if numerics.smoothing.sides else []),
+        *(
+            [("rotated_keys", (1, *cache("keys")[1][1:]), "bf16", MX_BLOCK, True)]
+            if numerics.smoothing.pre_rope
+            else []
+        ),
         ("logits", (batch, workload.block_length, model.vocab), numerics.logits, size, True),
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
-        *([("inverse_tokens", (1, batch), "fp32", batch, False)] if numerics.smoothing.centres else []),
+        *([("inverse_tokens", (1, batch), "fp32", batch, False)] if measured and numerics.smoothing.centres else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
         ("embedding", (model.vocab, hidden), "bf16", MX_BLOCK, False),

@@ -61,7 +61,8 @@ def block_span(workload: Workload, tiling: Tiling, *, back: int = 0) -> Span:
 def suffix_span(workload: Workload, tiling: Tiling, block_loop: Level) -> Span:
     """The rows from the current block to the end of the canvas; their number shrinks from block to block."""
     length = workload.block_length
-    count = Trips(base=workload.generation_length, factor=-length, level=block_loop)
+    rows = workload.generation_length - length * block_loop.first
+    count = Trips(base=rows, factor=-length, level=block_loop)
     return _cut(workload, tiling, first=tiling.prompt, step=length, count=count, has_padding=False)
 
 

@@ -117,6 +117,8 @@ def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
             e.emit(mnemonic, **values)
 
     e.sync("vector", wait=channel.free)
+    if settings.pre_rope and settings.keys:
+        _pair(c, sequence)
     each("S_MOV_FP", dst="top", a=c.fp("zero"))
     each("V_RED_MAX", dst="top", a="largest", n=hd)
     each("S_MUL_FP", dst="top", a="top", b=c.fp("smallest_share"))
@@ -143,6 +145,16 @@ def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
     e.emit("H_STORE_V", dst=c.hbm("smoothing", 0, [(layer, facts.stride_bytes(0)), (sequence, facts.row_bytes)]),
            src=c.vector("smoothing"), rows=1, cols=facts.shape[-1], format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
            wait=channel.full, signal=channel.free)  # fmt: skip
+
+
+def _pair(c: Context, sequence: Level) -> None:
+    """RoPE turns channel j of K with channel j + head_dim / 2: both get the larger maximum, so that s commutes with it."""
+    half = c.model.head_dim // 2
+    with c.e.loop(c.model.kv_heads) as head:
+        place = [(sequence, 2 * c.model.kv_width), (head, c.model.head_dim)]
+        low, high = c.vector("channel_max", 0, place), c.vector("channel_max", half, place)
+        for target in (low, high):
+            c.e.emit("V_MAX_VV", dst=target, a=low, b=high, n=half)
 
 
 def _keep_means(c: Context, sequence: Level, inverse: int) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from accuracy.simulator import execute
+from accuracy.study.calibrate import kept_calibration
 from accuracy.study.decode import Policy, decode, layout
 from accuracy.study.model import Arithmetic, StudyModel
 from tests.conftest import compose_experiment
@@ -69,7 +70,9 @@ def compare(x, tensors, prompts, machine, records, runs=4, **changes):
     `changes` to the reference path's arithmetic are seeded defects.
     """
     arithmetic = arithmetic_of(x, machine.program, **changes)
-    model, policy = StudyModel(x.model, tensors, arithmetic), Policy.of(x.workload)
+    static = x.numerics.smoothing.scheme == "static"
+    model = StudyModel(x.model, tensors, arithmetic, kept_calibration(x.model) if static else None)
+    policy = Policy.of(x.workload)
     steps = {(r.block, r.step): [sequence[i] for sequence in records] for i, r in enumerate(records[0])}
 
     def force(block, step):

@@ -92,6 +92,7 @@ def agree(preset, tensors, *overrides):
 
 
 SHORT = ("workload.generation_length=8", "workload.steps=4")
+TWO_BLOCKS = ("workload.generation_length=16", "workload.steps=4")
 
 
 @pytest.mark.parametrize("preset", ["mxint8", "mxint4_kv", "mxint4", "bf16", "mxfp8", "mxfp6", "mxfp4"])
@@ -115,6 +116,11 @@ def test_they_agree_under_other_policies(cache, commit, tensors):
         ("numerics/smoothing=baos", "numerics.smoothing.centre=true", "numerics.v_axis=channels"),
         ("numerics/smoothing=baos", "numerics.smoothing.centre=true", "numerics.smoothing.keys=false"),
         ("numerics.block_size=8",), ("numerics.block_size=16", "numerics.k_axis=tokens"),
+        ("scheme=frozen", *TWO_BLOCKS), ("scheme=frozen", "workload.cache=prefix", *TWO_BLOCKS),
+        ("scheme=frozen", "numerics.smoothing.centre=true", "workload.cache=none", *TWO_BLOCKS),
+        ("scheme=static",), ("scheme=static", "numerics.smoothing.alpha=0.5", "numerics.smoothing.values=false"),
+        ("scheme=prerope",), ("scheme=prerope_baos",), ("scheme=prerope_baos", "workload.cache=prefix", *TWO_BLOCKS),
+        ("scheme=prerope_baos", "numerics.smoothing.power_of_two=true", "workload.cache=none"),
     ],
 )  # fmt: skip
 def test_they_agree_however_the_cache_is_stored(overrides, tensors):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# Processes of the suite share the cores: threads of torch and of BLAS would wait for one another. Read when these are loaded.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
 from tripath.compiler import compile_program, schedule
 from tripath.composition import compose_experiment
 

@@ -134,6 +134,16 @@ def quantise_block(values, start, stride, count, fmt, out):
                 steps = steps if steps == steps else np.float32(0.0)  # NaN, as in round_element
                 out[i] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
             return exponent
+    if -126 <= exponent <= 126 and largest < np.float32(3.0e38):
+        # The same for floating elements, each with a quantum of its own.
+        up, top, mantissa, lowest = power_of_two(-exponent), MAX_VALUE[fmt], MANTISSA_BITS[fmt], MIN_EXPONENT[fmt]
+        for i in range(count):
+            x = np.float32(values[start + i * stride] * up)
+            quantum = max(np.int32((x.view(np.uint32) >> np.uint32(23)) & np.uint32(255)) - 127, lowest) - mantissa
+            rounded = np.float32(np.rint(np.float32(x * power_of_two(-quantum))) * power_of_two(quantum))
+            rounded = rounded if rounded == rounded else np.float32(0.0)
+            out[i] = min(max(rounded, np.float32(-top)), top)
+        return exponent
     for i in range(count):
         out[i] = round_element(scaled(values[start + i * stride], -exponent), fmt)
     return exponent

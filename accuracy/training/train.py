@@ -74,9 +74,17 @@ def loss_of(
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to 1 % of the peak."""
+    """Linear warm-up, a cosine that would end after 13/11 of `steps`, and over the last 5/22 of them a line down to 1 %."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    return PEAK_RATE * warm * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+    cooldown = steps * 17 // 22
+
+    def share(at: int) -> float:
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * at / (steps * 13 // 11))) / 2
+
+    if step <= cooldown:
+        return PEAK_RATE * warm * share(step)
+    left = (steps - 1 - step) / (steps - 1 - cooldown)
+    return PEAK_RATE * warm * (0.01 + left * (share(cooldown) - 0.01))
 
 
 def export(folder: Path, spec: ModelSpec, tokenizer: Tokenizer, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -187,7 +195,7 @@ def _restore(
 def main() -> None:
     """Train, resume, export."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=27_000)
+    parser.add_argument("--steps", type=int, default=22_000)
     parser.add_argument("--work", type=Path, default=Path("runs/training"), help="where the resumable state is kept")
     parser.add_argument("--out", type=Path, default=CHECKPOINT)
     parser.add_argument("--save-every", type=int, default=1_000)

@@ -81,7 +81,7 @@ BAD_INPUT = [
     (["nothing=1"], "nothing: no such key"),
     (["+nothing=1"], "nothing: no such key, one of hardware"),
     (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
-    (["workload.cache=dul"], "unknown policy 'dul', one of none, prefix, dual; did you mean 'dual'?"),
+    (["workload.cache=dul"], "unknown 'dul', one of none, prefix, dual; did you mean 'dual'?"),
     (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
     (["workload.steps"], "Error parsing override 'workload.steps'"),
     (["workload.steps=many"], "workload.steps: must be an integer, got 'many'"),
@@ -101,7 +101,7 @@ BAD_INPUT = [
     (["hardware.timing.M_MM.latency=long"], "hardware.timing.M_MM.latency: must be an integer"),
     (["~hardware.blen"], "hardware.blen: is missing"),
     (["hardware.hbm._target_=no.such.Class"], "hardware.hbm._target_: no class no.such.Class"),
-    (["numerics.kv=mxint5"], "numerics.kv: unknown format 'mxint5'"),
+    (["numerics.kv=mxint5"], "numerics.kv: unknown 'mxint5'"),
     (["model.checkpoint=absent"], "model.checkpoint: no such folder absent"),
     (["model.checkpoint=pkg://absent/folder"], "model.checkpoint: no package 'absent'"),
     (["model=llada_8b"], "paths: model llada_8b has no checkpoint to execute; use paths=[analytical,cycle]"),
@@ -112,7 +112,7 @@ BAD_INPUT = [
     (["+simulator.cycle.speed=2", "paths=[cycle]"], "simulator.cycle: unknown option 'speed'"),
     (["+simulator.spice.speed=2"], "simulator.spice: no such simulator"),
     (["validation.estimate.value=0.9"], "validation.estimate: tolerance 0.9"),
-    (["validation.fail_on=[counts]"], "validation.fail_on: unknown kind 'counts'"),
+    (["validation.fail_on=[counts]"], "validation.fail_on: unknown 'counts'"),
     (["launch.num_cpus=0"], "launch.num_cpus: must be an integer of at least 1"),
     (["tracking.enabled=maybe"], "tracking.enabled: must be true or false"),
     (["--speed"], "arguments: unrecognized arguments: --speed"),
@@ -406,3 +406,21 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tripath", "--version"])
     main()
     assert capsys.readouterr().out == f"tripath {version('tripath')}\n"
+
+
+def test_a_command_that_computed_something_keeps_the_cache_within_its_limit(tripath_command, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIPATH_CACHE", str(tmp_path / "cache"))
+    arguments = (*QUICK, "paths=[analytical]", "hydra.run.dir=run")
+
+    def kept():
+        return {place: place.stat().st_size for place in (tmp_path / "cache").glob("*/*.result")}
+
+    assert tripath_command(*arguments)[0] == cli.PASSED
+    (size,) = kept().values()
+    assert tripath_command(*arguments, "launch.cache_limit_bytes=1")[0] == cli.PASSED  # a hit: nothing was computed
+    assert list(kept().values()) == [size]
+    assert (
+        tripath_command(*arguments, "hardware.vlen=128", f"launch.cache_limit_bytes={size * 3 // 2}")[0] == cli.PASSED
+    )
+    assert len(kept()) == 1
+    assert tripath_command(*arguments, "launch.cache_limit_bytes=0")[0] == cli.BAD_INPUT

@@ -129,9 +129,11 @@ class _Command:
         return self._store[1]
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Leave the cluster, and keep the cache of what it computed within its limit."""
         if self._cluster is not None:
-            self._cluster[1].close()
+            launch, cluster = self._cluster
+            cluster.close()
+            launch.results.prune(launch.cache_limit_bytes)
         self._cluster = None
 
     def note_folder(self, folder: Path) -> None:

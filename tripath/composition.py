@@ -141,8 +141,17 @@ def compose_experiment(*overrides: str) -> "Experiment":
         TripathError: a value breaks a rule.
         HydraException, OmegaConfBaseException: it cannot be composed.
     """
+    return build_experiment(compose_values(*overrides))[0]
+
+
+def compose_values(*overrides: str) -> Values:
+    """The configuration that the command line would compose of these overrides, as plain values.
+
+    Raises:
+        HydraException, OmegaConfBaseException: it cannot be composed.
+    """
     with initialize_config_module("conf", version_base="1.3"):
-        return build_experiment(compose("config", overrides=list(overrides)))[0]
+        return cast("Values", OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True))
 
 
 def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | None]":

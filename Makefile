@@ -1,4 +1,5 @@
 # make run: set up .venv from the lock file and run the main job. make test: run the tests. make check: lint and types.
+# make docs: the pages of docs/ as a site, in site/. make generate: what is made of the sources (docs/isa.md, docs/configuration.md, rtl/package.sv).
 # make synth: areas and clock of the RTL's leaf units (docs/rtl.md). make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -6,7 +7,7 @@ TORCH := torch==2.13.0
 BIN := .venv/bin
 SYNC := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --frozen --inexact --no-default-groups --quiet
 
-.PHONY: run test check crossvalidate docs synth clean
+.PHONY: run test check crossvalidate docs generate synth clean
 
 run: .venv/.run
 	@$(BIN)/python -m tripath
@@ -23,8 +24,13 @@ check: .venv/.test .venv/.check
 crossvalidate: .venv/.run
 	@$(BIN)/python -m tripath experiment=ci
 
-docs: .venv/.run
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+generate: .venv/.test
 	$(BIN)/python -m tripath.isa.manual
+	$(BIN)/python -m tripath.manual
 	$(BIN)/python -m rtl.package
 
 synth: .venv/.run
@@ -51,5 +57,9 @@ $(BIN)/uv:
 	@$(SYNC) --group check --group test
 	@touch $@
 
+.venv/.docs: pyproject.toml uv.lock | $(BIN)/uv
+	@$(SYNC) --group docs
+	@touch $@
+
 clean:
-	rm -rf .venv runs/2* mlruns .pytest_cache .ruff_cache
+	rm -rf .venv site runs/2* mlruns .pytest_cache .ruff_cache

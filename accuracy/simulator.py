@@ -112,8 +112,13 @@ def simulate(
 ) -> AccuracyOutcome:  # fmt: skip
     """Execute `program` on the model's checkpoint and compare it with the reference.
 
-    `prompts` are token ids, one list per sequence; `keep_quantised`: the weights of a model too large to be held at once
-    are quantised once and kept in the user's cache folder (accuracy.quantised).
+    Args:
+        program: What is executed.
+        model: Names the checkpoint.
+        workload: What it was compiled for.
+        prompts: Token ids, one list per sequence.
+        progress: Is called after each step, with the steps done and those scheduled at most.
+        keep_quantised: Quantise the weights of a model beyond 6 GiB once, and keep them below the user's cache folder.
 
     Raises:
         TripathError: the checkpoint is missing or does not fit the model.

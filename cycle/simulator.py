@@ -53,9 +53,14 @@ def simulate(
 ) -> Result:  # fmt: skip
     """Replay `program` on `hardware` with the loop exits of `trace`; first prove that it has no race, if asked to.
 
-    `fast_forward` skips loop iterations that would repeat exactly what was seen; the result is the same without.
-    `trace_window` names the cycles [from, to) whose instructions go into the table `timeline`, at most MAXIMUM_EVENTS.
-    Energy and area are reported where `technology` is given.
+    Args:
+        program: What is replayed, compiled for these widths.
+        hardware: The facts of the machine.
+        trace: Where loops were left.
+        race_check: Prove first that semaphores order every access (docs/timing.md).
+        fast_forward: Skip loop iterations that would repeat exactly what was seen; the result is the same without.
+        trace_window: Cycles [from, to) whose instructions go into the table `timeline`, at most MAXIMUM_EVENTS.
+        technology: Report energy and area.
 
     Raises:
         TripathError: the program was compiled for other widths than the hardware has, or an option breaks a rule.

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from cycle.dram import CLOSED, READ, WRITE, Streamed, all_banks, memory_of, place, stream
-from tripath.errors import TripathError
+from tripath.errors import TripathError, did_you_mean
 from tripath.hardware import DRAM_TIMINGS, Hbm
 
 SUBJECT = "validation.streams"
@@ -92,7 +92,8 @@ def read_streams(name: str, hbm: Hbm) -> list[Stream]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise TripathError(f"{SUBJECT}: cannot read {name} ({' '.join(str(error).split())[:120]})") from None
+        why = " ".join(str(error).split())[:120]
+        raise TripathError(f"{SUBJECT}: cannot read {name} ({why}){did_you_mean(name, [PUBLISHED])}") from None
     reader = _Reader(name)
     top = reader.mapping(content, "the file")
     base = reader.memory(reader.mapping(top.get("memory", {}), "memory"), hbm)

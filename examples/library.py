@@ -5,12 +5,7 @@
 # %%
 import dataclasses
 
-import accuracy
-import analytical
-import cycle
-from tripath.composition import compose_experiment
-from tripath.job import prepare
-from tripath.validation import validate
+from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare, validate
 
 # %% An experiment is what the command line would run with these arguments.
 experiment = compose_experiment("experiment=quick", "workload.generation_length=8", "workload.steps=2")

@@ -81,9 +81,9 @@ BAD_INPUT = [
     (["nothing=1"], "nothing: no such key"),
     (["+nothing=1"], "nothing: no such key, one of hardware"),
     (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
-    (["workload.cache=dul"], "unknown policy 'dul', one of none, prefix, dual; did you mean 'dual'?"),
+    (["workload.cache=dul"], "unknown 'dul', one of none, prefix, dual; did you mean 'dual'?"),
     (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
-    (["workload.steps"], "Error parsing override 'workload.steps'"),
+    (["workload.steps"], "arguments: cannot read 'workload.steps', write KEY=VALUE"),
     (["workload.steps=many"], "workload.steps: must be an integer, got 'many'"),
     (["workload.steps=8.5"], "workload.steps: must be an integer, got 8.5"),
     (["workload.steps=true"], "workload.steps: must be an integer, got True"),
@@ -101,20 +101,43 @@ BAD_INPUT = [
     (["hardware.timing.M_MM.latency=long"], "hardware.timing.M_MM.latency: must be an integer"),
     (["~hardware.blen"], "hardware.blen: is missing"),
     (["hardware.hbm._target_=no.such.Class"], "hardware.hbm._target_: no class no.such.Class"),
-    (["numerics.kv=mxint5"], "numerics.kv: unknown format 'mxint5'"),
+    (["numerics.kv=mxint5"], "numerics.kv: unknown 'mxint5'"),
     (["model.checkpoint=absent"], "model.checkpoint: no such folder absent"),
     (["model.checkpoint=pkg://absent/folder"], "model.checkpoint: no package 'absent'"),
     (["model=llada_8b"], "paths: model llada_8b has no checkpoint to execute; use paths=[analytical,cycle]"),
     (["model=llada_8b", "paths=[cycle]"], "workload.prompt_length: model llada_8b has no tokenizer"),
-    (["paths=[spice]"], "paths: must be a choice of"),
+    (["paths=[spice]"], "paths: unknown 'spice', one of analytical, cycle, accuracy, quality, rtl"),
+    (["paths=[analytcal,cycle]"], "did you mean 'analytical'?"),
     (["paths=[]"], "paths: must be a choice of"),
     (["paths=[cycle,cycle]"], "paths: must be a choice of"),
     (["+simulator.cycle.speed=2", "paths=[cycle]"], "simulator.cycle: unknown option 'speed'"),
     (["+simulator.spice.speed=2"], "simulator.spice: no such simulator"),
     (["validation.estimate.value=0.9"], "validation.estimate: tolerance 0.9"),
-    (["validation.fail_on=[counts]"], "validation.fail_on: unknown kind 'counts'"),
+    (["validation.fail_on=[counts]"], "validation.fail_on: unknown 'counts'"),
     (["launch.num_cpus=0"], "launch.num_cpus: must be an integer of at least 1"),
     (["tracking.enabled=maybe"], "tracking.enabled: must be true or false"),
+    (["modell=llada_8b"], "modell: no such key, `tripath --cfg job` prints all; did you mean 'model'?"),
+    (["steps=8"], "steps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
+    (["hydra.run.dr=x"], "did you mean 'hydra.run.dir'?"),
+    (
+        ["hardware.hbm=hbm3"],
+        "hardware.hbm: needs a mapping with _target_, got 'hbm3'; a file is chosen by hardware/hbm=hbm3",
+    ),
+    (["experiment=kv_quantization"], "did you mean 'kv_quantisation'?"),
+    (["scheme=boas"], "scheme: no option 'boas', one of baos, "),
+    (["numerics/smoothing=boas"], "numerics/smoothing: no option 'boas', one of baos, plain; did you mean 'baos'?"),
+    (["hardware.execution=decouple"], "hardware.execution: unknown 'decouple', one of serial, decoupled; did you mean"),
+    (["launch.cache=no"], "launch.cache: unknown 'no', one of on, off"),
+    (["workload.block_length=12"], "workload.block_length: unknown 12, one of 4, 8, 16, 32, 64"),
+    (["workload.prompt=Tom", "has", "12"], "arguments: cannot read 'has', write KEY=VALUE, and quote blanks"),
+    (["paths=[analytical"], "arguments: cannot read 'paths=[analytical', write KEY=VALUE"),
+    (
+        ["+simulator.cycle.racecheck=false", "paths=[cycle]"],
+        "one of race_check, fast_forward, trace_window; did you mean",
+    ),
+    (["+simulator.cycle.racecheck=false"], "simulator.cycle: unknown option 'racecheck'"),
+    (["validation.streams=publised", "experiment=dram_reference"], "did you mean 'published'?"),
+    (["--mutlirun"], "unrecognized arguments: --mutlirun; see tripath --help; did you mean '--multirun'?"),
     (["--speed"], "arguments: unrecognized arguments: --speed"),
     (["--multirun", "--run"], "Only one of --run"),
     (["--config-dir", "absent"], "Additional config directory"),
@@ -406,3 +429,21 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tripath", "--version"])
     main()
     assert capsys.readouterr().out == f"tripath {version('tripath')}\n"
+
+
+def test_a_command_that_computed_something_keeps_the_cache_within_its_limit(tripath_command, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIPATH_CACHE", str(tmp_path / "cache"))
+    arguments = (*QUICK, "paths=[analytical]", "hydra.run.dir=run")
+
+    def kept():
+        return {place: place.stat().st_size for place in (tmp_path / "cache").glob("*/*.result")}
+
+    assert tripath_command(*arguments)[0] == cli.PASSED
+    (size,) = kept().values()
+    assert tripath_command(*arguments, "launch.cache_limit_bytes=1")[0] == cli.PASSED  # a hit: nothing was computed
+    assert list(kept().values()) == [size]
+    assert (
+        tripath_command(*arguments, "hardware.vlen=128", f"launch.cache_limit_bytes={size * 3 // 2}")[0] == cli.PASSED
+    )
+    assert len(kept()) == 1
+    assert tripath_command(*arguments, "launch.cache_limit_bytes=0")[0] == cli.BAD_INPUT

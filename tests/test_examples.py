@@ -68,7 +68,7 @@ def test_a_path_of_one_s_own_stands_beside_the_others(tripath_command, tmp_path,
         (["+simulator.mine.module=json", "paths=[mine]"], "simulator.mine.module: no function simulate in json"),
         (["+simulator.cycle.module=json", "paths=[cycle]"], "simulator.cycle: unknown option 'module'"),
         (["+simulator.mine.speed=1", "paths=[cycle]"], "simulator.mine: no such simulator"),
-        (["paths=[roof]"], "paths: must be a choice of"),
+        (["paths=[roof]"], "paths: unknown 'roof', one of"),
     ],
 )  # fmt: skip
 def test_a_path_that_is_none_is_one_line(tripath_command, arguments, message):  # noqa: F811

@@ -156,7 +156,7 @@ def test_nothing_listens_at_an_address():
         ({"address": 6379}, "launch.address: must be auto or HOST:PORT"),
         ({"job_cpus": None}, "launch.job_cpus: must be an integer of at least 1, got None"),
         ({"in_flight": 0}, "launch.in_flight: must be an integer"),
-        ({"cache": "maybe"}, "launch.cache: must be one of on, off, got 'maybe'"),
+        ({"cache": "maybe"}, "launch.cache: unknown 'maybe', one of on, off"),
         ({"address": "auto", "num_cpus": 2}, "launch.num_cpus: is a fact of the cluster"),
     ],
 )

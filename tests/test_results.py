@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -201,3 +203,47 @@ def test_without_paths_nothing_is_compiled():
     experiment = compose_experiment("experiment=dram_reference")
     assert prepare(experiment, None) == Prepared(program=None, prompts=None)
     assert prepare(experiment, None).token_ids == []
+
+
+def test_what_was_not_used_for_longest_is_removed_first(tmp_path):
+    cache, digests = Cache(tmp_path), [f"{number:064x}" for number in range(300, 310)]
+    for age, digest in enumerate(digests):
+        cache.put(digest, {"value": digest})
+        os.utime(next(tmp_path.glob(f"*/{digest}.result")), (age, age))
+    left = tmp_path / "00" / ".killed.result.xyz"  # of a writer that was killed
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    mine = tmp_path / "notes.txt"
+    mine.write_text("not of the cache")
+    cache.prune(None)
+    size = sum(place.stat().st_size for place in tmp_path.glob("*/*.result"))
+    cache.prune(size + 4)
+    assert left.exists()
+    assert cache.get(digests[0])  # used: from now on the youngest
+    cache.prune(size * 4 // 10)
+    assert [digest for digest in digests if cache.get(digest)] == [digests[0], *digests[-3:]]
+    assert not left.exists()
+    cache.prune(0)
+    assert [place for place in tmp_path.rglob("*") if place.is_file()] == [mine]
+    Cache(tmp_path / "absent").prune(0)
+    Cache(None).prune(0)
+
+
+def test_an_entry_is_whole_or_not_there_while_others_prune(tmp_path):
+    content = {"value": list(range(2000))}
+    digests = [f"{number:064x}" for number in range(40)]
+
+    def work(seed):
+        cache, generator = Cache(tmp_path), random.Random(seed)
+        for _ in range(200):
+            digest = generator.choice(digests)
+            assert cache.get(digest) in (None, content)
+            cache.put(digest, content)
+            cache.prune(20 * 8000)
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    Cache(tmp_path).prune(20 * 8000)
+    assert sum(place.stat().st_size for place in tmp_path.glob("*/*")) <= 20 * 8000

@@ -157,8 +157,8 @@ def test_spread_takes_both_ends():
     ("given", "said"),
     [
         ({"objectives": {}}, "objectives: at least one"),
-        ({"objectives": {"x": "smaller"}}, "objectives.x: must be one of minimize, maximize"),
-        ({"objectives": {"x": "minimize"}, "sampler": "luck"}, "sampler: must be one of grid, optuna"),
+        ({"objectives": {"x": "smaller"}}, "objectives.x: unknown 'smaller', one of minimize, maximize"),
+        ({"objectives": {"x": "minimize"}, "sampler": "luck"}, "sampler: unknown 'luck', one of grid, optuna"),
         ({"objectives": {"x": "minimize"}, "batch": 0}, "batch: must be at least 1"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tripath.errors import TripathError, print_error
+from tripath.errors import TripathError, did_you_mean, print_error
 from tripath.files import write_atomically
 from tripath.folders import job_reports
 from tripath.record import FILE as RECORD
@@ -132,7 +132,8 @@ def read_baseline(name: str) -> Baseline:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TripathError(f"{KEY}: cannot read {path} ({error.strerror})") from None
+        near = did_you_mean(name, [file.stem for file in PACKAGED.glob("*.json")])
+        raise TripathError(f"{KEY}: cannot read {path} ({error.strerror}){near}") from None
     except ValueError as error:
         raise TripathError(f"{KEY}: {path} is not JSON ({error})") from None
     if not isinstance(content, dict) or set(content) != {"schema_version", "tolerances", "jobs"}:

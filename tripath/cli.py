@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from tripath.composition import INPUT_ERRORS, Composer, build, build_experiment, one_line, resolve, to_yaml
-from tripath.errors import NotInstalledError, TripathError, print_error
+from tripath.errors import NotInstalledError, TripathError, did_you_mean, print_error
 
 if TYPE_CHECKING:
     from tripath.composition import Values
@@ -129,9 +129,11 @@ class _Command:
         return self._store[1]
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Leave the cluster, and keep the cache of what it computed within its limit."""
         if self._cluster is not None:
-            self._cluster[1].close()
+            launch, cluster = self._cluster
+            cluster.close()
+            launch.results.prune(launch.cache_limit_bytes)
         self._cluster = None
 
     def note_folder(self, folder: Path) -> None:
@@ -341,7 +343,9 @@ def _check_arguments() -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise TripathError(f"arguments: {message}; see tripath --help")
+        unknown, flags = message.rpartition(" ")[2], re.findall(r"--[a-z-]+", parser.format_usage())
+        near = did_you_mean(unknown, flags) if unknown.startswith("-") else ""
+        raise TripathError(f"arguments: {message}; see tripath --help{near}")
 
     parser.error = refuse
     parser.parse_args()

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf._utils import get_omega_conf_dumper
@@ -141,8 +141,17 @@ def compose_experiment(*overrides: str) -> "Experiment":
         TripathError: a value breaks a rule.
         HydraException, OmegaConfBaseException: it cannot be composed.
     """
+    return build_experiment(compose_values(*overrides))[0]
+
+
+def compose_values(*overrides: str) -> Values:
+    """The configuration that the command line would compose of these overrides, as plain values.
+
+    Raises:
+        HydraException, OmegaConfBaseException: it cannot be composed.
+    """
     with initialize_config_module("conf", version_base="1.3"):
-        return build_experiment(compose("config", overrides=list(overrides)))[0]
+        return cast("Values", OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True))
 
 
 def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | None]":
@@ -289,9 +298,15 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: no option {option!r}, one of {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        rule = "write KEY=VALUE, and quote blanks, commas and brackets"
+        return f"arguments: cannot read {error.override!r}, {rule}; see tripath --help"
     text = str(error).partition("\nConfig search path")[0]
     if found := re.match(r"Could not override '([^']*)'", text):
-        return f"{found[1]}: no such key, `tripath --cfg job` prints all{did_you_mean(found[1], _known_keys())}"
+        known = _known_keys()
+        inside = [key for key in known if key.endswith(f".{found[1]}")]
+        near = f"; did you mean {inside[0]!r}?" if inside else did_you_mean(found[1], known)
+        return f"{found[1]}: no such key, `tripath --cfg job` prints all{near}"
     if text.startswith("Ambiguous value"):
         return f"{text.splitlines()[0]}; write [a,b] for a list, quote a text with commas, or sweep with --multirun"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "https://hydra.cc" not in line]
@@ -315,7 +330,14 @@ def _known_keys() -> list[str]:
                 walk(f"{prefix}{key}.", value)
 
     walk("", OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))
-    return found
+    return [
+        *found,
+        "hydra.run.dir",
+        "hydra.sweep.dir",
+        "hydra.sweeper.params",
+        "hydra.sweeper.also",
+        "hydra.sweeper.search",
+    ]
 
 
 def resolve(checkpoint: object) -> object:

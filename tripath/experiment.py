@@ -70,7 +70,9 @@ class Experiment:
             settings.devices or None,
         )
         nothing = not self.paths and all(what is None for what in asked)
-        if unknown or nothing or len(set(self.paths)) != len(self.paths):
+        if unknown:
+            raise TripathError(f"paths: unknown {unknown[0]!r}, one of {', '.join(paths)}")
+        if nothing or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(paths)}, got {list(self.paths)}")
         for name in settings.devices:
             if name not in self.devices:
@@ -325,7 +327,8 @@ def check_values(key: str, values: object) -> None:
         TripathError: an unknown or missing key, or a value of the wrong type; the message names the full key.
     """
     if not isinstance(values, Mapping) or "_target_" not in values:
-        raise TripathError(f"{key}: needs a mapping with _target_, got {values!r}")
+        file = f"; a file is chosen by {key.replace('.', '/')}={values}" if isinstance(values, str) else ""
+        raise TripathError(f"{key}: needs a mapping with _target_, got {values!r}{file}")
     module, _, name = str(values["_target_"]).rpartition(".")
     try:
         target = getattr(importlib.import_module(module), name)

@@ -1,10 +1,11 @@
 """The facts of one piece of hardware: sizes, bandwidths, latencies with their provenance. No behaviour."""
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
+from tripath.choices import check_choices, one_of
 from tripath.errors import TripathError
 
 EXECUTIONS = ("serial", "decoupled")
@@ -16,8 +17,18 @@ QUEUED_UNITS = ("matrix", "vector", "dma_in", "dma_out")
 class Timing:
     """Latency and initiation interval of one instruction, as formulas over the machine's widths.
 
-    latency_cycles = latency + latency_per_blen * BLEN + latency_per_tree_level * ceil(log2(VLEN + 1)); the interval
-    likewise. `provenance` says where the numbers come from.
+    latency_cycles = latency + latency_per_blen * BLEN + latency_per_tree_level * ceil(log2(VLEN + 1)) +
+    latency_per_vlen * VLEN; the interval likewise.
+
+    Attributes:
+        latency: Cycles from the start to the result, whatever the widths.
+        latency_per_blen: More for each of BLEN.
+        latency_per_tree_level: More for each level of the reduction tree over VLEN lanes.
+        latency_per_vlen: More for each lane.
+        interval: Cycles to the earliest start of the next instruction of the unit, whatever the widths.
+        interval_per_blen: More for each of BLEN.
+        interval_per_vlen: More for each lane.
+        provenance: Where the numbers come from.
     """
 
     latency: int
@@ -27,13 +38,10 @@ class Timing:
     interval: int = 1
     interval_per_blen: int = 0
     interval_per_vlen: int = 0
-    provenance: str
+    provenance: str = field(metadata=one_of(PROVENANCES))
 
     def __post_init__(self) -> None:
-        if self.provenance not in PROVENANCES:
-            raise TripathError(
-                f"hardware.timing: unknown provenance {self.provenance!r}, one of {', '.join(PROVENANCES)}"
-            )
+        check_choices("hardware.timing", self)
 
 
 DRAM_TIMINGS = (
@@ -86,9 +94,28 @@ REFRESHES = ("per_transfer", "absolute")
 class Hbm:
     """Off-chip memory: `channels` that share the address space in granules of `interleave_bytes`, in turn.
 
-    A channel has `pseudo_channels` with a data bus each, and these have bank groups, banks and rows. `page_bytes` is a row
-    of one pseudo channel; a burst of `burst_bytes` occupies the bus for nBL of the memory's cycles, of `tck_ps` picoseconds.
-    `timings` holds `DRAM_TIMINGS` in such cycles. Bandwidth and latencies in core cycles are those of the simple memory.
+    Attributes:
+        channels: Channels, of all stacks together.
+        bytes_per_cycle_per_channel: Of the simple memory, bandwidth in bytes per core cycle.
+        read_latency_cycles: Of the simple memory, in core cycles.
+        write_latency_cycles: Of the simple memory, in core cycles.
+        burst_bytes: Bytes of a burst, which occupies the bus for nBL of the memory's cycles.
+        capacity_bytes: Bytes of all channels.
+        tck_ps: The memory's cycle in picoseconds.
+        pseudo_channels: Halves of a channel with a data bus each.
+        bank_groups: Bank groups of a pseudo channel.
+        banks_per_group: Banks of a group.
+        rows: Rows of a bank.
+        page_bytes: Bytes of a row of one pseudo channel.
+        timings: Every timing of the DRAM in the memory's cycles, by JEDEC's names with `n` for `t`.
+        act_command_cycles: The memory's cycles for which an ACT occupies the row command bus.
+        address_mapping: Which bits of an address choose the pseudo channel, bank group, bank, row and column.
+        interleave_bytes: Bytes of the granules in which channels take turns.
+        read_queue_entries: Bursts that the controller of a channel holds for reading.
+        write_queue_entries: Bursts that it holds for writing.
+        refresh: As a share of each transfer (per_transfer), or by the clock (absolute).
+        model: Banks, rows, refresh and queues (bursts), or a bandwidth and a latency (simple).
+        generation: Decides the energy per bit.
     """
 
     channels: int
@@ -105,42 +132,39 @@ class Hbm:
     page_bytes: int
     timings: Mapping[str, int]
     act_command_cycles: int
-    address_mapping: str
+    address_mapping: str = field(metadata=one_of(ADDRESS_MAPPINGS))
     interleave_bytes: int
     read_queue_entries: int
     write_queue_entries: int
-    refresh: str
-    model: str = "bursts"
-    generation: str = "hbm2"
+    refresh: str = field(metadata=one_of(REFRESHES))
+    model: str = field(default="bursts", metadata=one_of(MEMORY_MODELS))
+    generation: str = field(default="hbm2", metadata=one_of(GENERATIONS))
 
     def __post_init__(self) -> None:
+        check_choices("hardware.hbm", self)
         at_least_one = (
             "channels", "bytes_per_cycle_per_channel", "burst_bytes", "capacity_bytes", "tck_ps", "pseudo_channels",
             "bank_groups", "banks_per_group", "rows", "page_bytes", "act_command_cycles", "interleave_bytes",
             "read_queue_entries", "write_queue_entries",
         )  # fmt: skip
-        for field in at_least_one:
-            if getattr(self, field) < 1:
-                raise TripathError(f"hardware.hbm.{field}: must be at least 1, got {getattr(self, field)}")
-        for field in ("read_latency_cycles", "write_latency_cycles"):
-            if getattr(self, field) < 0:
-                raise TripathError(f"hardware.hbm.{field}: must not be negative, got {getattr(self, field)}")
-        for field in ("burst_bytes", "pseudo_channels", "bank_groups", "banks_per_group", "rows", "page_bytes"):
-            if getattr(self, field).bit_count() != 1:
-                raise TripathError(f"hardware.hbm.{field}: must be a power of two, got {getattr(self, field)}")
-        for field in ("page_bytes", "interleave_bytes"):
-            if getattr(self, field) % self.burst_bytes:
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise TripathError(f"hardware.hbm.{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("read_latency_cycles", "write_latency_cycles"):
+            if getattr(self, name) < 0:
+                raise TripathError(f"hardware.hbm.{name}: must not be negative, got {getattr(self, name)}")
+        for name in ("burst_bytes", "pseudo_channels", "bank_groups", "banks_per_group", "rows", "page_bytes"):
+            if getattr(self, name).bit_count() != 1:
+                raise TripathError(f"hardware.hbm.{name}: must be a power of two, got {getattr(self, name)}")
+        for name in ("page_bytes", "interleave_bytes"):
+            if getattr(self, name) % self.burst_bytes:
                 raise TripathError(
-                    f"hardware.hbm.{field}: must be a multiple of burst_bytes ({self.burst_bytes}), "
-                    f"got {getattr(self, field)}"
+                    f"hardware.hbm.{name}: must be a multiple of burst_bytes ({self.burst_bytes}), "
+                    f"got {getattr(self, name)}"
                 )
         banks = self.channels * self.pseudo_channels * self.bank_groups * self.banks_per_group
         if banks > MOST_BANKS:
             raise TripathError(f"hardware.hbm.channels: must make at most {MOST_BANKS} banks, got {banks}")
-        _check_choice("address_mapping", self.address_mapping, ADDRESS_MAPPINGS)
-        _check_choice("refresh", self.refresh, REFRESHES)
-        _check_choice("model", self.model, MEMORY_MODELS)
-        _check_choice("generation", self.generation, GENERATIONS)
         _check_timings(self.timings)
         placed = sum(bits for name, bits in ADDRESS_MAPPINGS[self.address_mapping].fields if name == "column")
         if self.page_bytes // self.burst_bytes < 1 << placed:
@@ -164,11 +188,6 @@ class Hbm:
         return Fraction(self.tck_ps) * Fraction(clock_hz) / 10**12
 
 
-def _check_choice(field: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise TripathError(f"hardware.hbm.{field}: unknown {value!r}, one of {', '.join(choices)}")
-
-
 def _check_timings(timings: Mapping[str, int]) -> None:
     """Refuse a set of timings that is not whole, or that a controller could not keep."""
     for name in timings:
@@ -190,7 +209,14 @@ def _check_timings(timings: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sram:
-    """Capacities of the on-chip memories in bytes."""
+    """Capacities of the on-chip memories.
+
+    Attributes:
+        matrix_bytes: Matrix SRAM: MX weights and KV.
+        vector_bytes: Vector SRAM: BF16 rows.
+        fp_bytes: FP SRAM: FP32 scalars.
+        int_bytes: Int SRAM: token ids, masks and positions.
+    """
 
     matrix_bytes: int
     vector_bytes: int
@@ -200,11 +226,16 @@ class Sram:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontEnd:
-    """Cycles of the front end: to dispatch a queued instruction, to enter a loop, to go round one (`next`; 0: zero-overhead
-    loops) and to leave one by its C_NEXT (`exit`), for any other control instruction.
+    """Cycles that the front end takes.
 
-    `address_step_cycles`: for each address that moves with a loop or a ring; 0 where address registers step by
-    themselves, 1 where scalar instructions add.
+    Attributes:
+        issue_cycles: To dispatch a queued instruction.
+        loop_cycles: To enter a loop.
+        next_cycles: To go round a loop; 0: loops without overhead.
+        exit_cycles: To leave a loop by its C_NEXT.
+        control_cycles: For any other control instruction.
+        address_step_cycles: For each address that moves with a loop or a ring: 0 where address registers step by
+            themselves, 1 where scalar instructions add.
     """
 
     issue_cycles: int = 1
@@ -215,21 +246,34 @@ class FrontEnd:
     address_step_cycles: int = 0
 
     def __post_init__(self) -> None:
-        for field in self.__slots__:
-            if getattr(self, field) < 0:
-                raise TripathError(f"hardware.frontend.{field}: must not be negative, got {getattr(self, field)}")
+        for name in self.__slots__:
+            if getattr(self, name) < 0:
+                raise TripathError(f"hardware.frontend.{name}: must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HardwareConfig:
     """One NPU core. The array multiplies (BLEN, MLEN) by (MLEN, BLEN); the vector unit has VLEN lanes.
 
-    `prefetch_rows`: rows of VLEN elements that one descriptor brings at most where a long row streams in (None: all).
+    Attributes:
+        name: What reports call it.
+        clock_hz: Core clock.
+        execution: Units side by side (decoupled), or one instruction after the other (serial).
+        blen: Width of the array's tile, a power of two from 4 to 128.
+        mlen: Contraction of the array's tile, a power of two from 32 to 8192.
+        vlen: Lanes of the vector unit, a power of two from 32 to 8192.
+        sram: The on-chip memories.
+        hbm: The off-chip memory.
+        queue_depth: Instructions that wait before each unit at most.
+        dma_outstanding: Descriptors that a DMA queue keeps in flight.
+        prefetch_rows: Rows of VLEN elements that one descriptor brings at most where a long row streams in; null: all.
+        frontend: The front end.
+        timing: Latency and interval of each instruction, by mnemonic.
     """
 
     name: str
     clock_hz: float
-    execution: str
+    execution: str = field(metadata=one_of(EXECUTIONS))
     blen: int
     mlen: int
     vlen: int
@@ -242,12 +286,11 @@ class HardwareConfig:
     timing: Mapping[str, Timing]
 
     def __post_init__(self) -> None:
-        if self.execution not in EXECUTIONS:
-            raise TripathError(f"hardware.execution: unknown mode {self.execution!r}, one of {', '.join(EXECUTIONS)}")
-        for field, low, high in (("blen", 4, 128), ("mlen", 32, 8192), ("vlen", 32, 8192)):
-            value = getattr(self, field)
+        check_choices("hardware", self)
+        for name, low, high in (("blen", 4, 128), ("mlen", 32, 8192), ("vlen", 32, 8192)):
+            value = getattr(self, name)
             if not low <= value <= high or value & (value - 1):
-                raise TripathError(f"hardware.{field}: must be a power of two from {low} to {high}, got {value}")
+                raise TripathError(f"hardware.{name}: must be a power of two from {low} to {high}, got {value}")
         if set(self.queue_depth) != set(QUEUED_UNITS) or min(self.queue_depth.values()) < 1:
             raise TripathError(
                 f"hardware.queue_depth: needs a depth of at least 1 for each of {', '.join(QUEUED_UNITS)}"

@@ -168,6 +168,8 @@ def known_runs(
     """All paths of an experiment as the cache has them; None if it lacks one."""
     runs: dict[str, PathRun] = {}
     trace = schedule(experiment.workload)
+    for name in experiment.paths:
+        _inputs(name, program, experiment, prompts, trace)  # what a path refuses is refused before any starts
     for name in in_order(experiment.paths):
         found = _known(name, program, cache, _inputs(name, program, experiment, prompts, trace)[1])
         if found is None:
@@ -340,9 +342,10 @@ def _inputs(
     if name not in PATHS:  # it takes of the inputs what it needs
         del options["module"]
         inputs = {key: value for key, value in inputs.items() if key in known}
+    possible = [key for key, each in known.items() if key not in inputs and each.default is not each.empty]
     for option in options:
-        if option in inputs or option not in known:
-            raise TripathError(f"simulator.{name}: unknown option {option!r}")
+        if option not in possible:
+            raise TripathError(f"simulator.{name}: unknown option {option!r}, one of {', '.join(possible) or 'none'}")
     sources = code_digest(module.partition(".")[0])
     return {**inputs, **options}, digest_of(name, content, options, sources)
 

@@ -10,12 +10,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
+from tripath.choices import check_choices, one_of
 from tripath.compiler import schedule
 from tripath.errors import TripathError
 from tripath.experiment import TRACE_GIVERS, Experiment
@@ -45,13 +46,21 @@ Progress = Callable[[dict[str, str]], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """Where tasks run, and what a sweep's jobs take.
+    """Where tasks run, what a sweep's jobs take, and where results are kept.
 
-    `address` of an existing Ray cluster (`auto`, `HOST:PORT`), or None for one on this machine with `num_cpus`
-    processors (None: all that Ray finds). A job of a sweep takes `job_cpus` processors and is promised `job_memory_bytes`
-    (None: nothing is promised); at most `in_flight` are handed to Ray at a time (None: twice what can run at once).
-    `cache` is on or off, `cache_folder` None the user's cache folder. `sort_by` names the metric that orders a sweep's
-    table, the smallest first, or with a `-` before it the largest (None: the cost of the most exact path that ran).
+    Attributes:
+        address: An existing Ray cluster, `auto` or `HOST:PORT`; null: one of its own on this machine.
+        num_cpus: Processors of its own cluster; null: all.
+        job_cpus: Processors that a job takes.
+        job_memory_bytes: Memory that a job is promised, so that Ray runs no more at once than fit; null: nothing is.
+        in_flight: Tasks handed to Ray at a time; null: twice what can run at once. A task is a job; of analytical jobs that
+            leave a row alone (`row_only`) up to eight.
+        cache: off: every result is computed, and none kept.
+        cache_folder: Folder of results; null: `$TRIPATH_CACHE`, else `tripath/results` below the user's cache folder.
+        cache_limit_bytes: Once a command has computed results, those that were not used for longest are removed until no more
+            bytes are kept; null: none is.
+        sort_by: Metric of a sweep's table and picture, `-METRIC` for the largest first; null: the cost of the most exact
+            path that ran.
     """
 
     address: str | None = None
@@ -59,12 +68,13 @@ class Launch:
     job_cpus: int = 1
     job_memory_bytes: int | None = None
     in_flight: int | None = None
-    cache: str = "on"
+    cache: str = field(default="on", metadata=one_of(CACHE_MODES))
     cache_folder: str | None = None
+    cache_limit_bytes: int | None = None
     sort_by: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_cpus", "job_cpus", "job_memory_bytes", "in_flight"):
+        for name in ("num_cpus", "job_cpus", "job_memory_bytes", "in_flight", "cache_limit_bytes"):
             value = getattr(self, name)
             optional = value is None and name != "job_cpus"
             if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -73,8 +83,7 @@ class Launch:
             raise TripathError(f"launch.address: must be auto or HOST:PORT, got {self.address!r}")
         if self.address is not None and self.num_cpus is not None:
             raise TripathError("launch.num_cpus: is a fact of the cluster where launch.address is given; leave it null")
-        if self.cache not in CACHE_MODES:
-            raise TripathError(f"launch.cache: must be one of {', '.join(CACHE_MODES)}, got {self.cache!r}")
+        check_choices("launch", self)
 
     @property
     def results(self) -> Cache:

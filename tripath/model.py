@@ -10,12 +10,27 @@ from tripath.errors import TripathError
 class ModelSpec:
     """A LLaDA-style transformer: RMSNorm, RoPE, bidirectional attention (GQA allowed), SwiGLU, untied LM head.
 
-    Dream's differs in two things: `qkv_bias`, Q, K and V have biases; `shifted_logits`, the logits of a position come from
-    the hidden state of the position before it.
-    `hidden`, `ffn` and `vocab` are widths in elements; `checkpoint` is a folder with `config.json`, safetensors and
-    `tokenizer.json`, `synthetic` for random weights of the true shapes, or None for a model of which only the shape is
-    known (the accuracy path then has no weights). `only_layers` are the checkpoint's layers that are run where it
-    has more than `layers`.
+    Dream's differs in `qkv_bias` and `shifted_logits`.
+
+    Attributes:
+        name: What reports call it.
+        layers: Transformer layers.
+        hidden: Width of the residual stream in elements, a multiple of 32.
+        heads: Query heads.
+        kv_heads: Heads of K and V, a divisor of `heads`.
+        head_dim: Elements of a head, a multiple of 32.
+        ffn: Width of the SwiGLU in elements, a multiple of 32.
+        vocab: Rows of the embedding and of the LM head, a multiple of 32.
+        rope_theta: Base of RoPE's wavelengths.
+        rms_eps: What RMSNorm adds to the mean square.
+        mask_id: Token id of the mask.
+        eos_id: Token id of the end of a text.
+        max_sequence: Tokens of prompt and generation at most.
+        qkv_bias: Q, K and V have biases.
+        shifted_logits: The logits of a position come from the hidden state of the position before it.
+        checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
+            shapes; null: only the shape is known, and the accuracy path has no weights.
+        only_layers: The checkpoint's layers that are run; null: all.
     """
 
     name: str

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from tripath.baseline import Baseline, Drift, compare, facts_of
 from tripath.console import Tracked, error_out, out, print_places, sweep_progress, table_of
-from tripath.errors import TripathError, print_error
+from tripath.errors import TripathError, did_you_mean, print_error
 from tripath.files import write_atomically
 from tripath.job import INPUT_ERRORS, Job, JobOutcome, compile_key, prepare, run_job, run_light_jobs
 from tripath.launch import Cluster, Launch, Task, WorkerLostError
@@ -285,7 +285,8 @@ class Sweep:
         out.print(table_of(f"{by or 'jobs'}{title}", Table(columns=columns, rows=table.rows[:MOST_ROWS])))
         known = sorted({name for row in self.rows for name in row.metrics})
         if self.sort_by and known and self._metric is None:
-            _note(f"launch.sort_by: no job has {self.sort_by}; they have {', '.join(known[:8])}, ...")
+            near = did_you_mean(self.sort_by.removeprefix(DESCENDING), known)
+            _note(f"launch.sort_by: no job has {self.sort_by}; they have {', '.join(known[:8])}, ...{near}")
         hits, paths = (sum(len(paths) for paths in of) for of in
                        ([row.cached for row in self.rows], [row.wall_seconds for row in self.rows]))  # fmt: skip
         cached = f"; {hits} of {paths} results from the cache" if hits else ""

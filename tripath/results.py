@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -26,8 +27,8 @@ SUFFIX = ".result"
 LEVEL = 1
 """Of zlib: the first takes a tenth of the time of the default and leaves a tenth more."""
 EDGE = {
-    "baseline", "cli", "comparison", "composition", "console", "estimates", "experiment", "folders", "job", "launch",
-    "multirun", "page", "perfetto", "pictures", "record", "report", "results", "search", "study", "summary", "sweep",
+    "api", "baseline", "cli", "comparison", "composition", "console", "estimates", "experiment", "folders", "job", "launch",
+    "manual", "multirun", "page", "perfetto", "pictures", "record", "report", "results", "search", "study", "summary", "sweep",
     "sweep_report", "sync", "tracking", "validation", "verdicts",
 }  # fmt: skip
 """Modules of tripath that no simulator can import (the layers in pyproject.toml): they do not change what one finds."""
@@ -48,10 +49,14 @@ class Cache:
         """The content kept under `digest`; None where there is none that is whole."""
         if self._folder is None:
             return None
+        place = self._place(digest)
         try:
-            return decode(self._place(digest).read_bytes(), digest)
+            content = decode(place.read_bytes(), digest)
         except (OSError, ValueError):
             return None
+        with contextlib.suppress(OSError):
+            os.utime(place)  # `prune` goes by when an entry was used
+        return content
 
     def put(self, digest: str, content: Mapping[str, object]) -> None:
         """Keep `content`, which JSON can hold, atomically."""
@@ -61,6 +66,26 @@ class Cache:
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(place, encode(content, digest))
+
+    def prune(self, limit_bytes: int | None) -> None:
+        """Remove what was not used for longest, until at most `limit_bytes` are kept; None: nothing is removed.
+
+        Whoever reads, writes or removes an entry at the same time finds it whole, or finds none.
+        """
+        if self._folder is None or limit_bytes is None:
+            return
+        found: list[tuple[int, int, Path]] = []
+        for place in self._folder.glob(f"??/*{SUFFIX}*"):  # with what a writer that was killed has left
+            with contextlib.suppress(OSError):
+                state = place.stat()
+                found.append((state.st_mtime_ns, state.st_size, place))
+        kept = sum(size for _, size, _ in found)
+        for _, size, place in sorted(found):
+            if kept <= limit_bytes:
+                return
+            with contextlib.suppress(OSError):
+                place.unlink()
+            kept -= size
 
     def _place(self, digest: str) -> Path:
         assert self._folder is not None

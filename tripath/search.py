@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tripath.choices import check_choices, one_of
 from tripath.errors import TripathError
 from tripath.metrics import Table
 from tripath.summary import Row
@@ -62,15 +63,23 @@ class Weighed:
 class Search:
     """What is sought, and how.
 
-    `objectives`: metric to `minimize` or `maximize`. `limits`: metric to the largest value allowed. `sampler`: `grid` tries
-    every design, `optuna` lets NSGA-II choose `trials` of them, `batch` at a time. `confirm`: the overrides of the jobs that
-    confirm the front, at most `confirm_at_most` of them, spread over it. `quality`: a CSV file with a column `numerics` and a
-    column for each metric `quality.NAME` that a choice of formats decides; `numerics`: that choice, where it is no axis.
+    Attributes:
+        objectives: Metrics, each to `minimize` or `maximize`.
+        limits: Metrics, each with the largest value allowed.
+        sampler: grid tries every design; optuna lets NSGA-II choose some.
+        trials: Designs that optuna chooses.
+        batch: Designs that run at a time.
+        seed: Of optuna's choices.
+        confirm: Overrides of the jobs that confirm the front.
+        confirm_at_most: Designs that are confirmed, spread over the front.
+        quality: A CSV file with a column `numerics` and one for each metric `quality.NAME` that a choice of formats decides;
+            null: none.
+        numerics: That choice, where it is no axis; the command line fills it in.
     """
 
     objectives: Mapping[str, str]
     limits: Mapping[str, float] = field(default_factory=dict)
-    sampler: str = "grid"
+    sampler: str = field(default="grid", metadata=one_of(SAMPLERS))
     trials: int = 300
     batch: int = 50
     seed: int = 0
@@ -85,11 +94,8 @@ class Search:
         for name, direction in self.objectives.items():
             if direction not in DIRECTIONS:
                 known = ", ".join(DIRECTIONS)
-                raise TripathError(f"hydra.sweeper.search.objectives.{name}: must be one of {known}, got {direction!r}")
-        if self.sampler not in SAMPLERS:
-            raise TripathError(
-                f"hydra.sweeper.search.sampler: must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
-            )
+                raise TripathError(f"hydra.sweeper.search.objectives.{name}: unknown {direction!r}, one of {known}")
+        check_choices("hydra.sweeper.search", self)
         for name in ("trials", "batch"):
             if getattr(self, name) < 1:
                 raise TripathError(f"hydra.sweeper.search.{name}: must be at least 1, got {getattr(self, name)}")

@@ -41,7 +41,14 @@ DISPLAYED = "mlflow.loggedArtifacts"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracking:
-    """Where runs are logged. `uri` None: SQLite and artifacts in `folder`, relative to where the command is run."""
+    """Where runs are logged.
+
+    Attributes:
+        enabled: Log runs to MLflow.
+        uri: A tracking URI; null: SQLite and artifacts in `folder`.
+        folder: Relative to where the command is run.
+        experiment: The experiment in MLflow.
+    """
 
     enabled: bool
     uri: str | None

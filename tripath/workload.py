@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tripath.choices import check_choices, one_of
 from tripath.errors import TripathError
 from tripath.formats import FORMATS
 
@@ -13,38 +14,50 @@ SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
 CONFIDENCES = ("bf16", "fp32", "fp64")
 AXES = ("channels", "tokens")
 BLOCK_SIZES = (8, 16, 32)
+BLOCK_LENGTHS = (4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """A generation: `batch` sequences, each a prompt and `generation_length` masked tokens, decoded block by block.
+    """A generation: `batch` sequences, each a prompt and masked tokens, decoded block by block.
 
-    `steps` is the total of denoising steps over the generation, a multiple of the number of blocks. `prompt_length`
-    (tokens) stands in where no prompt text is given. With `commit="threshold"` positions of confidence >= `threshold`
-    are committed and always the best one; steps then only serves as the schedule when no trace exists. "factor" commits
-    the largest n with (n + 1)(1 - n-th confidence) < `factor`, "dream" what Dream's schedule of times says, over a block.
-    `score` ranks positions: maskgit_plus by the largest probability, topk_margin by its lead, entropy by the negative
-    entropy. Programs know less: `reference_only`. `stage="sampling"` is the sampling stage of one step of one block
-    alone, its logits given: a program for measurements.
+    Programs carry out less than the reference path does: `reference_only`.
+
+    Attributes:
+        prompt: Text to go on from; null: that of a file, or so many tokens, or `default_prompt`.
+        prompts_file: A file with one prompt a line, for a batch.
+        prompt_length: Tokens of a prompt that stands in where no text is given.
+        generation_length: Masked tokens of each sequence, a multiple of `block_length`.
+        block_length: Tokens that are denoised together.
+        steps: Denoising steps over the whole generation, a multiple of the number of blocks.
+        batch: Sequences; null: as many as `prompts_file` has lines, else 1. One prompt is repeated.
+        cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual).
+        commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
+            `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
+            with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
+        threshold: Confidence from which `commit=threshold` commits, above 0, at most 1.
+        factor: That of `commit=factor`, above 0.
+        score: What positions are ranked by: the largest probability (maskgit_plus), its lead (topk_margin), the negative
+            entropy (entropy).
+        stage: sampling is the sampling stage of one step of one block alone, its logits given: for measurements.
     """
 
     prompt: str | None = None
     prompts_file: str | None = None
     prompt_length: int | None = None
     generation_length: int
-    block_length: int
+    block_length: int = field(metadata=one_of(BLOCK_LENGTHS))
     steps: int
     batch: int = 1
-    cache: str = "dual"
-    commit: str = "quota"
+    cache: str = field(default="dual", metadata=one_of(CACHE_POLICIES))
+    commit: str = field(default="quota", metadata=one_of(COMMIT_POLICIES))
     threshold: float = 0.9
     factor: float = 1.0
-    score: str = "maskgit_plus"
-    stage: str = "generation"
+    score: str = field(default="maskgit_plus", metadata=one_of(SCORES))
+    stage: str = field(default="generation", metadata=one_of(STAGES))
 
     def __post_init__(self) -> None:
-        if self.block_length not in (4, 8, 16, 32, 64):
-            raise TripathError(f"workload.block_length: must be 4, 8, 16, 32 or 64, got {self.block_length}")
+        check_choices("workload", self)
         if self.generation_length < 1 or self.generation_length % self.block_length:
             raise TripathError(
                 f"workload.generation_length: must be a positive multiple of workload.block_length "
@@ -61,18 +74,10 @@ class Workload:
             )
         if self.batch < 1:
             raise TripathError(f"workload.batch: must be at least 1, got {self.batch}")
-        if self.stage not in STAGES:
-            raise TripathError(f"workload.stage: unknown stage {self.stage!r}, one of {', '.join(STAGES)}")
         if self.stage == "sampling" and (self.blocks, self.steps) != (1, 1):
             raise TripathError(
                 f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
             )
-        if self.cache not in CACHE_POLICIES:
-            raise TripathError(f"workload.cache: unknown policy {self.cache!r}, one of {', '.join(CACHE_POLICIES)}")
-        if self.commit not in COMMIT_POLICIES:
-            raise TripathError(f"workload.commit: unknown policy {self.commit!r}, one of {', '.join(COMMIT_POLICIES)}")
-        if self.score not in SCORES:
-            raise TripathError(f"workload.score: unknown score {self.score!r}, one of {', '.join(SCORES)}")
         if self.factor <= 0.0:
             raise TripathError(f"workload.factor: must be positive, got {self.factor}")
         if not 0.0 < self.threshold <= 1.0:
@@ -100,14 +105,21 @@ class Workload:
 class Smoothing:
     """What is done to the channels of K and V before they are rounded into the cache (docs/kv_quantisation.md).
 
-    `scheme` baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens at
-    the block's first step, geomean over its head; `power_of_two` rounds s to one. `keys`, `values`: which are smoothed.
-    frozen: s of block 0; static: s of a calibration set; oracle: s anew at every step; hadamard: a rotation of the channels.
-    `centre`: each channel's mean is subtracted first. `pre_rope`: keys are stored before the rotation. Programs know less:
-    `reference_only`.
+    Programs carry out less than the reference path does: `reference_only`.
+
+    Attributes:
+        scheme: baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens
+            at the block's first step, geomean over its head. frozen: s of block 0. static: s of a calibration set. oracle: s
+            anew at every step. hadamard: a rotation of the channels.
+        alpha: Exponent of s, above 0, at most 1.
+        power_of_two: Round s to a power of two.
+        keys: Smooth K.
+        values: Smooth V.
+        centre: Subtract each channel's mean first.
+        pre_rope: Store keys before the rotation.
     """
 
-    scheme: str = "plain"
+    scheme: str = field(default="plain", metadata=one_of(SMOOTHERS))
     alpha: float = 1.0
     power_of_two: bool = False
     keys: bool = True
@@ -116,8 +128,7 @@ class Smoothing:
     pre_rope: bool = False
 
     def __post_init__(self) -> None:
-        if self.scheme not in SMOOTHERS:
-            raise TripathError(f"numerics.smoothing.scheme: unknown {self.scheme!r}, one of {', '.join(SMOOTHERS)}")
+        check_choices("numerics.smoothing", self)
         if not 0.0 < self.alpha <= 1.0:
             raise TripathError(f"numerics.smoothing.alpha: must be in (0, 1], got {self.alpha}")
         if self.scheme == "hadamard" and self.pre_rope:
@@ -141,38 +152,34 @@ class Smoothing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Numerics:
-    """Formats of weights, of activations at the array, of the KV cache, and of the logits in HBM; the cache's blocks.
+    """Formats, and how the KV cache is cut into blocks that share a scale.
 
-    `k_axis`, `v_axis`: along what the blocks of K and V run. A product contracts K along channels and V along tokens: a
-    block along the other axis is de-quantised to BF16 on load. `block_size`: elements that share a scale (along tokens
-    never more than a block of the generation). `confidences`: what probabilities are computed in; bf16 is the machine's way.
+    A product contracts K along channels and V along tokens: a block along the other axis is de-quantised to BF16 on load.
+
+    Attributes:
+        weights: Format of the weights.
+        activations: Format of the activations at the array.
+        kv: Format of the KV cache.
+        logits: Format of the logits in HBM.
+        k_axis: Along what the blocks of K run.
+        v_axis: Along what the blocks of V run.
+        block_size: Elements that share a scale; along tokens never more than a block of the generation.
+        confidences: What probabilities are computed in; bf16 is the machine's way.
+        smoothing: What is done to the channels of K and V first.
     """
 
-    weights: str
-    activations: str
-    kv: str
-    logits: str
-    k_axis: str = "channels"
-    v_axis: str = "tokens"
-    block_size: int = 32
-    confidences: str = "bf16"
+    weights: str = field(metadata=one_of(FORMATS))
+    activations: str = field(metadata=one_of(FORMATS))
+    kv: str = field(metadata=one_of(FORMATS))
+    logits: str = field(metadata=one_of(FORMATS))
+    k_axis: str = field(default="channels", metadata=one_of(AXES))
+    v_axis: str = field(default="tokens", metadata=one_of(AXES))
+    block_size: int = field(default=32, metadata=one_of(BLOCK_SIZES))
+    confidences: str = field(default="bf16", metadata=one_of(CONFIDENCES))
     smoothing: Smoothing = field(default_factory=Smoothing)
 
     def __post_init__(self) -> None:
-        if self.block_size not in BLOCK_SIZES:
-            known = ", ".join(map(str, BLOCK_SIZES))
-            raise TripathError(f"numerics.block_size: must be one of {known}, got {self.block_size}")
-        if self.confidences not in CONFIDENCES:
-            known = ", ".join(CONFIDENCES)
-            raise TripathError(f"numerics.confidences: unknown {self.confidences!r}, one of {known}")
-        for axis in ("k_axis", "v_axis"):
-            if getattr(self, axis) not in AXES:
-                raise TripathError(f"numerics.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
-        for name in ("weights", "activations", "kv", "logits"):
-            if getattr(self, name) not in FORMATS:
-                raise TripathError(
-                    f"numerics.{name}: unknown format {getattr(self, name)!r}, one of {', '.join(FORMATS)}"
-                )
+        check_choices("numerics", self)
 
 
 def reference_only(workload: Workload, numerics: Numerics) -> str:

@@ -28,11 +28,17 @@ def simulate(
     *, model: ModelSpec, workload: Workload, numerics: Numerics, problems: int = 100, compared: int = 32,
     planted: float = 1.0, ranking: str | None = None,
 ) -> QualityOutcome:  # fmt: skip
-    """Solve the first `problems` held-out problems of the model's checkpoint, in batches, under any policy and numerics.
+    """Solve held-out problems of the model's checkpoint, in batches, under any policy and numerics.
 
-    The first `compared` of them are held step by step to the FP32 model on the same canvases (`Comparison`), which ranks
-    positions by confidences in `ranking` (None: `numerics.confidences`, whose ties would else hide what a cache does to
-    committed sets). `planted` is the gain of K outliers that leave the function as it is (1: none).
+    Args:
+        model: Names the checkpoint.
+        workload: The policy.
+        numerics: Formats and scheme.
+        problems: Held-out problems that are solved, the first ones.
+        compared: Of these, compared step by step with the FP32 model on the same canvases.
+        planted: Gain of K outliers that leave the function as it is; 1: none.
+        ranking: What the FP32 model's confidences are computed in: bf16, fp32 or fp64; null: `numerics.confidences`, whose
+            ties would else hide what a cache does to committed sets.
 
     Raises:
         TripathError: a value out of range, or the checkpoint lacks weights or problems.

@@ -55,7 +55,7 @@ def test_settings_refuse_lax_tolerances_before_anything_runs():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: settings(fail_on=["counts"]), "unknown kind 'counts'"),
+        (lambda: settings(fail_on=["counts"]), "unknown 'counts'"),
         (lambda: settings(fidelity={"bleu": tolerance(0.1)}), "unknown metric 'bleu'"),
         (lambda: Tolerance(value=0.1, reason=" "), "written reason"),
         (lambda: Reference(metric="seconds", expected=1.0, source="s", tolerance=0.1, reason="r"), "no full name"),

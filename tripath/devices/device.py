@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from tripath.choices import check_choices, one_of
 from tripath.devices.graph import SAMPLING_BYTES, phase_operations, steps_of
 from tripath.devices.operation import Operation, Shape
 from tripath.errors import TripathError
@@ -27,28 +28,29 @@ SOFTWARE = {"torch": GPU_NUMBERS, "numpy": CPU_NUMBERS}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """Hardware that runs the model by `software`; `numbers` as in `sourced`, with units in their names.
+    """Hardware that runs the model with someone's software.
 
-    `curves` (numpy): rates over the bytes that an operation names as resident, as points [bytes, per second], log-linear in
-    between: caches and memory. `sampling_format`: that of the probabilities (LLaDA's code: fp64).
+    Attributes:
+        name: What reports and `validation.devices` call it.
+        software: Eager PyTorch on a GPU (torch), or NumPy on a CPU (numpy).
+        numbers: Each with `value`, `provenance` (published, derived, assumed) and `source`; the unit ends its name.
+        sampling_format: That of the probabilities; LLaDA's code has fp64.
+        curves: Of numpy: rates over the bytes that an operation names as resident, as points [bytes, per second], log-linear
+            in between: caches and memory.
 
     Raises:
         TripathError: a number or curve is missing, unknown or not positive.
     """
 
     name: str
-    software: str
+    software: str = field(metadata=one_of(SOFTWARE))
     numbers: Numbers
-    sampling_format: str = "fp64"
+    sampling_format: str = field(default="fp64", metadata=one_of(SAMPLING_BYTES))
     curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         key = f"devices.{self.name}"
-        for name, value, choices in (
-            ("software", self.software, SOFTWARE), ("sampling_format", self.sampling_format, SAMPLING_BYTES),
-        ):  # fmt: skip
-            if value not in choices:
-                raise TripathError(f"{key}.{name}: unknown {value!r}, one of {', '.join(choices)}")
+        check_choices(key, self)
         check_numbers(f"{key}.numbers", self.numbers, SOFTWARE[self.software])
         wanted = CPU_CURVES if self.software == "numpy" else ()
         if set(self.curves) != set(wanted):

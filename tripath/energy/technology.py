@@ -20,7 +20,11 @@ NUMBERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Technology:
-    """A process by its numbers: name -> value, provenance (one of `PROVENANCES`) and source.
+    """A process by its numbers.
+
+    Attributes:
+        name: What reports call it.
+        numbers: Each with `value`, `provenance` (published, derived, assumed) and `source`; the unit ends its name.
 
     Raises:
         TripathError: a number is missing, unknown, not positive, or has no source.

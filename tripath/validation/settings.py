@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tripath.choices import check_choices, one_of
 from tripath.errors import TripathError
 
 KINDS = ("count", "bound", "estimate", "fidelity", "reference")
@@ -21,7 +22,12 @@ MEASURED_REASON = "a roofline leaves out what software adds; clocks and boards d
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """How far apart two witnesses may be, with the written reason."""
+    """How far apart two witnesses may be.
+
+    Attributes:
+        value: The distance allowed, relative or, for fidelity, in the unit of the metric.
+        reason: Why so much, in a sentence.
+    """
 
     value: float
     reason: str
@@ -33,9 +39,15 @@ class Tolerance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """A figure measured elsewhere. `metric` is a full name such as `cycle.makespan_cycles`; `expected` in its unit.
+    """A figure measured elsewhere.
 
-    `when` names configuration keys and the values for which the figure was measured; elsewhere it is left out.
+    Attributes:
+        metric: A full name such as `cycle.makespan_cycles`.
+        expected: The figure, in the unit of the metric.
+        source: Where it is from.
+        tolerance: Distance allowed, relative, at most 0.25.
+        reason: Why so much.
+        when: Configuration keys and the values for which it was measured; elsewhere it is left out.
     """
 
     metric: str
@@ -53,8 +65,14 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostSettings:
-    """What is timed: canvases (prefill, norm), blocks against the largest canvas (the other phases); `repeats` of each in
-    each of `rounds`."""
+    """What is timed on this CPU.
+
+    Attributes:
+        canvases: Tokens, for prefill and norm.
+        blocks: Tokens against the largest canvas, for the other phases.
+        repeats: Timings of each in a round.
+        rounds: Rounds.
+    """
 
     canvases: Sequence[int]
     blocks: Sequence[int]
@@ -78,17 +96,24 @@ class HostSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Tolerances by check. `fail_on` lists the kinds whose failure fails the run.
+    """Tolerances by check, and what else is compared.
 
-    `estimate` is relative to the cycle path, as is `energy`, that of the joules; `fidelity` holds absolute distances from
-    `IDEAL`. `streams`: a file of memory streams to run through the DRAM model (`published`: the one in the package), or None.
-    `baseline`: what the metrics of a sweep must be (tripath.baseline), or None.
-
-    Other hardware: `devices` names the device models that run the same workload; `published` asks for their published
-    figures; `measurements` is a file of someone's own (`measurements`), which may be off by `measured`; `host` times this CPU.
+    Attributes:
+        fail_on: Kinds whose failure fails the run.
+        estimate: Of the analytical estimate, relative to the cycle path; at most 0.15.
+        fidelity: Of each fidelity metric, absolute, from that of a decoder that equals the reference; at most 0.5.
+        references: Figures measured elsewhere.
+        streams: A file of memory streams to run through the DRAM model; published: the one in the package; null: none.
+        baseline: What all metrics of a sweep must be: a JSON file, or the name of one in the package; null: anything.
+        devices: Device models that run the same workload.
+        published: Compare these with their published figures.
+        measurements: A CSV file of someone's own measurements; null: none.
+        energy: Of the joules, relative to the cycle path; at most 0.15.
+        measured: Of measurements, relative; at most 0.25.
+        host: Time this CPU; null: it is not timed.
     """
 
-    fail_on: Sequence[str]
+    fail_on: Sequence[str] = field(metadata=one_of(KINDS))
     estimate: Tolerance
     fidelity: Mapping[str, Tolerance]
     references: Sequence[Reference] = field(default_factory=list)
@@ -102,9 +127,7 @@ class Settings:
     host: HostSettings | None = None
 
     def __post_init__(self) -> None:
-        for kind in self.fail_on:
-            if kind not in KINDS:
-                raise TripathError(f"validation.fail_on: unknown kind {kind!r}, one of {', '.join(KINDS)}")
+        check_choices("validation", self)
         check_tolerance("estimate", "validation.estimate", self.estimate.value)
         check_tolerance("estimate", "validation.energy", self.energy.value)
         check_tolerance("reference", "validation.measured", self.measured.value)

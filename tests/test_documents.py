@@ -1,0 +1,125 @@
+"""The pages say what is: what is generated is fresh, links lead somewhere, commands run, the public API is the one listed."""
+
+import importlib
+import inspect
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tests.test_cli import tripath_command  # noqa: F401  a fixture
+from tripath import api, baseline, cli
+from tripath.composition import compose_experiment, compose_values
+from tripath.manual import manual
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+FREE = {"hardware.timing", "hardware.hbm.timings", "hardware.queue_depth", "technology.numbers", "validation.fidelity"}
+"""Keys below which names are data."""
+
+
+def test_the_page_of_the_configuration_is_what_the_generator_writes():
+    assert (ROOT / "docs" / "configuration.md").read_text() == manual(), "make generate"
+
+
+def test_every_key_is_on_the_page_with_its_type_and_meaning():
+    text = manual()
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]*) \| [^|]* \| ([^|]*) \|$", text, re.MULTILINE)
+    assert len(rows) > 150
+    assert not [key for key, kind, meaning in rows if not kind.strip() or not meaning.strip()]
+    listed = {key for key, _, _ in rows}
+
+    def walk(prefix, node):
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if key == "_target_" or name in ("devices", "model.checkpoint"):
+                continue
+            if isinstance(value, dict) and value and name not in FREE:
+                walk(f"{name}.", value)
+            else:
+                assert name in listed or not value, name
+
+    walk("", compose_values())
+    assert not [line for line in text.splitlines() if line.endswith("|  |") and "default" not in line]
+
+
+def test_every_shipped_file_is_on_the_page():
+    text = manual()
+    groups = ("config.yaml", "hydra")
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        place = path.relative_to(ROOT / "conf")
+        if place.parts[0] not in groups:
+            assert f"{place.parent}={place.stem}" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_within_the_repository_leads_to_a_file(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_public_api_is_the_one_that_the_page_lists():
+    listed = set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    paths = [name for name in api.__all__ if inspect.ismodule(getattr(api, name))]
+    inner = {"cycle.instruction_times", "accuracy.final_state"}  # for the RTL path's witnesses
+    of_paths = {f"{name}.{each}" for name in paths for each in getattr(api, name).__all__} - inner
+    assert listed == {f"tripath.api.{name}" for name in api.__all__ if name not in paths} | of_paths
+    assert api.__all__ == sorted(api.__all__)
+    for name in listed:
+        module, _, attribute = name.rpartition(".")
+        value = getattr(importlib.import_module(module), attribute)
+        assert inspect.getdoc(value), name
+        members = (
+            [member for key, member in vars(value).items() if not key.startswith("_")] if inspect.isclass(value) else []
+        )
+        assert all(inspect.getdoc(each) for each in members if callable(each) or isinstance(each, property)), name
+
+
+def commands(page):
+    """Every command of a page: its words, and the lines that it printed."""
+    for block in re.findall(r"^```\n(\$ .*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        for text in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, *printed = text.splitlines()
+            yield shlex.split(line), [row for row in printed if row != "..."]
+
+
+TUTORIAL = list(commands(ROOT / "docs" / "tutorial.md"))
+
+
+@pytest.mark.parametrize("arguments", [words[1:] for words, _ in TUTORIAL if words[0] == "tripath"], ids=" ".join)
+def test_every_command_of_the_tutorial_composes(arguments):
+    if "--help" in arguments or "workload.cache=duel" in arguments:
+        return
+    parsed = OverridesParser.create().parse_overrides(
+        [cli.quote_prompt(each) for each in arguments if each != "--multirun"]
+    )
+    swept = [override for override in parsed if override.is_sweep_override()]
+    assert ("--multirun" in arguments) == bool(swept)
+    fixed = [str(override.input_line) for override in parsed if override not in swept]
+    for choice in itertools.product(*(override.sweep_string_iterator() for override in swept)):
+        compose_experiment(*fixed, *(f"{override.key_or_group}={value}" for override, value in zip(swept, choice)))
+
+
+def test_the_tutorial_s_timing_commands_print_what_it_shows(tripath_command, capsys):  # noqa: F811
+    ran = 0
+    for words, shown in TUTORIAL:
+        line = " ".join(words)
+        if words[:3] == ["python", "-m", "tripath.baseline"]:
+            assert baseline.main(words[3:]) == cli.PASSED
+            capsys.readouterr()
+        elif (words[0] == "tripath" and "paths=" in line) or "duel" in line:
+            status, output, errors = tripath_command(*words[1:])
+            failed, bad = "dma_outstanding" in line, "duel" in line
+            assert status == (cli.FAILED if failed else cli.BAD_INPUT if bad else cli.PASSED), errors
+            figures = re.findall(r"\d+(?:,\d{3})+", "\n".join(row for row in shown if "error" not in row))
+            assert [each for each in figures if each not in output] == []
+            said = errors + "".join(
+                file.read_text() for file in Path("runs").rglob("junit.xml")
+            )  # the terminal has some drifts
+            assert all(row.split(": ", 2)[2] in said for row in shown if row.startswith("error: "))
+            ran += 1
+    assert ran == 6

@@ -1,4 +1,5 @@
-# make run: set up .venv from the lock file and run the main job. make test: run the tests. make check: lint and types.
+# make run: set up .venv from the lock file and run the main job. make test: run the tests; make test-system: those that start,
+# kill or install whole processes. make check: lint and types.
 # make docs: the pages of docs/ as a site, in site/. make generate: what is made of the sources (docs/isa.md, docs/configuration.md, rtl/package.sv).
 # make synth: areas and clock of the RTL's leaf units (docs/rtl.md). make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
 PYTHON ?= python3
@@ -7,13 +8,16 @@ TORCH := torch==2.13.0
 BIN := .venv/bin
 SYNC := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --frozen --inexact --no-default-groups --quiet
 
-.PHONY: run test check crossvalidate docs generate synth clean
+.PHONY: run test test-system check crossvalidate docs generate synth clean
 
 run: .venv/.run
 	@$(BIN)/python -m tripath
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-system: .venv/.test
+	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
 
 check: .venv/.test .venv/.check
 	$(BIN)/ruff check .

@@ -64,7 +64,7 @@ def address(tmp_path, monkeypatch):
         node.wait(60)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_sweep_runs_on_both_nodes_of_a_cluster(tmp_path, address):
     def run(*command):
         return subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)

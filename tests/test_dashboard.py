@@ -18,7 +18,7 @@ WINDOW = "--window-size=1600,900"
 FAILED = "tags.verdict = 'failed'"
 
 pytestmark = [
-    pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome: apt-get install chromium"),
+    pytest.mark.system, pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome: apt-get install chromium"),
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from tripath.record import Record
 from tripath.results import Cache
 from tripath.tracking import Store, Tracking
 
+pytestmark = pytest.mark.system
 SECONDS = 240
 QUICK = ("tracking=off", "paths=[analytical]", "hydra.sweep.dir=sweep", "launch.num_cpus=2")
 
@@ -221,7 +222,7 @@ def log(settings, number):
     return Store(settings).log(Record(name=str(number), status="FINISHED", tags={}, metrics={"x": number}), Path())
 
 
-@pytest.mark.parametrize("seconds", [7, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [7, 30])
 def test_a_database_that_is_locked_is_waited_for(database, monkeypatch, seconds):
     """SQLite itself waits five seconds."""
     path = Path(database.folder) / tripath.tracking.DATABASE

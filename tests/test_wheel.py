@@ -15,7 +15,7 @@ PACKAGES = ("tripath", "analytical", "cycle", "accuracy", "rtl", "conf", "hydra_
 UV = Path(sys.executable).with_name("uv")
 SECONDS = 600
 
-pytestmark = pytest.mark.skipif(not UV.exists(), reason="no uv beside this Python: make test")
+pytestmark = [pytest.mark.system, pytest.mark.skipif(not UV.exists(), reason="no uv beside this Python: make test")]
 
 
 def run(*command, **options):
@@ -55,7 +55,7 @@ def command(wheel, tmp_path_factory):
     return folder / "bin" / "tripath", site
 
 
-@pytest.mark.parametrize("arguments", [["paths=[analytical]"], pytest.param([], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arguments", [["paths=[analytical]"], []])
 def test_the_main_job_runs_from_another_folder(command, arguments, tmp_path):
     tripath, site = command
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -93,9 +93,9 @@ def _question(rng: random.Random, name: str, things: str) -> str:
     ))  # fmt: skip
 
 
-def sample_problem(rng: random.Random) -> Problem:
-    """One problem, of either set."""
-    kind = rng.choice(("add", "sub", "mul", "add-sub", "sub-add", "add-add", "add-add-sub"))
+def sample_problem(rng: random.Random, more: tuple[str, ...] = ()) -> Problem:
+    """One problem, of either set; a kind is as likely as another, but for those in `more`, each time as much again."""
+    kind = rng.choice(("add", "sub", "mul", "add-sub", "sub-add", "add-add", "add-add-sub", *more))
     name, other = rng.sample(NAMES, 2)
     things = rng.choice(OBJECTS)
     if kind == "mul":
@@ -138,11 +138,11 @@ def sample_problem(rng: random.Random) -> Problem:
     return Problem(prompt=prompt, answer=worked_answer(steps), result=steps[-1][3], kind=kind)
 
 
-def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
-    """An endless stream of problems of the training set or of the test set."""
+def problems(seed: int, *, held_out: bool, more: tuple[str, ...] = ()) -> Iterator[Problem]:
+    """An endless stream of problems of the training set or of the test set; `more`: see `sample_problem`."""
     rng = random.Random(seed)
     while True:
-        problem = sample_problem(rng)
+        problem = sample_problem(rng, more)
         if problem.held_out == held_out:
             yield problem
 

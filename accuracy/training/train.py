@@ -24,6 +24,7 @@ from tripath.files import write_atomically
 from tripath.model import ModelSpec
 
 SEED, BATCH, PEAK_RATE, WARMUP_STEPS, EMA = 20260131, 48, 3e-3, 300, 0.999
+SECOND_CYCLE, SECOND_MORE = 1 / 3, ("mul",) * 3
 TEST_PROBLEMS, JUDGED_PROBLEMS = 600, 128
 
 
@@ -36,9 +37,9 @@ def spec_of(tokenizer: Tokenizer) -> ModelSpec:
     )  # fmt: skip
 
 
-def batch_of(tokenizer: Tokenizer, step: int, size: int = BATCH) -> list[Problem]:
+def batch_of(tokenizer: Tokenizer, step: int, size: int = BATCH, more: tuple[str, ...] = ()) -> list[Problem]:
     """Problems of one step: of twice as many, even steps take the shorter half, odd steps the longer."""
-    pool = list(itertools.islice(problems(SEED * 7 + step // 2, held_out=False), 2 * size))
+    pool = list(itertools.islice(problems(SEED * 7 + step // 2, held_out=False, more=more), 2 * size))
     pool.sort(key=lambda problem: len(tokenizer.encode(problem.prompt).ids))
     return pool[size:] if step % 2 else pool[:size]
 
@@ -74,17 +75,19 @@ def loss_of(
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, a cosine that would end after 13/11 of `steps`, and over the last 5/22 of them a line down to 1 %."""
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    cooldown = steps * 17 // 22
+    """Two cycles. Linear warm-up and a cosine, left after 17/26 of `steps` for a line down to 1 % of the peak at `restart_of`;
+    then warm-up to a third of the peak, and a line down to 1 % again."""
+    cooldown, restart = steps * 17 // 26, restart_of(steps)
+    share = 0.01 + 0.99 * (1 + math.cos(math.pi * min(step, cooldown) / steps)) / 2
+    if step > cooldown:
+        first, end, top = (cooldown, restart, share) if step < restart else (restart, steps, SECOND_CYCLE)
+        share = 0.01 + (end - 1 - step) / max(1, end - 1 - first) * (top - 0.01)
+    return PEAK_RATE * share * min(1.0, (step % restart + 1) / WARMUP_STEPS)
 
-    def share(at: int) -> float:
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * at / (steps * 13 // 11))) / 2
 
-    if step <= cooldown:
-        return PEAK_RATE * warm * share(step)
-    left = (steps - 1 - step) / (steps - 1 - cooldown)
-    return PEAK_RATE * warm * (0.01 + left * (share(cooldown) - 0.01))
+def restart_of(steps: int) -> int:
+    """The first step of the second cycle, in which multiplications, slow to be learnt, are SECOND_MORE more likely."""
+    return max(1, steps * 22 // 26)
 
 
 def export(folder: Path, spec: ModelSpec, tokenizer: Tokenizer, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -132,7 +135,8 @@ def train(
     for step in range(first, last):
         # Every step draws from its own seeds, so that a resumed run sees the same data.
         generator = torch.Generator().manual_seed(SEED + step)
-        tokens, visible = pack(tokenizer, batch_of(tokenizer, step, batch_size), spec.eos_id)
+        more = SECOND_MORE if step >= restart_of(steps) else ()
+        tokens, visible = pack(tokenizer, batch_of(tokenizer, step, batch_size, more), spec.eos_id)
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
         loss = loss_of(model, tokens, visible, spec.mask_id, generator)
         optimizer.zero_grad()
@@ -195,7 +199,7 @@ def _restore(
 def main() -> None:
     """Train, resume, export."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=22_000)
+    parser.add_argument("--steps", type=int, default=26_000)
     parser.add_argument("--work", type=Path, default=Path("runs/training"), help="where the resumable state is kept")
     parser.add_argument("--out", type=Path, default=CHECKPOINT)
     parser.add_argument("--save-every", type=int, default=1_000)

@@ -156,7 +156,7 @@ void run(Vcore& core, const char* path) {
     core.clock = 1;
     core.eval();
   }
-  // The array passes partial sums on before they reach the accumulators: what the last product left is still on its way.
+  // An M_OUT leaves zeros behind it, which pass through the array before they reach the accumulators.
   for (int i = 0; i < 32 && status == DONE; i++) tick();
   memcpy(matrix.data(), &root.core__DOT__matrix_memory__DOT__memory[0], matrix.size());
   memcpy(vector.data(), &root.core__DOT__vector_memory__DOT__memory[0], 2 * vector.size());

@@ -158,10 +158,18 @@ def _roms() -> Iterator[str]:
     tables = {"EXP2": EXP2_TABLE, "LOG2": LOG2_TABLE, "RECIPROCAL": RECIPROCAL_TABLE,
               "RSQRT_EVEN": RSQRT_TABLES[0], "RSQRT_ODD": RSQRT_TABLES[1]}  # fmt: skip
     for name, table in tables.items():
-        yield f"  localparam logic [31:0] ROM_{name} [257] = '{{"
-        entries = [f"32'h{int(value):08x}" for value in table]
-        rows = [", ".join(entries[first : first + 8]) for first in range(0, len(entries), 8)]
-        yield ",\n".join(f"    {row}" for row in rows) + "};"
+        values = [int(value) for value in table]
+        steps = [after - value for value, after in zip(values[:-1], values[1:], strict=True)]
+        assert max(map(abs, steps)) < 1 << 23
+        yield from _rom(f"logic [31:0] ROM_{name}", [f"32'h{value:08x}" for value in values[:-1]])
+        yield from _rom(f"logic signed [23:0] STEP_{name}", [f"24'h{step & 0xFFFFFF:06x}" for step in steps])
+
+
+def _rom(declaration: str, entries: list[str]) -> Iterator[str]:
+    """Entries of a table, or the steps from each to the next."""
+    yield f"  localparam {declaration} [{len(entries)}] = '{{"
+    rows = [", ".join(entries[first : first + 8]) for first in range(0, len(entries), 8)]
+    yield ",\n".join(f"    {row}" for row in rows) + "};"
 
 
 def main() -> None:

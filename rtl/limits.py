@@ -60,7 +60,7 @@ def _least_latencies(vlen: int) -> dict[str, tuple[int, int]]:
     return {
         "M_MM": (34, 8), "M_OUT": (27, 8), **dict.fromkeys(vector, (11, 1)), **dict.fromkeys(scalar, (10, 1)),
         **dict.fromkeys(short, (3, 1)), **dict.fromkeys(("V_RED_MAX", "V_RED_MAX_IDX", "V_RED_COUNT"), (5, 1)),
-        **dict.fromkeys(("V_RED_SUM", "V_RED_SUMSQ"), (9 + 2 * levels, 1)), "V_TOPK_MASK": (vlen + 2, vlen),
+        **dict.fromkeys(("V_RED_SUM", "V_RED_SUMSQ"), (9 + 2 * levels, 1)), "V_TOPK_MASK": (vlen + 3, vlen),
     }  # fmt: skip
 
 

@@ -168,7 +168,7 @@ module matrix_unit
   logic [MLEN-1:0][7:0] scales3, act4;
   always_comb begin
     for (int i = 0; i < MLEN; i++) used1[i] = 14'(i) < slot[1].k ? acts_data[i] : 16'd0;
-    for (int group = 0; group < GROUPS; group++) group_field1[group] = quantise_pkg::largest_field8(used1[8*group+:8]);
+    for (int group = 0; group < GROUPS; group++) group_field1[group] = quantise_pkg::largest_field(used1[8*group+:8]);
     for (int group = 0; group < GROUPS; group++) begin
       block_field2[group] = '0;
       for (int other = 0; other < GROUPS; other++)

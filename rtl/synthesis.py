@@ -36,8 +36,8 @@ topo
 upsize -D {TARGET_PS}
 dnsize -D {TARGET_PS}
 """
-"""Commands of ABC: as Yosys' own, but `if -g` balances the depth of the logic before it is mapped, which costs a tenth of the area
-and makes paths a fifth shorter."""
+"""Commands of ABC: as Yosys' own, but `if -g` balances the depth of the logic before it is mapped, which costs a tenth of the
+area and makes paths a fifth shorter."""
 PACKAGES = ("tripath_pkg.sv", "core_pkg.sv", "float_pkg.sv", "transcendental_pkg.sv", "quantise_pkg.sv", "lane_pkg.sv")
 LEAVES = {
     "adders": ("adder.sv", "FP32 adder, two stages"),

@@ -153,13 +153,14 @@ package tripath_pkg;
   endfunction
   function automatic logic [15:0] latency_of(input logic [7:0] opcode);
     case (opcode)
-      OP_M_MM, OP_V_TOPK_MASK: latency_of = 16'd34;
+      OP_M_MM: latency_of = 16'd34;
       OP_M_OUT: latency_of = 16'd27;
       OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: latency_of = 16'd10;
       OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT: latency_of = 16'd3;
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V: latency_of = 16'd11;
       OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT: latency_of = 16'd5;
       OP_V_RED_SUM, OP_V_RED_SUMSQ: latency_of = 16'd19;
+      OP_V_TOPK_MASK: latency_of = 16'd35;
       default: latency_of = 16'd1;
     endcase
   endfunction
@@ -170,6 +171,7 @@ package tripath_pkg;
       default: interval_of = 16'd1;
     endcase
   endfunction
+  localparam int LONGEST = 35;  // latency in the vector queue
   function automatic logic is_sync(input logic [7:0] opcode);
     case (opcode)
       OP_H_LOAD_SYNC, OP_H_STORE_SYNC, OP_M_SYNC, OP_V_SYNC: is_sync = 1'b1;

@@ -387,62 +387,58 @@ module vector_unit
   assign fp_write_address[3] = slot[LAST].dst;
   assign fp_write_data[3] = tree_sum[0];
 
-  // ---- top-k: the best lane that is left, one a cycle ----
-  logic [15:0] chosen_count, chosen_limit;
-  logic [VLEN-1:0] eligible, chosen;
+  // ---- top-k: a lane a cycle is shown to all; each counts those that come before it ----
+  // Greater ones come first, of equals the lower lane. A NaN comes as soon as nothing is left below it, as if it were the
+  // least of the lanes below; that is known when its turn comes, and until then all are before it.
+  localparam int RANKS = $clog2(VLEN + 1);
+  logic [VLEN-1:0] eligible, chosen, ahead;
   logic [VLEN-1:0][16:0] orders;
-  logic [15:0] top_cycle, top_n;
-  logic [31:0] top_dst;
-  logic top_active, top_write;
-  logic [LEVELS-1:0] winner;
-  logic found;
+  logic [VLEN-1:0][RANKS-1:0] rank;
+  logic [RANKS-1:0] limit;
+  logic [LEVELS-1:0] turn;
+  logic [16:0] shown, key, least;
+  logic present, top_active, top_write;
+  logic [15:0] top_n, chosen_n;
+  logic [31:0] top_dst, chosen_dst;
   always_comb begin
-    logic [16:0] highest;
-    winner = '0;
-    found = 1'b0;
-    highest = '0;
-    if (top_active)
-      for (int i = VLEN - 1; i >= 0; i--)
-        if (eligible[i] && (!found || orders[i] >= highest)) begin
-          winner = LEVELS'(i);
-          highest = orders[i];
-          found = 1'b1;
-        end
-    // A NaN is not displaced where it comes first.
-    if (top_active)
-      for (int i = VLEN - 1; i >= 0; i--)
-        if (eligible[i] && orders[i] == 0 && (eligible & ((VLEN'(1) << i) - 1'b1)) == 0) winner = LEVELS'(i);
+    key = shown == 0 ? least : shown;
+    for (int i = 0; i < VLEN; i++)
+      ahead[i] = present && (key > orders[i] || key == orders[i] && turn < LEVELS'(i));
   end
   always_ff @(posedge clock)
     if (reset) begin
       top_active <= 1'b0;
       top_write <= 1'b0;
     end else begin
-      top_write <= 1'b0;
+      top_write <= top_active && turn == LEVELS'(VLEN - 1);
+      if (top_active) begin
+        turn <= turn + 1'b1;
+        shown <= orders[LEVELS'(turn+1'b1)];
+        present <= eligible[LEVELS'(turn+1'b1)];
+        if (present && key < least) least <= key;
+        for (int i = 0; i < VLEN; i++) begin
+          rank[i] <= rank[i] + {{RANKS - 1{1'b0}}, ahead[i]};
+          if (turn == LEVELS'(i)) orders[i] <= key;
+          chosen[i] <= eligible[i] && rank[i] + {{RANKS - 1{1'b0}}, ahead[i]} < limit;
+        end
+        chosen_n <= top_n;
+        chosen_dst <= top_dst;
+        if (turn == LEVELS'(VLEN - 1)) top_active <= 1'b0;
+      end
       if (valid[1] && s1.opcode == OP_V_TOPK_MASK) begin
         top_active <= 1'b1;
-        top_cycle <= 16'd0;
+        turn <= '0;
         top_n <= s1.n;
         top_dst <= s1.dst;
-        for (int i = 0; i < VLEN; i++)  // as many as there are lanes: all of them, or the last would come too late
-          chosen[i] <= !s1.integer_[31] && s1.integer_ >= 32'(VLEN) && i < s1.n && read_data[1][i][14:0] != 0;
-        chosen_count <= '0;
-        chosen_limit <= s1.integer_[31] || s1.integer_ >= 32'(VLEN) ? 16'd0 : s1.integer_[15:0];
+        rank <= '0;
+        least <= '1;
+        limit <= s1.integer_[31] ? '0 : s1.integer_ >= 32'(VLEN) ? RANKS'(VLEN) : s1.integer_[RANKS-1:0];
         for (int i = 0; i < VLEN; i++) begin
           orders[i] <= 17'(order({read_data[0][i], 16'd0}) >> 16);
           eligible[i] <= i < s1.n && read_data[1][i][14:0] != 0;
         end
-      end else if (top_active) begin
-        top_cycle <= top_cycle + 16'd1;
-        if (found && chosen_count < chosen_limit) begin
-          chosen[winner] <= 1'b1;
-          eligible[winner] <= 1'b0;
-          chosen_count <= chosen_count + 16'd1;
-        end
-        if (top_cycle == 16'(VLEN - 2)) begin
-          top_active <= 1'b0;
-          top_write <= 1'b1;
-        end
+        shown <= 17'(order({read_data[0][0], 16'd0}) >> 16);
+        present <= read_data[1][0][14:0] != 0;
       end
     end
 
@@ -453,8 +449,8 @@ module vector_unit
     write_count[0] = slot[2].n;
     write_data[0] = short_data2;
     write[1] = vector10 || top_write;
-    write_address[1] = top_write ? top_dst : slot[10].dst;
-    write_count[1] = top_write ? top_n : slot[10].n;
+    write_address[1] = top_write ? chosen_dst : slot[10].dst;
+    write_count[1] = top_write ? chosen_n : slot[10].n;
     write_data[1] = '0;
     if (vector10) for (int i = 0; i < VLEN; i++) write_data[1][i] = to_bf16(results[i]);
     if (top_write) for (int i = 0; i < VLEN; i++) write_data[1][i] = chosen[i] ? 16'h3f80 : 16'd0;

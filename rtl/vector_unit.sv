@@ -403,7 +403,7 @@ module vector_unit
   always_comb begin
     key = shown == 0 ? least : shown;
     for (int i = 0; i < VLEN; i++)
-      ahead[i] = present && (key > orders[i] || key == orders[i] && turn < LEVELS'(i));
+      ahead[i] = present && turn != LEVELS'(i) && (key > orders[i] || key == orders[i] && turn < LEVELS'(i));
   end
   always_ff @(posedge clock)
     if (reset) begin

@@ -4,13 +4,14 @@ module dots
   import tripath_pkg::*;
   import core_pkg::*;
 #(
-    parameter int COUNT = 1
+    parameter int COUNT = 1,
+    parameter int BITS = 8  // of a code
 ) (
     input logic clock,
     input logic [1:0] enable,  // stage i works
     input logic [2:0] block,  // of the second stage
-    input logic [MLEN-1:0][7:0] act,
-    input logic [COUNT-1:0][MLEN-1:0][7:0] weight,
+    input logic [MLEN-1:0][BITS-1:0] act,
+    input logic [COUNT-1:0][MLEN-1:0][BITS-1:0] weight,
     output logic [COUNT-1:0][GROUPS-1:0][23:0] dot
 );
   logic signed [17:0] four[COUNT][2*GROUPS];

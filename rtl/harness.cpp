@@ -1,5 +1,7 @@
 // Runs programs on the core: reads a job from a file, plays HBM, and writes what happened. `sim JOB...` writes JOB.out.
 // Formats: rtl/simulator.py.
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +12,9 @@
 
 #include "Vcore.h"
 #include "Vcore___024root.h"
+#if VM_COVERAGE
+#include "verilated_cov.h"
+#endif
 #include "verilated.h"
 
 namespace {
@@ -182,5 +187,9 @@ int main(int argc, char** argv) {
   Vcore core;
   for (int i = 1; i < argc; i++) run(core, argv[i]);
   core.final();
+#if VM_COVERAGE
+  if (const char* folder = getenv("RTL_COVERAGE"))
+    VerilatedCov::write((std::string(folder) + "/" + std::to_string(getpid()) + ".dat").c_str());
+#endif
   return 0;
 }

@@ -10,14 +10,15 @@ module vector_control
     input logic tokens,
     output logic start
 );
-  localparam int BITS = 16;
   localparam int ROW_BITS = $clog2(VECTOR_ELEMENTS / VLEN), FP_BITS = $clog2(FP_ENTRIES), INT_BITS = $clog2(INT_ENTRIES);
+  localparam int BITS = ROW_BITS > FP_BITS && ROW_BITS > INT_BITS ? ROW_BITS : FP_BITS > INT_BITS ? FP_BITS : INT_BITS;
+  localparam int COUNT_BITS = $clog2(VLEN + 1);
   // A range of rows of Vector SRAM, or of entries; the last one is followed by the first.
   typedef struct packed {
     logic used;
     memory_t memory;
     logic [BITS-1:0] first;
-    logic [BITS-1:0] count;
+    logic [COUNT_BITS-1:0] count;
   } range_t;
   localparam int WRITES = 2;  // of an instruction at most
 
@@ -53,15 +54,15 @@ module vector_control
           logic [15:0] last;  // from the first element of its first row
           last = 16'(first[$clog2(VLEN)-1:0]) + size - 16'd1;
           range[i].first = BITS'(ROW_BITS'(first / VLEN));
-          range[i].count = BITS'(last / VLEN) + 1'b1;
+          range[i].count = COUNT_BITS'(last / VLEN) + 1'b1;
         end
         MEMORY_FP: begin
           range[i].first = BITS'(FP_BITS'(first));
-          range[i].count = size;
+          range[i].count = COUNT_BITS'(size);
         end
         default: begin
           range[i].first = BITS'(INT_BITS'(first));
-          range[i].count = size;
+          range[i].count = COUNT_BITS'(size);
         end
       endcase
     end
@@ -75,24 +76,15 @@ module vector_control
   end
 
   function automatic logic overlap(input range_t a, input range_t b);
-    logic [BITS-1:0] forth, back;
-    forth = b.first - a.first;
-    back = a.first - b.first;
+    logic [BITS-1:0] places, forth, back;
     case (a.memory)
-      MEMORY_VECTOR: begin
-        forth = BITS'(ROW_BITS'(forth));
-        back = BITS'(ROW_BITS'(back));
-      end
-      MEMORY_FP: begin
-        forth = BITS'(FP_BITS'(forth));
-        back = BITS'(FP_BITS'(back));
-      end
-      default: begin
-        forth = BITS'(INT_BITS'(forth));
-        back = BITS'(INT_BITS'(back));
-      end
+      MEMORY_VECTOR: places = BITS'((1 << ROW_BITS) - 1);
+      MEMORY_FP: places = BITS'((1 << FP_BITS) - 1);
+      default: places = BITS'((1 << INT_BITS) - 1);
     endcase
-    overlap = a.used && b.used && a.memory == b.memory && (forth < a.count || back < b.count);
+    forth = (b.first - a.first) & places;
+    back = (a.first - b.first) & places;
+    overlap = a.used && b.used && a.memory == b.memory && (forth < BITS'(a.count) || back < BITS'(b.count));
   endfunction
 
   always_comb begin

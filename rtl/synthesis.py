@@ -7,6 +7,7 @@ Cells that the library marks as don't-use (`*xp*` and the like) are allowed; fou
 """
 
 import gzip
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from rtl.hardware import small_core
 
 FOLDER = Path(__file__).parent
 LIBRARY = "asap7_rvt_tt.lib"
@@ -42,6 +45,8 @@ dnsize -D {TARGET_PS}
 """
 """Commands of ABC where those of Yosys do not reach `PERIOD_PS`: `if -g` balances the depth of the logic before it is mapped,
 which costs a tenth of the area and makes paths a fifth shorter."""
+FANOUT, BUFFER = 8, "BUFx8_ASAP7_75t_R"
+"""Of the trees that bring a wire to all instances of a leaf."""
 SRAM_BIT_UM2 = 0.0426
 """Area of a bit of SRAM, assumed: a cell of 0.027 um2 at a share of cells of 63 %."""
 PACKAGES = ("tripath_pkg.sv", "core_pkg.sv", "float_pkg.sv", "transcendental_pkg.sv", "quantise_pkg.sv", "lane_pkg.sv",
@@ -155,7 +160,7 @@ def _mapped(name: str, cells: Path, work: Path, *, by_recipe: bool) -> Mapped:
     area = re.findall(r"Chip area for (?:top )?module.*: ([\d.]+)", text)
     count = re.findall(r"^\s*(\d+)\s+(?:[\d.E+]+\s+)?cells$", text, re.MULTILINE)
     boxes = _boxes(netlist, source)
-    path = critical_path(name, netlist, cells, work) if set(source.boxes) <= set(LEAVES) else float("nan")
+    path = critical_path(name, netlist, cells, work) if set(source.boxes) <= set(LEAVES) else math.nan
     return Mapped(area=float(area[-1]), cells=int(count[-1]) - len(boxes), boxes=boxes, path=path)
 
 
@@ -182,7 +187,7 @@ def _boxes(netlist: Path, source: Source) -> tuple[tuple[str, int], ...]:
 
     names = "|".join(source.boxes)
     if names:
-        text = re.sub(rf"^  ({names}) (#\([^;]*?\n  \) )?(\S+) \(", plain, netlist.read_text(), flags=re.MULTILINE)
+        text = re.sub(rf"^  ({names}) (#\([^;]*?\n  \) )?(\S+) +\(", plain, netlist.read_text(), flags=re.MULTILINE)
         netlist.write_text(text)
     return tuple(found)
 
@@ -217,18 +222,42 @@ def _ports(name: str, count: int) -> dict[str, tuple[str, int]]:
 
 
 def _array(name: str, count: int) -> str:
-    """A module of `count` instances of a mapped leaf. A port that grows with COUNT is divided among them, others are shared."""
+    """A module of `count` instances of a mapped leaf. A port that grows with COUNT is divided among them; others are shared,
+    through a tree of buffers (which is in no area)."""
     one, two = _ports(name, 1), _ports(name, 2)
-    own = {port: 1 if two[port][1] == width else count for port, (_, width) in one.items()}
-    ports = [f"{one[port][0]} [{own[port] * one[port][1] - 1}:0] {port};" for port in one]
-    lines = [f"module {name}_{count} ({', '.join(one)});", *ports]
+    own = {port for port, (_, width) in one.items() if two[port][1] != width}
+    lines = [f"module {name}_{count} ({', '.join(one)});"]
+    lines += [f"{way} [{width * (count if port in own else 1) - 1}:0] {port};" for port, (way, width) in one.items()]
+    shared = {}
+    for port, (way, width) in one.items():
+        if port not in own:
+            shared[port] = [port] * count
+            if way == "input" and port != "clock":
+                buffers, shared[port] = _tree(port, width, count)
+                lines += buffers
     for i in range(count):
         wires = ", ".join(
-            f".{port}({port}[{(i + 1) * width - 1}:{i * width}])" if own[port] == count else f".{port}({port})"
+            f".{port}({port}[{(i + 1) * width - 1}:{i * width}])" if port in own else f".{port}({shared[port][i]})"
             for port, (_, width) in one.items()
         )
         lines.append(f"  {name} i{i} ({wires});")
     return "\n".join([*lines, "endmodule\n"])
+
+
+def _tree(port: str, width: int, count: int) -> tuple[list[str], list[str]]:
+    """Buffers that bring a port to `count` places, `FANOUT` to each, and the wire at each place."""
+    lines, above = [], [port]
+    depth = 0
+    while FANOUT**depth < count:
+        depth += 1
+    for level in range(1, depth):
+        wires = [f"{port}_{level}_{i}" for i in range(-(-count // FANOUT ** (depth - level)))]
+        for i, wire in enumerate(wires):
+            lines.append(f"wire [{width - 1}:0] {wire};")
+            source = above[i // FANOUT]
+            lines += [f"  {BUFFER} {wire}_b{bit} (.A({source}[{bit}]), .Y({wire}[{bit}]));" for bit in range(width)]
+        above = wires
+    return lines, [above[i // FANOUT] for i in range(count)]
 
 
 def critical_path(name: str, netlist: Path, cells: Path, work: Path) -> float:
@@ -257,7 +286,7 @@ def critical_path(name: str, netlist: Path, cells: Path, work: Path) -> float:
 
 def _boxes_in(netlist: Path, source: Source) -> list[tuple[str, int]]:
     names = "|".join(source.boxes)
-    found = re.findall(rf"^  ({names})_(\d+) \S+ \(", netlist.read_text(), re.MULTILINE) if names else []
+    found = re.findall(rf"^  ({names})_(\d+) \S+ +\(", netlist.read_text(), re.MULTILINE) if names else []
     return [(box, int(count)) for box, count in found]
 
 
@@ -280,9 +309,23 @@ def main() -> int:
         mapped: dict[str, Mapped] = {}
         for name in [name for name in SOURCES if name in chosen or name in needed]:
             mapped[name] = one = synthesise(name, cells, work)
-            figures = f"{one.area:11.1f}{total(name, mapped):13.1f}{one.cells:8}{one.path:8.0f}{1000 / one.path:7.2f}"
-            print(f"{name:16}{figures}  {SOURCES[name].what}", flush=True)
+            clock = "       -      -" if math.isnan(one.path) else f"{one.path:8.0f}{1000 / one.path:7.2f}"
+            print(
+                f"{name:16}{one.area:11.1f}{total(name, mapped):13.1f}{one.cells:8}{clock}  {SOURCES[name].what}",
+                flush=True,
+            )
+        if "core" in chosen:
+            bits = sram_bits()
+            print(
+                f"{'SRAM':16}{bits * SRAM_BIT_UM2:11.1f}{bits * SRAM_BIT_UM2:13.1f}  {bits} bits of {SRAM_BIT_UM2} um2 (assumed)"
+            )
     return 0
+
+
+def sram_bits() -> int:
+    """Bits of all memories of the small core, instructions included."""
+    sram = small_core().sram
+    return 8 * (sram.matrix_bytes + sram.vector_bytes + sram.fp_bytes + sram.int_bytes) + 4096 * 128
 
 
 def total(name: str, mapped: dict[str, Mapped]) -> float:

@@ -76,6 +76,7 @@ def test_more_of_anything_never_takes_less(technology):
 
 def test_asap7_is_n7_with_areas_of_the_rtl(technology):
     synthesised = compose_experiment("technology=asap7").technology
+    assert synthesised is not None
     changed = {name for name in technology.numbers if technology.numbers[name] != synthesised.numbers[name]}
     assert changed == {"vector_lane_um2", "scalar_unit_um2", "frontend_um2"}
     assert {synthesised.numbers[name]["provenance"] for name in changed} == {"synthesis"}

@@ -14,6 +14,6 @@ module adders
   always_ff @(posedge clock)
     for (int i = 0; i < COUNT; i++) begin
       if (enable[i][0]) aligned[i] <= sum_align(a[i], b[i]);
-      if (enable[i][1]) sum[i] <= sum_round(aligned[i]);
+      if (enable[i][1]) sum[i] <= sum_normalise(sum_add(aligned[i]));
     end
 endmodule

@@ -117,7 +117,7 @@ module core
     else if (pop[0]) matrix_wait <= interval_of(head[0].word[7:0]) - 16'd1;
     else if (matrix_wait != 0) matrix_wait <= matrix_wait - 16'd1;
   vector_control control_of_vector (
-      .clock, .reset, .valid(valid[1]), .head(head[1]), .tokens(tokens[1]), .now, .start(pop[1])
+      .clock, .reset, .valid(valid[1]), .head(head[1]), .tokens(tokens[1]), .start(pop[1])
   );
   for (genvar q = 0; q < 2; q++) begin : retirements
     retirement tokens_of (

@@ -100,7 +100,7 @@ module dma_out
   } kind_t;
   logic v1, v2, v3;
   kind_t k1, k2;
-  logic [RECORD-1:0][15:0] values2;
+  logic [RECORD-1:0][15:0] present1, values2;
   logic [3:0][31:0] words2;
   logic [7:0] field1, scale2;
   logic [15:0][7:0] bytes2, plain3;
@@ -110,9 +110,10 @@ module dma_out
   logic [3:0] format3;
   logic [5:0] count3;
   always_comb begin
+    for (int i = 0; i < RECORD; i++) present1[i] = i < k1.elements ? vector_data[i] : 16'd0;
     field1 = '0;
-    for (int i = 0; i < RECORD; i++)
-      if (i < k1.elements) field1 = quantise_pkg::larger_field(field1, vector_data[i]);
+    for (int part = 0; part < RECORD / 8; part++)
+      if (quantise_pkg::largest_field(present1[8*part+:8]) > field1) field1 = quantise_pkg::largest_field(present1[8*part+:8]);
     bytes2 = '0;
     if (k2.words) bytes2[15:0] = words2;
     else

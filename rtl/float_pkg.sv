@@ -1,5 +1,5 @@
-// FP32 arithmetic of docs/numerics.md: round to nearest even, subnormals kept, no fused operations. Sum and product come in
-// two halves, so that a register can stand between them.
+// FP32 arithmetic of docs/numerics.md: round to nearest even, subnormals kept, no fused operations. Sums, products and scales
+// come in steps, so that a register can stand between them.
 package float_pkg;
   localparam logic [31:0] NAN = 32'hffc00000;
   localparam logic [31:0] INFINITY = 32'h7f800000;
@@ -45,7 +45,7 @@ package float_pkg;
     to_bf16 = is_nan(x) ? x[31:16] | 16'h0040 : rounded[31:16];
   endfunction
 
-  // Sum, first half: the operand of smaller magnitude moves to the exponent of the other; three bits more, the last sticky.
+  // Sum, step 1: the operand of smaller magnitude moves to the exponent of the other; three bits more, the last sticky.
   typedef struct packed {
     logic special;
     logic [31:0] value;
@@ -83,106 +83,204 @@ package float_pkg;
     sum_align.lesser = {moved[53:28], moved[27] || moved[26:0] != 0};
   endfunction
 
-  // Second half: add, normalise, round.
-  function automatic logic [31:0] sum_round(input sum_t s);
+  // Step 2: add.
+  typedef struct packed {
+    logic special;
+    logic [31:0] value;
+    logic sign;
+    logic [7:0] exponent;
     logic [27:0] total;
-    logic [26:0] m;
+  } added_t;
+
+  function automatic added_t sum_add(input sum_t s);
+    sum_add.special = s.special;
+    sum_add.value = s.value;
+    sum_add.exponent = s.exponent;
+    sum_add.total = s.subtract ? {1'b0, s.larger} - {1'b0, s.lesser} : {1'b0, s.larger} + {1'b0, s.lesser};
+    sum_add.sign = s.sign && !(s.subtract && s.larger == s.lesser);
+  endfunction
+
+  // Step 3: two ways that need not wait for each other. Where more than one leading digit vanished, the operands were neighbours
+  // and the sum is exact: it only moves left. Else it moves by one place at most and is rounded.
+  function automatic logic [31:0] sum_normalise(input added_t s);
+    logic [26:0] m, moved;
     logic [8:0] exponent;
     logic [5:0] zeros;
     logic up;
-    logic [31:0] packed_sum;
-    total = s.subtract ? {1'b0, s.larger} - {1'b0, s.lesser} : {1'b0, s.larger} + {1'b0, s.lesser};
-    exponent = {1'b0, s.exponent};
-    if (total[27]) begin
-      m = {total[27:2], total[1] || total[0]};
-      exponent = exponent + 9'd1;
+    logic [31:0] rounded, exact;
+    if (s.total[27]) begin
+      m = {s.total[27:2], s.total[1] || s.total[0]};
+      exponent = {1'b0, s.exponent} + 9'd1;
+    end else if (s.total[26] || s.exponent == 8'd1) begin
+      m = s.total[26:0];
+      exponent = {1'b0, s.exponent};
     end else begin
-      zeros = leading_zeros({total[26:0], 21'd0});
-      if ({3'd0, zeros} >= exponent) zeros = 6'(exponent - 9'd1);
-      m = total[26:0] << zeros;
-      exponent = exponent - {3'd0, zeros};
+      m = {s.total[25:0], 1'b0};
+      exponent = {1'b0, s.exponent} - 9'd1;
     end
     up = m[2] && (m[3] || m[1:0] != 0);
-    packed_sum = {s.sign, m[26] ? exponent[7:0] : 8'd0, m[25:3]} + {31'd0, up};
-    if (s.special) sum_round = s.value;
-    else if (total == 0) sum_round = {s.sign && !s.subtract, 31'd0};
-    else if (exponent >= 9'd255) sum_round = {s.sign, INFINITY[30:0]};
-    else sum_round = packed_sum;
+    rounded = {s.sign, m[26] ? exponent[7:0] : 8'd0, m[25:3]} + {31'd0, up};
+    if (exponent == 9'd255) rounded = {s.sign, INFINITY[30:0]};
+    // A bit where exponent 1 is reached stops the count of zeros.
+    zeros = leading_zeros({s.total[26:0] | 27'(28'h8000000 >> s.exponent), 21'd0});
+    moved = s.total[26:0] << zeros;
+    exact = {s.sign, moved[26] ? s.exponent - {2'd0, zeros} : 8'd0, moved[25:3]};
+    if (s.special) sum_normalise = s.value;
+    else sum_normalise = s.total[27:25] == 0 ? exact : rounded;
   endfunction
 
-  // Product, first half: the significands multiplied.
+  // A number that takes the way of a sum, or of a product, and stays what it is.
+  function automatic sum_t sum_pass(input logic [31:0] x);
+    sum_pass = '0;
+    sum_pass.special = 1'b1;
+    sum_pass.value = x;
+  endfunction
+
+  // Product, step 1: the significands multiplied, half of the second at a time.
   typedef struct packed {
     logic special;
     logic [31:0] value;
     logic sign;
     logic signed [10:0] exponent;  // biased, of a product whose leading one is bit 46
+    logic [5:0] zeros;  // before the leading ones of both
+    logic [35:0] low;
+    logic [35:0] high;
+  } halves_t;
+
+  function automatic halves_t product_halves(input logic [31:0] a, input logic [31:0] b);
+    logic infinite, zero;
+    logic [23:0] m, n;
+    infinite = a[30:23] == 8'hff || b[30:23] == 8'hff;
+    zero = a[30:0] == 0 || b[30:0] == 0;
+    m = {a[30:23] != 0, a[22:0]};
+    n = {b[30:23] != 0, b[22:0]};
+    product_halves.special = infinite || zero;
+    product_halves.sign = a[31] ^ b[31];
+    if (is_nan(a)) product_halves.value = quiet(a);
+    else if (is_nan(b)) product_halves.value = quiet(b);
+    else if (infinite && zero) product_halves.value = NAN;
+    else product_halves.value = {a[31] ^ b[31], infinite ? INFINITY[30:0] : 31'd0};
+    product_halves.exponent = 11'($unsigned({3'd0, a[30:23] == 0 ? 8'd1 : a[30:23]})) +
+                              11'($unsigned({3'd0, b[30:23] == 0 ? 8'd1 : b[30:23]})) - 11'sd127;
+    product_halves.zeros = leading_zeros({m, 24'd0}) + leading_zeros({n, 24'd0});
+    product_halves.low = 36'(m) * 36'(n[11:0]);
+    product_halves.high = 36'(m) * 36'(n[23:12]);
+  endfunction
+
+  function automatic halves_t product_pass(input logic [31:0] x);
+    product_pass = '0;
+    product_pass.special = 1'b1;
+    product_pass.value = x;
+  endfunction
+
+  // Step 2: the halves together, and how far the product moves: left until its leading one is bit 47 or 46, but no further than
+  // to exponent 1, which may lie to the right.
+  typedef struct packed {
+    logic special;
+    logic [31:0] value;
+    logic sign;
+    logic right;
+    logic [5:0] distance;
+    logic [9:0] exponent;  // after the move, of a leading one in bit 46; 0: as exponent 1, it must not move further
     logic [47:0] significand;
   } product_t;
 
-  function automatic product_t product_multiply(input logic [31:0] a, input logic [31:0] b);
-    logic infinite, zero;
-    infinite = a[30:23] == 8'hff || b[30:23] == 8'hff;
-    zero = a[30:0] == 0 || b[30:0] == 0;
-    product_multiply.special = infinite || zero;
-    product_multiply.sign = a[31] ^ b[31];
-    if (is_nan(a)) product_multiply.value = quiet(a);
-    else if (is_nan(b)) product_multiply.value = quiet(b);
-    else if (infinite && zero) product_multiply.value = NAN;
-    else product_multiply.value = {a[31] ^ b[31], infinite ? INFINITY[30:0] : 31'd0};
-    product_multiply.exponent = 11'($unsigned({3'd0, a[30:23] == 0 ? 8'd1 : a[30:23]})) +
-                                11'($unsigned({3'd0, b[30:23] == 0 ? 8'd1 : b[30:23]})) - 11'sd127;
-    product_multiply.significand = 48'({a[30:23] != 0, a[22:0]}) * 48'({b[30:23] != 0, b[22:0]});
-  endfunction
-
-  // A value significand * 2^.. with its leading one anywhere, normalised and rounded to 24 bits.
-  function automatic logic [31:0] product_round(input product_t p);
-    logic [5:0] zeros;
-    logic signed [10:0] exponent;
-    logic [47:0] m;
+  function automatic product_t product_join(input halves_t h);
     logic [10:0] down;
-    logic sticky, up;
-    zeros = leading_zeros(p.significand);
-    exponent = p.exponent + 11'sd1 - $signed({5'd0, zeros});
-    m = p.significand << zeros;
-    sticky = 1'b0;
-    if (exponent < 11'sd1) begin
-      down = 11'(11'sd1 - exponent);
-      if (down > 11'd26) down = 11'd26;
-      sticky = (m & ~(48'hffffffffffff << down)) != 0;
-      m = m >> down;
+    down = -h.exponent;
+    product_join.special = h.special;
+    product_join.value = h.value;
+    product_join.sign = h.sign;
+    product_join.right = h.exponent < 0;
+    if (h.exponent < 0) product_join.distance = down > 11'd26 ? 6'd26 : down[5:0];
+    else product_join.distance = h.exponent < $signed({5'd0, h.zeros}) ? h.exponent[5:0] : h.zeros;
+    product_join.exponent = h.exponent < $signed({5'd0, h.zeros}) ? 10'd0 : 10'(h.exponent - $signed({5'd0, h.zeros}));
+    product_join.significand = {12'd0, h.low} + {h.high, 12'd0};
+  endfunction
+
+  // Step 3: the move. Bits that fall off on the right stay as one sticky bit.
+  function automatic product_t product_move(input product_t p);
+    logic [73:0] lower;
+    lower = {p.significand, 26'd0} >> p.distance;
+    product_move = p;
+    product_move.significand = p.right ? {lower[73:27], lower[26:0] != 0} : p.significand << p.distance;
+  endfunction
+
+  // Step 4: the last place, and rounding to 24 bits.
+  function automatic logic [31:0] product_round(input product_t p);
+    logic [46:0] m;  // the leading one, if there is one, left out
+    logic [9:0] field;
+    logic up;
+    if (p.significand[47] || p.exponent == 0) begin
+      m = p.significand[46:0];
+      field = p.significand[47] ? p.exponent + 10'd1 : 10'd0;
+    end else begin
+      m = {p.significand[45:0], 1'b0};
+      field = p.exponent;
     end
-    up = m[23] && (m[24] || m[22:0] != 0 || sticky);
+    up = m[23] && (m[24] || m[22:0] != 0);
     if (p.special) product_round = p.value;
-    else if (exponent >= 11'sd255) product_round = {p.sign, INFINITY[30:0]};
-    else product_round = {p.sign, exponent < 11'sd1 ? 8'd0 : exponent[7:0], m[46:24]} + {31'd0, up};
+    else if (field >= 10'd255) product_round = {p.sign, INFINITY[30:0]};
+    else product_round = {p.sign, field[7:0], m[46:24]} + {31'd0, up};
   endfunction
 
-  // x * 2^e in two steps, each rounded: 2^floor(e/2), then the rest (docs/numerics.md, scales).
-  function automatic logic [31:0] shifted(input logic [31:0] x, input logic signed [8:0] e);
-    product_t p;
-    p.special = x[30:23] == 8'hff || x[30:0] == 0;
-    p.value = is_nan(x) ? quiet(x) : x;
-    p.sign = x[31];
-    p.exponent = $signed({3'd0, x[30:23] == 0 ? 8'd1 : x[30:23]}) + 11'(e);
-    p.significand = {1'b0, x[30:23] != 0, x[22:0], 23'd0};
-    shifted = product_round(p);
-  endfunction
-
-  function automatic logic [31:0] scaled(input logic [31:0] x, input logic signed [8:0] e);
-    scaled = shifted(shifted(x, e >>> 1), e - (e >>> 1));
-  endfunction
+  // A finite number on its way through scales: significand * 2^(exponent - 150), exponent 1 where the leading one is missing.
+  typedef struct packed {
+    logic sign;
+    logic signed [10:0] exponent;
+    logic [23:0] significand;
+  } number_t;
+  localparam logic signed [10:0] BEYOND = 11'sd600;  // an exponent that no scale brings back: infinity
 
   // A signed integer times 2^-fraction, exactly.
-  function automatic logic [31:0] from_integer(input logic signed [23:0] x, input logic [4:0] fraction);
-    product_t p;
+  function automatic number_t from_integer(input logic signed [23:0] x, input logic [4:0] fraction);
     logic [23:0] magnitude;
+    logic [5:0] zeros;
     magnitude = x < 0 ? -x : x;
-    p.special = x == 0;
-    p.value = 32'd0;
-    p.sign = x < 0;
-    p.exponent = 11'sd150 - $signed({6'd0, fraction});
-    p.significand = {1'b0, magnitude, 23'd0};
-    from_integer = product_round(p);
+    zeros = leading_zeros({magnitude, 24'd0});
+    from_integer.sign = x < 0;
+    from_integer.exponent = 11'sd150 - $signed({6'd0, fraction}) - $signed({5'd0, zeros});
+    from_integer.significand = magnitude << zeros;
+  endfunction
+
+  // x * 2^e for e <= 0, rounded.
+  function automatic number_t scaled_down(input number_t x, input logic signed [8:0] e);
+    logic signed [10:0] exponent, below;
+    logic [48:0] moved;
+    exponent = x.exponent + 11'(e);
+    below = 11'sd1 - x.exponent - 11'(e);
+    moved = {x.significand, 25'd0} >> (below < 0 ? 5'd0 : below > 11'sd25 ? 5'd25 : below[4:0]);
+    scaled_down.sign = x.sign;
+    scaled_down.exponent = exponent < 11'sd1 ? 11'sd1 : exponent;
+    scaled_down.significand = moved[48:25] + {23'd0, moved[24] && (moved[25] || moved[23:0] != 0)};
+  endfunction
+
+  // x * 2^e where the exponent stays 1 or more, exactly: digits move left as far as exponent 1 allows.
+  function automatic number_t scaled_up(input number_t x, input logic signed [8:0] e);
+    logic signed [10:0] exponent;
+    logic [5:0] zeros;
+    exponent = x.exponent + 11'(e);
+    zeros = leading_zeros({x.significand | 24'(25'h1000000 >> (exponent > 11'sd25 ? 5'd25 : exponent[4:0])), 24'd0});
+    scaled_up.sign = x.sign;
+    scaled_up.exponent = exponent - $signed({5'd0, zeros});
+    scaled_up.significand = x.significand << zeros;
+  endfunction
+
+  // x * 2^e in two steps, each rounded: 2^floor(e/2), then the rest (docs/numerics.md, scales). Upwards nothing is rounded,
+  // and one step does.
+  function automatic number_t scale_first(input number_t x, input logic signed [8:0] e);
+    scale_first = e < 0 ? scaled_down(x, e >>> 1) : scaled_up(x, e);
+  endfunction
+
+  function automatic number_t scale_second(input number_t x, input logic signed [8:0] e);
+    scale_second = e < 0 ? scaled_down(x, e - (e >>> 1)) : x;
+    if (x.significand[23] && x.exponent > 11'sd254) scale_second.exponent = BEYOND;
+  endfunction
+
+  function automatic logic [31:0] to_fp32(input number_t x);
+    if (!x.significand[23]) to_fp32 = {x.sign, 8'd0, x.significand[22:0]};
+    else if (x.exponent > 11'sd254) to_fp32 = {x.sign, INFINITY[30:0]};
+    else to_fp32 = {x.sign, x.exponent[7:0], x.significand[22:0]};
   endfunction
 
   // BF16 rounded to the nearest integer, ties to even.

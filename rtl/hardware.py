@@ -14,7 +14,7 @@ FOLDER = Path(next(iter(conf.__path__))) / "hardware"
 def small_core() -> HardwareConfig:
     """`conf/hardware/rtl_small.yaml`."""
     facts = _facts("rtl_small")
-    timing = {name: Timing(**row) for name, row in _facts("timing/plena").items()}
+    timing = {name: Timing(**row) for name, row in _facts("timing/rtl").items()}
     hbm = Hbm(**{**_facts("hbm/hbm2"), **facts.pop("hbm")})
     parts = {"sram": Sram(**facts.pop("sram")), "frontend": FrontEnd(**facts.pop("frontend"))}
     facts["clock_hz"] = float(facts["clock_hz"])

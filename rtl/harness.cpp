@@ -1,5 +1,7 @@
 // Runs programs on the core: reads a job from a file, plays HBM, and writes what happened. `sim JOB...` writes JOB.out.
 // Formats: rtl/simulator.py.
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +12,9 @@
 
 #include "Vcore.h"
 #include "Vcore___024root.h"
+#if VM_COVERAGE
+#include "verilated_cov.h"
+#endif
 #include "verilated.h"
 
 namespace {
@@ -156,7 +161,7 @@ void run(Vcore& core, const char* path) {
     core.clock = 1;
     core.eval();
   }
-  // The array passes partial sums on before they reach the accumulators: what the last product left is still on its way.
+  // An M_OUT leaves zeros behind it, which pass through the array before they reach the accumulators.
   for (int i = 0; i < 32 && status == DONE; i++) tick();
   memcpy(matrix.data(), &root.core__DOT__matrix_memory__DOT__memory[0], matrix.size());
   memcpy(vector.data(), &root.core__DOT__vector_memory__DOT__memory[0], 2 * vector.size());
@@ -182,5 +187,9 @@ int main(int argc, char** argv) {
   Vcore core;
   for (int i = 1; i < argc; i++) run(core, argv[i]);
   core.final();
+#if VM_COVERAGE
+  if (const char* folder = getenv("RTL_COVERAGE"))
+    VerilatedCov::write((std::string(folder) + "/" + std::to_string(getpid()) + ".dat").c_str());
+#endif
   return 0;
 }

@@ -52,15 +52,15 @@ def check_hardware(hardware: HardwareConfig) -> None:
 
 def _least_latencies(vlen: int) -> dict[str, tuple[int, int]]:
     """Latency and interval that the pipelines need at least."""
-    lanes = ("V_ADD_VV", "V_SUB_VV", "V_MUL_VV", "V_MAX_VV", "V_ADD_VF", "V_SUB_VF", "V_MUL_VF", "V_MAX_VF", "V_EXP_V",
-             "V_RECI_V", "V_ROPE_V", "V_MAX_ABS_VV", "V_LOG2_V", "V_EXP2_V", "S_ADD_FP", "S_SUB_FP", "S_MUL_FP",
-             "S_EXP_FP", "S_RECI_FP", "S_RSQRT_FP")  # fmt: skip
+    vector = ("V_ADD_VV", "V_SUB_VV", "V_MUL_VV", "V_MAX_VV", "V_ADD_VF", "V_SUB_VF", "V_MUL_VF", "V_MAX_VF", "V_EXP_V",
+              "V_RECI_V", "V_ROPE_V", "V_MAX_ABS_VV", "V_LOG2_V", "V_EXP2_V")  # fmt: skip
+    scalar = ("S_ADD_FP", "S_SUB_FP", "S_MUL_FP", "S_EXP_FP", "S_RECI_FP", "S_RSQRT_FP")
     short = ("V_FILL_VF", "V_ROUND_V", "V_CMP_GE_VF", "V_CMP_EQ_INT", "V_SELECT_INT", "S_MAP_V_FP")
-    tree = 2 * (vlen.bit_length() - 1)
+    levels = vlen.bit_length() - 1
     return {
-        "M_MM": (16, 8), "M_OUT": (24, 8), **dict.fromkeys(lanes, (7, 1)), **dict.fromkeys(short, (3, 1)),
-        **dict.fromkeys(("V_RED_MAX", "V_RED_MAX_IDX", "V_RED_COUNT"), (5, 1)),
-        **dict.fromkeys(("V_RED_SUM", "V_RED_SUMSQ"), (6 + tree, 1)), "V_TOPK_MASK": (vlen + 4, vlen),
+        "M_MM": (34, 8), "M_OUT": (27, 8), **dict.fromkeys(vector, (11, 1)), **dict.fromkeys(scalar, (10, 1)),
+        **dict.fromkeys(short, (3, 1)), **dict.fromkeys(("V_RED_MAX", "V_RED_MAX_IDX", "V_RED_COUNT"), (5, 1)),
+        **dict.fromkeys(("V_RED_SUM", "V_RED_SUMSQ"), (9 + 2 * levels, 1)), "V_TOPK_MASK": (vlen + 3, vlen),
     }  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 // quantised, multiplied with all columns, scaled, and added to the accumulators. All passes through one pipeline in order,
 // so an M_OUT reads what the M_MM before it left. Cycles after the start of an instruction:
 //   1+c       address of column c             7+r     address of row r of the activations
-//   10+r      block dot products              11+r    to FP32, 12+r, 13+r scales
-//   14+r      accumulators read; four additions of two cycles, one for each group of eight; 22+r written back
+//   8+r, 9+r  largest exponents of groups, of blocks   10+r   codes
+//   11+r, 12+r   block dot products                    13+r   to numbers, 14+r to 17+r scales
+//   18+r      accumulators read; four additions of two cycles, one for each group of eight; 26+r written back
 module matrix_unit
   import tripath_pkg::*;
   import core_pkg::*;
@@ -134,8 +135,11 @@ module matrix_unit
       end
   end
 
-  // ---- rows of activations: stage 0 address, 1 data, 2 exponents, 3 codes ----
-  localparam int STAGES = 6 + CHAIN;  // the last one writes the accumulators
+  // ---- rows of activations: stage 0 address, 1 data and exponents of groups, 2 of blocks, 3 codes ----
+  localparam int DOTS = 4;  // stage of the dot products
+  localparam int TERM = DOTS + 2;  // of their scales
+  localparam int SUM = TERM + 5;  // of the accumulators
+  localparam int STAGES = SUM - 1 + CHAIN;
   logic [STAGES+1:1] valid;
   row_t slot[1:STAGES+1];
   assign acts_read = rows_active && rows.multiply && {4'd0, row} < rows.rows;
@@ -158,93 +162,92 @@ module matrix_unit
       for (int i = 2; i <= STAGES + 1; i++) if (valid[i-1]) slot[i] <= slot[i-1];
     end
 
-  logic [GROUPS-1:0][7:0] group_field, block_field, act_scale2, act_scale3, act_scale4;
-  logic [MLEN-1:0][15:0] acts2;
-  logic [MLEN-1:0][7:0] act3;
+  logic [GROUPS-1:0][7:0] group_field1, group_field2, block_field2;
+  logic [GROUPS-1:0][7:0] act_scale[3:TERM];
+  logic [MLEN-1:0][15:0] used1, used2, used3;
+  logic [MLEN-1:0][7:0] scales3, act4;
   always_comb begin
+    for (int i = 0; i < MLEN; i++) used1[i] = 14'(i) < slot[1].k ? acts_data[i] : 16'd0;
+    for (int group = 0; group < GROUPS; group++) group_field1[group] = quantise_pkg::largest_field(used1[8*group+:8]);
     for (int group = 0; group < GROUPS; group++) begin
-      group_field[group] = '0;
-      for (int i = 0; i < 8; i++)
-        if (14'(8 * group + i) < slot[1].k)
-          group_field[group] = quantise_pkg::larger_field(group_field[group], acts_data[8*group+i]);
-    end
-    for (int group = 0; group < GROUPS; group++) begin
-      block_field[group] = '0;
+      block_field2[group] = '0;
       for (int other = 0; other < GROUPS; other++)
-        if ((8 * group) >> slot[1].block == (8 * other) >> slot[1].block && group_field[other] > block_field[group])
-          block_field[group] = group_field[other];
+        if ((8 * group) >> slot[2].block == (8 * other) >> slot[2].block && group_field2[other] > block_field2[group])
+          block_field2[group] = group_field2[other];
     end
+    for (int i = 0; i < MLEN; i++) scales3[i] = act_scale[3][i/8];
   end
   always_ff @(posedge clock) begin
     if (valid[1] && slot[1].multiply) begin
-      acts2 <= acts_data;
-      for (int group = 0; group < GROUPS; group++) act_scale2[group] <= quantise_pkg::scale_of(block_field[group]);
+      used2 <= used1;
+      group_field2 <= group_field1;
     end
-    if (valid[2] && slot[2].multiply) act_scale3 <= act_scale2;
-    if (valid[3]) act_scale4 <= act_scale3;
+    if (valid[2] && slot[2].multiply) begin
+      used3 <= used2;
+      for (int group = 0; group < GROUPS; group++) act_scale[3][group] <= quantise_pkg::scale_of(block_field2[group]);
+    end
+    for (int i = 4; i <= TERM; i++) if (valid[i-1]) act_scale[i] <= act_scale[i-1];
   end
 
-  logic [MLEN-1:0][15:0] used2;
-  logic [MLEN-1:0][7:0] scales2;
-  always_comb
-    for (int i = 0; i < MLEN; i++) begin
-      used2[i] = 14'(i) < slot[2].k ? acts2[i] : 16'd0;
-      scales2[i] = act_scale2[i/8];
-    end
   quantisers #(
       .COUNT(MLEN)
   ) codes (
-      .clock, .enable(valid[2] && slot[2].multiply), .narrow(slot[2].acts4), .x(used2), .scale(scales2), .code(act3)
+      .clock, .enable(valid[3] && slot[3].multiply), .narrow(slot[3].acts4), .x(used3), .scale(scales3), .code(act4)
   );
 
-  // ---- stage 3: dot products, 4: FP32, 5, 6: scales ----
-  logic [BLEN-1:0][GROUPS-1:0][23:0] dot4;
-  logic [BLEN-1:0][GROUPS-1:0][7:0] weight_scale4;
+  // ---- dot products, then scales ----
+  logic [BLEN-1:0][GROUPS-1:0][23:0] dot;
+  logic [BLEN-1:0][GROUPS-1:0][7:0] weight_scales[DOTS+1:TERM];
   // Groups that begin a block carry its term; the others add -0, which changes nothing.
   function automatic logic begins_block(input int group, input row_t at);
     begins_block = ((8 * group) & ((1 << at.block) - 1)) == 0 && 14'(8 * group) < at.k;
   endfunction
-  logic [BLEN-1:0][MLEN-1:0][7:0] weight3;
-  assign weight3 = weight[slot[3].buffer];
+  logic [STAGES:1] multiplies;
+  always_comb for (int i = 1; i <= STAGES; i++) multiplies[i] = valid[i] && slot[i].multiply;
+  logic [BLEN-1:0][MLEN-1:0][7:0] weights;
+  assign weights = weight[slot[DOTS].buffer];
   dots #(
       .COUNT(BLEN)
   ) of_columns (
-      .clock, .enable(valid[3] && slot[3].multiply), .block(slot[3].block), .act(act3), .weight(weight3), .dot(dot4)
+      .clock, .enable(multiplies[DOTS+:2]), .block(slot[DOTS+1].block), .act(act4), .weight(weights), .dot
   );
-  always_ff @(posedge clock) if (valid[3]) weight_scale4 <= weight_scale[slot[3].buffer];
+  always_ff @(posedge clock) begin
+    if (valid[DOTS]) weight_scales[DOTS+1] <= weight_scale[slot[DOTS].buffer];
+    if (valid[DOTS+1]) weight_scales[TERM] <= weight_scales[DOTS+1];
+  end
 
   // ---- accumulators ----
   localparam logic [31:0] NOTHING = 32'h80000000;
   localparam int TERMS = BLEN * GROUPS;  // number c * GROUPS + g: column c, group g
   logic [BLEN*BLEN-1:0][31:0] accumulator  /*verilator public_flat_rw*/;  // row by row
   logic [BLEN-1:0][31:0] kept;
-  logic [TERMS-1:0][31:0] term7, addend, augend, sum;
-  logic [TERMS-1:0][31:0] delayed[7:5+CHAIN];  // terms in stage i until their addition
-  logic [TERMS-1:0][7:0] act_scales4;
-  logic [TERMS-1:0] absent6;
+  logic [TERMS-1:0][31:0] term, addend, augend, sum;
+  logic [TERMS-1:0][31:0] delayed[SUM:SUM-2+CHAIN];  // terms in stage i until their addition
+  logic [TERMS-1:0][7:0] act_scales;
+  logic [TERMS-1:0] absent;
   logic [TERMS-1:0][1:0] adding;
   terms #(
       .COUNT(TERMS)
   ) of_blocks (
-      .clock, .enable({valid[6] && slot[6].multiply, valid[5] && slot[5].multiply, valid[4] && slot[4].multiply}),
-      .dot(dot4), .fraction((slot[4].weights4 ? 5'd2 : 5'd6) + (slot[4].acts4 ? 5'd2 : 5'd6)),
-      .weight_scale(weight_scale4), .act_scale(act_scales4), .absent(absent6), .value(term7)
+      .clock, .enable(multiplies[TERM+:5]), .dot,
+      .fraction((slot[TERM].weights4 ? 5'd2 : 5'd6) + (slot[TERM].acts4 ? 5'd2 : 5'd6)),
+      .weight_scale(weight_scales[TERM]), .act_scale(act_scales), .absent, .value(term)
   );
-  assign delayed[7] = term7;
-  for (genvar i = 8; i <= 5 + CHAIN; i++) begin : delays
+  assign delayed[SUM] = term;
+  for (genvar i = SUM + 1; i <= SUM - 2 + CHAIN; i++) begin : delays
     always_ff @(posedge clock) if (valid[i-1]) delayed[i] <= delayed[i-1];
   end
   for (genvar c = 0; c < BLEN; c++) begin : columns_of
-    assign kept[c] = valid[7+CHAIN] && slot[7+CHAIN].row == slot[7].row && 8'(c) < slot[7+CHAIN].cols ?
-        sum[c*GROUPS+GROUPS-1] : accumulator[{slot[7].row, 3'(c)}];
+    assign kept[c] = valid[SUM+CHAIN] && slot[SUM+CHAIN].row == slot[SUM].row && 8'(c) < slot[SUM+CHAIN].cols ?
+        sum[c*GROUPS+GROUPS-1] : accumulator[{slot[SUM].row, 3'(c)}];
     for (genvar g = 0; g < GROUPS; g++) begin : groups
       localparam int T = c * GROUPS + g;
-      assign act_scales4[T] = act_scale4[g];
-      assign absent6[T] = !begins_block(g, slot[6]);
-      // Addition g takes stages 7+2g (align) and 8+2g (round).
-      assign adding[T] = valid[7+2*g+:2];
-      assign augend[T] = g != 0 ? sum[T-(g!=0)] : slot[7].multiply ? kept[c] : 32'd0;
-      assign addend[T] = slot[7+2*g].multiply ? delayed[7+2*g][T] : NOTHING;
+      assign act_scales[T] = act_scale[TERM][g];
+      assign absent[T] = !begins_block(g, slot[SUM-1]);
+      // Addition g takes two stages from SUM + 2 g on.
+      assign adding[T] = valid[SUM+2*g+:2];
+      assign augend[T] = g != 0 ? sum[T-(g!=0)] : slot[SUM].multiply ? kept[c] : 32'd0;
+      assign addend[T] = slot[SUM+2*g].multiply ? delayed[SUM+2*g][T] : NOTHING;
     end
   end
   adders #(
@@ -252,18 +255,18 @@ module matrix_unit
   ) chains (
       .clock, .enable(adding), .a(augend), .b(addend), .sum
   );
-  // The last sum leaves its adder in stage 7+CHAIN, which is the stage 7 of the same row BLEN cycles later: `kept` passes it on.
+  // The last sum leaves its adder in stage SUM+CHAIN, which is the stage SUM of the same row BLEN cycles later: `kept` passes it on.
   always_ff @(posedge clock)
     if (reset) begin
       accumulator <= '0;
-    end else if (valid[7+CHAIN])
+    end else if (valid[SUM+CHAIN])
       for (int c = 0; c < BLEN; c++)
-        if (8'(c) < slot[7+CHAIN].cols) accumulator[{slot[7+CHAIN].row, 3'(c)}] <= sum[c*GROUPS+GROUPS-1];
+        if (8'(c) < slot[SUM+CHAIN].cols) accumulator[{slot[SUM+CHAIN].row, 3'(c)}] <= sum[c*GROUPS+GROUPS-1];
 
   always_ff @(posedge clock) begin
-    out_write <= valid[7] && !slot[7].multiply && !reset;
-    out_address <= slot[7].address;
-    out_count <= slot[7].cols;
-    if (valid[7]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(kept[c]);
+    out_write <= valid[SUM] && !slot[SUM].multiply && !reset;
+    out_address <= slot[SUM].address;
+    out_count <= slot[SUM].cols;
+    if (valid[SUM]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(kept[c]);
   end
 endmodule

@@ -4,6 +4,7 @@
 it builds for.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def _timing(hardware: HardwareConfig) -> Iterator[str]:
     intervals = {op: hardware.interval_cycles(name) for op, name in timed.items()}
     yield from _function("logic [15:0]", "latency_of", {op: f"16'd{value}" for op, value in latencies.items()}, "16'd1")
     yield from _function("logic [15:0]", "interval_of", {op: f"16'd{v}" for op, v in intervals.items()}, "16'd1")
+    vector = [latencies[op] for op in timed if TABLE[op].unit is not Unit.MATRIX]
+    yield f"  localparam int LONGEST = {max(vector)};  // latency in the vector queue"
     syncs = [op for op, s in TABLE.items() if s.unit is not Unit.FRONTEND and not s.operands]
     yield from _function("logic", "is_sync", dict.fromkeys(syncs, "1'b1"), "1'b0")
 
@@ -158,10 +161,18 @@ def _roms() -> Iterator[str]:
     tables = {"EXP2": EXP2_TABLE, "LOG2": LOG2_TABLE, "RECIPROCAL": RECIPROCAL_TABLE,
               "RSQRT_EVEN": RSQRT_TABLES[0], "RSQRT_ODD": RSQRT_TABLES[1]}  # fmt: skip
     for name, table in tables.items():
-        yield f"  localparam logic [31:0] ROM_{name} [257] = '{{"
-        entries = [f"32'h{int(value):08x}" for value in table]
-        rows = [", ".join(entries[first : first + 8]) for first in range(0, len(entries), 8)]
-        yield ",\n".join(f"    {row}" for row in rows) + "};"
+        values = [int(value) for value in table]
+        steps = [after - value for value, after in itertools.pairwise(values)]
+        assert max(map(abs, steps)) < 1 << 23
+        yield from _rom(f"logic [31:0] ROM_{name}", [f"32'h{value:08x}" for value in values[:-1]])
+        yield from _rom(f"logic signed [23:0] STEP_{name}", [f"24'h{step & 0xFFFFFF:06x}" for step in steps])
+
+
+def _rom(declaration: str, entries: list[str]) -> Iterator[str]:
+    """Entries of a table, or the steps from each to the next."""
+    yield f"  localparam {declaration} [{len(entries)}] = '{{"
+    rows = [", ".join(entries[first : first + 8]) for first in range(0, len(entries), 8)]
+    yield ",\n".join(f"    {row}" for row in rows) + "};"
 
 
 def main() -> None:

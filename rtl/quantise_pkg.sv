@@ -5,6 +5,14 @@ package quantise_pkg;
     larger_field = x[14:7] > best && !(x[14:7] == 8'hff && x[6:0] != 0) ? x[14:7] : best;
   endfunction
 
+  function automatic logic [7:0] largest_field(input logic [7:0][15:0] x);
+    logic [7:0][7:0] best;
+    for (int i = 0; i < 8; i++) best[i] = larger_field(8'd0, x[i]);
+    for (int width = 4; width >= 1; width = width / 2)
+      for (int i = 0; i < 4; i++) if (i < width && best[i+width] > best[i]) best[i] = best[i+width];
+    largest_field = best[0];
+  endfunction
+
   // Scale byte of a block: exponent + 127; 255 is never written.
   function automatic logic [7:0] scale_of(input logic [7:0] field);
     scale_of = field == 8'hff ? 8'hfe : field;

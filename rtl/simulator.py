@@ -70,8 +70,10 @@ class Job:
     accumulator: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
-def build(hardware: HardwareConfig) -> Path:
+def build(hardware: HardwareConfig, *, coverage: bool = False) -> Path:
     """The simulator of the core for a piece of hardware, built where the cache lacks it.
+
+    With `coverage` it counts how often each line runs, and leaves the counts in the folder `$RTL_COVERAGE`.
 
     Raises:
         TripathError: Verilator is missing or fails, or the RTL cannot be built for this hardware.
@@ -83,7 +85,7 @@ def build(hardware: HardwareConfig) -> Path:
     texts |= {name: (FOLDER / name).read_text() for name in SOURCES[1:]}
     hbm = hardware.hbm
     defines = f"-DREAD_LATENCY={hbm.read_latency_cycles} -DWRITE_LATENCY={hbm.write_latency_cycles}"
-    flags = [*FLAGS, "-CFLAGS", defines]
+    flags = [*FLAGS, *(("--coverage-line",) if coverage else ()), "-CFLAGS", defines]
     version = subprocess.run([verilator, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
     digest = hashlib.sha256(repr((sorted(texts.items()), flags, version)).encode()).hexdigest()[:16]
     folder = user_cache() / "rtl" / digest

@@ -153,36 +153,25 @@ package tripath_pkg;
   endfunction
   function automatic logic [15:0] latency_of(input logic [7:0] opcode);
     case (opcode)
-      OP_M_MM: latency_of = 16'd24;
-      OP_M_OUT: latency_of = 16'd34;
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_RECI_FP: latency_of = 16'd9;
-      OP_S_MUL_FP: latency_of = 16'd7;
-      OP_S_EXP_FP: latency_of = 16'd19;
-      OP_S_RSQRT_FP: latency_of = 16'd14;
-      OP_S_MAP_V_FP: latency_of = 16'd35;
-      OP_V_ADD_VV, OP_V_MAX_VV, OP_V_SUB_VV, OP_V_MAX_ABS_VV: latency_of = 16'd12;
-      OP_V_MUL_VV: latency_of = 16'd10;
-      OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MAX_VF: latency_of = 16'd13;
-      OP_V_MUL_VF, OP_V_RECI_V, OP_V_RED_COUNT: latency_of = 16'd11;
-      OP_V_EXP_V, OP_V_LOG2_V, OP_V_EXP2_V: latency_of = 16'd21;
-      OP_V_FILL_VF, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT: latency_of = 16'd3;
-      OP_V_ROPE_V: latency_of = 16'd22;
-      OP_V_ROUND_V: latency_of = 16'd5;
-      OP_V_RED_MAX, OP_V_RED_MAX_IDX: latency_of = 16'd17;
-      OP_V_RED_SUM: latency_of = 16'd47;
-      OP_V_RED_SUMSQ: latency_of = 16'd57;
-      OP_V_TOPK_MASK: latency_of = 16'd40;
+      OP_M_MM: latency_of = 16'd34;
+      OP_M_OUT: latency_of = 16'd27;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: latency_of = 16'd10;
+      OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT: latency_of = 16'd3;
+      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V: latency_of = 16'd11;
+      OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT: latency_of = 16'd5;
+      OP_V_RED_SUM, OP_V_RED_SUMSQ: latency_of = 16'd19;
+      OP_V_TOPK_MASK: latency_of = 16'd35;
       default: latency_of = 16'd1;
     endcase
   endfunction
   function automatic logic [15:0] interval_of(input logic [7:0] opcode);
     case (opcode)
-      OP_M_MM: interval_of = 16'd8;
-      OP_M_OUT: interval_of = 16'd10;
-      OP_S_MAP_V_FP, OP_V_TOPK_MASK: interval_of = 16'd32;
+      OP_M_MM, OP_M_OUT: interval_of = 16'd8;
+      OP_V_TOPK_MASK: interval_of = 16'd32;
       default: interval_of = 16'd1;
     endcase
   endfunction
+  localparam int LONGEST = 35;  // latency in the vector queue
   function automatic logic is_sync(input logic [7:0] opcode);
     case (opcode)
       OP_H_LOAD_SYNC, OP_H_STORE_SYNC, OP_M_SYNC, OP_V_SYNC: is_sync = 1'b1;
@@ -277,7 +266,7 @@ package tripath_pkg;
       default: lock4 = lock_t'(0);
     endcase
   endfunction
-  localparam logic [31:0] ROM_EXP2 [257] = '{
+  localparam logic [31:0] ROM_EXP2 [256] = '{
     32'h40000000, 32'h402c6be9, 32'h4058f6a8, 32'h4085a051, 32'h40b268fa, 32'h40df50b8, 32'h410c57a2, 32'h41397dcc,
     32'h4166c34c, 32'h41942839, 32'h41c1aca7, 32'h41ef50ae, 32'h421d1462, 32'h424af7da, 32'h4278fb2b, 32'h42a71e6c,
     32'h42d561b4, 32'h4303c518, 32'h433248ae, 32'h4360ec8d, 32'h438fb0cb, 32'h43be957f, 32'h43ed9ac0, 32'h441cc0a3,
@@ -309,9 +298,41 @@ package tripath_pkg;
     32'h75606374, 32'h75b1dba2, 32'h76038c5b, 32'h765575c8, 32'h76a7980f, 32'h76f9f359, 32'h774c87cc, 32'h779f5590,
     32'h77f25cce, 32'h78459dac, 32'h78991854, 32'h78ecccec, 32'h7940bb9e, 32'h7994e492, 32'h79e947ef, 32'h7a3de5df,
     32'h7a92be8b, 32'h7ae7d21a, 32'h7b3d20b6, 32'h7b92aa88, 32'h7be86fba, 32'h7c3e7073, 32'h7c94acde, 32'h7ceb2523,
-    32'h7d41d96e, 32'h7d98c9e6, 32'h7deff6b6, 32'h7e476009, 32'h7e9f0606, 32'h7ef6e8da, 32'h7f4f08ae, 32'h7fa765ad,
-    32'h80000000};
-  localparam logic [31:0] ROM_LOG2 [257] = '{
+    32'h7d41d96e, 32'h7d98c9e6, 32'h7deff6b6, 32'h7e476009, 32'h7e9f0606, 32'h7ef6e8da, 32'h7f4f08ae, 32'h7fa765ad};
+  localparam logic signed [23:0] STEP_EXP2 [256] = '{
+    24'h2c6be9, 24'h2c8abf, 24'h2ca9a9, 24'h2cc8a9, 24'h2ce7be, 24'h2d06ea, 24'h2d262a, 24'h2d4580,
+    24'h2d64ed, 24'h2d846e, 24'h2da407, 24'h2dc3b4, 24'h2de378, 24'h2e0351, 24'h2e2341, 24'h2e4348,
+    24'h2e6364, 24'h2e8396, 24'h2ea3df, 24'h2ec43e, 24'h2ee4b4, 24'h2f0541, 24'h2f25e3, 24'h2f469d,
+    24'h2f676d, 24'h2f8855, 24'h2fa952, 24'h2fca67, 24'h2feb92, 24'h300cd6, 24'h302e2f, 24'h304fa0,
+    24'h307128, 24'h3092c8, 24'h30b47f, 24'h30d64d, 24'h30f832, 24'h311a30, 24'h313c45, 24'h315e71,
+    24'h3180b5, 24'h31a311, 24'h31c585, 24'h31e811, 24'h320ab4, 24'h322d70, 24'h325044, 24'h327330,
+    24'h329634, 24'h32b951, 24'h32dc85, 24'h32ffd4, 24'h332338, 24'h3346b8, 24'h336a4e, 24'h338dfe,
+    24'h33b1c7, 24'h33d5a8, 24'h33f9a3, 24'h341db6, 24'h3441e2, 24'h346627, 24'h348a86, 24'h34aefe,
+    24'h34d38f, 24'h34f839, 24'h351cfe, 24'h3541db, 24'h3566d2, 24'h358be2, 24'h35b10d, 24'h35d652,
+    24'h35fbaf, 24'h362128, 24'h3646ba, 24'h366c66, 24'h36922c, 24'h36b80c, 24'h36de08, 24'h37041c,
+    24'h372a4c, 24'h375097, 24'h3776fb, 24'h379d7a, 24'h37c414, 24'h37eac9, 24'h381199, 24'h383884,
+    24'h385f89, 24'h3886a9, 24'h38ade6, 24'h38d53d, 24'h38fcaf, 24'h39243d, 24'h394be7, 24'h3973ab,
+    24'h399b8b, 24'h39c388, 24'h39eb9f, 24'h3a13d3, 24'h3a3c23, 24'h3a648e, 24'h3a8d16, 24'h3ab5b9,
+    24'h3ade7a, 24'h3b0755, 24'h3b304f, 24'h3b5963, 24'h3b8295, 24'h3babe2, 24'h3bd54e, 24'h3bfed5,
+    24'h3c287a, 24'h3c523a, 24'h3c7c19, 24'h3ca615, 24'h3cd02c, 24'h3cfa63, 24'h3d24b5, 24'h3d4f26,
+    24'h3d79b3, 24'h3da45f, 24'h3dcf28, 24'h3dfa0e, 24'h3e2513, 24'h3e5035, 24'h3e7b75, 24'h3ea6d4,
+    24'h3ed250, 24'h3efdea, 24'h3f29a3, 24'h3f557b, 24'h3f816f, 24'h3fad84, 24'h3fd9b7, 24'h400608,
+    24'h403278, 24'h405f07, 24'h408bb4, 24'h40b882, 24'h40e56e, 24'h411278, 24'h413fa4, 24'h416ced,
+    24'h419a56, 24'h41c7df, 24'h41f587, 24'h42234f, 24'h425137, 24'h427f3f, 24'h42ad66, 24'h42dbae,
+    24'h430a16, 24'h43389e, 24'h436745, 24'h43960f, 24'h43c4f8, 24'h43f401, 24'h44232c, 24'h445277,
+    24'h4481e2, 24'h44b170, 24'h44e11d, 24'h4510ec, 24'h4540dd, 24'h4570ed, 24'h45a121, 24'h45d174,
+    24'h4601ea, 24'h463282, 24'h46633b, 24'h469415, 24'h46c513, 24'h46f631, 24'h472772, 24'h4758d6,
+    24'h478a5a, 24'h47bc03, 24'h47edcc, 24'h481fb9, 24'h4851c9, 24'h4883fb, 24'h48b650, 24'h48e8c8,
+    24'h491b63, 24'h494e21, 24'h498102, 24'h49b407, 24'h49e72f, 24'h4a1a7a, 24'h4a4dea, 24'h4a817c,
+    24'h4ab534, 24'h4ae90d, 24'h4b1d0c, 24'h4b512f, 24'h4b8576, 24'h4bb9e1, 24'h4bee70, 24'h4c2324,
+    24'h4c57fd, 24'h4c8cfa, 24'h4cc21b, 24'h4cf763, 24'h4d2ccf, 24'h4d625f, 24'h4d9816, 24'h4dcdf1,
+    24'h4e03f2, 24'h4e3a18, 24'h4e7064, 24'h4ea6d5, 24'h4edd6d, 24'h4f142a, 24'h4f4b0d, 24'h4f8217,
+    24'h4fb946, 24'h4ff09b, 24'h502818, 24'h505fbb, 24'h509784, 24'h50cf74, 24'h51078b, 24'h513fc9,
+    24'h51782e, 24'h51b0b9, 24'h51e96d, 24'h522247, 24'h525b4a, 24'h529473, 24'h52cdc4, 24'h53073e,
+    24'h5340de, 24'h537aa8, 24'h53b498, 24'h53eeb2, 24'h5428f4, 24'h54635d, 24'h549df0, 24'h54d8ac,
+    24'h55138f, 24'h554e9c, 24'h5589d2, 24'h55c532, 24'h5600b9, 24'h563c6b, 24'h567845, 24'h56b44b,
+    24'h56f078, 24'h572cd0, 24'h576953, 24'h57a5fd, 24'h57e2d4, 24'h581fd4, 24'h585cff, 24'h589a53};
+  localparam logic [31:0] ROM_LOG2 [256] = '{
     32'h00000000, 32'h005c2712, 32'h00b7f286, 32'h01136311, 32'h016e7968, 32'h01c9363c, 32'h02239a3b, 32'h027da613,
     32'h02d75a6f, 32'h0330b7f8, 32'h0389bf57, 32'h03e27130, 32'h043ace28, 32'h0492d6e0, 32'h04ea8bf7, 32'h0541ee0e,
     32'h0598fdbf, 32'h05efbba6, 32'h0646285c, 32'h069c4478, 32'h06f21090, 32'h07478d39, 32'h079cbb04, 32'h07f19a84,
@@ -343,9 +364,41 @@ package tripath_pkg;
     32'h3a0a7eda, 32'h3a3bb033, 32'h3a6cc765, 32'h3a9dc48b, 32'h3acea7c0, 32'h3aff7121, 32'h3b3020c8, 32'h3b60b6d1,
     32'h3b913356, 32'h3bc19673, 32'h3bf1e041, 32'h3c2210db, 32'h3c52285c, 32'h3c8226dd, 32'h3cb20c79, 32'h3ce1d949,
     32'h3d118d67, 32'h3d4128ec, 32'h3d70abf2, 32'h3da01691, 32'h3dcf68e3, 32'h3dfea301, 32'h3e2dc504, 32'h3e5ccf03,
-    32'h3e8bc118, 32'h3eba9b5a, 32'h3ee95de2, 32'h3f1808c8, 32'h3f469c23, 32'h3f75180c, 32'h3fa37c99, 32'h3fd1c9e3,
-    32'h40000000};
-  localparam logic [31:0] ROM_RECIPROCAL [257] = '{
+    32'h3e8bc118, 32'h3eba9b5a, 32'h3ee95de2, 32'h3f1808c8, 32'h3f469c23, 32'h3f75180c, 32'h3fa37c99, 32'h3fd1c9e3};
+  localparam logic signed [23:0] STEP_LOG2 [256] = '{
+    24'h5c2712, 24'h5bcb74, 24'h5b708b, 24'h5b1657, 24'h5abcd4, 24'h5a63ff, 24'h5a0bd8, 24'h59b45c,
+    24'h595d89, 24'h59075f, 24'h58b1d9, 24'h585cf8, 24'h5808b8, 24'h57b517, 24'h576217, 24'h570fb1,
+    24'h56bde7, 24'h566cb6, 24'h561c1c, 24'h55cc18, 24'h557ca9, 24'h552dcb, 24'h54df80, 24'h5491c2,
+    24'h544494, 24'h53f7f2, 24'h53abda, 24'h53604b, 24'h531546, 24'h52cac6, 24'h5280cb, 24'h523755,
+    24'h51ee60, 24'h51a5ed, 24'h515dfa, 24'h511684, 24'h50cf8c, 24'h508910, 24'h50430e, 24'h4ffd85,
+    24'h4fb875, 24'h4f73db, 24'h4f2fb7, 24'h4eec08, 24'h4ea8cc, 24'h4e6602, 24'h4e23a9, 24'h4de1c0,
+    24'h4da045, 24'h4d5f3a, 24'h4d1e99, 24'h4cde66, 24'h4c9e9c, 24'h4c5f3c, 24'h4c2044, 24'h4be1b4,
+    24'h4ba38b, 24'h4b65c6, 24'h4b2867, 24'h4aeb6c, 24'h4aaed2, 24'h4a729a, 24'h4a36c4, 24'h49fb4d,
+    24'h49c035, 24'h49857b, 24'h494b1f, 24'h49111f, 24'h48d77a, 24'h489e30, 24'h486541, 24'h482ca9,
+    24'h47f46a, 24'h47bc82, 24'h4784f2, 24'h474db7, 24'h4716d1, 24'h46e03f, 24'h46aa01, 24'h467415,
+    24'h463e7c, 24'h460934, 24'h45d43d, 24'h459f94, 24'h456b3d, 24'h453732, 24'h450377, 24'h44d007,
+    24'h449ce5, 24'h446a0e, 24'h443782, 24'h440541, 24'h43d34a, 24'h43a19b, 24'h437036, 24'h433f18,
+    24'h430e42, 24'h42ddb2, 24'h42ad69, 24'h427d65, 24'h424da6, 24'h421e2b, 24'h41eef5, 24'h41c001,
+    24'h419150, 24'h4162e2, 24'h4134b4, 24'h4106c8, 24'h40d91d, 24'h40abb1, 24'h407e85, 24'h405198,
+    24'h4024e9, 24'h3ff878, 24'h3fcc44, 24'h3fa04e, 24'h3f7494, 24'h3f4916, 24'h3f1dd3, 24'h3ef2cb,
+    24'h3ec7fe, 24'h3e9d6b, 24'h3e7311, 24'h3e48f1, 24'h3e1f09, 24'h3df55a, 24'h3dcbe2, 24'h3da2a1,
+    24'h3d7999, 24'h3d50c5, 24'h3d2828, 24'h3cffc1, 24'h3cd790, 24'h3caf92, 24'h3c87c9, 24'h3c6035,
+    24'h3c38d4, 24'h3c11a6, 24'h3beaab, 24'h3bc3e3, 24'h3b9d4d, 24'h3b76e7, 24'h3b50b5, 24'h3b2ab2,
+    24'h3b04e0, 24'h3adf3e, 24'h3ab9cd, 24'h3a948b, 24'h3a6f78, 24'h3a4a93, 24'h3a25de, 24'h3a0156,
+    24'h39dcfc, 24'h39b8d0, 24'h3994d1, 24'h3970fe, 24'h394d58, 24'h3929df, 24'h390690, 24'h38e36e,
+    24'h38c076, 24'h389daa, 24'h387b08, 24'h385890, 24'h383643, 24'h38141e, 24'h37f224, 24'h37d053,
+    24'h37aea9, 24'h378d2a, 24'h376bd1, 24'h374aa1, 24'h372999, 24'h3708b8, 24'h36e7fe, 24'h36c76a,
+    24'h36a6ff, 24'h3686b7, 24'h366698, 24'h36469d, 24'h3626c8, 24'h360719, 24'h35e78d, 24'h35c828,
+    24'h35a8e6, 24'h3589c9, 24'h356ad0, 24'h354bfa, 24'h352d49, 24'h350eb9, 24'h34f04e, 24'h34d206,
+    24'h34b3df, 24'h3495db, 24'h3477f9, 24'h345a39, 24'h343c9b, 24'h341f1e, 24'h3401c3, 24'h33e488,
+    24'h33c76e, 24'h33aa75, 24'h338d9c, 24'h3370e3, 24'h33544b, 24'h3337d1, 24'h331b78, 24'h32ff3e,
+    24'h32e322, 24'h32c726, 24'h32ab49, 24'h328f8a, 24'h3273e9, 24'h325866, 24'h323d02, 24'h3221bb,
+    24'h320691, 24'h31eb86, 24'h31d097, 24'h31b5c5, 24'h319b11, 24'h318078, 24'h3165fc, 24'h314b9c,
+    24'h313159, 24'h311732, 24'h30fd26, 24'h30e335, 24'h30c961, 24'h30afa7, 24'h309609, 24'h307c85,
+    24'h30631d, 24'h3049ce, 24'h30309a, 24'h301781, 24'h2ffe81, 24'h2fe59c, 24'h2fccd0, 24'h2fb41e,
+    24'h2f9b85, 24'h2f8306, 24'h2f6a9f, 24'h2f5252, 24'h2f3a1e, 24'h2f2203, 24'h2f09ff, 24'h2ef215,
+    24'h2eda42, 24'h2ec288, 24'h2eaae6, 24'h2e935b, 24'h2e7be9, 24'h2e648d, 24'h2e4d4a, 24'h2e361d};
+  localparam logic [31:0] ROM_RECIPROCAL [256] = '{
     32'h40000000, 32'h3fc03fc0, 32'h3f80fe04, 32'h3f423954, 32'h3f03f03f, 32'h3ec62159, 32'h3e88cb3d, 32'h3e4bec88,
     32'h3e0f83e1, 32'h3dd38ff1, 32'h3d980f66, 32'h3d5d00f5, 32'h3d226358, 32'h3ce8354b, 32'h3cae7592, 32'h3c7522f4,
     32'h3c3c3c3c, 32'h3c03c03c, 32'h3bcbadc8, 32'h3b9403b9, 32'h3b5cc0ed, 32'h3b25e446, 32'h3aef6ca9, 32'h3ab95901,
@@ -377,9 +430,41 @@ package tripath_pkg;
     32'h22222222, 32'h220ff77c, 32'h21fde022, 32'h21ebdbf5, 32'h21d9ead8, 32'h21c80cab, 32'h21b64151, 32'h21a488ac,
     32'h2192e29f, 32'h21814f0d, 32'h216fcdd8, 32'h215e5ee4, 32'h214d0215, 32'h213bb74d, 32'h212a7e72, 32'h21195767,
     32'h21084211, 32'h20f73e53, 32'h20e64c15, 32'h20d56b39, 32'h20c49ba6, 32'h20b3dd41, 32'h20a32ff0, 32'h20929398,
-    32'h20820821, 32'h20718d6f, 32'h2061236a, 32'h2050c9f9, 32'h20408102, 32'h2030486d, 32'h20202020, 32'h20100804,
-    32'h20000000};
-  localparam logic [31:0] ROM_RSQRT_EVEN [257] = '{
+    32'h20820821, 32'h20718d6f, 32'h2061236a, 32'h2050c9f9, 32'h20408102, 32'h2030486d, 32'h20202020, 32'h20100804};
+  localparam logic signed [23:0] STEP_RECIPROCAL [256] = '{
+    24'hc03fc0, 24'hc0be44, 24'hc13b50, 24'hc1b6eb, 24'hc2311a, 24'hc2a9e4, 24'hc3214b, 24'hc39759,
+    24'hc40c10, 24'hc47f75, 24'hc4f18f, 24'hc56263, 24'hc5d1f3, 24'hc64047, 24'hc6ad62, 24'hc71948,
+    24'hc78400, 24'hc7ed8c, 24'hc855f1, 24'hc8bd34, 24'hc92359, 24'hc98863, 24'hc9ec58, 24'hca4f3a,
+    24'hcab10d, 24'hcb11d7, 24'hcb719a, 24'hcbd059, 24'hcc2e1a, 24'hcc8adf, 24'hcce6ab, 24'hcd4183,
+    24'hcd9b69, 24'hcdf462, 24'hce4c6e, 24'hcea395, 24'hcef9d6, 24'hcf4f36, 24'hcfa3b8, 24'hcff75f,
+    24'hd04a2c, 24'hd09c26, 24'hd0ed4b, 24'hd13da3, 24'hd18d2c, 24'hd1dbeb, 24'hd229e3, 24'hd27715,
+    24'hd2c386, 24'hd30f37, 24'hd35a29, 24'hd3a462, 24'hd3ede1, 24'hd436ac, 24'hd47ec1, 24'hd4c626,
+    24'hd50cdb, 24'hd552e3, 24'hd59841, 24'hd5dcf6, 24'hd62105, 24'hd6646f, 24'hd6a737, 24'hd6e95e,
+    24'hd72ae8, 24'hd76bd5, 24'hd7ac28, 24'hd7ebe2, 24'hd82b05, 24'hd86995, 24'hd8a790, 24'hd8e4fb,
+    24'hd921d7, 24'hd95e24, 24'hd999e7, 24'hd9d51e, 24'hda0fcd, 24'hda49f5, 24'hda8399, 24'hdabcb7,
+    24'hdaf554, 24'hdb2d70, 24'hdb650e, 24'hdb9c2d, 24'hdbd2d1, 24'hdc08f9, 24'hdc3ea9, 24'hdc73e0,
+    24'hdca8a1, 24'hdcdcee, 24'hdd10c5, 24'hdd442c, 24'hdd7720, 24'hdda9a5, 24'hdddbbc, 24'hde0d65,
+    24'hde3ea2, 24'hde6f74, 24'hde9fdc, 24'hdecfdd, 24'hdeff76, 24'hdf2ea9, 24'hdf5d76, 24'hdf8be1,
+    24'hdfb9e7, 24'hdfe78e, 24'he014d2, 24'he041b8, 24'he06e3f, 24'he09a69, 24'he0c635, 24'he0f1a8,
+    24'he11cbf, 24'he1477d, 24'he171e2, 24'he19bf1, 24'he1c5a7, 24'he1ef0a, 24'he21816, 24'he240cf,
+    24'he26936, 24'he29149, 24'he2b90c, 24'he2e07f, 24'he307a2, 24'he32e76, 24'he354fc, 24'he37b36,
+    24'he3a122, 24'he3c6c5, 24'he3ec1b, 24'he41129, 24'he435ec, 24'he45a68, 24'he47e9c, 24'he4a288,
+    24'he4c630, 24'he4e990, 24'he50cad, 24'he52f86, 24'he5521a, 24'he5746c, 24'he5967d, 24'he5b84b,
+    24'he5d9da, 24'he5fb27, 24'he61c36, 24'he63d05, 24'he65d96, 24'he67deb, 24'he69e01, 24'he6bddb,
+    24'he6dd7a, 24'he6fcdd, 24'he71c06, 24'he73af5, 24'he759a9, 24'he77826, 24'he79669, 24'he7b475,
+    24'he7d24a, 24'he7efe7, 24'he80d4f, 24'he82a80, 24'he8477d, 24'he86444, 24'he880d7, 24'he89d37,
+    24'he8b964, 24'he8d55d, 24'he8f124, 24'he90cb9, 24'he9281e, 24'he94350, 24'he95e54, 24'he97925,
+    24'he993c9, 24'he9ae3d, 24'he9c881, 24'he9e299, 24'he9fc82, 24'hea163d, 24'hea2fcc, 24'hea492e,
+    24'hea6263, 24'hea7b6e, 24'hea944c, 24'heaad00, 24'heac589, 24'headde7, 24'heaf61c, 24'heb0e28,
+    24'heb2609, 24'heb3dc3, 24'heb5554, 24'heb6cbd, 24'heb83ff, 24'heb9b18, 24'hebb20b, 24'hebc8d8,
+    24'hebdf7d, 24'hebf5fd, 24'hec0c58, 24'hec228d, 24'hec389d, 24'hec4e89, 24'hec644f, 24'hec79f2,
+    24'hec8f72, 24'heca4cd, 24'hecba06, 24'heccf1c, 24'hece40f, 24'hecf8e1, 24'hed0d8f, 24'hed221d,
+    24'hed3689, 24'hed4ad4, 24'hed5efe, 24'hed7308, 24'hed86f2, 24'hed9abb, 24'hedae64, 24'hedc1ef,
+    24'hedd55a, 24'hede8a6, 24'hedfbd3, 24'hee0ee3, 24'hee21d3, 24'hee34a6, 24'hee475b, 24'hee59f3,
+    24'hee6c6e, 24'hee7ecb, 24'hee910c, 24'heea331, 24'heeb538, 24'heec725, 24'heed8f5, 24'heeeaaa,
+    24'heefc42, 24'hef0dc2, 24'hef1f24, 24'hef306d, 24'hef419b, 24'hef52af, 24'hef63a8, 24'hef7489,
+    24'hef854e, 24'hef95fb, 24'hefa68f, 24'hefb709, 24'hefc76b, 24'hefd7b3, 24'hefe7e4, 24'heff7fc};
+  localparam logic [31:0] ROM_RSQRT_EVEN [256] = '{
     32'h40000000, 32'h3fe017ec, 32'h3fc05f61, 32'h3fa0d5e9, 32'h3f817b11, 32'h3f624e66, 32'h3f434f77, 32'h3f247dd4,
     32'h3f05d910, 32'h3ee760bf, 32'h3ec91474, 32'h3eaaf3c8, 32'h3e8cfe50, 32'h3e6f33a7, 32'h3e519367, 32'h3e341d2b,
     32'h3e16d092, 32'h3df9ad38, 32'h3ddcb2bd, 32'h3dbfe0c3, 32'h3da336ec, 32'h3d86b4da, 32'h3d6a5a31, 32'h3d4e2699,
@@ -411,9 +496,41 @@ package tripath_pkg;
     32'h2ebd2e8d, 32'h2eb0bcd0, 32'h2ea454ff, 32'h2e97f70b, 32'h2e8ba2e9, 32'h2e7f588b, 32'h2e7317e4, 32'h2e66e0e7,
     32'h2e5ab389, 32'h2e4e8fbb, 32'h2e427573, 32'h2e3664a3, 32'h2e2a5d3f, 32'h2e1e5f3a, 32'h2e126a89, 32'h2e067f20,
     32'h2dfa9cf2, 32'h2deec3f4, 32'h2de2f41a, 32'h2dd72d58, 32'h2dcb6fa3, 32'h2dbfbaee, 32'h2db40f2f, 32'h2da86c5a,
-    32'h2d9cd264, 32'h2d914141, 32'h2d85b8e6, 32'h2d7a3949, 32'h2d6ec25e, 32'h2d63541a, 32'h2d57ee72, 32'h2d4c915c,
-    32'h2d413ccd};
-  localparam logic [31:0] ROM_RSQRT_ODD [257] = '{
+    32'h2d9cd264, 32'h2d914141, 32'h2d85b8e6, 32'h2d7a3949, 32'h2d6ec25e, 32'h2d63541a, 32'h2d57ee72, 32'h2d4c915c};
+  localparam logic signed [23:0] STEP_RSQRT_EVEN [256] = '{
+    24'he017ec, 24'he04775, 24'he07688, 24'he0a528, 24'he0d355, 24'he10111, 24'he12e5d, 24'he15b3c,
+    24'he187af, 24'he1b3b5, 24'he1df54, 24'he20a88, 24'he23557, 24'he25fc0, 24'he289c4, 24'he2b367,
+    24'he2dca6, 24'he30585, 24'he32e06, 24'he35629, 24'he37dee, 24'he3a557, 24'he3cc68, 24'he3f31d,
+    24'he4197b, 24'he43f81, 24'he46532, 24'he48a8e, 24'he4af95, 24'he4d44a, 24'he4f8ad, 24'he51cbe,
+    24'he54080, 24'he563f3, 24'he58718, 24'he5a9f0, 24'he5cc7b, 24'he5eebc, 24'he610b1, 24'he6325e,
+    24'he653c2, 24'he674de, 24'he695b3, 24'he6b642, 24'he6d68c, 24'he6f690, 24'he71653, 24'he735d1,
+    24'he7550e, 24'he77409, 24'he792c3, 24'he7b13e, 24'he7cf79, 24'he7ed76, 24'he80b36, 24'he828b7,
+    24'he845fe, 24'he86307, 24'he87fd6, 24'he89c6b, 24'he8b8c6, 24'he8d4e7, 24'he8f0d1, 24'he90c81,
+    24'he927fd, 24'he9433f, 24'he95e4d, 24'he97925, 24'he993c8, 24'he9ae36, 24'he9c872, 24'he9e279,
+    24'he9fc4e, 24'hea15f1, 24'hea2f62, 24'hea48a3, 24'hea61b2, 24'hea7a92, 24'hea9341, 24'heaabc3,
+    24'heac415, 24'headc39, 24'heaf430, 24'heb0bfa, 24'heb2396, 24'heb3b07, 24'heb524c, 24'heb6966,
+    24'heb8054, 24'heb9718, 24'hebadb3, 24'hebc423, 24'hebda6b, 24'hebf089, 24'hec067f, 24'hec1c4e,
+    24'hec31f5, 24'hec4774, 24'hec5ccd, 24'hec7200, 24'hec870c, 24'hec9bf2, 24'hecb0b4, 24'hecc551,
+    24'hecd9c8, 24'hecee1d, 24'hed024c, 24'hed1658, 24'hed2a42, 24'hed3e08, 24'hed51ac, 24'hed652d,
+    24'hed788d, 24'hed8bcc, 24'hed9ee9, 24'hedb1e4, 24'hedc4c1, 24'hedd77b, 24'hedea17, 24'hedfc92,
+    24'hee0eef, 24'hee212b, 24'hee334a, 24'hee454a, 24'hee572b, 24'hee68ee, 24'hee7a94, 24'hee8c1d,
+    24'hee9d88, 24'heeaed6, 24'heec008, 24'heed11d, 24'heee216, 24'heef2f3, 24'hef03b5, 24'hef145c,
+    24'hef24e6, 24'hef3557, 24'hef45ac, 24'hef55e8, 24'hef6608, 24'hef7610, 24'hef85fc, 24'hef95d1,
+    24'hefa58b, 24'hefb52d, 24'hefc4b6, 24'hefd425, 24'hefe37d, 24'heff2bd, 24'hf001e4, 24'hf010f3,
+    24'hf01fec, 24'hf02ecc, 24'hf03d96, 24'hf04c48, 24'hf05ae4, 24'hf06969, 24'hf077d8, 24'hf08631,
+    24'hf09473, 24'hf0a29f, 24'hf0b0b7, 24'hf0beb7, 24'hf0cca5, 24'hf0da7b, 24'hf0e83d, 24'hf0f5eb,
+    24'hf10383, 24'hf11108, 24'hf11e77, 24'hf12bd4, 24'hf1391b, 24'hf14650, 24'hf15370, 24'hf1607e,
+    24'hf16d77, 24'hf17a5d, 24'hf18732, 24'hf193f2, 24'hf1a0a0, 24'hf1ad3c, 24'hf1b9c6, 24'hf1c63c,
+    24'hf1d2a1, 24'hf1def4, 24'hf1eb35, 24'hf1f764, 24'hf20382, 24'hf20f8f, 24'hf21b8a, 24'hf22774,
+    24'hf2334e, 24'hf23f15, 24'hf24acd, 24'hf25674, 24'hf2620a, 24'hf26d91, 24'hf27906, 24'hf2846c,
+    24'hf28fc2, 24'hf29b08, 24'hf2a63e, 24'hf2b165, 24'hf2bc7c, 24'hf2c784, 24'hf2d27c, 24'hf2dd65,
+    24'hf2e840, 24'hf2f30c, 24'hf2fdc8, 24'hf30876, 24'hf31315, 24'hf31da7, 24'hf32828, 24'hf3329d,
+    24'hf33d04, 24'hf3475b, 24'hf351a5, 24'hf35be2, 24'hf36610, 24'hf37031, 24'hf37a45, 24'hf3844a,
+    24'hf38e43, 24'hf3982f, 24'hf3a20c, 24'hf3abde, 24'hf3b5a2, 24'hf3bf59, 24'hf3c903, 24'hf3d2a2,
+    24'hf3dc32, 24'hf3e5b8, 24'hf3ef30, 24'hf3f89c, 24'hf401fb, 24'hf40b4f, 24'hf41497, 24'hf41dd2,
+    24'hf42702, 24'hf43026, 24'hf4393e, 24'hf4424b, 24'hf44b4b, 24'hf45441, 24'hf45d2b, 24'hf4660a,
+    24'hf46edd, 24'hf477a5, 24'hf48063, 24'hf48915, 24'hf491bc, 24'hf49a58, 24'hf4a2ea, 24'hf4ab71};
+  localparam logic [31:0] ROM_RSQRT_ODD [256] = '{
     32'h2d413ccd, 32'h2d2aad19, 32'h2d143f02, 32'h2cfdf234, 32'h2ce7c65e, 32'h2cd1bb2f, 32'h2cbbd056, 32'h2ca60585,
     32'h2c905a6f, 32'h2c7acec7, 32'h2c656240, 32'h2c501491, 32'h2c3ae56f, 32'h2c25d492, 32'h2c10e1b2, 32'h2bfc0c88,
     32'h2be754ce, 32'h2bd2ba40, 32'h2bbe3c98, 32'h2ba9db93, 32'h2b9596f0, 32'h2b816e6c, 32'h2b6d61c7, 32'h2b5970c0,
@@ -445,6 +562,38 @@ package tripath_pkg;
     32'h210ca946, 32'h2103dc9d, 32'h20fb16f9, 32'h20f2584e, 32'h20e9a095, 32'h20e0efc4, 32'h20d845d1, 32'h20cfa2b4,
     32'h20c70664, 32'h20be70d8, 32'h20b5e207, 32'h20ad59e8, 32'h20a4d872, 32'h209c5d9e, 32'h2093e962, 32'h208b7bb5,
     32'h20831490, 32'h207ab3ea, 32'h207259ba, 32'h206a05f9, 32'h2061b89d, 32'h205971a0, 32'h205130f8, 32'h2048f69d,
-    32'h2040c289, 32'h203894b2, 32'h20306d11, 32'h20284b9e, 32'h20203051, 32'h20181b22, 32'h20100c0a, 32'h20080301,
-    32'h20000000};
+    32'h2040c289, 32'h203894b2, 32'h20306d11, 32'h20284b9e, 32'h20203051, 32'h20181b22, 32'h20100c0a, 32'h20080301};
+  localparam logic signed [23:0] STEP_RSQRT_ODD [256] = '{
+    24'he9704c, 24'he991e9, 24'he9b332, 24'he9d42a, 24'he9f4d1, 24'hea1527, 24'hea352f, 24'hea54ea,
+    24'hea7458, 24'hea9379, 24'heab251, 24'head0de, 24'heaef23, 24'heb0d20, 24'heb2ad6, 24'heb4846,
+    24'heb6572, 24'heb8258, 24'heb9efb, 24'hebbb5d, 24'hebd77c, 24'hebf35b, 24'hec0ef9, 24'hec2a59,
+    24'hec457a, 24'hec605d, 24'hec7b04, 24'hec956e, 24'hecaf9d, 24'hecc992, 24'hece34c, 24'hecfcce,
+    24'hed1616, 24'hed2f27, 24'hed4801, 24'hed60a4, 24'hed7912, 24'hed9149, 24'heda94d, 24'hedc11d,
+    24'hedd8b9, 24'hedf022, 24'hee075a, 24'hee1e5f, 24'hee3535, 24'hee4bd8, 24'hee624d, 24'hee7892,
+    24'hee8ea9, 24'heea491, 24'heeba4b, 24'heecfd8, 24'heee539, 24'heefa6e, 24'hef0f76, 24'hef2454,
+    24'hef3906, 24'hef4d90, 24'hef61ee, 24'hef7624, 24'hef8a30, 24'hef9e15, 24'hefb1d1, 24'hefc567,
+    24'hefd8d4, 24'hefec1b, 24'hefff3c, 24'hf01238, 24'hf0250d, 24'hf037be, 24'hf04a4b, 24'hf05cb2,
+    24'hf06ef6, 24'hf08117, 24'hf09315, 24'hf0a4ef, 24'hf0b6a8, 24'hf0c83e, 24'hf0d9b4, 24'hf0eb07,
+    24'hf0fc3a, 24'hf10d4b, 24'hf11e3e, 24'hf12f10, 24'hf13fc2, 24'hf15055, 24'hf160c9, 24'hf1711f,
+    24'hf18156, 24'hf1916f, 24'hf1a16b, 24'hf1b149, 24'hf1c10a, 24'hf1d0ad, 24'hf1e036, 24'hf1efa0,
+    24'hf1fef0, 24'hf20e24, 24'hf21d3b, 24'hf22c39, 24'hf23b1b, 24'hf249e3, 24'hf25890, 24'hf26722,
+    24'hf2759c, 24'hf283fc, 24'hf29242, 24'hf2a06f, 24'hf2ae83, 24'hf2bc7f, 24'hf2ca62, 24'hf2d82d,
+    24'hf2e5e0, 24'hf2f37b, 24'hf30100, 24'hf30e6c, 24'hf31bc2, 24'hf32900, 24'hf33629, 24'hf3433a,
+    24'hf35036, 24'hf35d1b, 24'hf369eb, 24'hf376a6, 24'hf3834a, 24'hf38fd9, 24'hf39c54, 24'hf3a8ba,
+    24'hf3b50b, 24'hf3c148, 24'hf3cd70, 24'hf3d984, 24'hf3e585, 24'hf3f172, 24'hf3fd4b, 24'hf40911,
+    24'hf414c3, 24'hf42063, 24'hf42bf0, 24'hf4376a, 24'hf442d2, 24'hf44e27, 24'hf4596b, 24'hf4649b,
+    24'hf46fbb, 24'hf47ac7, 24'hf485c4, 24'hf490af, 24'hf49b88, 24'hf4a64f, 24'hf4b107, 24'hf4bbae,
+    24'hf4c643, 24'hf4d0c8, 24'hf4db3d, 24'hf4e5a1, 24'hf4eff6, 24'hf4fa3a, 24'hf5046f, 24'hf50e93,
+    24'hf518a9, 24'hf522af, 24'hf52ca5, 24'hf5368d, 24'hf54065, 24'hf54a2e, 24'hf553e8, 24'hf55d95,
+    24'hf56732, 24'hf570c0, 24'hf57a41, 24'hf583b3, 24'hf58d17, 24'hf5966e, 24'hf59fb6, 24'hf5a8f0,
+    24'hf5b21d, 24'hf5bb3c, 24'hf5c44f, 24'hf5cd52, 24'hf5d64b, 24'hf5df34, 24'hf5e812, 24'hf5f0e2,
+    24'hf5f9a6, 24'hf6025c, 24'hf60b07, 24'hf613a5, 24'hf61c35, 24'hf624bb, 24'hf62d34, 24'hf635a1,
+    24'hf63e01, 24'hf64656, 24'hf64e9f, 24'hf656dd, 24'hf65f0d, 24'hf66734, 24'hf66f4f, 24'hf6775e,
+    24'hf67f61, 24'hf6875b, 24'hf68f47, 24'hf6972b, 24'hf69f02, 24'hf6a6ce, 24'hf6ae91, 24'hf6b648,
+    24'hf6bdf4, 24'hf6c597, 24'hf6cd2e, 24'hf6d4bb, 24'hf6dc3e, 24'hf6e3b7, 24'hf6eb25, 24'hf6f28a,
+    24'hf6f9e4, 24'hf70135, 24'hf7087b, 24'hf70fb8, 24'hf716eb, 24'hf71e14, 24'hf72535, 24'hf72c4b,
+    24'hf73357, 24'hf73a5c, 24'hf74155, 24'hf74847, 24'hf74f2f, 24'hf7560d, 24'hf75ce3, 24'hf763b0,
+    24'hf76a74, 24'hf7712f, 24'hf777e1, 24'hf77e8a, 24'hf7852c, 24'hf78bc4, 24'hf79253, 24'hf798db,
+    24'hf79f5a, 24'hf7a5d0, 24'hf7ac3f, 24'hf7b2a4, 24'hf7b903, 24'hf7bf58, 24'hf7c5a5, 24'hf7cbec,
+    24'hf7d229, 24'hf7d85f, 24'hf7de8d, 24'hf7e4b3, 24'hf7ead1, 24'hf7f0e8, 24'hf7f6f7, 24'hf7fcff};
 endpackage

@@ -8,91 +8,106 @@ module vector_control
     input logic valid,
     input entry_t head,
     input logic tokens,
-    input logic [31:0] now,
     output logic start
 );
-  localparam int ROWS = VECTOR_ELEMENTS / VLEN;
-  localparam int ROW_BITS = $clog2(ROWS), FP_BITS = $clog2(FP_ENTRIES), INT_BITS = $clog2(INT_ENTRIES);
-  logic [ROWS-1:0] row_known;  // something was written, so its time counts
-  logic [FP_ENTRIES-1:0] fp_known;
-  logic [INT_ENTRIES-1:0] int_known;
-  logic [31:0] row_ready[ROWS];
-  logic [31:0] fp_ready[FP_ENTRIES];
-  logic [INT_ENTRIES-1:0][31:0] int_ready;
+  localparam int ROW_BITS = $clog2(VECTOR_ELEMENTS / VLEN), FP_BITS = $clog2(FP_ENTRIES), INT_BITS = $clog2(INT_ENTRIES);
+  localparam int BITS = ROW_BITS > FP_BITS && ROW_BITS > INT_BITS ? ROW_BITS : FP_BITS > INT_BITS ? FP_BITS : INT_BITS;
+  localparam int COUNT_BITS = $clog2(VLEN + 1);
+  // A range of rows of Vector SRAM, or of entries; the last one is followed by the first.
+  typedef struct packed {
+    logic used;
+    memory_t memory;
+    logic [BITS-1:0] first;
+    logic [COUNT_BITS-1:0] count;
+  } range_t;
+  localparam int WRITES = 2;  // of an instruction at most
+
+  // What is written by the instruction that started that many cycles ago, until it is complete.
+  range_t [LONGEST:1][WRITES-1:0] written;
+  logic [LONGEST:1][15:0] latency;
   logic [15:0] wait_cycles;
   logic [7:0] opcode;
   logic ready;
-  logic [31:0] complete;
   lock_t [LOCKS-1:0] locks;
-  logic [LOCKS-1:0][31:0] first;
-  logic [LOCKS-1:0][15:0] size;
+  range_t [LOCKS-1:0] range;
+  range_t [WRITES-1:0] writes;
   v_rope_v_t rope;
 
   assign opcode = head.word[7:0];
   assign rope = head.word;
-  assign complete = now + 32'(latency_of(opcode));
   assign locks = {lock4(opcode), lock3(opcode), lock2(opcode), lock1(opcode), lock0(opcode)};
-  always_comb
+  always_comb begin
+    logic found;
     for (int i = 0; i < LOCKS; i++) begin
-      first[i] = head.address[locks[i].port];
+      logic [15:0] size;
+      logic [31:0] first;
+      first = head.address[locks[i].port];
       case (locks[i].size)
-        SIZE_N: size[i] = head.word[lanes_place(opcode)+:16];
-        SIZE_HEAD: size[i] = {7'd0, rope.head_dim};
-        default: size[i] = 16'd1;
+        SIZE_N: size = head.word[lanes_place(opcode)+:16];
+        SIZE_HEAD: size = {7'd0, rope.head_dim};
+        default: size = 16'd1;
+      endcase
+      range[i].used = locks[i].used;
+      range[i].memory = locks[i].memory;
+      case (locks[i].memory)
+        MEMORY_VECTOR: begin
+          logic [15:0] last;  // from the first element of its first row
+          last = 16'(first[$clog2(VLEN)-1:0]) + size - 16'd1;
+          range[i].first = BITS'(ROW_BITS'(first / VLEN));
+          range[i].count = COUNT_BITS'(last / VLEN) + 1'b1;
+        end
+        MEMORY_FP: begin
+          range[i].first = BITS'(FP_BITS'(first));
+          range[i].count = COUNT_BITS'(size);
+        end
+        default: begin
+          range[i].first = BITS'(INT_BITS'(first));
+          range[i].count = COUNT_BITS'(size);
+        end
       endcase
     end
+    writes = '0;
+    found = 1'b0;
+    for (int i = 0; i < LOCKS; i++)
+      if (locks[i].used && locks[i].write) begin
+        writes[found] = range[i];
+        found = 1'b1;
+      end
+  end
+
+  function automatic logic overlap(input range_t a, input range_t b);
+    logic [BITS-1:0] places, forth, back;
+    case (a.memory)
+      MEMORY_VECTOR: places = BITS'((1 << ROW_BITS) - 1);
+      MEMORY_FP: places = BITS'((1 << FP_BITS) - 1);
+      default: places = BITS'((1 << INT_BITS) - 1);
+    endcase
+    forth = (b.first - a.first) & places;
+    back = (a.first - b.first) & places;
+    overlap = a.used && b.used && a.memory == b.memory && (forth < BITS'(a.count) || back < BITS'(b.count));
+  endfunction
 
   always_comb begin
     ready = 1'b1;
-    if (valid && wait_cycles == 0 && tokens)
-      for (int i = 0; i < LOCKS; i++)
-        if (locks[i].used)
-          case (locks[i].memory)
-            MEMORY_VECTOR: begin
-              if (row_known[ROW_BITS'(first[i]/VLEN)] && row_ready[ROW_BITS'(first[i]/VLEN)] > now) ready = 1'b0;
-              if (row_known[ROW_BITS'((first[i]+32'(size[i])-1)/VLEN)] &&
-                  row_ready[ROW_BITS'((first[i]+32'(size[i])-1)/VLEN)] > now) ready = 1'b0;
-            end
-            MEMORY_FP:
-            for (int j = 0; j < VLEN; j++)
-              if (j < size[i] && fp_known[FP_BITS'(first[i]+j)] && fp_ready[FP_BITS'(first[i]+j)] > now) ready = 1'b0;
-            default:
-            for (int j = 0; j < VLEN; j++)
-              if (j < size[i] && int_known[INT_BITS'(first[i]+j)] && int_ready[INT_BITS'(first[i]+j)] > now) ready = 1'b0;
-          endcase
+    for (int age = 1; age < LONGEST; age++)
+      for (int w = 0; w < WRITES; w++)
+        for (int i = 0; i < LOCKS; i++) if (overlap(range[i], written[age][w])) ready = 1'b0;
     start = valid && wait_cycles == 0 && tokens && ready;
   end
 
-  always_ff @(posedge clock)
-    if (reset) begin
-      wait_cycles <= '0;
-      row_known <= '0;
-      fp_known <= '0;
-      int_known <= '0;
-    end else begin
-      if (start) wait_cycles <= interval_of(opcode) - 16'd1;
-      else if (wait_cycles != 0) wait_cycles <= wait_cycles - 16'd1;
-      // What is written is complete now, so the new time is the later one.
-      if (start)
-        for (int i = 0; i < LOCKS; i++)
-          if (locks[i].used && locks[i].write)
-            case (locks[i].memory)
-              MEMORY_VECTOR: begin
-                row_known[ROW_BITS'(first[i]/VLEN)] <= 1'b1;
-                row_known[ROW_BITS'((first[i]+32'(size[i])-1)/VLEN)] <= 1'b1;
-                row_ready[ROW_BITS'(first[i]/VLEN)] <= complete;
-                row_ready[ROW_BITS'((first[i]+32'(size[i])-1)/VLEN)] <= complete;
-              end
-              MEMORY_FP: begin  // one entry at most
-                fp_known[FP_BITS'(first[i])] <= 1'b1;
-                fp_ready[FP_BITS'(first[i])] <= complete;
-              end
-              default:
-              for (int j = 0; j < VLEN; j++)
-                if (j < size[i]) begin
-                  int_known[INT_BITS'(first[i]+j)] <= 1'b1;
-                  int_ready[INT_BITS'(first[i]+j)] <= complete;
-                end
-            endcase
-    end
+  always_ff @(posedge clock) begin
+    if (reset) wait_cycles <= '0;
+    else if (start) wait_cycles <= interval_of(opcode) - 16'd1;
+    else if (wait_cycles != 0) wait_cycles <= wait_cycles - 16'd1;
+    latency <= {latency[LONGEST-1:1], latency_of(opcode)};
+    for (int age = 1; age <= LONGEST; age++)
+      for (int w = 0; w < WRITES; w++) begin
+        range_t earlier;
+        logic [15:0] takes;
+        earlier = age == 1 ? writes[w] : written[age-(age!=1)][w];
+        takes = age == 1 ? latency_of(opcode) : latency[age-(age!=1)];
+        earlier.used = earlier.used && (age != 1 || start) && takes > 16'(age) && !reset;
+        written[age][w] <= earlier;
+      end
+  end
 endmodule

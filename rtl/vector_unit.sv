@@ -1,9 +1,10 @@
 // The vector unit and the scalar unit, which share a queue. Operands are read in the cycle of the start (stage 0); results
 // are written as soon as they are there, and count as complete after the latency that vector_control knows.
 //   stage 1  fill, compare, select, round, map: written in stage 2
-//   stage 1-5  lanes (and the scalar unit, one more lane): written in stage 6
+//   stage 1    operands of the lanes are chosen; 2-9 lanes: written in stage 10
+//   stage 1-8  the scalar unit, one more lane: written in stage 9
 //   stage 1-3  maximum and count: written in stage 4
-//   stage 3-..  sums by the fixed tree, two stages a level
+//   stage 6-..  sums by the fixed tree, two stages a level
 module vector_unit
   import tripath_pkg::*;
   import core_pkg::*;
@@ -44,7 +45,8 @@ module vector_unit
     output logic [VLEN-1:0][31:0] int_wide_write_data
 );
   localparam int LEVELS = $clog2(VLEN);
-  localparam int LAST = 5 + 2 * LEVELS;  // stage in which a sum is written
+  localparam int FIRST = 6;  // stage in which a product leaves its lane
+  localparam int LAST = FIRST + 2 + 2 * LEVELS;  // stage in which a sum is written
 
   typedef struct packed {
     logic [7:0] opcode;
@@ -194,7 +196,7 @@ module vector_unit
     case (what)
       OP_V_ADD_VV, OP_V_ADD_VF, OP_S_ADD_FP: lane_op_of = LANE_ADD;
       OP_V_SUB_VV, OP_V_SUB_VF, OP_S_SUB_FP: lane_op_of = LANE_SUBTRACT;
-      OP_V_MAX_VV, OP_V_MAX_VF: lane_op_of = LANE_MAX;
+      OP_V_MAX_VV, OP_V_MAX_VF, OP_V_RED_SUM: lane_op_of = LANE_MAX;
       OP_V_MAX_ABS_VV: lane_op_of = LANE_MAX_ABS;
       OP_V_EXP_V, OP_S_EXP_FP: lane_op_of = LANE_EXP;
       OP_V_EXP2_V: lane_op_of = LANE_EXP2;
@@ -220,56 +222,73 @@ module vector_unit
     endcase
   endfunction
 
-  logic [5:1] vector_stage, square_stage, scalar_stage;
+  logic [9:1] on_vector, on_scalar_, on_sum;
   logic by_scalar;
-  lane_op_t op1;
-  logic [VLEN-1:0][31:0] x1, y1, u1, v1, product3, result5;
-  logic [VLEN-1:0] high1;
+  lane_op_t op1, op2;
+  logic [VLEN-1:0][15:0] x1, u1, v1, x2, u2, v2;
+  logic [VLEN-1:0][31:0] y1, y2, products, results;
+  logic [VLEN-1:0] high1, high2;
   logic [31:0] scalar_product, scalar_result;
   logic [8:0] half1;
 
+  function automatic logic is_sum(input logic [7:0] what);
+    is_sum = what == OP_V_RED_SUM || what == OP_V_RED_SUMSQ;
+  endfunction
   always_comb begin
-    for (int i = 1; i <= 5; i++) begin
-      vector_stage[i] = valid[i] && on_lanes(slot[i].opcode);
-      square_stage[i] = valid[i] && i <= 2 && (slot[i].opcode == OP_V_RED_SUMSQ);
-      scalar_stage[i] = valid[i] && on_scalar(slot[i].opcode);
+    for (int i = 1; i <= 9; i++) begin
+      on_vector[i] = valid[i] && on_lanes(slot[i].opcode);
+      on_sum[i] = valid[i] && i < FIRST && is_sum(slot[i].opcode);
+      on_scalar_[i] = valid[i] && on_scalar(slot[i].opcode);
     end
     op1 = lane_op_of(s1.opcode);
     by_scalar = s1.opcode == OP_V_ADD_VF || s1.opcode == OP_V_SUB_VF || s1.opcode == OP_V_MUL_VF || s1.opcode == OP_V_MAX_VF;
     half1 = s1.head_dim >> 1;
     for (int i = 0; i < VLEN; i++) begin
-      x1[i] = {read_data[0][i], 16'd0};
+      x1[i] = read_data[0][i];
       y1[i] = by_scalar ? s1.fp : {read_data[1][i], 16'd0};
       high1[i] = (9'(i) & half1) != 0;
-      u1[i] = '0;
-      v1[i] = '0;
-      if (s1.opcode == OP_V_RED_SUMSQ) y1[i] = x1[i];
-      if (s1.opcode == OP_V_ROPE_V) begin
-        y1[i] = {read_data[1][LEVELS'(9'(i) & (half1 - 9'd1))], 16'd0};
-        u1[i] = {read_data[0][LEVELS'(9'(i) ^ half1)], 16'd0};
-        v1[i] = {read_data[1][LEVELS'(half1 + (9'(i) & (half1 - 9'd1)))], 16'd0};
-      end
+      u1[i] = read_data[0][LEVELS'(9'(i) ^ half1)];
+      v1[i] = read_data[1][LEVELS'(half1 + (9'(i) & (half1 - 9'd1)))];
+      // The maximum of a number and itself is what it was.
+      if (is_sum(s1.opcode)) y1[i] = {x1[i], 16'd0};
+      if (s1.opcode == OP_V_ROPE_V) y1[i] = {read_data[1][LEVELS'(9'(i) & (half1 - 9'd1))], 16'd0};
     end
   end
+  always_ff @(posedge clock)
+    if (on_vector[1] || on_sum[1]) begin
+      op2 <= op1;
+      high2 <= high1;
+      x2 <= x1;
+      y2 <= y1;
+      u2 <= u1;
+      v2 <= v1;
+    end
 
+  logic [VLEN-1:0][31:0] wide_x2, wide_u2, wide_v2;
+  always_comb
+    for (int i = 0; i < VLEN; i++) begin
+      wide_x2[i] = {x2[i], 16'd0};
+      wide_u2[i] = {u2[i], 16'd0};
+      wide_v2[i] = {v2[i], 16'd0};
+    end
   lanes #(
       .COUNT(VLEN)
   ) vector_lanes (
-      .clock, .enable(vector_stage | square_stage), .op(op1), .high(high1), .x(x1), .y(y1), .u(u1), .v(v1),
-      .product(product3), .result(result5)
+      .clock, .enable(on_vector[9:2] | on_sum[9:2]), .op(op2), .high(high2), .x(wide_x2), .y(y2), .u(wide_u2),
+      .v(wide_v2), .product(products), .result(results)
   );
   lanes scalar (
-      .clock, .enable(scalar_stage), .op(op1), .high(1'b0), .x(s1.fp), .y(s1.fp_b), .u('0), .v('0),
+      .clock, .enable(on_scalar_[8:1]), .op(op1), .high(1'b0), .x(s1.fp), .y(s1.fp_b), .u('0), .v('0),
       .product(scalar_product), .result(scalar_result)
   );
 
-  logic vector6, scalar6;
+  logic vector10, scalar9;
   always_ff @(posedge clock) begin
-    vector6 <= vector_stage[5] && !reset;
-    scalar6 <= scalar_stage[5] && !reset;
+    vector10 <= on_vector[9] && !reset;
+    scalar9 <= on_scalar_[8] && !reset;
   end
-  assign fp_write[1] = scalar6;
-  assign fp_write_address[1] = slot[6].dst;
+  assign fp_write[1] = scalar9;
+  assign fp_write_address[1] = slot[9].dst;
   assign fp_write_data[1] = scalar_result;
 
   // ---- maximum with its index, and count ----
@@ -339,18 +358,8 @@ module vector_unit
 
   // ---- sums by the fixed tree: lane i meets lane i + width; -0, which changes nothing, where a lane is absent ----
   localparam logic [31:0] ABSENT = 32'h80000000;
-  logic [VLEN-1:0][15:0] operand2, operand3;
-  function automatic logic is_sum(input logic [7:0] what);
-    is_sum = what == OP_V_RED_SUM || what == OP_V_RED_SUMSQ;
-  endfunction
-  logic [VLEN-1:0][31:0] leaves3;
-  always_ff @(posedge clock) begin
-    if (valid[1] && is_sum(s1.opcode)) operand2 <= read_data[0];
-    if (valid[2] && is_sum(slot[2].opcode)) operand3 <= operand2;
-  end
-  always_comb
-    for (int i = 0; i < VLEN; i++)
-      leaves3[i] = i >= slot[3].n ? ABSENT : slot[3].opcode == OP_V_RED_SUMSQ ? product3[i] : {operand3[i], 16'd0};
+  logic [VLEN-1:0][31:0] leaves;
+  always_comb for (int i = 0; i < VLEN; i++) leaves[i] = i >= slot[FIRST].n ? ABSENT : products[i];
   logic [LAST:1] sums;  // stages with a sum
   always_comb for (int i = 1; i <= LAST; i++) sums[i] = valid[i] && is_sum(slot[i].opcode);
   // Adder WIDTH + i adds lanes i and i + WIDTH of the level that leaves WIDTH lanes; adder 1 is the tree's root, adder 0
@@ -360,12 +369,12 @@ module vector_unit
   for (genvar level = 0; level < LEVELS; level++) begin : levels
     localparam int WIDTH = VLEN >> (level + 1);
     for (genvar i = 0; i < WIDTH; i++) begin : pairs
-      assign tree_enable[WIDTH+i] = sums[3+2*level+:2];
-      assign tree_a[WIDTH+i] = level == 0 ? leaves3[i] : tree_sum[(2*WIDTH+i)%VLEN];
-      assign tree_b[WIDTH+i] = level == 0 ? leaves3[i+WIDTH] : tree_sum[(3*WIDTH+i)%VLEN];
+      assign tree_enable[WIDTH+i] = sums[FIRST+2*level+:2];
+      assign tree_a[WIDTH+i] = level == 0 ? leaves[i] : tree_sum[(2*WIDTH+i)%VLEN];
+      assign tree_b[WIDTH+i] = level == 0 ? leaves[i+WIDTH] : tree_sum[(3*WIDTH+i)%VLEN];
     end
   end
-  localparam int FINAL = 3 + 2 * LEVELS;
+  localparam int FINAL = FIRST + 2 * LEVELS;
   assign tree_enable[0] = sums[FINAL+:2];
   assign tree_a[0] = slot[FINAL].fp;
   assign tree_b[0] = tree_sum[1];
@@ -378,62 +387,58 @@ module vector_unit
   assign fp_write_address[3] = slot[LAST].dst;
   assign fp_write_data[3] = tree_sum[0];
 
-  // ---- top-k: the best lane that is left, one a cycle ----
-  logic [15:0] chosen_count, chosen_limit;
-  logic [VLEN-1:0] eligible, chosen;
+  // ---- top-k: a lane a cycle is shown to all; each counts those that come before it ----
+  // Greater ones come first, of equals the lower lane. A NaN comes as soon as nothing is left below it, as if it were the
+  // least of the lanes below; that is known when its turn comes, and until then all are before it.
+  localparam int RANKS = $clog2(VLEN + 1);
+  logic [VLEN-1:0] eligible, chosen, ahead;
   logic [VLEN-1:0][16:0] orders;
-  logic [15:0] top_cycle, top_n;
-  logic [31:0] top_dst;
-  logic top_active, top_write;
-  logic [LEVELS-1:0] winner;
-  logic found;
+  logic [VLEN-1:0][RANKS-1:0] rank;
+  logic [RANKS-1:0] limit;
+  logic [LEVELS-1:0] turn;
+  logic [16:0] shown, key, least;
+  logic present, top_active, top_write;
+  logic [15:0] top_n, chosen_n;
+  logic [31:0] top_dst, chosen_dst;
   always_comb begin
-    logic [16:0] highest;
-    winner = '0;
-    found = 1'b0;
-    highest = '0;
-    if (top_active)
-      for (int i = VLEN - 1; i >= 0; i--)
-        if (eligible[i] && (!found || orders[i] >= highest)) begin
-          winner = LEVELS'(i);
-          highest = orders[i];
-          found = 1'b1;
-        end
-    // A NaN is not displaced where it comes first.
-    if (top_active)
-      for (int i = VLEN - 1; i >= 0; i--)
-        if (eligible[i] && orders[i] == 0 && (eligible & ((VLEN'(1) << i) - 1'b1)) == 0) winner = LEVELS'(i);
+    key = shown == 0 ? least : shown;
+    for (int i = 0; i < VLEN; i++)
+      ahead[i] = present && turn != LEVELS'(i) && (key > orders[i] || key == orders[i] && turn < LEVELS'(i));
   end
   always_ff @(posedge clock)
     if (reset) begin
       top_active <= 1'b0;
       top_write <= 1'b0;
     end else begin
-      top_write <= 1'b0;
+      top_write <= top_active && turn == LEVELS'(VLEN - 1);
+      if (top_active) begin
+        turn <= turn + 1'b1;
+        shown <= orders[LEVELS'(turn+1'b1)];
+        present <= eligible[LEVELS'(turn+1'b1)];
+        if (present && key < least) least <= key;
+        for (int i = 0; i < VLEN; i++) begin
+          rank[i] <= rank[i] + {{RANKS - 1{1'b0}}, ahead[i]};
+          if (turn == LEVELS'(i)) orders[i] <= key;
+          chosen[i] <= eligible[i] && rank[i] + {{RANKS - 1{1'b0}}, ahead[i]} < limit;
+        end
+        chosen_n <= top_n;
+        chosen_dst <= top_dst;
+        if (turn == LEVELS'(VLEN - 1)) top_active <= 1'b0;
+      end
       if (valid[1] && s1.opcode == OP_V_TOPK_MASK) begin
         top_active <= 1'b1;
-        top_cycle <= 16'd0;
+        turn <= '0;
         top_n <= s1.n;
         top_dst <= s1.dst;
-        for (int i = 0; i < VLEN; i++)  // as many as there are lanes: all of them, or the last would come too late
-          chosen[i] <= !s1.integer_[31] && s1.integer_ >= 32'(VLEN) && i < s1.n && read_data[1][i][14:0] != 0;
-        chosen_count <= '0;
-        chosen_limit <= s1.integer_[31] || s1.integer_ >= 32'(VLEN) ? 16'd0 : s1.integer_[15:0];
+        rank <= '0;
+        least <= '1;
+        limit <= s1.integer_[31] ? '0 : s1.integer_ >= 32'(VLEN) ? RANKS'(VLEN) : s1.integer_[RANKS-1:0];
         for (int i = 0; i < VLEN; i++) begin
           orders[i] <= 17'(order({read_data[0][i], 16'd0}) >> 16);
           eligible[i] <= i < s1.n && read_data[1][i][14:0] != 0;
         end
-      end else if (top_active) begin
-        top_cycle <= top_cycle + 16'd1;
-        if (found && chosen_count < chosen_limit) begin
-          chosen[winner] <= 1'b1;
-          eligible[winner] <= 1'b0;
-          chosen_count <= chosen_count + 16'd1;
-        end
-        if (top_cycle == 16'(VLEN - 2)) begin
-          top_active <= 1'b0;
-          top_write <= 1'b1;
-        end
+        shown <= 17'(order({read_data[0][0], 16'd0}) >> 16);
+        present <= read_data[1][0][14:0] != 0;
       end
     end
 
@@ -443,11 +448,11 @@ module vector_unit
     write_address[0] = slot[2].dst;
     write_count[0] = slot[2].n;
     write_data[0] = short_data2;
-    write[1] = vector6 || top_write;
-    write_address[1] = top_write ? top_dst : slot[6].dst;
-    write_count[1] = top_write ? top_n : slot[6].n;
+    write[1] = vector10 || top_write;
+    write_address[1] = top_write ? chosen_dst : slot[10].dst;
+    write_count[1] = top_write ? chosen_n : slot[10].n;
     write_data[1] = '0;
-    if (vector6) for (int i = 0; i < VLEN; i++) write_data[1][i] = to_bf16(result5[i]);
+    if (vector10) for (int i = 0; i < VLEN; i++) write_data[1][i] = to_bf16(results[i]);
     if (top_write) for (int i = 0; i < VLEN; i++) write_data[1][i] = chosen[i] ? 16'h3f80 : 16'd0;
   end
 endmodule

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from tripath.errors import TripathError
 
-PROVENANCES: tuple[str, ...] = ("published", "derived", "assumed")
-"""As printed; by a law, a fit or a measurement of ours that the source names; without a source. From strong to weak."""
+PROVENANCES: tuple[str, ...] = ("published", "synthesis", "derived", "assumed")
+"""As printed; mapped from `rtl/` to a cell library (docs/rtl.md); by a law, a fit or a measurement of ours that the source names;
+without a source. From strong to weak."""
 
 Numbers = Mapping[str, Mapping[str, float | str]]
 FIELDS = {"value", "provenance", "source"}

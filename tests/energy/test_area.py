@@ -72,3 +72,11 @@ def test_more_of_anything_never_takes_less(technology):
     sizes = [matrix(technology, 64, 4, name, name) for name in order]
     assert sizes == sorted(sizes)
     assert matrix(technology, 64, 4, "mxint4", "mxint8") == pytest.approx(matrix(technology, 64, 4, "mxint8", "mxint4"))
+
+
+def test_asap7_is_n7_with_areas_of_the_rtl(technology):
+    synthesised = compose_experiment("technology=asap7").technology
+    assert synthesised is not None
+    changed = {name for name in technology.numbers if technology.numbers[name] != synthesised.numbers[name]}
+    assert changed == {"vector_lane_um2", "scalar_unit_um2", "frontend_um2"}
+    assert {synthesised.numbers[name]["provenance"] for name in changed} == {"synthesis"}

@@ -1,5 +1,6 @@
 """The core, built once for all tests of the RTL."""
 
+import os
 import shutil
 
 import pytest
@@ -13,4 +14,4 @@ def core():
     """The simulator of the small core; without Verilator there is none."""
     if shutil.which("verilator") is None:
         pytest.skip("needs verilator (Debian: apt install verilator)")
-    return build(small_core())
+    return build(small_core(), coverage="RTL_COVERAGE" in os.environ)

@@ -129,3 +129,35 @@ def test_tile_products_of_any_code_and_scale(core, block, weight_format, act_for
         )
     for given, after in zip(jobs, run(core, jobs, most_cycles=5000), strict=True):
         assert different_bits(executed(given), after.memories) == {}
+
+
+def test_top_k_of_equal_lanes_zeros_of_both_signs_and_nan(core):
+    """Which lanes are taken does not follow from an order of numbers alone: a NaN is taken where it comes first."""
+    text = """
+        A_BASE register=0 base=0
+        A_BASE register=1 base=64
+        A_BASE register=2 base=128
+        A_BASE register=3 base=0
+        A_BASE register=4 base=192
+        V_TOPK_MASK dst=2 a=0 mask=1 count=3 n=32
+        V_TOPK_MASK dst=4 a=0 mask=1 count=3 n=21
+    """
+    rng = np.random.default_rng(0)
+    few = np.array([0.0, -0.0, 1.0, 1.0, -2.0, np.inf, -np.inf, np.nan, np.nan], np.float32)
+    jobs = []
+    for count in [-1, 0, 1, 2, 3, 5, 8, 31, 32, 1000] * 20:
+        vector = np.zeros(256, np.float32)
+        vector[:32] = rng.choice(few, 32) if count % 2 else rng.choice(few[: rng.integers(1, len(few))], 32)
+        vector[64:96] = rng.choice(np.array([0.0, 1.0, -0.0, np.nan], np.float32), 32, p=[0.2, 0.6, 0.1, 0.1])
+        integer = np.array([count], np.int32)
+        jobs.append(
+            Job(
+                program=program_of(text),
+                hardware=SMALL,
+                hbm=np.zeros(1 << 15, np.uint8),
+                vector=vector,
+                integer=integer,
+            )
+        )
+    for given, after in zip(jobs, run(core, jobs, most_cycles=1000), strict=True):
+        assert different_bits(executed(given), after.memories) == {}

@@ -85,9 +85,9 @@ def load_tile(
     else:
         e.sync("dma_in", wait=wait)
         with e.loop(tiling.key_tile // group) as number:
-            place = tile_address(c, side, 0, [(number, group * tile.column_bytes)], rows=tile.column_bytes)
+            target = tile_address(c, side, 0, [(number, group * tile.column_bytes)], rows=tile.column_bytes)
             source = c.hbm(side, 0, [*steps, (number, facts.stride_bytes(3))], rows=facts.row_bytes)
-            e.emit("H_LOAD_T", dst=place, src=source, rows=c.model.head_dim, cols=group, format=code,
+            e.emit("H_LOAD_T", dst=target, src=source, rows=c.model.head_dim, cols=group, format=code,
                    block=group.bit_length() - 1)  # fmt: skip
         e.sync("dma_in", signal=signal)
 

@@ -73,6 +73,12 @@ def test_kind_names_the_operations(training: list[Problem]) -> None:
         assert re.findall(r" ([+*-]) ", problem.answer) == [symbols[part] for part in problem.kind.split("-")]
 
 
+def test_kinds_are_as_likely_as_another_but_for_those_of_which_more_is_asked() -> None:
+    for more, share in (((), 1 / 7), (("mul",) * 3, 4 / 10)):
+        kinds = [p.kind for p in itertools.islice(problems(5, held_out=False, more=more), 4_000)]
+        assert abs(kinds.count("mul") / len(kinds) - share) < 4 * (share * (1 - share) / len(kinds)) ** 0.5
+
+
 def test_split_is_disjoint_by_text_alone(training: list[Problem], shipped: list[Problem]) -> None:
     assert all(problem.held_out for problem in shipped)
     assert not any(problem.held_out for problem in training)

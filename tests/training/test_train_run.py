@@ -1,5 +1,6 @@
 """The training loop on a few small steps: the loss falls, and a resumed run gives the very same weights."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,3 +90,11 @@ def test_learning_rate_warms_up_and_ends_at_a_hundredth() -> None:
     assert max(rates) == pytest.approx(training.PEAK_RATE, rel=0.01)
     assert rates.index(max(rates)) < 2 * training.WARMUP_STEPS
     assert rates[-1] == pytest.approx(training.PEAK_RATE / 100, rel=0.01)
+    restart = training.restart_of(10_000)
+    first, second = rates[:restart], rates[restart:]
+    assert first[-1] == pytest.approx(training.PEAK_RATE / 100, rel=0.01)
+    assert max(second) == pytest.approx(
+        training.PEAK_RATE / 3, rel=0.3
+    )  # the warm-up takes a fifth of so short a cycle
+    for cycle in (first[training.WARMUP_STEPS :], second[training.WARMUP_STEPS :]):
+        assert all(one > other for one, other in itertools.pairwise(cycle))

@@ -231,7 +231,7 @@ def _other_hardware(values: Values, settings: "Settings", own: "ModelSpec") -> d
     models = {own.name: own}
     for name in sorted(names - {own.name}):
         try:
-            loaded = GlobalHydra.instance().config_loader().load_configuration("config", [f"model={name}"], RunMode.RUN)
+            loaded = _composed(f"model={name}")
         except HydraException as error:
             raise TripathError(f"validation.measurements: {one_line(error)}") from None
         models[name] = build("model", {**dict(loaded.model), "checkpoint": None})
@@ -313,14 +313,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 
-def _known_keys() -> list[str]:
-    """Every key of the default configuration, as overrides name it, and the groups."""
+def _composed(*overrides: str) -> DictConfig:
+    """The configuration of these overrides, with Hydra as the command line started it, or on its own."""
     if GlobalHydra.instance().is_initialized():
         loader: Any = GlobalHydra.instance().config_loader()
-        config: DictConfig = loader.load_configuration("config", [], RunMode.RUN)
-    else:
-        with initialize_config_module("conf", version_base="1.3"):
-            config = compose("config")
+        return loader.load_configuration("config", list(overrides), RunMode.RUN)
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def _known_keys() -> list[str]:
+    """Every key of the default configuration, as overrides name it, and the groups."""
+    config = _composed()
     found: list[str] = []
 
     def walk(prefix: str, node: object) -> None:

@@ -130,9 +130,9 @@ def test_timing_paths_replay_the_mean_steps_of_the_problems(tmp_path):
 BEYOND = {
     "workload.commit=factor": (), "workload.commit=dream": (), "workload.score=topk_margin": (), "workload.score=entropy": (),
     "numerics.confidences=fp32": (), "numerics.confidences=fp64": (), "numerics.smoothing.scheme=hadamard": ("scheme=hadamard",),
-    "numerics.smoothing.scheme=static": ("scheme=static",), "numerics.smoothing.scheme=frozen": ("scheme=frozen",),
     "numerics.smoothing.scheme=oracle": ("scheme=oracle",),
-    "numerics.smoothing.pre_rope=true": ("scheme=prerope",),
+    "numerics.smoothing.centre=true": ("scheme=static", "numerics.smoothing.centre=true"),
+    "numerics.smoothing.pre_rope=true": ("scheme=prerope", "numerics.k_axis=tokens"),
 }  # fmt: skip
 
 
@@ -148,7 +148,21 @@ def test_what_no_program_carries_out_is_left_to_the_reference_path(choice):
 
 @pytest.mark.parametrize(
     "scheme",
-    ["plain", "baos", "baos_half", "baos_pow2", "baos_k", "baos_v_pow2", "baos_centred", "kivi", "v_channels_baos"],
+    [
+        "plain",
+        "baos",
+        "baos_half",
+        "baos_pow2",
+        "baos_k",
+        "baos_v_pow2",
+        "baos_centred",
+        "kivi",
+        "v_channels_baos",
+        "frozen",
+        "static",
+        "prerope",
+        "prerope_baos",
+    ],
 )
 def test_a_scheme_of_the_machine_is_one_key_for_both(scheme):
     x = compose_experiment("paths=[analytical,quality]", f"scheme={scheme}")

@@ -11,7 +11,7 @@ from tests.conftest import PROMPT, compose_experiment
 from tripath.compiler import compile_program
 
 HEAD = "model.transformer.ff_out.weight"
-PROMPTS = (PROMPT, "Ben has 5 books and gives 3 to Tom. How many books does Ben have now?")
+PROMPTS = (PROMPT, "Ali fills 6 bags with 9 candies each. How many candies are there in all?")
 """Confidences on them lie far enough apart that BF16 orders them as float32 does."""
 SMALL = (
     "numerics=bf16",
@@ -46,7 +46,7 @@ def torch_commit_steps(oracle, ids, workload):
 def test_commit_steps_are_those_of_torch(cache, commit, tensors, tokenizer, monkeypatch):
     """The logits are made smaller: the shipped model is so sure that its confidences tie in BF16."""
     x = compose_experiment(*SMALL, f"workload.cache={cache}", f"workload.commit={commit}")
-    unsure = {**tensors, HEAD: tensors[HEAD] * np.float32(0.2)}
+    unsure = {**tensors, HEAD: tensors[HEAD] * np.float32(0.05)}
     monkeypatch.setattr(accuracy.simulator, "load_tensors", lambda _: unsure)
     prompts = [tokenizer.encode(text) for text in PROMPTS]
     program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(ids) for ids in prompts])

@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 
 from accuracy.checkpoint import SYNTHETIC
 from tripath.errors import TripathError
+from tripath.formats.rounding import round_bf16
 from tripath.model import ModelSpec
 from tripath.program import Program
+from tripath.workload import SIDES
 
 FILE = "calibration.safetensors"
-SIDES = ("keys", "values")
 
 
 def read_calibration(model: ModelSpec) -> list[dict[str, np.ndarray]]:
@@ -65,7 +66,4 @@ def static_factors(program: Program, model: ModelSpec) -> np.ndarray:
     return np.stack(rows)[:, None].repeat(layout["batch"], axis=1)
 
 
-def _bf16(values: np.ndarray) -> np.ndarray:
-    """To the nearest BF16, ties to even; finite values."""
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+_bf16 = np.vectorize(round_bf16, otypes=[np.float32])

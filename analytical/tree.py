@@ -6,6 +6,7 @@ early. So multiplicities are sums of products of trip counts; nothing is execute
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -104,26 +105,23 @@ def indexed_loops(program: Program) -> list[Loop]:
     return found
 
 
-OUTSIDE = -1
-"""In place of the C_LOOP of an indexed loop, where there is none around."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TripCounts:
-    """Trip counts under a trace: that of a loop is an array over the indices of the indexed loop that it lies in.
+    """Trip counts under a trace: that of a loop is an array over the indices of the region that it lies in.
 
-    `exits`: where loops are left early, by the C_LOOP of the indexed loop around them.
+    `regions`: the indexed loops, and last the whole program, as C_LOOP, C_NEXT and trips; `exits`: where each region's loop
+    is left early, at each of its indices.
     """
 
-    exits: tuple[tuple[int, tuple[int, ...]], ...]
-    around: tuple[tuple[int, int, int], ...]
-    """C_LOOP, C_NEXT and trips of the indexed loops."""
+    regions: tuple[tuple[int, int, int], ...]
+    exits: tuple[tuple[int, ...], ...]
 
     def of(self, loop: Loop) -> np.ndarray:
         """Iterations that reach the C_NEXT, for each index of the indexed loop around it (int64; one where there is none)."""
-        head, indices = next(((h, n) for h, end, n in self.around if h < loop.head < end), (OUTSIDE, 1))
+        number = next(i for i, (head, end, _) in enumerate(self.regions) if head < loop.head < end)
+        indices = self.regions[number][2]
         if loop.leaves_early:
-            return np.array(dict(self.exits)[head], np.int64)
+            return np.array(self.exits[number], np.int64)
         if not loop.factor:
             return np.full(indices, max(loop.base, 0))
         return np.maximum(loop.base + loop.factor * np.arange(indices), 0)
@@ -135,25 +133,24 @@ def trip_counts(program: Program, trace: Trace) -> TripCounts:
     Raises:
         ProgramError: the trace has another number of loop exits than the program.
     """
-    around, left = _around(program)
-    needed, exits = sum(trips for _, trips in left), []
-    if left and len(trace.breaks) != needed:
-        raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {needed}")
-    for head, trips in left:
-        first = sum(len(taken) for _, taken in exits)
-        exits.append((head, tuple(trace.breaks[first : first + trips])))
-    return TripCounts(exits=tuple(exits), around=around)
+    regions, counts = _regions(program)
+    stops = list(accumulate(counts))
+    if stops[-1] and len(trace.breaks) != stops[-1]:
+        raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {stops[-1]}")
+    exits = tuple(tuple(trace.breaks[stop - count : stop]) for stop, count in zip(stops, counts, strict=True))
+    return TripCounts(regions=regions, exits=exits)
 
 
 @fact_of_program
-def _around(program: Program) -> tuple[tuple[tuple[int, int, int], ...], list[tuple[int, int]]]:
-    """The indexed loops as in `TripCounts`, and (C_LOOP, trips) of those in which a loop is left early."""
+def _regions(program: Program) -> tuple[tuple[tuple[int, int, int], ...], list[int]]:
+    """The regions of `TripCounts`, and how many exits of a trace belong to each."""
     outer, root = indexed_loops(program), loop_tree(program)
-    left = [(loop.head, loop.base) for loop in outer if any(inner.leaves_early for inner in loops_of(loop.body))]
-    alone = [node for node in root if isinstance(node, Loop) and node.leaves_early]
-    if len(alone) + len(left) > max(1, len(left)):
+    left = [loop.base * any(inner.leaves_early for inner in loops_of(loop.body)) for loop in outer]
+    alone = sum(isinstance(node, Loop) and node.leaves_early for node in root)
+    if alone > 1 or (alone and any(left)):
         raise ProgramError("program: a loop of no other is left early beside others, not analysed")
-    return tuple((loop.head, loop.next, loop.base) for loop in outer), left or [(OUTSIDE, 1) for _ in alone]
+    whole = (-1, len(program.words), 1)
+    return (*((loop.head, loop.next, loop.base) for loop in outer), whole), [*left, alone]
 
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:

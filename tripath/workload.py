@@ -13,6 +13,8 @@ SCORES = ("maskgit_plus", "topk_margin", "entropy")
 SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
 CONFIDENCES = ("bf16", "fp32", "fp64")
 AXES = ("channels", "tokens")
+SIDES = ("keys", "values")
+"""Of the KV cache, in the order in which a row has them."""
 BLOCK_SIZES = (8, 16, 32)
 BLOCK_LENGTHS = (4, 8, 16, 32, 64)
 
@@ -137,12 +139,12 @@ class Smoothing:
     @property
     def sides(self) -> list[str]:
         """What is smoothed, of `keys` and `values`."""
-        return [side for side in ("keys", "values") if self.scheme != "plain" and getattr(self, side)]
+        return [side for side in SIDES if self.scheme != "plain" and getattr(self, side)]
 
     @property
     def measured(self) -> str:
-        """When a program measures the channels: at each block's warm steps (each), at the first block's (once), or never."""
-        return {"baos": "each", "frozen": "once"}.get(self.scheme, "never") if self.sides else "never"
+        """When a program measures the channels: at each block's warm steps (each), at the first block's (once); empty: never."""
+        return {"baos": "each", "frozen": "once"}.get(self.scheme, "") if self.sides else ""
 
     @property
     def centres(self) -> bool:

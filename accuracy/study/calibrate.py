@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accuracy.calibration import SIDES, read_calibration
+from accuracy.calibration import read_calibration
 from accuracy.study.decode import Policy, StepView, decode
 from accuracy.study.metrics import collect
 from accuracy.study.model import Arithmetic, Calibration, StudyModel
 from accuracy.study.schemes import KvScheme
 from tripath.errors import TripathError
 from tripath.model import ModelSpec
+from tripath.workload import SIDES
 
 _BLOCKS = "model.transformer.blocks."
 

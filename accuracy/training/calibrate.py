@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save
 
-from accuracy.calibration import FILE, SIDES
+from accuracy.calibration import FILE
 from accuracy.study.calibrate import calibrate
 from accuracy.study.decode import Policy
 from accuracy.study.model import Arithmetic
@@ -19,6 +19,7 @@ from accuracy.study.schemes import KvScheme
 from accuracy.training.evaluate import CHECKPOINT, load
 from tripath.files import write_atomically
 from tripath.model import ModelSpec
+from tripath.workload import SIDES
 
 
 def write_calibration(spec: ModelSpec, tensors: Mapping[str, np.ndarray], folder: Path) -> None:

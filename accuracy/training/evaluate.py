@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from accuracy.study import problems
+from accuracy.study.decode import Policy
+from accuracy.study.model import StudyModel
 from accuracy.training.corpus import ANSWER_TOKENS, Problem
 from accuracy.training.model import DiffusionTransformer
 from tripath.model import ModelSpec
@@ -157,24 +160,19 @@ def main() -> None:
         right, equal = (sum(getattr(s, field) for s in scores.values()) for field in ("result_right", "answer_equal"))
         cells = [name, f"{sum(decoded.steps) / len(test):.1f}", _cell(right, len(test)), _cell(equal, len(test))]
         print("| " + " | ".join(cells + [f"{s.result_right}/{s.problems}" for s in scores.values()]) + " |", flush=True)
-    print_caches(options.folder, model)
+    _print_caches(options.folder, model)
 
 
-def print_caches(folder: Path, model: DiffusionTransformer) -> None:
+def _print_caches(folder: Path, model: DiffusionTransformer) -> None:
     """Results right of the first CACHED_PROBLEMS under the cache policies, with the FP32 arithmetic of accuracy/study."""
-    from accuracy.study.decode import Policy
-    from accuracy.study.model import StudyModel
-    from accuracy.study.problems import load_problems
-    from accuracy.study.problems import score as solve
-
     study = StudyModel(model.spec, {name: value.numpy() for name, value in model.named_tensors().items()})
-    known = load_problems(folder)[:CACHED_PROBLEMS]
+    known = problems.load_problems(folder)[:CACHED_PROBLEMS]
     print("\n| cache | commit | block | mean steps | result right |\n|---|---|---|---|---|")
     for cache, commit, block in (
         ("none", "quota", 8), ("prefix", "quota", 8), ("dual", "quota", 8), ("dual", "threshold", 8), ("dual", "quota", 32),
         ("dual", "threshold", 32),
     ):  # fmt: skip
-        right, trips = solve(study, known, Policy(block_length=block, cache=cache, commit=commit), folder)
+        right, trips = problems.score(study, known, Policy(block_length=block, cache=cache, commit=commit), folder)
         shown = commit if commit == "quota" else f"{commit} 0.9"
         mean = trips.sum().item() / len(known)
         print(f"| {cache} | {shown} | {block} | {mean:.1f} | {_cell(sum(right), len(known))} |", flush=True)

@@ -5,20 +5,19 @@ from tripath.compiler.layout import CONTRACTED, STREAM_SLOTS, CacheTile, axis_of
 from tripath.compiler.lower import Context, Steps
 from tripath.compiler.rows import Chunk, times
 from tripath.formats import FORMATS
+from tripath.program import Tensor
 
 
 def store_cache(c: Context, chunk: Chunk, layer: Level, buffer: str, offset: int, width: int) -> None:
     """The rows of a chunk, K from column `offset` of a buffer of `width` columns and V behind it, into the cache."""
-    e, model, tiling, group = c.e, c.model, c.layout.tiling, c.layout.tiling.token_block
-    first, unit, code = chunk.span.first, c.workload.block_length, FORMATS[c.numerics.kv].code
+    e, model, group = c.e, c.model, c.layout.tiling.token_block
+    unit, code = c.workload.block_length, FORMATS[c.numerics.kv].code
     with chunk.runs(e, unit) as (rows, local, canvas), e.loop(model.kv_heads) as head:
         for number, side in enumerate(CONTRACTED):
             facts, by_token = c.layout.tensor(side), axis_of(c.numerics, side) == "channels"
             per_token = facts.row_bytes if by_token else facts.stride_bytes(3) // group
-            steps = chunk.canvas_steps(per_token, facts.stride_bytes(1))
-            steps += [(level, s * facts.stride_bytes(1) + r * per_token) for level, s, r in canvas]
-            steps += [(layer, facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
-            column, place = offset + number * model.kv_width, (tiling.pad + first) * per_token
+            place, steps = _rows_of_head(c, chunk, facts, per_token, canvas, layer, head)
+            column = offset + number * model.kv_width
             source: Steps = [(head, model.head_dim), *times(local, width)]
             if by_token:
                 e.emit("H_STORE_V", dst=c.hbm(side, place, steps, rows=per_token),
@@ -32,14 +31,27 @@ def store_cache(c: Context, chunk: Chunk, layer: Level, buffer: str, offset: int
                        cols=model.head_dim, format=code, block=group.bit_length() - 1)  # fmt: skip
 
 
+def _rows_of_head(
+    c: Context,
+    chunk: Chunk,
+    facts: Tensor,
+    per_token: int,
+    canvas: list[tuple[Level, int, int]],
+    layer: Level,
+    head: Level,
+) -> tuple[int, list[tuple[Level, int]]]:
+    """Offset and strides, in bytes, of a run of a chunk's rows of one head in a tensor of `per_token` bytes a token."""
+    steps = chunk.canvas_steps(per_token, facts.stride_bytes(1))
+    steps += [(level, s * facts.stride_bytes(1) + r * per_token) for level, s, r in canvas]
+    steps += [(layer, facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
+    return (c.layout.tiling.pad + chunk.span.first) * per_token, steps
+
+
 def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, layer: Level) -> None:
     """Move the rows of a chunk, of all KV heads, between a tensor of keys by token in HBM and a buffer."""
     facts, width = c.layout.tensor(tensor), c.model.kv_width
     with chunk.runs(c.e, c.workload.block_length) as (rows, local, canvas), c.e.loop(c.model.kv_heads) as head:
-        steps = chunk.canvas_steps(facts.row_bytes, facts.stride_bytes(1))
-        steps += [(level, s * facts.stride_bytes(1) + r * facts.row_bytes) for level, s, r in canvas]
-        steps += [(layer, facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
-        place = (c.layout.tiling.pad + chunk.span.first) * facts.row_bytes
+        place, steps = _rows_of_head(c, chunk, facts, facts.row_bytes, canvas, layer, head)
         outside = c.hbm(tensor, place, steps, rows=facts.row_bytes)
         inside = c.vector(buffer, 0, [(head, c.model.head_dim), *times(local, width)], rows=width)
         dst, src = (inside, outside) if mnemonic == "H_LOAD_V" else (outside, inside)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tripath.compiler.emit import Emitter, Level
 from tripath.compiler.forward import forward
-from tripath.compiler.layout import CONSTANTS, CONTRACTED, STREAM_SLOTS, make_layout
+from tripath.compiler.layout import CONSTANTS, STREAM_SLOTS, make_layout
 from tripath.compiler.lower import Context
 from tripath.compiler.rows import Span, block_span, full_span, suffix_span
 from tripath.compiler.sampling import commit, lm_head, sample
@@ -13,7 +13,7 @@ from tripath.hardware import HardwareConfig
 from tripath.model import ModelSpec
 from tripath.program import Program, words_of
 from tripath.trace import Trace
-from tripath.workload import Numerics, Workload, reference_only
+from tripath.workload import SIDES, Numerics, Workload, reference_only
 
 CHANNELS = (
     ("weights", "dma_in", "matrix", STREAM_SLOTS),
@@ -67,7 +67,7 @@ def compile_program(
     e = c.e
     with e.phase("setup"):
         e.emit("H_LOAD_F", dst=e.address(layout.fp["constants"]), src=c.hbm("constants"), n=len(CONSTANTS))
-        if c.centres and numerics.smoothing.measured != "never":
+        if c.centres:
             e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
         e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length,
                signal=c.semaphores["set_up"])  # fmt: skip
@@ -80,7 +80,7 @@ def compile_program(
             _block(c, block, measuring=False)
     else:
         with e.loop(workload.blocks) as block:
-            _block(c, block, measuring=when != "never")
+            _block(c, block, measuring=bool(when))
     instructions, phases = e.finish()
     tiling = layout.tiling
     geometry = {
@@ -95,7 +95,7 @@ def compile_program(
     }  # fmt: skip
     if numerics.smoothing.scheme == "static":  # the host fills the factors in
         sides = numerics.smoothing.sides
-        facts["static_sides"] = sum(1 << bit for bit, side in enumerate(CONTRACTED) if side in sides)
+        facts["static_sides"] = sum(1 << bit for bit, side in enumerate(SIDES) if side in sides)
         facts["power_of_two"] = int(numerics.smoothing.power_of_two)
     return Program(words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases)
 
@@ -110,7 +110,7 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
     semaphores = {name: e.semaphore(name) for name in HANDSHAKES}
     if numerics.smoothing.sides:
         semaphores["queries_scaled"] = e.semaphore("queries_scaled")
-    if numerics.smoothing.measured != "never":
+    if numerics.smoothing.measured:
         channels["smoothing"] = e.channel("smoothing", "vector", "dma_out")
         channels["kv_in"] = e.channel("kv_in", "dma_in", "dma_out")
         semaphores |= {name: e.semaphore(name) for name in MEASURING_HANDSHAKES}

@@ -223,10 +223,10 @@ def _vector_buffers(
     ]
     if smoothing.sides:
         sequences, (inverse, fold) = tiling.sequences(rows), smoothing_widths(model, smoothing)
-        measured = smoothing.measured != "never"
+        measured = bool(smoothing.measured)
         plan += [
             ("channel_max", tiling.batch * 2 * model.kv_width if measured else 0, "qkv"),
-            ("channel_mean", tiling.batch * 2 * model.kv_width if measured and smoothing.centres else 0, "qkv"),
+            ("channel_mean", tiling.batch * 2 * model.kv_width if smoothing.centres else 0, "qkv"),
             ("inverse", sequences * inverse, "qkv"),
             ("smoothing", inverse + fold if measured else 0, "smooth"),
             ("kv", rows * 2 * model.kv_width if measured else 0, "smooth"),
@@ -265,8 +265,8 @@ def _fp_buffers(
         ("running_sum", group * rows, "attention"),
         ("new_max", tiling.row_tile, "attention"),
         ("correction", tiling.row_tile, "attention"),
-        ("head_state", 2 * 2 * model.kv_heads if smoothing.measured != "never" else 0, "smooth"),
-        ("inverse_tokens", tiling.batch if smoothing.measured != "never" and smoothing.centres else 0, "smooth"),
+        ("head_state", 2 * 2 * model.kv_heads if smoothing.measured else 0, "smooth"),
+        ("inverse_tokens", tiling.batch if smoothing.centres else 0, "smooth"),
         ("best", 1, "sampling"),
         ("confidence", sampled, "sampling"),
     ]
@@ -343,7 +343,7 @@ def _hbm_map(
         rows = (tiling.cache_tokens, model.head_dim) if by_token else (groups, model.head_dim, tokens)
         return side, (layers, batch, model.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
 
-    measured, factors = numerics.smoothing.measured != "never", sum(smoothing_widths(model, numerics.smoothing))
+    measured, factors = bool(numerics.smoothing.measured), sum(smoothing_widths(model, numerics.smoothing))
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
         ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
@@ -361,7 +361,7 @@ def _hbm_map(
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
-        *([("inverse_tokens", (1, batch), "fp32", batch, False)] if measured and numerics.smoothing.centres else []),
+        *([("inverse_tokens", (1, batch), "fp32", batch, False)] if numerics.smoothing.centres else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
         ("embedding", (model.vocab, hidden), "bf16", MX_BLOCK, False),

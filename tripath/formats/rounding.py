@@ -124,22 +124,22 @@ def quantise_block(values, start, stride, count, fmt, out):
     for i in range(count):
         largest = max(largest, np.float32(abs(values[start + i * stride])))
     exponent = block_exponent(largest, fmt)
-    if -126 <= exponent <= 126 and IS_INTEGER[fmt]:
+    usual = -126 <= exponent <= 126 and largest < np.float32(3.0e38)
+    if usual and IS_INTEGER[fmt]:
         # The common case of round_element: one quantum for the whole block, no branches.
         unit = MANTISSA_BITS[fmt]
         up, down, top = power_of_two(-exponent), power_of_two(-unit), np.float32(MAX_VALUE[fmt] * power_of_two(unit))
-        if largest < np.float32(3.0e38):
-            for i in range(count):
-                steps = np.rint(np.float32(np.float32(values[start + i * stride] * up) * power_of_two(unit)))
-                steps = steps if steps == steps else np.float32(0.0)  # NaN, as in round_element
-                out[i] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
-            return exponent
-    if -126 <= exponent <= 126 and largest < np.float32(3.0e38):
+        for i in range(count):
+            steps = np.rint(np.float32(np.float32(values[start + i * stride] * up) * power_of_two(unit)))
+            steps = steps if steps == steps else np.float32(0.0)  # NaN, as in round_element
+            out[i] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
+        return exponent
+    if usual:
         # The same for floating elements, each with a quantum of its own.
         up, top, mantissa, lowest = power_of_two(-exponent), MAX_VALUE[fmt], MANTISSA_BITS[fmt], MIN_EXPONENT[fmt]
         for i in range(count):
             x = np.float32(values[start + i * stride] * up)
-            quantum = max(np.int32((x.view(np.uint32) >> np.uint32(23)) & np.uint32(255)) - 127, lowest) - mantissa
+            quantum = max(exponent_of(x), lowest) - mantissa
             rounded = np.float32(np.rint(np.float32(x * power_of_two(-quantum))) * power_of_two(quantum))
             rounded = rounded if rounded == rounded else np.float32(0.0)
             out[i] = min(max(rounded, np.float32(-top)), top)

@@ -119,8 +119,19 @@ def _host(
         0.0, LOWEST, 1.0, -1.0, 1.0 / model.hidden, model.rms_eps, model.head_dim**-0.5, workload.threshold,
         layout["alpha_millionths"] / 1e6, 1.0 / model.head_dim, SMALLEST_SHARE,
     ]  # fmt: skip
-    centred = any(tensor.name == "inverse_tokens" for tensor in program.hbm)
-    return ({"inverse_tokens": 1 / valid.sum(1)[None]} if centred else {}) | {
+    present, optional = {tensor.name for tensor in program.hbm}, {}
+    if "inverse_tokens" in present:
+        optional["inverse_tokens"] = 1 / valid.sum(1)[None]
+    if "hadamard" in present:
+        optional["hadamard"] = _hadamard(model.head_dim)
+    return optional | {
         "tokens": tokens, "mask": mask, "valid": valid, "rope": rope, "constants": np.array([constants]),
         "integers": np.array([[model.mask_id, 1, *workload.quotas(), *[0] * unscheduled]]),
     }  # fmt: skip
+
+
+def _hadamard(size: int) -> np.ndarray:
+    """Sylvester's matrix over sqrt(size): the sign at (i, j) is that of the bits which i and j share."""
+    shared = np.arange(size)[:, None] & np.arange(size)
+    signs = np.array([1 - 2 * (value.bit_count() & 1) for value in range(size)])
+    return signs[shared] / np.sqrt(size)

@@ -36,6 +36,7 @@ def program_of(text, geometry=GEOMETRY):
 
 @pytest.mark.parametrize("overrides", [(), ("workload.cache=none", "workload.batch=2"), ("numerics=mxint4_baos",),
                                        ("scheme=frozen", "workload.cache=prefix"), ("scheme=prerope_baos", "workload.batch=2"),
+                                       ("scheme=hadamard", "workload.cache=prefix"),
                                        ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "paths=[cycle]")])  # fmt: skip
 def test_shipped_programs_stay_inside(overrides):
     experiment = compose_experiment(*overrides)

@@ -138,8 +138,13 @@ class Smoothing:
 
     @property
     def sides(self) -> list[str]:
-        """What is smoothed, of `keys` and `values`."""
-        return [side for side in SIDES if self.scheme != "plain" and getattr(self, side)]
+        """Whose channels are divided by factors, of `keys` and `values`."""
+        return [side for side in SIDES if self.scheme not in ("plain", "hadamard") and getattr(self, side)]
+
+    @property
+    def mixed(self) -> list[str]:
+        """Whose channels a Hadamard matrix mixes, of `keys` and `values`."""
+        return [side for side in SIDES if self.scheme == "hadamard" and getattr(self, side)]
 
     @property
     def measured(self) -> str:
@@ -193,7 +198,7 @@ def reference_only(workload: Workload, numerics: Numerics) -> str:
     choices = {
         "workload.commit": (workload.commit, ("quota", "threshold")),
         "workload.score": (workload.score, ("maskgit_plus",)),
-        "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos", "frozen", "static")),
+        "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos", "frozen", "static", "hadamard")),
         "numerics.smoothing.centre": (smoothing.centre, (False, not static)),
         "numerics.smoothing.pre_rope": (smoothing.pre_rope, (False, rotatable)),
         "numerics.confidences": (numerics.confidences, ("bf16",)),

@@ -99,7 +99,9 @@ class StudyModel:
                 if in_lanes
                 else fake_quantise(weight, self.arithmetic.weights, block=self.arithmetic.block_size)
             )
-        self.rotation = hadamard(spec.head_dim) if self.arithmetic.kv_scheme.smoother == "hadamard" else None
+        self.rotation = (
+            self.lanes(hadamard(spec.head_dim)) if self.arithmetic.kv_scheme.smoother == "hadamard" else None
+        )
 
     def new_batch(self, first_B: Tensor, canvas: int) -> Batch:
         """An empty cache for sequences whose first real token is `first_B`, on a canvas of `canvas` tokens."""
@@ -183,9 +185,9 @@ class StudyModel:
         turn_k, turn_v = (self.rotation if wanted else None for wanted in (scheme.keys, scheme.values))
         turned = (q, k, v)
         if turn_k is not None:
-            turned = (self.lanes(q @ turn_k), self.lanes(k @ turn_k), turned[2])
+            turned = (self._rounded(q @ turn_k, product=True), self._rounded(k @ turn_k, product=True), turned[2])
         if turn_v is not None:
-            turned = (*turned[:2], self.lanes(v @ turn_v))
+            turned = (*turned[:2], self._rounded(v @ turn_v, product=True))
         sides, loaded = batch.sides[layer], batch.loaded[layer]
         for side, value in zip("kv", turned[1:], strict=True):
             if side not in sides:
@@ -200,7 +202,7 @@ class StudyModel:
         if values.m is not None:
             attended = self.lanes(attended + values.m.repeat_interleave(group, 1))
         if turn_v is not None:
-            attended = self.lanes(attended @ turn_v.T)
+            attended = self._rounded(attended @ turn_v.T, product=True)
         if batch.probe is not None:
             raw = self._rotate(keys.raw, batch, slice(None)) if scheme.pre_rope else keys.raw
             exact = _exact_attention(turned[0], raw, values.raw, batch.real)

@@ -108,6 +108,30 @@ def test_the_traffic_of_keys_before_rope_is_charged(cache):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(("side", "heads"), [("keys", 4 + 2), ("values", 2 + 4), ("both", 4 + 2 + 2 + 4)])
+def test_mixed_channels_cost_a_product_of_each_head_and_one_matrix(cache, side, heads):
+    """K: each row's Q and K heads; V: its V heads and those of the output. The matrix is read once, nothing else moves."""
+    counts = []
+    for scheme in ("plain", "hadamard"):
+        sides = [f"numerics.smoothing.{other}=false" for other in ("keys", "values") if side not in (other, "both")]
+        x = compose_experiment(
+            "numerics=mxint4_kv", f"workload.cache={cache}", "workload.batch=2", f"scheme={scheme}", *sides
+        )
+        program, trace = compiled(x)
+        counts.append(event_counts(program, retirements(program, trace)))
+    model, workload, canvas = x.model, x.workload, program.layout["canvas"]
+    assert (model.heads, model.kv_heads) == (4, 2)
+    length, refine = workload.block_length, workload.steps_per_block - 1
+    left = [workload.generation_length - block * length for block in range(workload.blocks)]
+    again = {"none": canvas * workload.blocks, "prefix": sum(left), "dual": length * workload.blocks}[cache]
+    rows = workload.batch * model.layers * (workload.blocks * canvas + refine * again)
+    difference = {key: counts[1][key] - counts[0][key] for key in ("hbm_write_bytes", "hbm_read_bytes", "macs")}
+    assert difference == {
+        "hbm_write_bytes": 0, "hbm_read_bytes": 2 * model.head_dim**2, "macs": rows * heads * model.head_dim**2
+    }  # fmt: skip
+
+
 def test_frozen_factors_are_measured_in_the_first_block_alone_and_static_ones_never():
     """Bytes of the smoothing phase: those of BAOS at each of the blocks, at one, and at none."""
     written = {}

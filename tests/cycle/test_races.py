@@ -26,6 +26,7 @@ CONFIGURATIONS = [
     ("numerics.k_axis=tokens", "numerics.v_axis=channels"),
     *[(f"scheme={scheme}", "hardware.sram.vector_bytes=80000", "workload.batch=2", f"workload.cache={cache}") for scheme, cache in (
         ("frozen", "dual"), ("frozen", "prefix"), ("static", "dual"), ("prerope", "none"), ("prerope_baos", "dual"),
+        ("hadamard", "dual"), ("hadamard", "prefix"),
     )],
     ("scheme=prerope_baos", "workload.cache=prefix"),
     ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "paths=[analytical,cycle]"),

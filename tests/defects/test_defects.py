@@ -120,6 +120,51 @@ def test_cycle_with_memory_at_a_tenth_of_its_bandwidth(clean, monkeypatch):
     assert ("estimate", "makespan_cycles") in failures(clean)
 
 
+def slow_matrix_unit(code, facts):
+    code[code[:, state.UNIT] == state.UNIT_MATRIX, state.INTERVAL_CYCLES] += 1
+
+
+def late_results(code, facts):
+    code[:, state.LATENCY_CYCLES] += 400
+
+
+def ignored_semaphores(code, facts):
+    code[:, state.WAIT : state.WAIT + 2], code[:, state.SIGNAL : state.SIGNAL + 2] = 0, 0
+
+
+def one_instruction_at_a_time(code, facts):
+    facts[state.SERIAL_MODE] = 1
+
+
+@pytest.mark.parametrize(
+    ("defect", "expected"),
+    [
+        (slow_matrix_unit, ("count", "busy_cycles.matrix")),
+        (late_results, ("estimate", "makespan_cycles")),
+        (ignored_semaphores, ("bound", "makespan_cycles")),
+        (one_instruction_at_a_time, ("estimate", "makespan_cycles")),
+    ],
+)
+def test_analytical_knows_nothing_of_a_defect_in_cycle(clean, monkeypatch, defect, expected):
+    """A wrong fact as cycle loaded it, or a wrong rule: the other path's numbers stay, and the comparison tells."""
+    experiment, program, _, outcome = clean
+    machine = cycle_simulator.run
+
+    def numbers(simulate):
+        fresh = dataclasses.replace(program)  # nothing counted before is known
+        return simulate(fresh, hardware=experiment.hardware, trace=outcome.trace).metrics
+
+    def defective(code, operands, facts, *others):
+        defect(code, facts)
+        return machine(code, operands, facts, *others)
+
+    own, others = numbers(analytical.simulate), numbers(cycle.simulate)
+    monkeypatch.setattr(cycle_simulator, "run", defective)
+    assert numbers(analytical.simulate) == own
+    assert numbers(cycle.simulate) != others
+    assert expected in failures(clean)
+
+
 def test_analytical_with_a_wrong_trip_count(clean, monkeypatch):
     original = tree.TripCounts.of
     monkeypatch.setattr(tree.TripCounts, "of", lambda self, loop: original(self, loop) + (loop.base == 512 // 64))

@@ -67,7 +67,7 @@ def test_a_small_program_by_hand(experiment):
     assert spent["block_energy_joules.vector"] == pytest.approx(lanes + leaked)
     # 524,288 bytes behind 1024 bits are 16 banks of 32 KiB; 3 rows of 128 bytes move ten times, half a side far
     bank = 7.5 * (14 / 7.5) ** (2 / 7) / 8
-    wire = 8 * 0.08 * (8 * 524_288 * 0.027e-6 / 0.5) ** 0.5 / 2
+    wire = 8 * 0.03 * (8 * 524_288 * 0.027e-6 / 0.5) ** 0.5 / 2
     moved = 10 * 3 * 128 * (bank + wire) * 1e-12
     assert spent["block_energy_joules.vector_sram"] == pytest.approx(moved + 0.5 * sram * 5e-9)
     assert spent["tokens_per_joule"] == pytest.approx(8 / spent["energy_joules"])

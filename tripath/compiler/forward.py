@@ -7,6 +7,7 @@ unit through channels. docs/timing.md lists them.
 from tripath.compiler.cache import load_tile, move_keys, multiply_tile, store_cache
 from tripath.compiler.emit import Level
 from tripath.compiler.lower import LOG2_ROW_BLOCK, Context, Steps, segments
+from tripath.compiler.mixing import mix_attended, mix_projected
 from tripath.compiler.rows import Chunk, Span, full_span, times
 from tripath.compiler.smoothing import (
     clear_channels,
@@ -110,6 +111,7 @@ def project_qkv(c: Context, chunk: Chunk, layer: Level, *, measuring: bool) -> N
     if model.qkv_bias:
         _add_bias(c, chunk, width)
     _rotate(c, chunk, width)
+    mix_projected(c, chunk)
     if measuring:
         measure(c, chunk, "qkv", model.query_width, width)
     else:
@@ -212,6 +214,7 @@ def attend(c: Context, chunk: Chunk, layer: Level) -> None:
         _attend_head(c, chunk, layer, sequence, head)
     multiply(c, chunk, "values", "fold", "attended", 0, model.query_width)
     uncentre(c, chunk, "attended")
+    mix_attended(c, chunk)
     e.sync("vector", signal=c.semaphores["attended"])
 
 

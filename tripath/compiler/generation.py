@@ -6,6 +6,7 @@ from tripath.compiler.emit import Emitter, Level
 from tripath.compiler.forward import forward
 from tripath.compiler.layout import CONSTANTS, STREAM_SLOTS, make_layout
 from tripath.compiler.lower import Context
+from tripath.compiler.mixing import load_hadamard
 from tripath.compiler.rows import Span, block_span, full_span, suffix_span
 from tripath.compiler.sampling import commit, lm_head, sample
 from tripath.errors import TripathError
@@ -38,6 +39,7 @@ HANDSHAKES = (
 
 MEASURING_HANDSHAKES = ("factors_stored", "kv_scaled")
 ROTATING_HANDSHAKES = ("keys_rotated", "rotated_stored")
+MIXING_HANDSHAKES = ("hadamard_loaded", "unmixed")
 
 
 def target(hardware: HardwareConfig) -> tuple[object, ...]:
@@ -72,6 +74,8 @@ def compile_program(
         e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length,
                signal=c.semaphores["set_up"])  # fmt: skip
         e.sync("vector", wait=c.semaphores["set_up"])
+        if numerics.smoothing.mixed and workload.stage == "generation":
+            load_hadamard(c)
     when = numerics.smoothing.measured
     if when == "once" and workload.blocks > 1:  # the first block measures, the others are a loop of their own
         with e.loop(1, keep=True) as block:
@@ -120,6 +124,9 @@ def make_context(model, workload, hardware, numerics, layout) -> Context:
     if numerics.smoothing.pre_rope:
         channels["keys_in"] = e.channel("keys_in", "dma_in", "dma_out")
         semaphores |= {name: e.semaphore(name) for name in ROTATING_HANDSHAKES}
+    if numerics.smoothing.mixed:
+        channels["mixed"] = e.channel("mixed", "matrix", "vector", slots=STREAM_SLOTS)
+        semaphores |= {name: e.semaphore(name) for name in MIXING_HANDSHAKES}
     semaphores["set_up"] = e.semaphore("set_up")
     semaphores["tokens_stored"] = e.semaphore("tokens_stored", unit="dma_out", initial=1)
     return Context(

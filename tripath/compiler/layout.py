@@ -132,6 +132,8 @@ def make_tiling(
         raise TripathError(
             f"model.head_dim: {model.head_dim} exceeds hardware.vlen {hardware.vlen} or hardware.mlen {hardware.mlen}"
         )
+    if numerics.smoothing.mixed and model.head_dim & (model.head_dim - 1):
+        raise TripathError(f"model.head_dim: the Hadamard scheme needs a power of two, got {model.head_dim}")
     if hardware.mlen % size or any(width % size for width in (model.head_dim, model.hidden, model.ffn)):
         raise TripathError(
             f"numerics.block_size: {size} does not divide model.head_dim {model.head_dim}, model.hidden, model.ffn or "
@@ -232,6 +234,8 @@ def _vector_buffers(
             ("kv", rows * 2 * model.kv_width if measured else 0, "smooth"),
             ("fold", sequences * fold, "attention"),
         ]
+    if smoothing.mixed:
+        plan.append(("mixed", STREAM_SLOTS * tiling.row_tile * model.head_dim, "qkv"))
     if smoothing.pre_rope:
         plan += [("cached_keys", rows * model.kv_width, "rotate"), ("key_rope", rows * model.head_dim, "rotate")]
     for name, elements, phase in plan:
@@ -320,6 +324,8 @@ def make_layout(
         integer.take(name, entries, phase)
     matrix = Bump("matrix", hardware.sram.matrix_bytes, 1, hardware.name)
     matrix.take("weights", STREAM_SLOTS * panel_bytes(model, hardware, numerics), "ffn")
+    if numerics.smoothing.mixed:
+        matrix.take("hadamard", model.head_dim * FORMATS["bf16"].row_bytes(model.head_dim), "setup")
     for side in CONTRACTED:
         matrix.take(side, STREAM_SLOTS * cache_tile(model, numerics, tiling, side).size_bytes, "attention")
     bumps = (vector, fp, integer, matrix)
@@ -362,6 +368,7 @@ def _hbm_map(
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
         *([("inverse_tokens", (1, batch), "fp32", batch, False)] if numerics.smoothing.centres else []),
+        *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
         ("embedding", (model.vocab, hidden), "bf16", MX_BLOCK, False),

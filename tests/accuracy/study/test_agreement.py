@@ -121,6 +121,8 @@ def test_they_agree_under_other_policies(cache, commit, tensors):
         ("scheme=static",), ("scheme=static", "numerics.smoothing.alpha=0.5", "numerics.smoothing.values=false"),
         ("scheme=prerope",), ("scheme=prerope_baos",), ("scheme=prerope_baos", "workload.cache=prefix", *TWO_BLOCKS),
         ("scheme=prerope_baos", "numerics.smoothing.power_of_two=true", "workload.cache=none"),
+        ("scheme=hadamard",), ("scheme=hadamard", "workload.cache=prefix", "numerics.smoothing.values=false"),
+        ("scheme=hadamard", "workload.cache=none", "numerics.smoothing.keys=false"),
     ],
 )  # fmt: skip
 def test_they_agree_however_the_cache_is_stored(overrides, tensors):

@@ -79,10 +79,17 @@ def block_exponent(largest, fmt):
 
 
 @njit(cache=True)
+def halves(exponent):
+    """Two powers of two whose product is 2^exponent, for exponents from -252 to 254."""
+    half = exponent >> 1
+    return power_of_two(half), power_of_two(exponent - half)
+
+
+@njit(cache=True)
 def scaled(x, exponent):
     """x * 2^exponent in float32, for exponents from -252 to 254 (two steps, each rounded: subnormals stay exact halves)."""
-    half = exponent >> 1
-    return np.float32(np.float32(x * power_of_two(half)) * power_of_two(exponent - half))
+    once, twice = halves(exponent)
+    return np.float32(np.float32(x * once) * twice)
 
 
 @njit(cache=True)
@@ -107,22 +114,23 @@ def round_element(x, fmt):
 
 
 @njit(cache=True)
-def quantise_block(values, start, stride, count, fmt, out):
-    """Element values of one block into `out[:count]` (float32, unscaled); returns the block's exponent.
+def quantise_block(values, start, count, fmt, out):
+    """Element values of the block `values[start : start + count]` into `out[:count]` (float32, unscaled); returns its exponent.
 
-    The block is `values[start + i * stride]`, i < count. Formats without a scale have exponent 0.
+    Formats without a scale have exponent 0.
     """
+    first = np.uint64(start)  # without signs, no index can count from the end: the compiler uses SIMD
     if fmt == BF16:  # as below; without branches the compiler uses SIMD
         for i in range(count):
-            out[i] = round_bf16(values[start + i * stride])
+            out[i] = round_bf16(values[first + np.uint64(i)])
         return 0
     if not IS_BLOCK_SCALED[fmt]:
         for i in range(count):
-            out[i] = round_element(values[start + i * stride], fmt)
+            out[i] = round_element(values[first + np.uint64(i)], fmt)
         return 0
     largest = np.float32(0.0)
     for i in range(count):
-        largest = max(largest, np.float32(abs(values[start + i * stride])))
+        largest = max(largest, np.float32(abs(values[first + np.uint64(i)])))
     exponent = block_exponent(largest, fmt)
     usual = -126 <= exponent <= 126 and largest < np.float32(3.0e38)
     if usual and IS_INTEGER[fmt]:
@@ -130,7 +138,7 @@ def quantise_block(values, start, stride, count, fmt, out):
         unit = MANTISSA_BITS[fmt]
         up, down, top = power_of_two(-exponent), power_of_two(-unit), np.float32(MAX_VALUE[fmt] * power_of_two(unit))
         for i in range(count):
-            steps = np.rint(np.float32(np.float32(values[start + i * stride] * up) * power_of_two(unit)))
+            steps = np.rint(np.float32(np.float32(values[first + np.uint64(i)] * up) * power_of_two(unit)))
             steps = steps if steps == steps else np.float32(0.0)  # NaN, as in round_element
             out[i] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
         return exponent
@@ -138,14 +146,14 @@ def quantise_block(values, start, stride, count, fmt, out):
         # The same for floating elements, each with a quantum of its own.
         up, top, mantissa, lowest = power_of_two(-exponent), MAX_VALUE[fmt], MANTISSA_BITS[fmt], MIN_EXPONENT[fmt]
         for i in range(count):
-            x = np.float32(values[start + i * stride] * up)
+            x = np.float32(values[first + np.uint64(i)] * up)
             quantum = max(exponent_of(x), lowest) - mantissa
             rounded = np.float32(np.rint(np.float32(x * power_of_two(-quantum))) * power_of_two(quantum))
             rounded = rounded if rounded == rounded else np.float32(0.0)
             out[i] = min(max(rounded, np.float32(-top)), top)
         return exponent
     for i in range(count):
-        out[i] = round_element(scaled(values[start + i * stride], -exponent), fmt)
+        out[i] = round_element(scaled(values[first + np.uint64(i)], -exponent), fmt)
     return exponent
 
 
@@ -226,14 +234,15 @@ def load_block(memory, address, count, fmt, out):
         exponent = int(memory[address]) - SCALE_BIAS
         address += 1
     bits = BITS[fmt]
+    first = np.uint64(address)  # see `quantise_block`
     if bits == 8:
         for i in range(count):
-            out[i] = ELEMENT_VALUES[fmt, memory[address + i]]
+            out[i] = ELEMENT_VALUES[fmt, memory[first + np.uint64(i)]]
     elif bits == 4:
-        for i in range(0, count, 2):
-            packed = int(memory[address + i // 2])
-            out[i] = ELEMENT_VALUES[fmt, packed & 15]
-            out[i + 1] = ELEMENT_VALUES[fmt, packed >> 4]
+        for i in range(count // 2):
+            packed = memory[first + np.uint64(i)]
+            out[2 * i] = ELEMENT_VALUES[fmt, packed & 15]
+            out[2 * i + 1] = ELEMENT_VALUES[fmt, packed >> 4]
     elif bits == 6:
         for i in range(0, count, 4):
             word = 0
@@ -246,7 +255,8 @@ def load_block(memory, address, count, fmt, out):
             out[i] = fp16_value(int(memory[address + 2 * i]) | (int(memory[address + 2 * i + 1]) << 8))
     elif bits == 16:
         for i in range(count):
-            out[i] = float_of((int(memory[address + 2 * i]) << 16) | (int(memory[address + 2 * i + 1]) << 24))
+            low, high = memory[first + np.uint64(2 * i)], memory[first + np.uint64(2 * i + 1)]
+            out[i] = float_of((np.uint32(high) << np.uint32(24)) | (np.uint32(low) << np.uint32(16)))
     else:
         for i in range(count):
             word = 0
@@ -263,7 +273,7 @@ def encode_rows(values, fmt, block, memory):
     flat = values.ravel()
     size = record_bytes(block, fmt)
     for index in range(flat.size // block):
-        exponent = quantise_block(flat, index * block, 1, block, fmt, elements)
+        exponent = quantise_block(flat, index * block, block, fmt, elements)
         store_block(memory, index * size, elements, exponent, block, fmt)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from tripath.formats import FORMAT_OF_CODE
-from tripath.formats.rounding import load_block, quantise_block, round_bf16, scaled
+from tripath.formats.rounding import halves, load_block, quantise_block, round_bf16
 from tripath.isa.spec import MATRIX_ROWS, VECTOR_ROWS, Footprint, Operands, Unit, instruction, touch, unsigned
 
 LANES = 16
@@ -82,33 +82,34 @@ def m_mm(
     """
     size = 1 << block
     blocks = k // size
-    act_elements = np.empty((blocks * rows, size), np.float32)
-    act_exponents = np.empty(blocks * rows, np.int64)
+    # One allocation: it takes as long as a few dot products.
+    scratch = np.zeros((blocks * rows + 1) * size + (2 * size + 3) * LANES, np.float32)
+    quantised, rest = scratch[: blocks * rows * size].reshape(blocks * rows, size), scratch[blocks * rows * size :]
+    column, rest = rest[:size], rest[size:]
+    panel, products, rest = rest[: size * LANES], rest[size * LANES : 2 * size * LANES], rest[2 * size * LANES :]
+    dots, once, twice = rest[:LANES], rest[LANES : 2 * LANES], rest[2 * LANES :]
+    exponents = np.empty(blocks * rows, np.int64)
     for b in range(blocks):
         for row in range(rows):
-            act_exponents[b * rows + row] = quantise_block(
-                vector, acts + row * acts_stride + b * size, 1, size, act_format, act_elements[b * rows + row]
-            )
-    column, dots = np.empty(size, np.float32), np.empty(LANES, np.float32)
-    panel, products = np.zeros(size * LANES, np.float32), np.empty(size * LANES, np.float32)
-    exponents = np.zeros(LANES, np.int64)
+            place = acts + row * acts_stride + b * size
+            exponents[b * rows + row] = quantise_block(vector, place, size, act_format, quantised[b * rows + row])
     for first in range(0, cols, LANES):
         lanes = min(LANES, cols - first)
         for b in range(blocks):
             for c in range(lanes):
-                exponents[c] = load_block(
-                    matrix, weights + (first + c) * weights_stride + b * block_stride, size, weight_format, column
-                )
+                place = weights + (first + c) * weights_stride + b * block_stride
+                once[c], twice[c] = halves(load_block(matrix, place, size, weight_format, column))
                 for i in range(size):
                     panel[i * LANES + c] = column[i]
             for row in range(rows):
                 if size == 32:
-                    panel_dots_32(act_elements[b * rows + row], panel, dots)
+                    panel_dots_32(quantised[b * rows + row], panel, dots)
                 else:
-                    panel_dots(act_elements[b * rows + row], panel, size, products, dots)
+                    panel_dots(quantised[b * rows + row], panel, size, products, dots)
+                third, fourth = halves(exponents[b * rows + row])
+                sums = accumulator[row, first : first + lanes]
                 for c in range(lanes):
-                    term = scaled(scaled(dots[c], exponents[c]), act_exponents[b * rows + row])
-                    accumulator[row, first + c] = accumulator[row, first + c] + term
+                    sums[c] = sums[c] + dots[c] * once[c] * twice[c] * third * fourth
 
 
 @instruction(

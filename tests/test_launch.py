@@ -52,6 +52,7 @@ def test_the_main_job_on_a_cluster_of_its_own(tmp_path):
     assert "RAY" not in done.stdout.upper().replace("WAITS FOR RAY", "").replace("ARRAY", "")
 
 
+@pytest.mark.system
 def test_timing_paths_alone_take_the_schedule_on_an_existing_cluster(tmp_path, address):
     done = run_tripath(
         tmp_path, "experiment=quick", "paths=[analytical,cycle]", "workload.prompt_length=30", "hydra.run.dir=run",
@@ -63,6 +64,7 @@ def test_timing_paths_alone_take_the_schedule_on_an_existing_cluster(tmp_path, a
     assert report["generation"] is None
 
 
+@pytest.mark.system
 def test_timing_paths_replay_the_steps_that_quality_counted(tmp_path, address):
     asked = ("paths=[analytical,quality]", "workload.commit=threshold", "workload.generation_length=16", "workload.steps=16",
              "simulator.quality.problems=4", "simulator.quality.compared=2")  # fmt: skip
@@ -85,6 +87,7 @@ def test_timing_paths_replay_the_steps_that_quality_counted(tmp_path, address):
     assert there < simulate(program, hardware=experiment.hardware, trace=schedule).metrics["estimated_cycles"]
 
 
+@pytest.mark.system
 def test_an_error_in_a_worker_is_one_line_and_status_2(tmp_path, address):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
@@ -97,6 +100,7 @@ def test_an_error_in_a_worker_is_one_line_and_status_2(tmp_path, address):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.system
 def test_a_sweep_shares_one_cluster(tmp_path, address):
     done = run_tripath(
         tmp_path, "--multirun", "experiment=quick", "workload.cache=none,prefix,dual", f"launch.address={address}",
@@ -111,6 +115,7 @@ def test_a_sweep_shares_one_cluster(tmp_path, address):
     assert none > prefix > dual
 
 
+@pytest.mark.system
 def test_an_interrupt_ends_cleanly(tmp_path, address):
     command = [sys.executable, "-m", "tripath", "tracking=off", "launch.cache=off", "hydra.run.dir=run",
                f"launch.address={address}"]  # fmt: skip
@@ -127,6 +132,7 @@ def test_an_interrupt_ends_cleanly(tmp_path, address):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.system
 def test_a_cluster_that_wants_a_token_says_so_in_one_line(tmp_path, address):
     done = run_tripath(tmp_path, "tracking=off", f"launch.address={address}", mode="disabled")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -217,10 +217,10 @@ module matrix_unit
   end
 
   // ---- accumulators ----
-  localparam logic [31:0] NOTHING = 32'h80000000;
   localparam int TERMS = BLEN * GROUPS;  // number c * GROUPS + g: column c, group g
   logic [BLEN*BLEN-1:0][31:0] accumulator  /*verilator public_flat_rw*/;  // row by row
-  logic [BLEN-1:0][31:0] kept;
+  logic [BLEN-1:0][31:0] read, read_out;  // for the sums (M_OUT: zeros) and for M_OUT
+  logic [BLEN-1:0] passed, passed_out;
   logic [TERMS-1:0][31:0] term, addend, augend, sum;
   logic [TERMS-1:0][31:0] delayed[SUM:SUM-2+CHAIN];  // terms in stage i until their addition
   logic [TERMS-1:0][7:0] act_scales;
@@ -229,7 +229,7 @@ module matrix_unit
   terms #(
       .COUNT(TERMS)
   ) of_blocks (
-      .clock, .enable(multiplies[TERM+:5]), .dot,
+      .clock, .enable({valid[TERM+4], multiplies[TERM+:4]}), .dot,
       .fraction((slot[TERM].weights4 ? 5'd2 : 5'd6) + (slot[TERM].acts4 ? 5'd2 : 5'd6)),
       .weight_scale(weight_scales[TERM]), .act_scale(act_scales), .absent, .value(term)
   );
@@ -238,16 +238,14 @@ module matrix_unit
     always_ff @(posedge clock) if (valid[i-1]) delayed[i] <= delayed[i-1];
   end
   for (genvar c = 0; c < BLEN; c++) begin : columns_of
-    assign kept[c] = valid[SUM+CHAIN] && slot[SUM+CHAIN].row == slot[SUM].row && 8'(c) < slot[SUM+CHAIN].cols ?
-        sum[c*GROUPS+GROUPS-1] : accumulator[{slot[SUM].row, 3'(c)}];
     for (genvar g = 0; g < GROUPS; g++) begin : groups
       localparam int T = c * GROUPS + g;
       assign act_scales[T] = act_scale[TERM][g];
-      assign absent[T] = !begins_block(g, slot[SUM-1]);
+      assign absent[T] = !slot[SUM-1].multiply || !begins_block(g, slot[SUM-1]);
       // Addition g takes two stages from SUM + 2 g on.
       assign adding[T] = valid[SUM+2*g+:2];
-      assign augend[T] = g != 0 ? sum[T-(g!=0)] : slot[SUM].multiply ? kept[c] : 32'd0;
-      assign addend[T] = slot[SUM+2*g].multiply ? delayed[SUM+2*g][T] : NOTHING;
+      assign augend[T] = g != 0 ? sum[T-(g!=0)] : passed[c] ? sum[c*GROUPS+GROUPS-1] : read[c];
+      assign addend[T] = delayed[SUM+2*g][T];
     end
   end
   adders #(
@@ -255,7 +253,22 @@ module matrix_unit
   ) chains (
       .clock, .enable(adding), .a(augend), .b(addend), .sum
   );
-  // The last sum leaves its adder in stage SUM+CHAIN, which is the stage SUM of the same row BLEN cycles later: `kept` passes it on.
+  // The last sum leaves its adder in stage SUM+CHAIN, which is the stage SUM of the same row BLEN cycles later, and is passed on.
+  // What decides that is known a cycle before, so that nothing but the choice lies before the first addition.
+  function automatic logic writes(input int stage, input int column, input logic [2:0] row);
+    writes = valid[stage] && slot[stage].row == row && 8'(column) < slot[stage].cols;
+  endfunction
+  always_ff @(posedge clock)
+    for (int c = 0; c < BLEN; c++) begin
+      passed[c] <= writes(SUM + CHAIN - 1, c, slot[SUM-1].row) && slot[SUM-1].multiply;
+      passed_out[c] <= writes(SUM + CHAIN - 1, c, slot[SUM-1].row);
+      if (valid[SUM-1]) begin
+        logic [31:0] now;
+        now = writes(SUM + CHAIN, c, slot[SUM-1].row) ? sum[c*GROUPS+GROUPS-1] : accumulator[{slot[SUM-1].row, 3'(c)}];
+        read[c] <= slot[SUM-1].multiply ? now : 32'd0;
+        read_out[c] <= now;
+      end
+    end
   always_ff @(posedge clock)
     if (reset) begin
       accumulator <= '0;
@@ -267,6 +280,6 @@ module matrix_unit
     out_write <= valid[SUM] && !slot[SUM].multiply && !reset;
     out_address <= slot[SUM].address;
     out_count <= slot[SUM].cols;
-    if (valid[SUM]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(kept[c]);
+    if (valid[SUM]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(passed_out[c] ? sum[c*GROUPS+GROUPS-1] : read_out[c]);
   end
 endmodule

@@ -1,13 +1,15 @@
 """The trace for Perfetto, read back with the messages of Perfetto's own package."""
 
 import random
+import shutil
+import subprocess
 from collections import Counter, defaultdict
 from itertools import pairwise
 
 import pytest
 
 from tests.conftest import compiled, compose_experiment
-from tripath.metrics import Table
+from tripath.metrics import UNITS, Table
 from tripath.perfetto import INSTRUCTIONS, QUEUES, write_trace
 
 COLUMNS = ["instruction", "phase", "unit", "dispatched", "start", "end", "bytes"]
@@ -30,7 +32,8 @@ def read(path):
         assert packet.trusted_packet_sequence_id == 1
         if packet.HasField("track_descriptor"):
             descriptor = packet.track_descriptor
-            name = descriptor.name or descriptor.process.process_name
+            name = descriptor.name
+            assert not descriptor.HasField("process")  # below one the viewer sorts tracks by their names
             tracks[descriptor.uuid] = name, descriptor.parent_uuid, descriptor.HasField("counter")
             continue
         event = packet.track_event
@@ -84,13 +87,19 @@ def check(path, table):
     return tracks, slices, counters
 
 
-def test_a_real_window(tmp_path):
+@pytest.fixture(scope="module")
+def window():
+    """The instructions of a window of a real run."""
     import cycle
 
     experiment = compose_experiment("experiment=quick")
     program, trace = compiled(experiment)
     result = cycle.simulate(program, hardware=experiment.hardware, trace=trace, trace_window=(5_000, 30_000))
-    table = result.tables["timeline"]
+    return result.tables["timeline"]
+
+
+def test_a_real_window(tmp_path, window):
+    table = window
     assert len(table.rows) > 1000
     path = write_trace(tmp_path / "trace", table, "a name")
     tracks, _, _ = check(path, table)
@@ -140,3 +149,28 @@ def test_the_largest_window_stays_small(tmp_path):
         )
     path = write_trace(tmp_path / "trace", Table(columns=COLUMNS, rows=rows), "large")
     assert path.stat().st_size < EVENT_BYTES * len(rows) < 50e6
+
+
+ENGINE = shutil.which("trace_processor_shell")
+"""What Perfetto's viewer runs: built from its source, for no registry has it."""
+ORDER = """INCLUDE PERFETTO MODULE viz.summary.track_event;
+SELECT name FROM _track_event_tracks_ordered_groups WHERE name != 'instructions' ORDER BY order_id;"""
+
+
+@pytest.mark.skipif(ENGINE is None, reason="no trace_processor_shell")
+def test_the_viewer_s_engine_finds_no_error_and_keeps_the_order(tmp_path, window):
+    path = write_trace(tmp_path / "trace", window, "a run")
+
+    def query(sql):
+        file = tmp_path / "query.sql"
+        file.write_text(sql)
+        done = subprocess.run([ENGINE, "-q", file, path], capture_output=True, text=True, check=True)
+        return [line.strip('"') for line in done.stdout.splitlines()[1:]]
+
+    assert query("SELECT name FROM stats WHERE value > 0 AND severity IN ('error', 'data_loss');") == []
+    assert query("SELECT count(*) FROM slice WHERE dur < 0 OR depth > 0;") == ["0"]
+    shown = "SELECT count(*) FROM slice JOIN track ON slice.track_id = track.id WHERE track.name = 'instructions';"
+    assert query(shown) == [str(len(window.rows))]
+    units = [unit for unit in UNITS if any(row[2] == unit for row in window.rows)]
+    queues = [f"{unit} queue" for unit in QUEUES]
+    assert [name for name in query(ORDER) if name in {*units, *queues}] == [*units, *queues]

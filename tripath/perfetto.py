@@ -52,14 +52,14 @@ class Mark:
     value: float | None = None
 
 
-def write_trace(path: Path, timeline: Table, process: str) -> Path:
-    """Write the table `timeline` of the cycle path to `path`, below a process of that name."""
+def write_trace(path: Path, timeline: Table, title: str) -> Path:
+    """Write the table `timeline` of the cycle path to `path`, below a track of that title."""
     from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket
     from perfetto.trace_builder.proto_builder import TraceProtoBuilder
 
     events = _events(timeline)
     builder = TraceProtoBuilder()
-    root = _describe(builder.add_packet(), 1, None, process, 0)
+    root = _describe(builder.add_packet(), 1, None, title, 0)
     root.sequence_flags = TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
     marks: list[Mark] = []
     track, rank = 1, 0
@@ -158,15 +158,13 @@ def _levels(changes: dict[int, Fraction]) -> Iterator[tuple[int, float]]:
 
 
 def _describe(packet: "TracePacket", track: int, parent: int | None, name: str, rank: int) -> "TracePacket":
-    """Make a packet the descriptor of a track; the root, which has no parent, is a process."""
+    """Make a packet the descriptor of a track; the root has no parent, and is no process: below one Perfetto ignores ranks."""
     packet.trusted_packet_sequence_id = SEQUENCE
     descriptor = packet.track_descriptor
     descriptor.uuid, descriptor.sibling_order_rank = track, rank
-    descriptor.child_ordering = descriptor.EXPLICIT
-    if parent is None:
-        descriptor.process.pid, descriptor.process.process_name = 1, name
-    else:
-        descriptor.parent_uuid, descriptor.name = parent, name
+    descriptor.child_ordering, descriptor.name = descriptor.EXPLICIT, name
+    if parent is not None:
+        descriptor.parent_uuid = parent
     return packet
 
 

@@ -6,6 +6,8 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 TORCH := torch==2.13.0
 BIN := .venv/bin
+# Processes of pytest: one more than two cores, for many tests wait for others.
+WORKERS ?= 3
 SYNC := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --frozen --inexact --no-default-groups --quiet
 
 .PHONY: run test test-system check crossvalidate docs generate synth clean
@@ -14,10 +16,10 @@ run: .venv/.run
 	@$(BIN)/python -m tripath
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-system: .venv/.test
-	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m system -n $(WORKERS) --dist loadfile
 
 check: .venv/.test .venv/.check
 	$(BIN)/ruff check .

@@ -255,8 +255,8 @@ module matrix_unit
   );
   // The last sum leaves its adder in stage SUM+CHAIN, which is the stage SUM of the same row BLEN cycles later, and is passed on.
   // What decides that is known a cycle before, so that nothing but the choice lies before the first addition.
-  function automatic logic writes(input int stage, input int column, input logic [2:0] row);
-    writes = valid[stage] && slot[stage].row == row && 8'(column) < slot[stage].cols;
+  function automatic logic writes(input int stage, input int c, input logic [2:0] of_row);
+    writes = valid[stage] && slot[stage].row == of_row && 8'(c) < slot[stage].cols;
   endfunction
   always_ff @(posedge clock)
     for (int c = 0; c < BLEN; c++) begin

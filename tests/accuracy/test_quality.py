@@ -6,8 +6,9 @@ import re
 import pytest
 
 from accuracy.image import read_tokens
-from accuracy.reference import ReferenceModel, generate
 from accuracy.simulator import execute
+from accuracy.study.decode import Policy, decode
+from accuracy.study.model import StudyModel
 from tests.conftest import CHECKPOINT, compose_experiment
 from tripath.compiler import compile_program
 
@@ -29,15 +30,16 @@ def test_mxint8_on_the_machine_is_within_two_points_of_the_reference(problems, t
     experiment = compose_experiment(f"workload.batch={BATCH}", "hardware.sram.vector_bytes=4000000", "hardware.sram.fp_bytes=65536",
                                     "hardware.sram.int_bytes=65536")  # fmt: skip
     x, right, expected = experiment, 0, 0
-    reference = ReferenceModel(x.model, tensors)
+    reference, policy = StudyModel(x.model, tensors), Policy.of(x.workload)  # FP32, batched
     for first in range(0, PROBLEMS, BATCH):
         group = problems[first : first + BATCH]
         prompts = [tokenizer.encode(problem["prompt"]) for problem in group]
         program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts])
         machine, _ = execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
         generated = read_tokens(machine.hbm, program)[:, program.layout["prompt"] :]
-        for problem, prompt, ids in zip(group, prompts, generated.tolist(), strict=True):
+        answers = decode(reference, prompts, policy).token_ids.tolist()
+        for problem, ids, answer in zip(group, generated.tolist(), answers, strict=True):
             right += solved(tokenizer.decode(ids), problem)
-            expected += solved(tokenizer.decode(generate(reference, prompt, x.workload).token_ids), problem)
+            expected += solved(tokenizer.decode(answer), problem)
     # How good the reference itself is, tests/training/test_shipped_quality.py states; here both decode with the dual cache.
     assert right >= expected - 0.02 * PROBLEMS

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,16 @@ def test_counts_are_equal_the_bound_holds_and_the_estimate_is_near(overrides):
         assert closed.metrics[f"busy_cycles.{unit}"] == exact.metrics[f"busy_cycles.{unit}"]
 
 
+@lru_cache
+def of_policy(cache):
+    experiment = compose_experiment(f"workload.cache={cache}", "workload.commit=threshold")
+    return experiment, compiled(experiment)[0]
+
+
 @settings(max_examples=30, deadline=None)
 @given(steps=st.lists(st.integers(0, 7), min_size=4, max_size=4), cache=st.sampled_from(["none", "prefix", "dual"]))
 def test_counts_follow_any_trace(steps, cache):
-    experiment = compose_experiment(f"workload.cache={cache}", "workload.commit=threshold")
-    program, _ = compiled(experiment)
+    experiment, program = of_policy(cache)
     trace = Trace(breaks=tuple(steps))
     exact = cycle.simulate(program, hardware=experiment.hardware, trace=trace, race_check=False)
     assert analytical.simulate(program, hardware=experiment.hardware, trace=trace).counts == exact.counts

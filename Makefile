@@ -16,10 +16,10 @@ run: .venv/.run
 	@$(BIN)/python -m tripath
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-system: .venv/.test
-	$(BIN)/python -m pytest -m system -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
 
 check: .venv/.test .venv/.check
 	$(BIN)/ruff check .

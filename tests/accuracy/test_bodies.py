@@ -48,9 +48,9 @@ def test_columns_side_by_side_are_trees(size):
     for _ in range(20):
         acts, panel = rng.normal(size=size).astype(np.float32), rng.normal(size=(size, LANES)).astype(np.float32)
         dots, scratch = np.empty(LANES, np.float32), np.empty(size * LANES, np.float32)
-        panel_dots(acts, panel.ravel(), size, scratch, dots)
+        panel_dots(acts, 0, panel.ravel(), size, scratch, dots)
         assert dots.tolist() == [tree_sum(acts * panel[:, c]) for c in range(LANES)]
         if size == 32:
             written_out = np.empty(LANES, np.float32)
-            panel_dots_32(acts, panel.ravel(), written_out)
+            panel_dots_32(acts, 0, panel.ravel(), written_out)
             assert written_out.tolist() == dots.tolist()

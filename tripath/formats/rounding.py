@@ -114,19 +114,23 @@ def round_element(x, fmt):
 
 
 @njit(cache=True)
-def quantise_block(values, start, count, fmt, out):
-    """Element values of the block `values[start : start + count]` into `out[:count]` (float32, unscaled); returns its exponent.
+def quantise_block(values, start, count, fmt, out, place):
+    """Element values of the block `values[start : start + count]` into `out[place : place + count]` (float32, unscaled);
+    returns its exponent.
 
     Formats without a scale have exponent 0.
     """
-    first = np.uint64(start)  # without signs, no index can count from the end: the compiler uses SIMD
+    first, to = (
+        np.uint64(start),
+        np.uint64(place),
+    )  # without signs, no index can count from the end: the compiler uses SIMD
     if fmt == BF16:  # as below; without branches the compiler uses SIMD
         for i in range(count):
-            out[i] = round_bf16(values[first + np.uint64(i)])
+            out[to + np.uint64(i)] = round_bf16(values[first + np.uint64(i)])
         return 0
     if not IS_BLOCK_SCALED[fmt]:
         for i in range(count):
-            out[i] = round_element(values[first + np.uint64(i)], fmt)
+            out[to + np.uint64(i)] = round_element(values[first + np.uint64(i)], fmt)
         return 0
     largest = np.float32(0.0)
     for i in range(count):
@@ -140,20 +144,25 @@ def quantise_block(values, start, count, fmt, out):
         for i in range(count):
             steps = np.rint(np.float32(np.float32(values[first + np.uint64(i)] * up) * power_of_two(unit)))
             steps = steps if steps == steps else np.float32(0.0)  # NaN, as in round_element
-            out[i] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
+            out[to + np.uint64(i)] = np.float32(min(max(np.float32(steps), np.float32(-top)), top) * down)
         return exponent
     if usual:
         # The same for floating elements, each with a quantum of its own.
-        up, top, mantissa, lowest = power_of_two(-exponent), MAX_VALUE[fmt], MANTISSA_BITS[fmt], MIN_EXPONENT[fmt]
+        # A sum with 1.5 * 2^23 quanta has no bit below one: it is rounded there, and the difference is exact.
+        up, top = power_of_two(-exponent), MAX_VALUE[fmt]
+        lowest, shift = np.uint32(MIN_EXPONENT[fmt] + 127), np.uint32(23 - MANTISSA_BITS[fmt])
         for i in range(count):
             x = np.float32(values[first + np.uint64(i)] * up)
-            quantum = max(exponent_of(x), lowest) - mantissa
-            rounded = np.float32(np.rint(np.float32(x * power_of_two(-quantum))) * power_of_two(quantum))
+            bits = x.view(np.uint32)
+            field = np.uint32(max(np.uint32((bits >> 23) & 0xFF), lowest) + shift)
+            large = np.uint32((field << 23) | 0x400000).view(np.float32)
+            rounded = np.float32(np.float32(x + large) - large)
+            rounded = np.uint32(rounded.view(np.uint32) | (bits & 0x80000000)).view(np.float32)  # -0 stays
             rounded = rounded if rounded == rounded else np.float32(0.0)
-            out[i] = min(max(rounded, np.float32(-top)), top)
+            out[to + np.uint64(i)] = min(max(rounded, np.float32(-top)), top)
         return exponent
     for i in range(count):
-        out[i] = round_element(scaled(values[first + np.uint64(i)], -exponent), fmt)
+        out[to + np.uint64(i)] = round_element(scaled(values[first + np.uint64(i)], -exponent), fmt)
     return exponent
 
 
@@ -273,7 +282,7 @@ def encode_rows(values, fmt, block, memory):
     flat = values.ravel()
     size = record_bytes(block, fmt)
     for index in range(flat.size // block):
-        exponent = quantise_block(flat, index * block, block, fmt, elements)
+        exponent = quantise_block(flat, index * block, block, fmt, elements, 0)
         store_block(memory, index * size, elements, exponent, block, fmt)
 
 

@@ -156,7 +156,7 @@ def h_store_v(hbm, vector, dst, dst_stride, src, src_stride, rows, cols, format,
     for row in range(rows):
         address = dst + row * dst_stride
         for b in range(cols // size):
-            exponent = quantise_block(vector, src + row * src_stride + b * size, size, format, elements)
+            exponent = quantise_block(vector, src + row * src_stride + b * size, size, format, elements, 0)
             store_block(hbm, address, elements, exponent, size, format)
             address += record_bytes(size, format)
 
@@ -176,7 +176,7 @@ def h_store_t(hbm, vector, dst, src, src_stride, cols, format, block):
     for col in range(cols):
         for i in range(size):
             column[i] = vector[src + col + i * src_stride]
-        exponent = quantise_block(column, 0, size, format, elements)
+        exponent = quantise_block(column, 0, size, format, elements, 0)
         store_block(hbm, dst + col * record_bytes(size, format), elements, exponent, size, format)
 
 

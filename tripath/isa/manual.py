@@ -33,8 +33,8 @@ An operand in a memory (`hbm`, `matrix`, `vector`, `fp`, `int`) is the number of
 that it holds: base + sum over levels of index * stride + ring position * ring stride. `rows` marks two-dimensional
 accesses, which also use the register's row stride. `index` is an address register read as a plain integer; `uN` and `sN` are
 immediates of N bits. Formats are given by their code in `tripath/formats/table.py`, block lengths by their logarithm.
-A destination may be one of the sources, element for element; where it overlaps a source otherwise, which of the two is read or written
-first is not defined, and programs must not do it (compiled ones do not).
+A destination may be one of the sources, element for element; where it overlaps a source otherwise, which of the two comes first
+is not defined, and programs must not do it (compiled ones do not).
 HBM and Matrix SRAM are addressed in bytes, Vector SRAM in BF16 elements, FP and Int SRAM in entries of 32 bits.
 """
 

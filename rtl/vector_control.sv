@@ -18,7 +18,7 @@ module vector_control
     logic used;
     memory_t memory;
     logic [BITS-1:0] first;
-    logic [COUNT_BITS-1:0] count;
+    logic [COUNT_BITS-1:0] more;  // behind the first
   } range_t;
   localparam int WRITES = 2;  // of an instruction at most
 
@@ -54,15 +54,15 @@ module vector_control
           logic [15:0] last;  // from the first element of its first row
           last = 16'(first[$clog2(VLEN)-1:0]) + size - 16'd1;
           range[i].first = BITS'(ROW_BITS'(first / VLEN));
-          range[i].count = COUNT_BITS'(last / VLEN) + 1'b1;
+          range[i].more = COUNT_BITS'(last / VLEN);
         end
         MEMORY_FP: begin
           range[i].first = BITS'(FP_BITS'(first));
-          range[i].count = COUNT_BITS'(size);
+          range[i].more = COUNT_BITS'(size - 16'd1);
         end
         default: begin
           range[i].first = BITS'(INT_BITS'(first));
-          range[i].count = COUNT_BITS'(size);
+          range[i].more = COUNT_BITS'(size - 16'd1);
         end
       endcase
     end
@@ -84,7 +84,7 @@ module vector_control
     endcase
     forth = (b.first - a.first) & places;
     back = (a.first - b.first) & places;
-    overlap = a.used && b.used && a.memory == b.memory && (forth < BITS'(a.count) || back < BITS'(b.count));
+    overlap = a.used && b.used && a.memory == b.memory && (forth <= BITS'(a.more) || back <= BITS'(b.more));
   endfunction
 
   always_comb begin

@@ -190,7 +190,7 @@ def test_an_interrupted_sweep_ends_cleanly_and_keeps_what_is_finished(tmp_path):
     wait_for(lambda: reports(tmp_path) or process.poll() is not None)
     children = below(process.pid)
     process.send_signal(signal.SIGINT)
-    assert process.wait(SECONDS) == 130
+    assert process.wait(SECONDS) == 130, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert "error: interrupted" in log
     assert "Traceback" not in log

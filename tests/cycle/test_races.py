@@ -111,6 +111,19 @@ def test_the_removal_of_a_semaphore_of_late_rotation_is_caught_unless_it_is_redu
     assert len(kept) <= 9
 
 
+def test_the_removal_of_a_semaphore_of_a_hadamard_rotation_is_caught_unless_it_is_redundant():
+    """What it adds: the matrix is there, rows are ready for it, and a buffer's two."""
+    kept = None
+    for overrides in ((), ("hardware.sram.vector_bytes=80000", "workload.batch=2")):
+        program, _ = compiled(compose_experiment("scheme=hadamard", *overrides))
+        plain, _ = compiled(compose_experiment(*overrides))
+        used = sorted({s for i in program.instructions for s in i.waits})
+        assert len(used) == len({s for i in plain.instructions for s in i.waits}) + 4
+        still = {s for s in used if find_race(without(program, s)) is None}
+        kept = still if kept is None else kept & still
+    assert len(kept) <= 9
+
+
 def test_a_race_is_named():
     code = assemble(
         "A_BASE register=0 base=0\nA_BASE register=1 base=0\nA_ROWS register=1 stride=64\n"

@@ -137,7 +137,7 @@ def synthesise(name: str, cells: Path, work: Path) -> Mapped:
 
 
 def _mapped(name: str, cells: Path, work: Path, *, by_recipe: bool) -> Mapped:
-    from pyosys import libyosys  # pyright: ignore[reportMissingImports]
+    from pyosys import libyosys  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     source = SOURCES[name]
     module = source.module or name
@@ -194,7 +194,7 @@ def _boxes(netlist: Path, source: Source) -> tuple[tuple[str, int], ...]:
 
 def _run(command: str, design: object) -> None:
     """A pass of Yosys, which names every one on standard output."""
-    from pyosys import libyosys  # pyright: ignore[reportMissingImports]
+    from pyosys import libyosys  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     sys.stdout.flush()
     kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
@@ -209,7 +209,7 @@ def _run(command: str, design: object) -> None:
 
 def _ports(name: str, count: int) -> dict[str, tuple[str, int]]:
     """Direction and bits of each port of a leaf with COUNT = `count`."""
-    from pyosys import libyosys  # pyright: ignore[reportMissingImports]
+    from pyosys import libyosys  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     design = libyosys.Design()
     _run(f"{_read(name)} -G COUNT={count}", design)

@@ -51,77 +51,45 @@ def without(program, semaphore):
     return dataclasses.replace(program, words=words_of(code))
 
 
+def semaphores(program):
+    """Those that the program waits for, and those of them whose removal leaves it without a race."""
+    used = {s for i in program.instructions for s in i.waits}
+    return used, {s for s in used if find_race(without(program, s)) is None}
+
+
 def test_the_removal_of_a_semaphore_is_caught_unless_it_is_redundant():
     """Over a program of one chunk and two of several, nearly every semaphore is needed somewhere; the rest are implied by
     others in all three (the hand-over of Q and of the head's rows follows from later tokens of the same unit)."""
-    redundant = None
+    redundant = []
     for overrides in (("workload.cache=none",), CONFIGURATIONS[7], CONFIGURATIONS[8]):
-        program, _ = compiled(compose_experiment(*overrides))
-        used = {s for i in program.instructions for s in i.waits}
-        kept = {s for s in used if find_race(without(program, s)) is None}
-        redundant = kept if redundant is None else redundant & kept
+        used, kept = semaphores(compiled(compose_experiment(*overrides))[0])
+        redundant.append(kept)
         assert len(used) > 40
-    assert len(redundant) <= 9
+    assert len(set.intersection(*redundant)) <= 9
 
 
-def test_the_removal_of_a_smoothing_semaphore_is_caught_unless_it_is_redundant():
-    """What smoothing adds, over one chunk and over several: `smoothing.free` follows where the next sequence's factors
-    wait for the loads of the last."""
-    kept = None
-    for overrides in (
-        ("numerics=mxint4_baos",),
-        ("numerics=mxint4_baos", "hardware.sram.vector_bytes=80000", "workload.batch=2"),
-    ):
-        program, _ = compiled(compose_experiment(*overrides))
-        plain, _ = compiled(compose_experiment("numerics=mxint4_kv", *overrides[1:]))
-        count = len({s for i in plain.instructions for s in i.waits})
-        used = sorted({s for i in program.instructions for s in i.waits})
-        assert len(used) == count + 7
-        still = {s for s in used if find_race(without(program, s)) is None}
-        kept = still if kept is None else kept & still
-    assert len(kept) <= 9 + 1
-
-
-def test_the_removal_of_a_centring_semaphore_is_caught_unless_it_is_redundant():
-    """What centring adds: that raw rows are stored before they are read for the maxima, and the hand-over of the buffer."""
-    kept = None
+@pytest.mark.parametrize(
+    ("plain", "scheme", "added", "most"),
+    [
+        ("numerics=mxint4_kv", ("numerics=mxint4_baos",), 7, 9 + 1),
+        ("numerics=mxint4_baos", ("numerics=mxint4_baos", "numerics.smoothing.centre=true"), 3, 9 + 1),
+        ("scheme=plain", ("scheme=prerope",), 4, 9),
+        ("scheme=plain", ("scheme=hadamard",), 4, 9),
+    ],
+    ids=["smoothing", "centring", "late rotation", "hadamard"],
+)
+def test_the_removal_of_a_semaphore_of_a_scheme_is_caught_unless_it_is_redundant(plain, scheme, added, most):
+    """What each adds to a program without it, over one chunk and over several. Smoothing: `smoothing.free` follows where the
+    next sequence's factors wait for the loads of the last. Centring: raw rows are stored before they are read for the maxima,
+    and the hand-over of the buffer. Keys before RoPE: a buffer's two, rows are turned before they leave, and are there to be
+    read. Hadamard: the matrix is there (which later loads imply), rows are ready for it, and a buffer's two."""
+    redundant = []
     for overrides in ((), ("hardware.sram.vector_bytes=80000", "workload.batch=2")):
-        program, _ = compiled(compose_experiment("numerics=mxint4_baos", "numerics.smoothing.centre=true", *overrides))
-        plain, _ = compiled(compose_experiment("numerics=mxint4_baos", *overrides))
-        more = len({s for i in program.instructions for s in i.waits}) - len(
-            {s for i in plain.instructions for s in i.waits}
-        )
-        assert more == 3
-        used = sorted({s for i in program.instructions for s in i.waits})
-        still = {s for s in used if find_race(without(program, s)) is None}
-        kept = still if kept is None else kept & still
-    assert len(kept) <= 9 + 1
-
-
-def test_the_removal_of_a_semaphore_of_late_rotation_is_caught_unless_it_is_redundant():
-    """What keys before RoPE add: a buffer's two, that rows are turned before they leave, and that they are there to be read."""
-    kept = None
-    for overrides in ((), ("hardware.sram.vector_bytes=80000", "workload.batch=2")):
-        program, _ = compiled(compose_experiment("scheme=prerope", *overrides))
-        plain, _ = compiled(compose_experiment(*overrides))
-        used = sorted({s for i in program.instructions for s in i.waits})
-        assert len(used) == len({s for i in plain.instructions for s in i.waits}) + 4
-        still = {s for s in used if find_race(without(program, s)) is None}
-        kept = still if kept is None else kept & still
-    assert len(kept) <= 9
-
-
-def test_the_removal_of_a_semaphore_of_a_hadamard_rotation_is_caught_unless_it_is_redundant():
-    """What it adds: the matrix is there, rows are ready for it, and a buffer's two."""
-    kept = None
-    for overrides in ((), ("hardware.sram.vector_bytes=80000", "workload.batch=2")):
-        program, _ = compiled(compose_experiment("scheme=hadamard", *overrides))
-        plain, _ = compiled(compose_experiment(*overrides))
-        used = sorted({s for i in program.instructions for s in i.waits})
-        assert len(used) == len({s for i in plain.instructions for s in i.waits}) + 4
-        still = {s for s in used if find_race(without(program, s)) is None}
-        kept = still if kept is None else kept & still
-    assert len(kept) <= 9
+        used, kept = semaphores(compiled(compose_experiment(*scheme, *overrides))[0])
+        without_it, _ = compiled(compose_experiment(plain, *overrides))
+        assert len(used) == len({s for i in without_it.instructions for s in i.waits}) + added
+        redundant.append(kept)
+    assert len(set.intersection(*redundant)) <= most
 
 
 def test_a_race_is_named():

@@ -99,7 +99,8 @@ def _of_opcode(opcode: int, hardware: HardwareConfig) -> tuple[float, float, flo
     if spec.mnemonic == "C_NEXT":
         return 0, 0, frontend.next_cycles
     if spec.unit is FRONTEND:
-        return 0, 0, frontend.control_cycles
+        special = {"C_BREAK_IF": frontend.break_cycles, "C_AFFINE": frontend.affine_cycles}
+        return 0, 0, special.get(spec.mnemonic, frontend.control_cycles)
     if spec.unit in _DMA:
         return 0, 1, frontend.issue_cycles
     return hardware.interval_cycles(spec.mnemonic), hardware.latency_cycles(spec.mnemonic), frontend.issue_cycles

@@ -193,20 +193,22 @@ def score_of(program: Program, trips: TripCounts) -> Score:
     )  # fmt: skip
 
 
-def estimate_cycles(score: Score, values: Values, depth: np.ndarray) -> float:
-    """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues."""
-    return float(makespan(score, values.occupied, values.tail, values.front, values.count, depth, 1.0))
+def estimate_cycles(score: Score, values: Values, depth: np.ndarray, dispatch: float = 0.0) -> float:
+    """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues, `dispatch` cycles between
+    them and the front end."""
+    return float(makespan(score, values.occupied, values.tail, values.front, values.count, depth, 1.0 + dispatch, dispatch))
 
 
 def bound_cycles(score: Score, values: Values, depth: np.ndarray) -> float:
     """The same with only what no schedule can avoid: peak bandwidth, intervals, latency of what is awaited, no front end."""
     nothing = np.zeros(len(values.ideal))
-    return float(makespan(score, values.ideal, values.least, nothing, nothing, depth, 0.0))
+    return float(makespan(score, values.ideal, values.least, nothing, nothing, depth, 0.0, 0.0))
 
 
 @njit(cache=True)
-def makespan(score, occupied, tail, front, count, depth, dispatch):
-    """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over."""
+def makespan(score, occupied, tail, front, count, depth, dispatch, back):
+    """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over, `back` cycles
+    between a place that becomes free in a queue and the front end."""
     widest = score.inputs.max() if len(score.inputs) else 1
     states = np.empty((score.depth, score.rows, widest + LANES))
     maps = [np.empty((0, 0)) for _ in range(0)]
@@ -231,7 +233,7 @@ def makespan(score, occupied, tail, front, count, depth, dispatch):
                 state[done, i] = max(state[done, i], start + (length + tail[node]))
                 state[FRONT, i] += front[node]
                 if share > 0:
-                    state[FRONT, i] = max(state[FRONT, i], start + length * share)
+                    state[FRONT, i] = max(state[FRONT, i], start + length * share + back)
                 if fifth >= 0:
                     state[fifth, i] = state[done, i]
                 if sixth >= 0:

@@ -40,12 +40,13 @@ def simulate(
         "memory": moved / hardware.peak_bytes_per_cycle,
     }  # fmt: skip
     if serial:
-        estimate = front_end + float((retired * costs.latency)[units != Unit.FRONTEND].sum())
+        between = 2 * hardware.frontend.dispatch_cycles  # to the queue, and back when all is over
+        estimate = front_end + float((retired * (costs.latency + between))[units != Unit.FRONTEND].sum())
         bound = sum(busy.values()) + bounds["memory"]
     else:
         score, values = score_of(program, trip_counts(program, trace)), values_of(program, costs, hardware)
         depth = np.array([hardware.queue_depth[name] for name in QUEUED_UNITS])
-        estimate = estimate_cycles(score, values, depth)
+        estimate = estimate_cycles(score, values, depth, hardware.frontend.dispatch_cycles)
         bound = max(bound_cycles(score, values, depth), *bounds.values())
     return _result(program, hardware, trace, technology, retired, counts, costs, busy, bounds, bound, estimate)
 

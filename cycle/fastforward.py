@@ -24,6 +24,7 @@ from cycle.state import (
     BUS_WRITES,
     COUNT,
     DEPTH,
+    DISPATCH,
     DMA_IN,
     ENTERED,
     ENTRY,
@@ -315,7 +316,7 @@ def _capture(code, facts, control, state, snapshots):
     b += 1
     for q in range(4):
         unit = state.unit[q]
-        clipped[b], clipped[b + 1] = unit[RETIRE], unit[ISSUED] + 1
+        clipped[b], clipped[b + 1] = unit[RETIRE] + facts[DISPATCH], unit[ISSUED] + 1
         b += 2
         exact[c] = unit[COUNT]
         c += 1
@@ -462,7 +463,7 @@ def _skip(code, facts, control, state, statistics, snapshots, level, steps, peri
         unit = state.unit[q]
         if unit[FREE] != snapshots.strict[level, q]:
             unit[FREE] += shift
-        if unit[RETIRE] > floor:
+        if unit[RETIRE] + facts[DISPATCH] > floor:
             unit[RETIRE] += shift
         if unit[ISSUED] + 1 > floor:
             unit[ISSUED] += shift

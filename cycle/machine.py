@@ -23,6 +23,7 @@ from cycle.state import (
     COUNT,
     CYCLES,
     DEPTH,
+    DISPATCH,
     DMA_IN,
     DMA_OUT,
     DRAINED,
@@ -232,7 +233,7 @@ def _front_end(code, operands, facts, costs, control, breaks, state, statistics,
             if unit[q, COUNT] > 0:
                 return moved
             scalars[PENDING] = -1
-            wait = unit[q, RETIRE] - scalars[NOW]
+            wait = unit[q, RETIRE] + facts[DISPATCH] - scalars[NOW]
             if wait > 0:
                 counters[STALL + SERIAL] += wait
                 scalars[NOW] += wait
@@ -285,7 +286,7 @@ def _front_end(code, operands, facts, costs, control, breaks, state, statistics,
             scalars[NOW] += wait
         scalars[NOW] += row[COST]
         counters[BUSY] += row[COST]
-        place[ENTRY], place[ARRIVAL] = pc, scalars[NOW]
+        place[ENTRY], place[ARRIVAL] = pc, scalars[NOW] + facts[DISPATCH]
         if q == VECTOR:
             for lock in range(row[LOCK_COUNT]):
                 place[PLACE + lock] = address_of(control, row[LOCK + lock * LOCK_COLUMNS + LOCK_REGISTER])
@@ -364,7 +365,7 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
         if facts[SERIAL_MODE]:
             occupied = end - start
         counters[BUSY + row[UNIT]] += occupied
-        place[SLOT_FREE] = start
+        place[SLOT_FREE] = start + facts[DISPATCH]
     else:
         issue = max(unit[ISSUED] + 1, awaited, place[ARRIVAL])
         if row[MOVES]:
@@ -400,7 +401,7 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
             occupied = facts[SERIAL_MODE]
             counters[BUSY + row[UNIT]] += occupied
         unit[ISSUED] = issue
-        place[SLOT_FREE] = issue
+        place[SLOT_FREE] = issue + facts[DISPATCH]
     gap = start - unit[FREE]
     if gap > 0:
         standing = UNIT_VECTOR if row[UNIT] == UNIT_SCALAR else row[UNIT]

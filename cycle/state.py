@@ -42,7 +42,7 @@ LOCK_REGISTER, LOCK_CELL, LOCK_WIDTH, LOCK_SIZE, LOCK_WRITE, LOCK_COLUMNS = rang
 CODE_COLUMNS = LOCK + LOCKS * LOCK_COLUMNS
 
 # Places in the facts.
-SERIAL_MODE, OUTSTANDING, BURST_BYTES, TURN_TO_WRITE, TURN_TO_READ, REFRESH_FOR, REFRESH_EVERY, DEPTH = range(8)
+SERIAL_MODE, OUTSTANDING, BURST_BYTES, TURN_TO_WRITE, TURN_TO_READ, REFRESH_FOR, REFRESH_EVERY, DISPATCH, DEPTH = range(9)
 FACTS = DEPTH + len(QUEUED_UNITS)
 
 # Places in the state's scalars.
@@ -122,7 +122,10 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
 
 def _control_costs(program: Program, frontend: FrontEnd, code: np.ndarray) -> None:
     """Fill the columns COST, EXIT_COST and ADDRESS_COST."""
-    special = {"C_LOOP": frontend.loop_cycles, "C_LOOP_R": frontend.loop_cycles, "C_NEXT": frontend.next_cycles}
+    special = {
+        "C_LOOP": frontend.loop_cycles, "C_LOOP_R": frontend.loop_cycles, "C_NEXT": frontend.next_cycles,
+        "C_BREAK_IF": frontend.break_cycles, "C_AFFINE": frontend.affine_cycles,
+    }  # fmt: skip
     for number, instruction in enumerate(program.instructions):
         queued = instruction.spec.unit is not Unit.FRONTEND
         cost = frontend.issue_cycles if queued else special.get(instruction.mnemonic, frontend.control_cycles)
@@ -155,6 +158,7 @@ def facts_of(hardware: HardwareConfig) -> np.ndarray:
     """The hardware in integers."""
     facts = np.zeros(FACTS, np.int64)
     facts[SERIAL_MODE] = hardware.execution == "serial"
+    facts[DISPATCH] = hardware.frontend.dispatch_cycles
     facts[OUTSTANDING] = hardware.dma_outstanding
     facts[BURST_BYTES] = hardware.hbm.burst_bytes
     facts[DEPTH:] = [hardware.queue_depth[name] for name in QUEUED_UNITS]

@@ -1,7 +1,7 @@
-// The array: weights of BLEN columns are loaded in BLEN cycles into one of two buffers, then a row of activations a cycle is
-// quantised, multiplied with all columns, scaled, and added to the accumulators. All passes through one pipeline in order,
-// so an M_OUT reads what the M_MM before it left. Cycles after the start of an instruction:
-//   1+c       address of column c             7+r     address of row r of the activations
+// The array: weights of BLEN columns are loaded in BLEN cycles, then take the place of those of the tile product before, and a
+// row of activations a cycle is quantised, multiplied with all columns, scaled, and added to the accumulators. All passes
+// through one pipeline in order, so an M_OUT reads what the M_MM before it left. Cycles after the start of an instruction:
+//   1+c       address of column c, 3+c loaded   7+r     address of row r of the activations
 //   8+r, 9+r  largest exponents of groups, of blocks   10+r   codes
 //   11+r, 12+r   block dot products                    13+r   to numbers, 14+r to 17+r scales
 //   18+r      accumulators read; four additions of two cycles, one for each group of eight; 26+r written back
@@ -28,13 +28,13 @@ module matrix_unit
     output logic [BLEN-1:0][15:0] out_data
 );
   localparam int CHAIN = 2 * GROUPS;
+  localparam int MATRIX_BITS = $clog2(MATRIX_BYTES), VECTOR_BITS = $clog2(VECTOR_ELEMENTS);
   typedef struct packed {
     logic multiply;  // M_MM; else M_OUT
-    logic buffer;
-    logic [31:0] weights;
-    logic [31:0] weights_stride;
-    logic [31:0] target;  // acts, or dst
-    logic [31:0] target_stride;
+    logic [MATRIX_BITS-1:0] weights;
+    logic [MATRIX_BITS-1:0] weights_stride;
+    logic [VECTOR_BITS-1:0] target;  // acts, or dst
+    logic [VECTOR_BITS-1:0] target_stride;
     logic [7:0] rows;
     logic [7:0] cols;
     logic [13:0] k;
@@ -45,9 +45,8 @@ module matrix_unit
   } work_t;
   typedef struct packed {
     logic multiply;
-    logic buffer;
     logic [2:0] row;
-    logic [31:0] address;
+    logic [VECTOR_BITS-1:0] address;
     logic [7:0] cols;
     logic [13:0] k;
     logic [2:0] block;
@@ -62,13 +61,12 @@ module matrix_unit
 
   // ---- instructions: columns first, six cycles later rows ----
   work_t columns, rows;
-  logic columns_active, rows_active, parity;
+  logic columns_active, rows_active;
   logic [3:0] column, row;
   always_ff @(posedge clock)
     if (reset) begin
       columns_active <= 1'b0;
       rows_active <= 1'b0;
-      parity <= 1'b0;
     end else begin
       if (columns_active) begin
         column <= column + 4'd1;
@@ -79,12 +77,10 @@ module matrix_unit
         columns_active <= 1'b1;
         column <= '0;
         columns.multiply <= in.word[7:0] == OP_M_MM;
-        columns.buffer <= parity;
-        if (in.word[7:0] == OP_M_MM) parity <= !parity;
-        columns.weights <= in.address[0];
-        columns.weights_stride <= in.stride[0];
-        columns.target <= in.word[7:0] == OP_M_MM ? in.address[1] : in.address[0];
-        columns.target_stride <= in.word[7:0] == OP_M_MM ? in.stride[1] : in.stride[0];
+        columns.weights <= MATRIX_BITS'(in.address[0]);
+        columns.weights_stride <= MATRIX_BITS'(in.stride[0]);
+        columns.target <= VECTOR_BITS'(in.word[7:0] == OP_M_MM ? in.address[1] : in.address[0]);
+        columns.target_stride <= VECTOR_BITS'(in.word[7:0] == OP_M_MM ? in.stride[1] : in.stride[0]);
         columns.rows <= in.word[7:0] == OP_M_MM ? mm.rows : out.rows;
         columns.cols <= in.word[7:0] == OP_M_MM ? mm.cols : out.cols;
         columns.k <= mm.k;
@@ -109,28 +105,27 @@ module matrix_unit
   always_comb begin
     weights_read = columns_active && columns.multiply && {4'd0, column} < columns.cols;
     for (int group = 0; group < GROUPS; group++) begin
-      logic [31:0] record;
+      logic [MATRIX_BITS-1:0] record;
       logic [5:0] offset;
-      record = columns.weights + 32'((8 * group) >> columns.block) * {16'd0, columns.block_stride};
+      record = columns.weights + MATRIX_BITS'((8 * group) >> columns.block) * MATRIX_BITS'(columns.block_stride);
       offset = 6'(8 * group) & 6'((1 << columns.block) - 1);
-      scale_address[group] = record;
-      code_address[group] = record + 32'd1 + {26'd0, columns.weights4 ? offset >> 1 : offset};
+      scale_address[group] = 32'(record);
+      code_address[group] = 32'(MATRIX_BITS'(record + 1'b1 + (columns.weights4 ? offset >> 1 : offset)));
     end
   end
-  logic fetched, fetched_buffer, fetched4;
+  logic fetched, fetched4;
   logic [2:0] fetched_column;
-  logic [1:0][BLEN-1:0][MLEN-1:0][7:0] weight;
-  logic [1:0][BLEN-1:0][GROUPS-1:0][7:0] weight_scale;
+  logic [BLEN-1:0][MLEN-1:0][7:0] loaded, weight;
+  logic [BLEN-1:0][GROUPS-1:0][7:0] loaded_scale, weight_scale;
   always_ff @(posedge clock) begin
     fetched <= weights_read && !reset;
-    fetched_buffer <= columns.buffer;
     fetched_column <= column[2:0];
     fetched4 <= columns.weights4;
     if (fetched)
       for (int group = 0; group < GROUPS; group++) begin
-        weight_scale[fetched_buffer][fetched_column][group] <= scale_data[group];
+        loaded_scale[fetched_column][group] <= scale_data[group];
         for (int i = 0; i < 8; i++)
-          weight[fetched_buffer][fetched_column][8*group+i] <= fetched4 ?
+          loaded[fetched_column][8*group+i] <= fetched4 ?
               8'($signed(code_data[group][i/2][4*(i%2)+:4])) : code_data[group][i];
       end
   end
@@ -143,14 +138,13 @@ module matrix_unit
   logic [STAGES+1:1] valid;
   row_t slot[1:STAGES+1];
   assign acts_read = rows_active && rows.multiply && {4'd0, row} < rows.rows;
-  assign acts_address = rows.target;
+  assign acts_address = 32'(rows.target);
   always_ff @(posedge clock)
     if (reset) valid <= '0;
     else begin
       valid <= {valid[STAGES:1], rows_active && {4'd0, row} < rows.rows};
       slot[1] <= '{
           multiply: rows.multiply,
-          buffer: rows.buffer,
           row: row[2:0],
           address: rows.target,
           cols: rows.cols,
@@ -204,22 +198,29 @@ module matrix_unit
   endfunction
   logic [STAGES:1] multiplies;
   always_comb for (int i = 1; i <= STAGES; i++) multiplies[i] = valid[i] && slot[i].multiply;
-  logic [BLEN-1:0][MLEN-1:0][7:0] weights;
-  assign weights = weight[slot[DOTS].buffer];
+  // The columns are loaded when the codes of the first row are computed.
+  logic swap;
+  always_ff @(posedge clock) begin
+    swap <= valid[DOTS-2] && slot[DOTS-2].multiply && slot[DOTS-2].row == 0;
+    if (swap) begin
+      weight <= loaded;
+      weight_scale <= loaded_scale;
+    end
+  end
   dots #(
       .COUNT(BLEN)
   ) of_columns (
-      .clock, .enable(multiplies[DOTS+:2]), .block(slot[DOTS+1].block), .act(act4), .weight(weights), .dot
+      .clock, .enable(multiplies[DOTS+:2]), .block(slot[DOTS+1].block), .act(act4), .weight, .dot
   );
   always_ff @(posedge clock) begin
-    if (valid[DOTS]) weight_scales[DOTS+1] <= weight_scale[slot[DOTS].buffer];
+    if (valid[DOTS]) weight_scales[DOTS+1] <= weight_scale;
     if (valid[DOTS+1]) weight_scales[TERM] <= weight_scales[DOTS+1];
   end
 
   // ---- accumulators ----
   localparam int TERMS = BLEN * GROUPS;  // number c * GROUPS + g: column c, group g
   logic [BLEN*BLEN-1:0][31:0] accumulator  /*verilator public_flat_rw*/;  // row by row
-  logic [BLEN-1:0][31:0] read, read_out;  // for the sums (M_OUT: zeros) and for M_OUT
+  logic [BLEN-1:0][31:0] read, read_out;  // for the sums (zeros: M_OUT, and where a sum is passed on) and for M_OUT
   logic [BLEN-1:0] passed, passed_out;
   logic [TERMS-1:0][31:0] term, addend, augend, sum;
   logic [TERMS-1:0][31:0] delayed[SUM:SUM-2+CHAIN];  // terms in stage i until their addition
@@ -244,7 +245,7 @@ module matrix_unit
       assign absent[T] = !slot[SUM-1].multiply || !begins_block(g, slot[SUM-1]);
       // Addition g takes two stages from SUM + 2 g on.
       assign adding[T] = valid[SUM+2*g+:2];
-      assign augend[T] = g != 0 ? sum[T-(g!=0)] : passed[c] ? sum[c*GROUPS+GROUPS-1] : read[c];
+      assign augend[T] = g != 0 ? sum[T-(g!=0)] : {32{passed[c]}} & sum[c*GROUPS+GROUPS-1] | read[c];
       assign addend[T] = delayed[SUM+2*g][T];
     end
   end
@@ -258,14 +259,17 @@ module matrix_unit
   function automatic logic writes(input int stage, input int c, input logic [2:0] of_row);
     writes = valid[stage] && slot[stage].row == of_row && 8'(c) < slot[stage].cols;
   endfunction
+  logic [BLEN-1:0] passing;
+  always_comb
+    for (int c = 0; c < BLEN; c++) passing[c] = writes(SUM + CHAIN - 1, c, slot[SUM-1].row) && slot[SUM-1].multiply;
   always_ff @(posedge clock)
     for (int c = 0; c < BLEN; c++) begin
-      passed[c] <= writes(SUM + CHAIN - 1, c, slot[SUM-1].row) && slot[SUM-1].multiply;
+      passed[c] <= passing[c];
       passed_out[c] <= writes(SUM + CHAIN - 1, c, slot[SUM-1].row);
       if (valid[SUM-1]) begin
         logic [31:0] now;
         now = writes(SUM + CHAIN, c, slot[SUM-1].row) ? sum[c*GROUPS+GROUPS-1] : accumulator[{slot[SUM-1].row, 3'(c)}];
-        read[c] <= slot[SUM-1].multiply ? now : 32'd0;
+        read[c] <= slot[SUM-1].multiply && !passing[c] ? now : 32'd0;
         read_out[c] <= now;
       end
     end
@@ -278,7 +282,7 @@ module matrix_unit
 
   always_ff @(posedge clock) begin
     out_write <= valid[SUM] && !slot[SUM].multiply && !reset;
-    out_address <= slot[SUM].address;
+    out_address <= 32'(slot[SUM].address);
     out_count <= slot[SUM].cols;
     if (valid[SUM]) for (int c = 0; c < BLEN; c++) out_data[c] <= to_bf16(passed_out[c] ? sum[c*GROUPS+GROUPS-1] : read_out[c]);
   end

@@ -3,7 +3,8 @@
 Yosys with the slang front end (`pyosys`) reads the sources, OpenSTA (`sta`) finds the critical path. A unit is mapped with the
 units and leaves inside it as black boxes, whose areas are added; a leaf alone, one lane, adder, block or column of it. SRAM is
 not mapped: its bits have an assumed area. For the critical path of a unit the netlists of its leaves are put in their places.
-Cells that the library marks as don't-use (`*xp*` and the like) are allowed; four-fold flip-flops and latches are not.
+Cells that the library marks as don't-use (`*xp*` and the like) are allowed; four-fold flip-flops, latches and the buffers for hold
+times (`HB*`, slow on purpose) are not.
 """
 
 import gzip
@@ -55,11 +56,12 @@ PACKAGES = ("tripath_pkg.sv", "core_pkg.sv", "float_pkg.sv", "transcendental_pkg
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a module stands, what is mapped of it, and which modules inside it are black boxes."""
+    """Where a module stands, what is mapped of it, which modules inside it are black boxes, and what each output drives, in fF."""
 
     file: str
     what: str
     boxes: tuple[str, ...] = ()
+    load: float = 4.0
     parameters: str = ""
     module: str | None = None
 
@@ -69,7 +71,7 @@ LEAVES = {
     "terms": Source(file="term.sv", what="integer to FP32 and two scales, for one block of one column; five stages"),
     "dots": Source(file="dot.sv", what="dot products of one column, 32 MACs of 8 bits; two stages"),
     "dots4": Source(file="dot.sv", what="the same for MXINT4 alone", module="dots", parameters="-G BITS=4"),
-    "quantisers": Source(file="quantise.sv", what="BF16 to a code of MXINT8 or MXINT4"),
+    "quantisers": Source(file="quantise.sv", what="BF16 to a code of MXINT8 or MXINT4", load=50.0),
     "dequantisers": Source(file="dequantise.sv", what="code to BF16"),
     "lanes": Source(file="lane.sv", what="one lane: FP32 sum, two products, maximum, all tables; eight stages"),
     "address_steps": Source(file="address_registers.sv", what="one address register"),
@@ -144,14 +146,14 @@ def _mapped(name: str, cells: Path, work: Path, *, by_recipe: bool) -> Mapped:
     netlist, statistics = work / f"{name}.v", work / f"{name}.statistics"
     constraints, recipe = work / "constraints", work / "recipe"
     recipe.write_text(RECIPE)
-    constraints.write_text("set_driving_cell BUFx2_ASAP7_75t_R\nset_load 1.0 [all_outputs]\n")
+    constraints.write_text(f"set_driving_cell BUFx2_ASAP7_75t_R\nset_load {source.load} [all_outputs]\n")
     design = libyosys.Design()
     ties = "-hicell TIEHIx1_ASAP7_75t_R H -locell TIELOx1_ASAP7_75t_R L"
     mapping = f"-script {recipe}" if by_recipe else f"-D {TARGET_PS}"
     for command in (
         f"{_read(name)} {source.parameters}", f"hierarchy -top {module}", "synth -flatten -booth",
         f"dfflibmap -dont_use DFFHQx4* -dont_use DFFLQ* -liberty {cells}",
-        f"abc -liberty {cells} -constr {constraints} {mapping}",
+        f"abc -liberty {cells} -dont_use HB* -constr {constraints} {mapping}",
         "setundef -zero", f"hilomap {ties}", "opt_clean -purge", f"write_verilog -noattr -simple-lhs {netlist}",
         f"tee -q -o {statistics} stat -liberty {cells}",
     ):  # fmt: skip

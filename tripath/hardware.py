@@ -233,7 +233,11 @@ class FrontEnd:
         loop_cycles: To enter a loop.
         next_cycles: To go round a loop; 0: loops without overhead.
         exit_cycles: To leave a loop by its C_NEXT.
+        break_cycles: For a C_BREAK_IF, from its token on.
+        affine_cycles: For a C_AFFINE.
         control_cycles: For any other control instruction.
+        dispatch_cycles: From a dispatched instruction to its queue, and from a place there that becomes free back to the
+            front end: the registers between them, the same in both directions.
         address_step_cycles: For each address that moves with a loop or a ring: 0 where address registers step by
             themselves, 1 where scalar instructions add.
     """
@@ -242,7 +246,10 @@ class FrontEnd:
     loop_cycles: int = 1
     next_cycles: int = 0
     exit_cycles: int = 0
+    break_cycles: int = 1
+    affine_cycles: int = 1
     control_cycles: int = 1
+    dispatch_cycles: int = 0
     address_step_cycles: int = 0
 
     def __post_init__(self) -> None:

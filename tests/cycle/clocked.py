@@ -64,6 +64,7 @@ def run_clocked(program, hardware, limit=100_000):
     """Start and end cycle of every queued instruction, in order of dispatch: [(number, start, end)]."""
     front = FrontEnd(program, hardware)
     queues = {name: deque() for name in QUEUED_UNITS}
+    returning = {name: [] for name in QUEUED_UNITS}  # cycles in which the front end learns of places that became free
     unit_free = dict.fromkeys(QUEUED_UNITS, 0)
     results = []
     flying = {name: [] for name in QUEUED_UNITS}  # [end, signals] in order of start, not yet retired
@@ -121,6 +122,7 @@ def run_clocked(program, hardware, limit=100_000):
                 flying[name].append([retire, instruction.signals])
                 results.append((order, number, start, end))
                 queues[name].popleft()
+                returning[name].append(now + hardware.frontend.dispatch_cycles)
                 started = True
             while front.pc >= 0 and now >= front_free:
                 instruction = program.instructions[front.pc]
@@ -129,7 +131,7 @@ def run_clocked(program, hardware, limit=100_000):
                     started = True
                     continue
                 name = QUEUE[instruction.spec.unit]
-                if len(queues[name]) >= hardware.queue_depth[name]:
+                if len(queues[name]) + sum(free > now for free in returning[name]) >= hardware.queue_depth[name]:
                     break
                 o, spec = instruction.operands, instruction.spec
                 touched = [
@@ -137,7 +139,7 @@ def run_clocked(program, hardware, limit=100_000):
                     for group, write in ((spec.reads, False), (spec.writes, True)) for f in group
                 ]  # fmt: skip
                 front_free = now + hardware.frontend.issue_cycles
-                queues[name].append((front.pc, front_free, touched, dispatched))
+                queues[name].append((front.pc, front_free + hardware.frontend.dispatch_cycles, touched, dispatched))
                 dispatched += 1
                 front.pc += 1
                 started = True

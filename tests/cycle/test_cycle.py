@@ -88,12 +88,13 @@ def programs(draw):
 )  # shrinking takes minutes
 @given(
     program=programs(), depth=st.sampled_from([1, 2, 4, 32]), outstanding=st.sampled_from([1, 2, 8]),
-    model=st.sampled_from(["simple", "bursts"]),
+    model=st.sampled_from(["simple", "bursts"]), dispatch=st.sampled_from([0, 0, 1, 3]),
 )  # fmt: skip
-def test_every_instruction_starts_and_ends_when_the_clocked_model_says(program, depth, outstanding, model):
+def test_every_instruction_starts_and_ends_when_the_clocked_model_says(program, depth, outstanding, model, dispatch):
     depths = dict.fromkeys(SMALL.queue_depth, depth)
     hbm = dataclasses.replace(SMALL.hbm, model=model)
-    hardware = dataclasses.replace(SMALL, queue_depth=depths, dma_outstanding=outstanding, hbm=hbm)
+    frontend = dataclasses.replace(SMALL.frontend, dispatch_cycles=dispatch)
+    hardware = dataclasses.replace(SMALL, queue_depth=depths, dma_outstanding=outstanding, hbm=hbm, frontend=frontend)
     expected = run_clocked(program, hardware)
     result = cycle.simulate(program, hardware=hardware, trace=Trace(breaks=()), race_check=False)
     observed = sorted((row[0], row[4], row[5]) for row in result.tables["timeline"].rows)

@@ -105,13 +105,14 @@ SKIPPED = []
 @given(
     nest=nests(), depth=st.sampled_from([1, 4, 32]), outstanding=st.sampled_from([1, 2, 8]),
     execution=st.sampled_from(["decoupled", "decoupled", "serial"]), start=st.integers(0, 3000),
-    memory=st.sampled_from([{"model": "simple"}, {}, {"refresh": "absolute"}]),
+    memory=st.sampled_from([{"model": "simple"}, {}, {"refresh": "absolute"}]), dispatch=st.sampled_from([0, 0, 3]),
 )  # fmt: skip
-def test_random_nests_are_the_same_with_and_without(nest, depth, outstanding, execution, start, memory):
+def test_random_nests_are_the_same_with_and_without(nest, depth, outstanding, execution, start, memory, dispatch):
     program, trace = nest
     hardware = dataclasses.replace(
         SMALL, queue_depth=dict.fromkeys(SMALL.queue_depth, depth), dma_outstanding=outstanding, execution=execution,
         hbm=dataclasses.replace(SMALL.hbm, **memory),
+        frontend=dataclasses.replace(SMALL.frontend, dispatch_cycles=dispatch),
     )  # fmt: skip
     fast, slow = both(program, hardware, trace, trace_window=(start, start + 500))
     assert figures(fast) == figures(slow)

@@ -11,7 +11,7 @@ import pytest
 
 import cycle
 from tests.conftest import compose_experiment, with_timing
-from tripath.hardware import FrontEnd
+from tripath.hardware import QUEUED_UNITS, FrontEnd
 from tripath.isa import assemble
 from tripath.program import Program, Tensor, words_of
 from tripath.trace import Trace
@@ -85,6 +85,27 @@ def test_a_full_queue_holds_the_front_end_until_the_entry_depth_before_has_start
     assert stalls(result, "frontend")["queue_full"] == 8
 
 
+def test_registers_before_the_queues_delay_the_way_there_and_back():
+    """One place, two cycles each way. 1: dispatched in 0, in its queue and started in 0 + 1 + 2 = 3; the front end learns of
+    the place in 5. 2: dispatched in 5, started in 8. The matrix instruction: dispatched in 6, started in 9."""
+    machine_ = machine(
+        {"V_SYNC": (1, 1), "M_SYNC": (1, 1)}, queue_depth=dict.fromkeys(QUEUED_UNITS, 1), frontend=FrontEnd(dispatch_cycles=2)
+    )
+    result = simulate("V_SYNC\nV_SYNC\nM_SYNC", machine_)
+    assert (starts(result, "V_SYNC"), starts(result, "M_SYNC")) == ([3, 8], [9])
+    assert stalls(result, "frontend")["queue_full"] == 4
+
+
+def test_registers_before_the_queues_count_twice_in_serial_execution():
+    """The first starts in 1 + 2 = 3, is complete in 15, the front end learns of it in 17: the second starts in 20, the matrix
+    instruction (complete in 32, dispatched in 34) in 37."""
+    hardware = machine(
+        {"V_SYNC": (12, 4), "M_SYNC": (1, 1)}, execution="serial", frontend=FrontEnd(dispatch_cycles=2)
+    )
+    result = simulate("V_SYNC\nV_SYNC\nM_SYNC", hardware)
+    assert (starts(result, "V_SYNC"), starts(result, "M_SYNC")) == ([3, 20], [37])
+
+
 def test_a_unit_that_stands_does_not_hold_the_queues_of_others():
     """The vector unit waits 50 cycles for the matrix unit; the instruction for DMA behind it enters in 2, starts in 3."""
     result = simulate("M_SYNC signal=s1\nV_SYNC wait=s1\nH_LOAD_SYNC", machine({"M_SYNC": (50, 1)}))
@@ -116,6 +137,18 @@ def test_a_trip_count_in_a_register_costs_like_an_immediate_one():
     text = "C_AFFINE register=3 base=2 factor=0 level=1\nC_LOOP_R level=0 register=3 length=2\nV_SYNC\nC_NEXT level=0\nM_SYNC"
     result = simulate(text, machine({"V_SYNC": (1, 1)}, frontend=FrontEnd(loop_cycles=5)))
     assert (starts(result, "V_SYNC"), starts(result, "M_SYNC")) == ([7, 8], [9])
+
+
+def test_a_break_and_an_affine_trip_count_may_take_their_own_time():
+    """C_AFFINE takes cycles 0 to 2, C_LOOP_R 3; V_SYNC is dispatched in 4, starts in 5, gives its token in 25. The break takes 25
+    to 28, so M_SYNC behind the loop is dispatched in 29, starts in 30."""
+    text = (
+        "C_AFFINE register=3 base=2 factor=0 level=1\nC_LOOP_R level=0 register=3 length=3\nV_SYNC signal=s1\n"
+        "C_BREAK_IF level=0 flag=a9 wait=s1\nC_NEXT level=0\nM_SYNC"
+    )
+    frontend = FrontEnd(break_cycles=4, affine_cycles=3)
+    result = simulate(text, machine({"V_SYNC": (20, 1)}, frontend=frontend), breaks=[0])
+    assert (starts(result, "V_SYNC"), starts(result, "M_SYNC")) == ([5], [30])
 
 
 def test_a_break_waits_for_its_flag_and_nothing_is_dispatched_beyond_it():

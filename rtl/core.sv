@@ -50,7 +50,7 @@ module core
     has_tokens = (wait0 == 0 || first >= (wait0 == wait1 ? 12'd2 : 12'd1)) && (wait1 == 0 || second != 0);
   endfunction
 
-  logic [3:0] tokens, valid, room, push;
+  logic [3:0] tokens, valid, push;
   logic overflow;
   always_comb
     for (int q = 0; q < 4; q++)
@@ -80,7 +80,7 @@ module core
   entry_t entry;
   logic [31:0] flag_address, flag;
   logic [3:0] idle, busy;
-  logic started;
+  logic started, empty;
   always_ff @(posedge clock)
     if (reset) begin
       now <= '0;
@@ -95,14 +95,13 @@ module core
       .write_data(program_data)
   );
   front_end front (
-      .clock, .reset, .run, .serial, .fetch_address, .word, .room, .idle, .push, .entry,
+      .clock, .reset, .run, .serial, .depth, .fetch_address, .word, .pop, .idle, .push, .entry,
       .token(held_tokens[word[13:8]] != 0), .take(front_take), .take_number(front_take_number), .flag_address, .flag,
-      .control, .pc(control_pc), .done
+      .control, .pc(control_pc), .done, .empty
   );
   for (genvar q = 0; q < 4; q++) begin : queues
     queue places (
-        .clock, .reset, .depth(depth[q]), .push(push[q]), .in(entry), .room(room[q]), .valid(valid[q]), .head(head[q]),
-        .pop(pop[q])
+        .clock, .reset, .push(push[q]), .in(entry), .valid(valid[q]), .head(head[q]), .pop(pop[q])
     );
     assign start_pc[q] = head[q].pc;
     assign start_latency[q] = q < 2 ? latency_of(head[q].word[7:0]) : 16'd1;
@@ -248,6 +247,6 @@ module core
   assign flag = int_read_now[1];
 
   assign start = {pop[3] && is_sync(head[3].word[7:0]), pop[2] && is_sync(head[2].word[7:0]), pop[1:0]};
-  assign quiet = done && idle == '1;
+  assign quiet = done && empty && idle == '1;
   assign fault = overflow || retire_fault != 0 || in_fault || out_fault || dma_fault;
 endmodule

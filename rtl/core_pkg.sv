@@ -26,4 +26,19 @@ package core_pkg;
     logic [PORTS-1:0][31:0] address;
     logic [1:0][31:0] stride;
   } entry_t;
+
+  // What an instruction changes of the address registers.
+  typedef struct packed {
+    logic set_base;
+    logic set_step;
+    logic set_rows;
+    logic set_ring;
+    logic next;  // loop `level` goes round, or leaves
+    logic advance;  // ring `ring` moves on, or starts again
+    logic ends;  // the loop leaves, the ring starts again
+    logic [8:0] number;  // of the register that is set
+    logic [3:0] level;
+    logic [3:0] ring;
+    logic [31:0] value;
+  } change_t;
 endpackage

@@ -37,6 +37,9 @@ def check_hardware(hardware: HardwareConfig) -> None:
         (hardware.vlen >= 32, "vlen", "must be at least 32"),
         (front.issue_cycles == front.control_cycles == front.next_cycles == front.exit_cycles == front.loop_cycles == 1
          and front.address_step_cycles == 0, "frontend", "must take a cycle for each instruction"),
+        (front.dispatch_cycles == 3, "frontend.dispatch_cycles", "must be 3"),
+        (front.break_cycles == 5, "frontend.break_cycles", "must be 5"),
+        (front.affine_cycles == 4, "frontend.affine_cycles", "must be 4"),
     ]  # fmt: skip
     for holds, key, rule in rules:
         if not holds:

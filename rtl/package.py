@@ -46,8 +46,8 @@ def _parameters(hardware: HardwareConfig) -> Iterator[str]:
         "FP_ENTRIES": sram.fp_bytes // 4, "INT_ENTRIES": sram.int_bytes // 4,
         "BEAT_BYTES": hbm.burst_bytes, "READ_LATENCY": hbm.read_latency_cycles,
         "WRITE_LATENCY": hbm.write_latency_cycles, "MOST_OUTSTANDING": hardware.dma_outstanding,
-        "MOST_QUEUED": max(hardware.queue_depth.values()), "LOOP_CYCLES": front.loop_cycles,
-        "LOOP_LEVELS": LOOP_LEVELS, "INTEGER_REGISTERS": INTEGER_REGISTERS, "RINGS": RINGS, "SEMAPHORES": SEMAPHORES,
+        "MOST_QUEUED": max(hardware.queue_depth.values()), "BREAK_CYCLES": front.break_cycles,
+        "AFFINE_CYCLES": front.affine_cycles, "DISPATCH_CYCLES": front.dispatch_cycles, "LOOP_LEVELS": LOOP_LEVELS, "INTEGER_REGISTERS": INTEGER_REGISTERS, "RINGS": RINGS, "SEMAPHORES": SEMAPHORES,
         "LOCKS": LOCKS,
     }  # fmt: skip
     for name, value in values.items():

@@ -1,14 +1,12 @@
-// Instructions of one unit, in order. A place becomes free in the cycle in which its instruction starts.
+// Instructions of one unit, in order. The front end knows when there is room.
 module queue
   import tripath_pkg::*;
   import core_pkg::*;
 (
     input logic clock,
     input logic reset,
-    input logic [7:0] depth,
     input logic push,
     input entry_t in,
-    output logic room,
     output logic valid,
     output entry_t head,
     input logic pop
@@ -18,7 +16,6 @@ module queue
   logic [BITS-1:0] first, last;
   logic [7:0] count;
 
-  assign room = count < depth || pop;
   assign valid = count != 0;
   assign head = entries[first];
 

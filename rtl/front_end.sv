@@ -50,6 +50,13 @@ module front_end
   assign ring_word = word;
   assign advance_word = word;
 
+  count_t index[LOOP_LEVELS];
+  count_t remaining[LOOP_LEVELS];  // trips, this one included
+  logic [LOOP_LEVELS-1:0] last_trip;
+  pc_t start[LOOP_LEVELS];
+  pc_t stop[LOOP_LEVELS];
+  count_t register_[INTEGER_REGISTERS];
+  logic [INTEGER_REGISTERS-1:0] positive, one;  // of registers
   logic running, held;
   logic [7:0] opcode;
   logic queued, affine, breaks, step, left, skipped;
@@ -122,13 +129,6 @@ module front_end
     end
 
   // ---- loops ----
-  count_t index[LOOP_LEVELS];
-  count_t remaining[LOOP_LEVELS];  // trips, this one included
-  logic [LOOP_LEVELS-1:0] last_trip;
-  pc_t start[LOOP_LEVELS];
-  pc_t stop[LOOP_LEVELS];
-  count_t register_[INTEGER_REGISTERS];
-  logic [INTEGER_REGISTERS-1:0] positive, one;
   logic entering;
   assign entering = opcode == OP_C_LOOP || opcode == OP_C_LOOP_R;
   assign skipped = opcode == OP_C_LOOP ? $signed(loop_word.trips) <= 0 : !positive[loop_r_word.register_];

@@ -8,6 +8,7 @@ times (`HB*`, slow on purpose) are not.
 """
 
 import gzip
+import json
 import math
 import os
 import re
@@ -150,11 +151,18 @@ def _mapped(name: str, cells: Path, work: Path, *, by_recipe: bool) -> Mapped:
     design = libyosys.Design()
     ties = "-hicell TIEHIx1_ASAP7_75t_R H -locell TIELOx1_ASAP7_75t_R L"
     mapping = f"-script {recipe}" if by_recipe else f"-D {TARGET_PS}"
+    wired = work / f"{name}.json"
     for command in (
         f"{_read(name)} {source.parameters}", f"hierarchy -top {module}", "synth -flatten -booth",
         f"dfflibmap -dont_use DFFHQx4* -dont_use DFFLQ* -liberty {cells}",
         f"abc -liberty {cells} -dont_use HB* -constr {constraints} {mapping}",
-        "setundef -zero", f"hilomap {ties}", "opt_clean -purge", f"write_verilog -noattr -simple-lhs {netlist}",
+        "setundef -zero", f"hilomap {ties}", "opt_clean -purge", f"write_json {wired}",
+    ):  # fmt: skip
+        _run(command, design)
+    _spread(wired, module, source.boxes)
+    design = libyosys.Design()
+    for command in (
+        f"read_json {wired}", f"hierarchy -top {module}", f"write_verilog -noattr -simple-lhs {netlist}",
         f"tee -q -o {statistics} stat -liberty {cells}",
     ):  # fmt: skip
         _run(command, design)
@@ -225,7 +233,7 @@ def _ports(name: str, count: int) -> dict[str, tuple[str, int]]:
 
 def _array(name: str, count: int) -> str:
     """A module of `count` instances of a mapped leaf. A port that grows with COUNT is divided among them; others are shared,
-    through a tree of buffers (which is in no area)."""
+    through a tree of buffers (whose area is nowhere)."""
     one, two = _ports(name, 1), _ports(name, 2)
     own = {port for port, (_, width) in one.items() if two[port][1] != width}
     lines = [f"module {name}_{count} ({', '.join(one)});"]
@@ -249,9 +257,7 @@ def _array(name: str, count: int) -> str:
 def _tree(port: str, width: int, count: int) -> tuple[list[str], list[str]]:
     """Buffers that bring a port to `count` places, `FANOUT` to each, and the wire at each place."""
     lines, above = [], [port]
-    depth = 0
-    while FANOUT**depth < count:
-        depth += 1
+    depth = _depth(count)
     for level in range(1, depth):
         wires = [f"{port}_{level}_{i}" for i in range(-(-count // FANOUT ** (depth - level)))]
         for i, wire in enumerate(wires):
@@ -260,6 +266,46 @@ def _tree(port: str, width: int, count: int) -> tuple[list[str], list[str]]:
             lines += [f"  {BUFFER} {wire}_b{bit} (.A({source}[{bit}]), .Y({wire}[{bit}]));" for bit in range(width)]
         above = wires
     return lines, [above[i // FANOUT] for i in range(count)]
+
+
+def _depth(count: int) -> int:
+    """How many steps of `FANOUT` bring a wire to `count` places; where there are several, one of them is a buffer."""
+    depth = 1
+    while FANOUT**depth < count:
+        depth += 1
+    return max(depth, 2) if count > 1 else 1
+
+
+def _spread(netlist: Path, top: str, boxes: tuple[str, ...]) -> None:
+    """Put trees of buffers where a wire of a mapped netlist (JSON) goes to several inputs of leaves: the mapping takes all of
+    them together for one load."""
+    design = json.loads(netlist.read_text())
+    cells = design["modules"][top]["cells"]
+    places: dict[int, list[tuple[list, int]]] = {}
+    highest = 0
+    for cell in cells.values():
+        for port, bits in cell["connections"].items():
+            highest = max([highest, *(bit for bit in bits if isinstance(bit, int))])
+            if cell["type"] in boxes and cell["port_directions"][port] == "input" and port != "clock":
+                for i, bit in enumerate(bits):
+                    if isinstance(bit, int):
+                        places.setdefault(bit, []).append((bits, i))
+    for bit, pins in places.items():
+        above = [bit]
+        depth = _depth(len(pins))
+        for level in range(1, depth):
+            wires = [highest + 1 + i for i in range(-(-len(pins) // FANOUT ** (depth - level)))]
+            for i, wire in enumerate(wires):
+                connections = {"A": [above[i // FANOUT]], "Y": [wire]}
+                directions = {"A": "input", "Y": "output"}
+                cells[f"spread_{wire}"] = {
+                    "hide_name": 0, "type": BUFFER, "parameters": {}, "attributes": {}, "port_directions": directions,
+                    "connections": connections,
+                }  # fmt: skip
+            highest, above = highest + len(wires), wires
+        for i, (bits, place) in enumerate(pins):
+            bits[place] = above[i // FANOUT] if depth > 1 else bit
+    netlist.write_text(json.dumps(design))
 
 
 def critical_path(name: str, netlist: Path, cells: Path, work: Path) -> float:

@@ -29,9 +29,10 @@ module core
     output logic [3:0] start,  // matrix, vector; a sync of the DMA queues
     output logic [3:0][15:0] start_pc,
     output logic [3:0][15:0] start_latency,
-    output logic [1:0] begins,  // a descriptor's turn on HBM begins
-    output pc_t begun_pc,
-    output logic [1:0] ends,  // its last beat passes
+    output logic [1:0] accept,  // a descriptor will be served
+    output pc_t accepted_pc,
+    output logic [1:0] begins,  // its turn on HBM begins, BEHIND cycles ago
+    output logic [1:0] ends,  // its last beat passed, BEHIND cycles ago
     output logic done,
     output logic quiet,
     output logic fault
@@ -172,11 +173,13 @@ module core
   );
 
   // ---- DMA ----
-  logic beat, in_fault, out_fault, dma_fault, in_vector, in_matrix, in_column;
+  logic in_fault, out_fault, dma_fault, in_vector, in_matrix, in_column;
+  logic [1:0] beat;
   logic [3:0] beat_skip, in_fp, in_int;
   logic [4:0] beat_count;
   logic [1:0] complete, finished;
-  dma_pkg::descriptor_t begun;
+  dma_pkg::descriptor_t [1:0] added;
+  logic [1:0] add;
   logic [31:0] in_vector_address, in_matrix_address, in_column_address, in_column_stride, in_word_address;
   logic [5:0] in_vector_count, in_matrix_count, store_count;
   logic [RECORD-1:0][15:0] in_vector_data, store_data;
@@ -185,14 +188,14 @@ module core
   logic store_read, store_int_read;
   logic [31:0] store_address, store_stride, store_int_address;
   dma_control dma (
-      .clock, .reset, .now, .outstanding, .valid(valid[3:2]), .head(head[3:2]), .tokens(tokens[3:2]), .issue(pop[3:2]),
-      .busy(busy[3:2]), .give(give[3:2]), .given(given[3:2]), .begins, .begun, .begun_pc, .beat,
+      .clock, .reset, .outstanding, .valid(valid[3:2]), .head(head[3:2]), .tokens(tokens[3:2]), .issue(pop[3:2]),
+      .busy(busy[3:2]), .give(give[3:2]), .given(given[3:2]), .add, .added, .accept, .accepted_pc, .begins, .beat,
       .beat_address(read_address), .beat_skip, .beat_count, .index_address, .index_now(int_read_now[2]), .ends,
       .complete, .finished, .fault(dma_fault)
   );
-  assign read_valid = beat;
+  assign read_valid = beat[0];
   dma_in load (
-      .clock, .reset, .begins(begins[0]), .begun, .beat, .beat_skip, .beat_count, .data_valid, .data,
+      .clock, .reset, .add(add[0]), .added(added[0]), .beat(beat[0]), .beat_skip, .beat_count, .data_valid, .data,
       .vector_write(in_vector), .vector_address(in_vector_address), .vector_count(in_vector_count),
       .vector_data(in_vector_data), .matrix_write(in_matrix), .matrix_address(in_matrix_address),
       .matrix_count(in_matrix_count), .matrix_data(in_matrix_data), .column_write(in_column),
@@ -200,7 +203,8 @@ module core
       .word_address(in_word_address), .word_data(in_word_data), .finished(finished[0]), .fault(in_fault)
   );
   dma_out store (
-      .clock, .reset, .begins(begins[1]), .begun, .vector_read(store_read), .vector_address(store_address),
+      .clock, .reset, .add(add[1]), .added(added[1]), .beat(beat[1]), .beat_address(read_address), .beat_skip, .beat_count,
+      .beat_ends(ends[1]), .vector_read(store_read), .vector_address(store_address),
       .vector_stride(store_stride), .vector_count(store_count), .vector_data(store_data), .int_read(store_int_read),
       .int_address(store_int_address), .int_data(store_words), .write(write_valid), .write_address, .write_strobe,
       .write_data, .finished(finished[1]), .fault(out_fault)

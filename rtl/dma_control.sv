@@ -1,6 +1,11 @@
 // Issue of descriptors, and HBM as a resource: descriptors are served whole, one after the other, in the order of their
 // issue (reads first in the same cycle). A walker spends a cycle on each beat of the one that is served; a descriptor is
 // complete its latency after its last beat, and its tokens are given then. Queue 0 loads, queue 1 stores.
+// Nothing of what HBM does comes back before a descriptor is complete, so all of it is BEHIND cycles behind the contract.
+// After the issue:
+//   1-3  what moves is worked out        4  the descriptor is accepted
+//   5    a run leaves                    6-9  where it lies (gather: index, product, sum), its beats
+//   10   its turn, at the earliest
 module dma_control
   import tripath_pkg::*;
   import core_pkg::*;
@@ -8,7 +13,6 @@ module dma_control
 (
     input logic clock,
     input logic reset,
-    input logic [31:0] now,
     input logic [7:0] outstanding,
     input logic [1:0] valid,
     input entry_t [1:0] head,
@@ -17,12 +21,14 @@ module dma_control
     output logic [1:0] busy,
     output logic [1:0] give,
     output tokens_t [1:0] given,
-    // the descriptor whose turn on HBM begins
+    // a descriptor, ahead of its turn on HBM: what lies in SRAM, then that it will be served
+    output logic [1:0] add,
+    output descriptor_t [1:0] added,
+    output logic [1:0] accept,
+    output pc_t accepted_pc,
+    // the walker: turns that begin, beats that a load or a store moves
     output logic [1:0] begins,
-    output descriptor_t begun,
-    output pc_t begun_pc,
-    // the walker: a beat that a load asks for
-    output logic beat,
+    output logic [1:0] beat,
     output logic [31:0] beat_address,
     output logic [3:0] beat_skip,
     output logic [4:0] beat_count,
@@ -34,176 +40,263 @@ module dma_control
     input logic [1:0] finished,  // its data has been written
     output logic fault
 );
-  localparam int PLACES = MOST_OUTSTANDING;
-  localparam int BITS = $clog2(PLACES + 1);
+  localparam int BITS = MOST_OUTSTANDING > 1 ? $clog2(MOST_OUTSTANDING) : 1;
+  localparam int PLACES = 1 << BITS;
   logic [1:0] sync, moves;
-  logic [7:0] in_flight[2];
-  descriptor_t [1:0] described;
+  logic [1:0][BITS:0] in_flight;
   always_comb
     for (int q = 0; q < 2; q++) begin
       sync[q] = is_sync(head[q].word[7:0]);
-      issue[q] = valid[q] && tokens[q] && (sync[q] || in_flight[q] < outstanding);
+      issue[q] = valid[q] && tokens[q] && (sync[q] || 8'(in_flight[q]) < outstanding);
       moves[q] = issue[q] && !sync[q];
-      described[q] = describe(head[q]);
+    end
+
+  // ---- what moves ----
+  logic [1:0] moves1, moves2, moves3, contiguous3;
+  entry_t [1:0] entry1;
+  described_t [1:0] described2;
+  descriptor_t [1:0] described3, described;
+  logic [1:0][31:0] whole3, row_bytes3;
+  logic [1:0][15:0] rows3;
+  pc_t [1:0] pc2, pc3;
+  always_ff @(posedge clock) begin
+    moves1 <= reset ? '0 : moves;
+    moves2 <= reset ? '0 : moves1;
+    moves3 <= reset ? '0 : moves2;
+    for (int q = 0; q < 2; q++) begin
+      if (moves[q]) entry1[q] <= head[q];
+      if (moves1[q]) begin
+        described2[q] <= describe(entry1[q]);
+        pc2[q] <= entry1[q].pc;
+      end
+      if (moves2[q]) begin
+        described3[q] <= described2[q].d;
+        pc3[q] <= pc2[q];
+        rows3[q] <= described2[q].rows;
+        row_bytes3[q] <= described2[q].row_bytes;
+        whole3[q] <= {16'd0, described2[q].rows} * described2[q].row_bytes;
+        contiguous3[q] <= described2[q].d.hbm_stride == described2[q].row_bytes && described2[q].d.opcode != OP_H_GATHER_V;
+      end
+    end
+  end
+  always_comb
+    for (int q = 0; q < 2; q++) begin
+      described[q] = described3[q];
+      described[q].runs = contiguous3[q] ? 16'd1 : rows3[q];
+      described[q].run_bytes = contiguous3[q] ? whole3[q] : row_bytes3[q];
     end
 
   // ---- the order in which HBM serves ----
   descriptor_t waiting[2][PLACES];
   pc_t waiting_pc[2][PLACES];
-  logic [BITS-1:0] count[2];
-  logic [2*PLACES-1:0] order_;  // bit 0 is served next: 1 for a store
-  logic [7:0] ordered;
-  logic from_queue, chosen, free, walking, storing;
-  logic [1:0] pushed;
-  logic last_beat, last_run;
-
-  assign free = !walking || last_beat && last_run;
+  logic [1:0][BITS-1:0] oldest, newest;
+  logic [2*PLACES-1:0] order_;  // 1 for a store
+  logic [BITS:0] order_first, order_last;
+  logic [BITS+1:0] ordered;
+  logic ready, chosen;
+  descriptor_t accepted;
+  assign add = moves2;
+  assign added = {described2[1].d, described2[0].d};
+  assign chosen = order_[order_first];
+  assign accepted = waiting[chosen][oldest[chosen]];
+  assign accepted_pc = waiting_pc[chosen][oldest[chosen]];
   always_comb begin
-    from_queue = ordered != 0;
-    chosen = from_queue ? order_[0] : !moves[0];
-    begins = '0;
-    if (free && (from_queue || moves != 0)) begins[chosen] = 1'b1;
-    begun = from_queue ? waiting[chosen][0] : described[chosen];
-    begun_pc = from_queue ? waiting_pc[chosen][0] : head[chosen].pc;
-    for (int q = 0; q < 2; q++) pushed[q] = moves[q] && !(begins[q] && !from_queue);
+    accept = '0;
+    accept[chosen] = ready && ordered != 0;
   end
-
   always_ff @(posedge clock)
     if (reset) begin
-      count[0] <= '0;
-      count[1] <= '0;
-      order_ <= '0;
+      oldest <= '0;
+      newest <= '0;
+      order_first <= '0;
+      order_last <= '0;
       ordered <= '0;
     end else begin
-      logic [2*PLACES-1:0] line;
-      logic [7:0] length;
-      line = order_;
-      length = ordered;
-      if (begins != 0 && from_queue) begin
-        line = line >> 1;
-        length = length - 8'd1;
-      end
       for (int q = 0; q < 2; q++) begin
-        logic [BITS-1:0] left;
-        left = count[q];
-        if (begins[q] && from_queue) begin
-          left = left - 1'b1;
-          for (int i = 0; i + 1 < PLACES; i++) begin
-            waiting[q][i] <= waiting[q][i+1];
-            waiting_pc[q][i] <= waiting_pc[q][i+1];
-          end
+        if (moves3[q]) begin
+          waiting[q][newest[q]] <= described[q];
+          waiting_pc[q][newest[q]] <= pc3[q];
+          newest[q] <= newest[q] + 1'b1;
         end
-        if (pushed[q]) begin
-          waiting[q][$clog2(PLACES)'(left)] <= described[q];
-          waiting_pc[q][$clog2(PLACES)'(left)] <= head[q].pc;
-          left = left + 1'b1;
-          line[$clog2(2*PLACES)'(length)] = q == 1;
-          length = length + 8'd1;
-        end
-        count[q] <= left;
+        if (accept[q]) oldest[q] <= oldest[q] + 1'b1;
       end
-      order_ <= line;
-      ordered <= length;
+      if (moves3[0]) order_[order_last] <= 1'b0;
+      if (moves3[1]) order_[(BITS+1)'(order_last+{{BITS{1'b0}}, moves3[0]})] <= 1'b1;
+      order_last <= order_last + {{BITS{1'b0}}, moves3[0]} + {{BITS{1'b0}}, moves3[1]};
+      if (accept != 0) order_first <= order_first + 1'b1;
+      ordered <= ordered + {{BITS + 1{1'b0}}, moves3[0]} + {{BITS + 1{1'b0}}, moves3[1]} - {{BITS + 1{1'b0}}, accept != 0};
     end
+
+  // ---- runs: a cycle each, at most as many as the walker's queue holds ----
+  typedef struct packed {
+    logic store;
+    logic first;  // of its descriptor
+    logic last;
+    logic gather;
+    logic [31:0] place;
+    logic [31:0] bytes;
+    logic [31:0] stride;
+    logic [31:0] index;
+  } run_t;
+  typedef struct packed {
+    logic store;
+    logic first;
+    logic last;
+    logic [27:0] place;
+    logic [3:0] skip;  // bytes of its first beat
+    logic [3:0] end_;  // bytes of its last beat, 0: all
+    logic [27:0] more;  // beats behind the first
+  } beats_t;
+  localparam int RUNS = 8;
+  run_t next, run1, run2, run3, run4;
+  logic next_valid, emit, walk;
+  logic [15:0] left;
+  logic [4:1] run_valid;
+  logic [31:0] index2, product3;
+  logic [3:0] under_way;  // runs between here and the walker
+  assign emit = next_valid && !under_way[3];
+  assign ready = !next_valid || emit && next.last;
+  assign index_address = run1.index;
+  always_ff @(posedge clock) begin
+    if (reset) begin
+      next_valid <= 1'b0;
+      run_valid <= '0;
+      under_way <= '0;
+    end else begin
+      next_valid <= accept != 0 || next_valid && !ready;
+      run_valid <= {run_valid[3:1], emit};
+      under_way <= under_way + {3'd0, emit} - {3'd0, walk};
+    end
+    if (accept != 0) begin
+      next <= '{
+          store: chosen,
+          first: 1'b1,
+          last: accepted.runs == 1,
+          gather: accepted.opcode == OP_H_GATHER_V,
+          place: accepted.hbm,
+          bytes: accepted.run_bytes,
+          stride: accepted.hbm_stride,
+          index: accepted.index
+      };
+      left <= accepted.runs;
+    end else if (emit) begin
+      next.first <= 1'b0;
+      next.last <= left == 2;
+      if (!next.gather) next.place <= next.place + next.stride;
+      next.index <= next.index + 32'd1;
+      left <= left - 16'd1;
+    end
+    if (emit) run1 <= next;
+    run2 <= run1;
+    index2 <= index_now;
+    run3 <= run2;
+    product3 <= index2 * run2.stride;
+    run4 <= run3;
+    if (run3.gather) run4.place <= run3.place + product3;
+  end
 
   // ---- the walker ----
-  descriptor_t walk;
-  logic [31:0] run_start, run_end, place, base;  // base: where the first byte of the row lies
-  logic first_beat;
-  logic [15:0] run;
-  assign index_address = walk.index + 32'(run);
+  beats_t queue_[RUNS];
+  beats_t present, coming;
+  logic [2:0] queue_first, queue_last;
+  logic [3:0] queued;
+  logic walking, last_beat;
+  logic [31:0] beyond;
+  assign beyond = run4.bytes + {28'd0, run4.place[3:0]};
+  assign coming = queue_[queue_first];
+  assign walk = queued != 0 && (!walking || last_beat);
   always_comb begin
-    run_start = base;
-    if (walk.opcode == OP_H_GATHER_V) run_start = walk.hbm + index_now * walk.hbm_stride;
-    run_end = run_start + walk.run_bytes;
-    beat_address = first_beat ? {run_start[31:4], 4'd0} : place;
-    beat_skip = first_beat ? run_start[3:0] : 4'd0;
-    last_beat = walking && beat_address + 32'd16 >= run_end;
-    last_run = run == walk.runs - 16'd1;
-    beat_count = (last_beat && run_end[3:0] != 0 ? {1'b0, run_end[3:0]} : 5'd16) - {1'b0, beat_skip};
-    beat = walking && !storing;
+    begins = '0;
+    begins[coming.store] = walk && coming.first;
+    beat = '0;
+    beat[present.store] = walking;
+    beat_address = {present.place, 4'd0};
+    beat_skip = present.skip;
+    beat_count = (last_beat && present.end_ != 0 ? {1'b0, present.end_} : 5'd16) - {1'b0, present.skip};
     ends = '0;
-    if (last_beat && last_run) ends[storing] = 1'b1;
+    ends[present.store] = walking && last_beat && present.last;
   end
-  always_ff @(posedge clock)
-    if (reset) walking <= 1'b0;
-    else begin
-      if (walking) begin
-        place <= beat_address + 32'd16;
-        first_beat <= last_beat;
-        if (last_beat) begin
-          run <= run + 16'd1;
-          base <= base + walk.hbm_stride;
-          if (last_run) walking <= 1'b0;
-        end
-      end
-      if (begins != 0) begin
-        walk <= begun;
-        walking <= 1'b1;
-        storing <= begins[1];
-        base <= begun.hbm;
-        run <= '0;
-        first_beat <= 1'b1;
-      end
+  always_ff @(posedge clock) begin
+    if (reset) begin
+      queue_first <= '0;
+      queue_last <= '0;
+      queued <= '0;
+      walking <= 1'b0;
+    end else begin
+      if (run_valid[4]) queue_last <= queue_last + 3'd1;
+      if (walk) queue_first <= queue_first + 3'd1;
+      queued <= queued + {3'd0, run_valid[4]} - {3'd0, walk};
+      walking <= walk || walking && !last_beat;
     end
+    if (run_valid[4])
+      queue_[queue_last] <= '{
+          store: run4.store,
+          first: run4.first,
+          last: run4.last,
+          place: run4.place[31:4],
+          skip: run4.place[3:0],
+          end_: beyond[3:0],
+          more: 28'((beyond - 32'd1) >> 4)
+      };
+    if (walk) begin
+      present <= coming;
+      last_beat <= coming.more == 0;
+    end else if (walking) begin
+      present.place <= present.place + 28'd1;
+      present.skip <= '0;
+      present.more <= present.more - 28'd1;
+      last_beat <= present.more == 1;
+    end
+  end
 
   // ---- completion and tokens, in order ----
-  logic [31:0] due[2][PLACES];
-  logic [BITS-1:0] due_count[2];
+  logic [READ_LATENCY-BEHIND-1:1] due_in;  // complete in so many cycles less
+  logic [WRITE_LATENCY-BEHIND-1:1] due_out;
   tokens_t owed[2][PLACES];  // of the descriptors in flight, the oldest first
   logic [7:0] credit[2];
   logic [1:0][5:0] signal0, signal1;
+  assign complete = {due_out[WRITE_LATENCY-BEHIND-1], due_in[READ_LATENCY-BEHIND-1]};
   always_comb
     for (int q = 0; q < 2; q++) begin
-      complete[q] = due_count[q] != 0 && due[q][0] == now + 1;
       busy[q] = in_flight[q] != 0;
       signal0[q] = issue[q] ? head[q].word[25:20] : 6'd0;
       signal1[q] = issue[q] ? head[q].word[31:26] : 6'd0;
       given[q] = complete[q] ? owed[q][0] : '0;
-      if (issue[q] && sync[q] && in_flight[q] == {7'd0, complete[q]})
+      if (issue[q] && sync[q] && in_flight[q] == {{BITS{1'b0}}, complete[q]})
         given[q] = with_signals(given[q], signal0[q], signal1[q]);
       give[q] = complete[q] || issue[q] && sync[q];
     end
   always_ff @(posedge clock)
     if (reset) begin
       fault <= 1'b0;
+      due_in <= '0;
+      due_out <= '0;
+      in_flight <= '0;
+      for (int q = 0; q < 2; q++) credit[q] <= '0;
+    end else begin
+      due_in <= {due_in[READ_LATENCY-BEHIND-2:1], ends[0]};
+      due_out <= {due_out[WRITE_LATENCY-BEHIND-2:1], ends[1]};
       for (int q = 0; q < 2; q++) begin
-        in_flight[q] <= '0;
-        due_count[q] <= '0;
-        credit[q] <= '0;
-      end
-    end else
-      for (int q = 0; q < 2; q++) begin
-        logic [7:0] flying;
-        logic [BITS-1:0] known;
+        logic [BITS:0] flying;
         flying = in_flight[q];
-        known = due_count[q];
         if (complete[q]) begin
-          for (int i = 0; i + 1 < PLACES; i++) begin
-            owed[q][i] <= owed[q][i+1];
-            due[q][i] <= due[q][i+1];
-          end
-          flying = flying - 8'd1;
-          known = known - 1'b1;
+          for (int i = 0; i + 1 < PLACES; i++) owed[q][i] <= owed[q][i+1];
+          flying = flying - 1'b1;
           if (credit[q] == 0 && !finished[q]) fault <= 1'b1;  // the data came later than the contract says
         end
-        if (ends[q]) begin
-          due[q][$clog2(PLACES)'(known)] <= now + (q == 1 ? WRITE_LATENCY : READ_LATENCY);
-          known = known + 1'b1;
-        end
         if (moves[q]) begin
-          owed[q][$clog2(PLACES)'(flying)] <= with_signals('0, signal0[q], signal1[q]);
-          flying = flying + 8'd1;
+          owed[q][BITS'(flying)] <= with_signals('0, signal0[q], signal1[q]);
+          flying = flying + 1'b1;
         end else if (issue[q] && flying != 0) begin
-          logic [$clog2(PLACES)-1:0] newest;
+          logic [BITS-1:0] latest;
           tokens_t earlier;
-          newest = $clog2(PLACES)'(flying - 8'd1);
-          earlier = complete[q] ? owed[q][$clog2(PLACES)'(newest+1)] : owed[q][newest];
-          owed[q][newest] <= with_signals(earlier, signal0[q], signal1[q]);
+          latest = BITS'(flying - 1'b1);
+          earlier = complete[q] ? owed[q][BITS'(latest+1'b1)] : owed[q][latest];
+          owed[q][latest] <= with_signals(earlier, signal0[q], signal1[q]);
           if (earlier[signal0[q]] >= 4'd14 || earlier[signal1[q]] >= 4'd14) fault <= 1'b1;
         end
         in_flight[q] <= flying;
-        due_count[q] <= known;
         credit[q] <= credit[q] + {7'd0, finished[q]} - {7'd0, complete[q]};
       end
+    end
 endmodule

@@ -6,8 +6,8 @@ module dma_in
 (
     input logic clock,
     input logic reset,
-    input logic begins,
-    input descriptor_t begun,
+    input logic add,
+    input descriptor_t added,
     input logic beat,
     input logic [3:0] beat_skip,
     input logic [4:0] beat_count,
@@ -33,112 +33,56 @@ module dma_in
 );
   localparam int BUFFER = 96;
   localparam int BEATS = 64;
-  localparam int PLACES = 8;
 
-  // ---- descriptors that HBM serves, and which bytes of each beat count ----
-  descriptor_t places[PLACES];
-  logic [2:0] first, last;
-  logic [3:0] count;
+  // ---- which bytes of each beat count ----
   logic [8:0] shapes[BEATS];
   logic [5:0] shape_first, shape_last;
-  descriptor_t d;
-  logic active, next, take, last_take;
-  assign next = count != 0 && (!active || take && last_take);
-  always_ff @(posedge clock)
+  logic [BEAT_BYTES-1:0][7:0] arrived;
+  logic [4:0] arriving;
+  always_ff @(posedge clock) begin
+    if (beat) shapes[shape_last] <= {beat_count, beat_skip};
+    arriving <= data_valid && !reset ? shapes[shape_first][8:4] : 5'd0;
+    if (data_valid) arrived <= data >> {shapes[shape_first][3:0], 3'd0};
     if (reset) begin
-      first <= '0;
-      last <= '0;
-      count <= '0;
       shape_first <= '0;
       shape_last <= '0;
     end else begin
-      if (begins) begin
-        places[last] <= begun;
-        last <= last + 3'd1;
-      end
-      if (next) first <= first + 3'd1;
-      count <= count + {3'd0, begins} - {3'd0, next};
-      if (beat) begin
-        shapes[shape_last] <= {beat_count, beat_skip};
-        shape_last <= shape_last + 6'd1;
-      end
+      if (beat) shape_last <= shape_last + 6'd1;
       if (data_valid) shape_first <= shape_first + 6'd1;
     end
+  end
+
+  // ---- records ----
+  descriptor_t d;
+  logic active, take, last_take;
+  logic [5:0] elements, needed;
+  logic [31:0] sram;
+  records cut (
+      .clock, .reset, .add, .added, .advance(take), .valid(active), .of(d), .elements,
+      .bytes(needed), .address(sram), .last(last_take)
+  );
 
   // ---- the stream of bytes ----
   logic [BUFFER-1:0][7:0] buffer, kept;
-  logic [6:0] fill, kept_fill, needed;
-  logic [4:0] arriving;
-  logic [BEAT_BYTES-1:0][7:0] arrived;
+  logic [BEAT_BYTES-1:0][7:0] turned;  // `arrived`, so that byte 0 is the one behind what is kept
+  logic [6:0] fill, kept_fill;
   always_comb begin
-    arriving = data_valid ? shapes[shape_first][8:4] : 5'd0;
-    arrived = data >> {shapes[shape_first][3:0], 3'd0};
+    take = active && fill >= {1'b0, needed};
     kept = take ? buffer >> {needed, 3'd0} : buffer;
-    kept_fill = take ? fill - needed : fill;
+    kept_fill = take ? fill - {1'b0, needed} : fill;
+    for (int i = 0; i < BEAT_BYTES; i++) turned[i] = arrived[4'(4'(i)-kept_fill[3:0])];
   end
   always_ff @(posedge clock)
     if (reset) begin
       fill <= '0;
       fault <= 1'b0;
     end else begin
-      if (data_valid || take) begin
+      if (arriving != 0 || take) begin
         // Bytes above the fill are rubbish of a beat, so they are overwritten, not added.
-        for (int i = 0; i < BUFFER; i++)
-          buffer[i] <= 7'(i) < kept_fill ? kept[i] : 7'(i) - kept_fill < 7'd16 ? arrived[4'(7'(i)-kept_fill)] : 8'd0;
+        for (int i = 0; i < BUFFER; i++) buffer[i] <= 7'(i) < kept_fill ? kept[i] : turned[i%BEAT_BYTES];
         fill <= kept_fill + {2'd0, arriving};
       end
-      if (kept_fill + {2'd0, arriving} > 7'(BUFFER)) fault <= 1'b1;
-    end
-
-  // ---- records: as many elements, words or bytes as a cycle takes ----
-  logic [15:0] row;
-  logic [23:0] left;
-  logic [31:0] sram, row_sram;
-  logic [5:0] elements, most;
-  always_comb begin
-    case (d.opcode)
-      OP_H_LOAD_M: most = 6'(RECORD_BYTES);
-      OP_H_LOAD_F, OP_H_LOAD_I: most = 6'd4;
-      default: most = is_block_scaled(d.format) ? 6'd1 << d.block : d.format == BF16 ? 6'd8 : 6'd4;
-    endcase
-    elements = left < 24'(most) ? 6'(left) : most;
-    case (d.opcode)
-      OP_H_LOAD_M: needed = {1'b0, elements};
-      OP_H_LOAD_F, OP_H_LOAD_I: needed = {elements[4:0], 2'd0};
-      default:
-      case (d.format)
-        FP32: needed = {elements[4:0], 2'd0};
-        BF16: needed = {elements, 1'd0};
-        MXINT8: needed = {1'b0, elements} + 7'd1;
-        default: needed = {2'd0, elements[5:1]} + 7'd1;
-      endcase
-    endcase
-    take = active && fill >= needed;
-    last_take = left == 24'(elements) && row == d.rows - 16'd1;
-  end
-  always_ff @(posedge clock)
-    if (reset) active <= 1'b0;
-    else begin
-      if (take) begin
-        if (left != 24'(elements)) begin
-          left <= left - 24'(elements);
-          sram <= sram + (d.opcode == OP_H_LOAD_T ? d.sram_stride * {26'd0, elements} : {26'd0, elements});
-        end else begin
-          left <= d.cols;
-          row <= row + 16'd1;
-          row_sram <= row_sram + (d.opcode == OP_H_LOAD_T ? 32'd2 : d.sram_stride);
-          sram <= row_sram + (d.opcode == OP_H_LOAD_T ? 32'd2 : d.sram_stride);
-          if (last_take) active <= 1'b0;
-        end
-      end
-      if (next) begin
-        active <= 1'b1;
-        d <= places[first];
-        left <= places[first].cols;
-        row <= '0;
-        row_sram <= places[first].sram;
-        sram <= places[first].sram;
-      end
+      if ({1'b0, kept_fill} + {3'd0, arriving} > 8'(BUFFER)) fault <= 1'b1;
     end
 
   // ---- a record, then its values ----

@@ -6,8 +6,13 @@ module dma_out
 (
     input logic clock,
     input logic reset,
-    input logic begins,
-    input descriptor_t begun,
+    input logic add,
+    input descriptor_t added,
+    input logic beat,
+    input logic [31:0] beat_address,
+    input logic [3:0] beat_skip,
+    input logic [4:0] beat_count,
+    input logic beat_ends,  // a descriptor
     output logic vector_read,
     output logic [31:0] vector_address,
     output logic [31:0] vector_stride,
@@ -24,79 +29,31 @@ module dma_out
     output logic fault
 );
   localparam int BUFFER = 256;
-  localparam int ENOUGH = 80;  // bytes from which on nothing more is read: five records may still come
-  localparam int PLACES = 8;
+  localparam int BEATS = 32;
 
-  descriptor_t places[PLACES];
-  logic [2:0] read_place, drain_place, last;
-  logic [3:0] read_count, drain_count;
-  descriptor_t d, out;
-  logic read_end, drain_end;
-  assign d = places[read_place];
-  assign out = places[drain_place];
-  always_ff @(posedge clock)
-    if (reset) begin
-      read_place <= '0;
-      drain_place <= '0;
-      last <= '0;
-      read_count <= '0;
-      drain_count <= '0;
-    end else begin
-      if (begins) begin
-        places[last] <= begun;
-        last <= last + 3'd1;
-      end
-      if (read_end) read_place <= read_place + 3'd1;
-      if (drain_end) drain_place <= drain_place + 3'd1;
-      read_count <= read_count + {3'd0, begins} - {3'd0, read_end};
-      drain_count <= drain_count + {3'd0, begins} - {3'd0, drain_end};
-    end
-
-  // ---- records: along a row, or (H_STORE_T) down a column ----
-  logic fresh, go, down, end_of_line, end_of_all;
-  logic [15:0] line;  // row, or column
-  logic [23:0] done_, length, left;
-  logic [31:0] line_sram;
-  logic [5:0] most, elements;
-  logic [8:0] fill;
-  logic [31:0] line_now;
-  logic [23:0] done_now;
-  logic [15:0] index_now;
-  always_comb begin
-    down = d.opcode == OP_H_STORE_T;
-    length = down ? {8'd0, d.rows} : d.cols;
-    most = d.opcode == OP_H_STORE_I ? 6'd4 :
-        is_block_scaled(d.format) ? 6'd1 << d.block : d.format == BF16 ? 6'd8 : 6'd4;
-    done_now = fresh ? '0 : done_;
-    line_now = fresh ? d.sram : line_sram;
-    index_now = fresh ? '0 : line;
-    left = length - done_now;
-    elements = left < 24'(most) ? 6'(left) : most;
-    go = read_count != 0 && fill <= 9'(ENOUGH);
-    end_of_line = left == 24'(elements);
-    end_of_all = end_of_line && {8'd0, index_now} == (down ? d.cols : {8'd0, d.rows}) - 24'd1;
-    read_end = go && end_of_all;
-    vector_read = go && d.opcode != OP_H_STORE_I;
-    int_read = go && d.opcode == OP_H_STORE_I;
-    vector_address = line_now + (down ? 32'(done_now) * d.sram_stride : 32'(done_now));
-    vector_stride = down ? d.sram_stride : 32'd1;
-    vector_count = elements;
-    int_address = line_now + 32'(done_now);
-  end
-  always_ff @(posedge clock)
-    if (reset) fresh <= 1'b1;
-    else if (go) begin
-      fresh <= end_of_all;
-      done_ <= end_of_line ? '0 : done_now + 24'(elements);
-      line <= end_of_line ? index_now + 16'd1 : index_now;
-      line_sram <= end_of_line ? line_now + (down ? 32'd1 : d.sram_stride) : line_now;
-    end
+  // ---- records: along a row, or (H_STORE_T) down a column; read ahead of their turn on HBM while there is room ----
+  descriptor_t d;
+  logic active, go;
+  logic [5:0] elements, bytes;
+  logic last_record;
+  logic [8:0] reserved;  // bytes in the buffer and on their way to it
+  records cut (
+      .clock, .reset, .add, .added, .advance(go), .valid(active), .of(d), .elements, .bytes,
+      .address(vector_address), .last(last_record)
+  );
+  assign go = active && reserved <= 9'(BUFFER - RECORD_BYTES);
+  assign vector_read = go && d.opcode != OP_H_STORE_I;
+  assign int_read = go && d.opcode == OP_H_STORE_I;
+  assign vector_stride = d.opcode == OP_H_STORE_T ? d.sram_stride : 32'd1;
+  assign vector_count = elements;
+  assign int_address = vector_address;
 
   // ---- data, scale, bytes ----
   typedef struct packed {
     logic words;
     logic [3:0] format;
     logic [5:0] elements;
+    logic [5:0] bytes;
   } kind_t;
   logic v1, v2, v3;
   kind_t k1, k2;
@@ -127,7 +84,7 @@ module dma_out
     v1 <= go && !reset;
     v2 <= v1 && !reset;
     v3 <= v2 && !reset;
-    if (go) k1 <= '{words: int_read, format: d.format, elements: elements};
+    if (go) k1 <= '{words: int_read, format: d.format, elements: elements, bytes: bytes};
     if (v1) begin
       k2 <= k1;
       values2 <= vector_data;
@@ -138,14 +95,7 @@ module dma_out
       plain3 <= bytes2;
       scale3 <= scale2;
       format3 <= k2.words ? BF16 : k2.format;
-      if (k2.words) count3 <= k2.elements << 2;
-      else
-        case (k2.format)
-          FP32: count3 <= k2.elements << 2;
-          BF16: count3 <= k2.elements << 1;
-          MXINT8: count3 <= k2.elements + 6'd1;
-          default: count3 <= (k2.elements >> 1) + 6'd1;
-        endcase
+      count3 <= k2.bytes;
     end
   end
 
@@ -167,64 +117,88 @@ module dma_out
     endcase
   end
 
-  // ---- beats ----
-  logic [BUFFER-1:0][7:0] buffer;
-  logic [31:0] place, run_left;
-  logic [15:0] run;
-  logic drain_fresh;
-  logic [31:0] place_now, left_now, run_base, base_now;
-  logic [4:0] room, size;
+  // ---- a ring of beats: a record is turned to its place, then written ----
+  localparam int ROWS = BUFFER / BEAT_BYTES;
+  localparam int SPAN = 48;  // bytes of the rows that a record touches
+  logic v4;
+  logic [7:0] put, take;  // where the next record begins, where the next beat is taken
+  logic [3:0] row4;
+  logic [5:0] count4;
+  logic [SPAN-1:0][7:0] turned4;
+  logic [SPAN-1:0] strobe4;
+  logic [ROWS-1:0][BEAT_BYTES-1:0][7:0] buffer;
+  logic [8:0] fill;
   logic send;
-  logic [8:0] kept_fill;
-  always_comb begin
-    base_now = drain_fresh ? out.hbm : run_base;
-    place_now = drain_fresh ? out.hbm : place;
-    left_now = drain_fresh ? out.run_bytes : run_left;
-    room = 5'd16 - {1'b0, place_now[3:0]};
-    size = left_now < {27'd0, room} ? left_now[4:0] : room;
-    send = drain_count != 0 && fill >= {4'd0, size};
-    drain_end = send && left_now == {27'd0, size} && (drain_fresh ? 16'd0 : run) == out.runs - 16'd1;
-    kept_fill = send ? fill - {4'd0, size} : fill;
-  end
-  always_ff @(posedge clock)
+  logic [4:0] size;
+  always_ff @(posedge clock) begin
+    v4 <= v3 && !reset;
+    if (v3) begin
+      row4 <= put[7:4];
+      count4 <= count3;
+      turned4 <= {{(SPAN - RECORD_BYTES) {8'd0}}, bytes3} << {put[3:0], 3'd0};
+      for (int i = 0; i < SPAN; i++) strobe4[i] <= 6'(i) >= {2'd0, put[3:0]} && 7'(i) < {3'd0, put[3:0]} + {1'b0, count3};
+    end
+    if (v4)
+      for (int row = 0; row < ROWS; row++)
+        for (int part = 0; part < SPAN / BEAT_BYTES; part++)
+          for (int i = 0; i < BEAT_BYTES; i++)
+            if (4'(row4 + 4'(part)) == 4'(row) && strobe4[BEAT_BYTES*part+i]) buffer[row][i] <= turned4[BEAT_BYTES*part+i];
     if (reset) begin
+      put <= '0;
+      take <= '0;
       fill <= '0;
+      reserved <= '0;
+    end else begin
+      if (v3) put <= put + {2'd0, count3};
+      if (send) take <= take + {3'd0, size};
+      fill <= fill + (v4 ? {3'd0, count4} : 9'd0) - (send ? {4'd0, size} : 9'd0);
+      reserved <= reserved + (go ? {3'd0, bytes} : 9'd0) - (send ? {4'd0, size} : 9'd0);
+    end
+  end
+
+  // ---- beats: as the walker says, as soon as their bytes are there ----
+  typedef struct packed {
+    logic ends;
+    logic [27:0] place;
+    logic [3:0] skip;
+    logic [4:0] count;
+  } beat_t;
+  beat_t beats[BEATS];
+  beat_t present;
+  logic [4:0] beat_first, beat_last;
+  logic [5:0] waiting;
+  logic ready, fetch;
+  logic [7:0] from;  // place in the ring of the beat's byte 0
+  assign size = present.count;
+  assign send = ready && fill >= {4'd0, size};
+  assign fetch = waiting != 0 && (!ready || send);
+  assign from = take - {4'd0, present.skip};
+  always_ff @(posedge clock) begin
+    if (beat) beats[beat_last] <= '{ends: beat_ends, place: beat_address[31:4], skip: beat_skip, count: beat_count};
+    if (fetch) present <= beats[beat_first];
+    write_address <= {present.place, 4'd0};
+    for (int i = 0; i < BEAT_BYTES; i++) begin
+      logic [7:0] at;
+      at = from + 8'(i);
+      write_strobe[i] <= 5'(i) >= {1'b0, present.skip} && 6'(i) < {2'd0, present.skip} + {1'b0, size};
+      write_data[i] <= buffer[at[7:4]][at[3:0]];
+    end
+    if (reset) begin
+      beat_first <= '0;
+      beat_last <= '0;
+      waiting <= '0;
+      ready <= 1'b0;
       write <= 1'b0;
       finished <= 1'b0;
       fault <= 1'b0;
-      drain_fresh <= 1'b1;
     end else begin
-      logic [BUFFER-1:0][7:0] kept;
-      if (send || v3) begin
-        kept = send ? buffer >> {size, 3'd0} : buffer;
-        if (v3)
-          for (int i = 0; i < RECORD_BYTES; i++)
-            if (i < count3) kept[8'(kept_fill)+8'(i)] = bytes3[i];
-        buffer <= kept;
-        fill <= kept_fill + (v3 ? {3'd0, count3} : 9'd0);
-        if (kept_fill + (v3 ? {3'd0, count3} : 9'd0) > 9'(BUFFER)) fault <= 1'b1;
-      end
+      if (beat) beat_last <= beat_last + 5'd1;
+      if (fetch) beat_first <= beat_first + 5'd1;
+      waiting <= waiting + {5'd0, beat} - {5'd0, fetch};
+      ready <= fetch || ready && !send;
       write <= send;
-      write_address <= {place_now[31:4], 4'd0};
-      if (send)
-        for (int i = 0; i < BEAT_BYTES; i++) begin
-          write_strobe[i] <= i >= place_now[3:0] && 5'(i) < {1'b0, place_now[3:0]} + size;
-          write_data[i] <= buffer[8'(4'(i)-place_now[3:0])];
-        end
-      if (send) begin
-        drain_fresh <= drain_end;
-        if (left_now == {27'd0, size}) begin
-          run <= drain_fresh ? 16'd1 : run + 16'd1;
-          run_base <= base_now + out.hbm_stride;
-          place <= base_now + out.hbm_stride;
-          run_left <= out.run_bytes;
-        end else begin
-          run <= drain_fresh ? 16'd0 : run;
-          run_base <= base_now;
-          place <= place_now + {27'd0, size};
-          run_left <= left_now - {27'd0, size};
-        end
-      end
-      finished <= drain_end;
+      finished <= send && present.ends;
+      if (waiting == 6'(BEATS) && beat && !fetch) fault <= 1'b1;
     end
+  end
 endmodule

@@ -32,7 +32,13 @@ package dma_pkg;
     endcase
   endfunction
 
-  function automatic descriptor_t describe(input entry_t entry);
+  // What an instruction says, and its rows in HBM and their bytes; `runs` and `run_bytes` follow from those.
+  typedef struct packed {
+    descriptor_t d;
+    logic [15:0] rows;
+    logic [31:0] row_bytes;
+  } described_t;
+  function automatic described_t describe(input entry_t entry);
     h_load_m_t load_m;
     h_load_v_t load_v;  // as H_LOAD_T and H_STORE_V
     h_load_f_t words;  // as H_LOAD_I and H_STORE_I
@@ -94,13 +100,8 @@ package dma_pkg;
       end
       default: ;
     endcase
-    if (d.hbm_stride == row_bytes && d.opcode != OP_H_GATHER_V) begin
-      d.runs = 16'd1;
-      d.run_bytes = {16'd0, rows} * row_bytes;
-    end else begin
-      d.runs = rows;
-      d.run_bytes = row_bytes;
-    end
-    describe = d;
+    d.runs = '0;
+    d.run_bytes = '0;
+    describe = '{d: d, rows: rows, row_bytes: row_bytes};
   endfunction
 endpackage

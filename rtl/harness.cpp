@@ -95,7 +95,8 @@ void run(Vcore& core, const char* path) {
 
   std::vector<Event> events;
   std::vector<int64_t> retired(facts[WORDS]);
-  std::deque<size_t> open[2];  // descriptors on HBM whose end is not known yet
+  std::deque<int32_t> accepted[2];  // descriptors whose turn on HBM has not begun
+  std::deque<size_t> open[2];  // and those whose end is not known yet
   std::deque<Beat> beats;
   int64_t makespan = 0, cycle = 0;
   bool ended = false;
@@ -134,15 +135,18 @@ void run(Vcore& core, const char* path) {
     for (int queue = 0; queue < 2; queue++) {
       if (core.ends >> queue & 1) {
         Event& event = events[open[queue].front()];
-        event.end = now + (queue ? WRITE_LATENCY : READ_LATENCY);
+        event.end = now - BEHIND + (queue ? WRITE_LATENCY : READ_LATENCY);
         open[queue].pop_front();
         if (event.end > makespan) makespan = event.end;
       }
       if (core.begins >> queue & 1) {
+        int32_t pc = accepted[queue].front();
+        accepted[queue].pop_front();
         open[queue].push_back(events.size());
-        events.push_back({core.begun_pc, now, -1});
-        retired[core.begun_pc]++;
+        events.push_back({pc, now - BEHIND, -1});
+        retired[pc]++;
       }
+      if (core.accept >> queue & 1) accepted[queue].push_back(core.accepted_pc);
     }
     if (core.read_valid) {
       Beat beat{cycle + facts[READ_DELAY], {}};

@@ -17,6 +17,8 @@ SLOTS = 4
 """Loop levels with which one address register can move."""
 REGISTERS = 192
 """Address registers of the core."""
+BEHIND = 10
+"""Cycles that HBM of the RTL is behind the contract: in so many stages it works out what a descriptor moves."""
 
 
 def check_hardware(hardware: HardwareConfig) -> None:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from rtl.limits import check_hardware
+from rtl.limits import BEHIND, check_hardware
 from tripath.hardware import QUEUED_UNITS, HardwareConfig
 from tripath.isa import TABLE, InstructionSpec, Memory, Unit
 from tripath.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, WORD_BITS
@@ -45,7 +45,7 @@ def _parameters(hardware: HardwareConfig) -> Iterator[str]:
         "MATRIX_BYTES": sram.matrix_bytes, "VECTOR_ELEMENTS": sram.vector_bytes // 2,
         "FP_ENTRIES": sram.fp_bytes // 4, "INT_ENTRIES": sram.int_bytes // 4,
         "BEAT_BYTES": hbm.burst_bytes, "READ_LATENCY": hbm.read_latency_cycles,
-        "WRITE_LATENCY": hbm.write_latency_cycles, "MOST_OUTSTANDING": hardware.dma_outstanding,
+        "WRITE_LATENCY": hbm.write_latency_cycles, "BEHIND": BEHIND, "MOST_OUTSTANDING": hardware.dma_outstanding,
         "MOST_QUEUED": max(hardware.queue_depth.values()), "BREAK_CYCLES": front.break_cycles,
         "AFFINE_CYCLES": front.affine_cycles, "DISPATCH_CYCLES": front.dispatch_cycles, "LOOP_LEVELS": LOOP_LEVELS, "INTEGER_REGISTERS": INTEGER_REGISTERS, "RINGS": RINGS, "SEMAPHORES": SEMAPHORES,
         "LOCKS": LOCKS,

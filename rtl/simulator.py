@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rtl.limits import check_program
+from rtl.limits import BEHIND, check_program
 from rtl.package import package_text
 from tripath import user_cache
 from tripath.errors import ProgramError, TripathError
@@ -84,7 +84,7 @@ def build(hardware: HardwareConfig, *, coverage: bool = False) -> Path:
     texts = {"tripath_pkg.sv": package_text(hardware), "harness.cpp": (FOLDER / "harness.cpp").read_text()}
     texts |= {name: (FOLDER / name).read_text() for name in SOURCES[1:]}
     hbm = hardware.hbm
-    defines = f"-DREAD_LATENCY={hbm.read_latency_cycles} -DWRITE_LATENCY={hbm.write_latency_cycles}"
+    defines = f"-DREAD_LATENCY={hbm.read_latency_cycles} -DWRITE_LATENCY={hbm.write_latency_cycles} -DBEHIND={BEHIND}"
     flags = [*FLAGS, *(("--coverage-line",) if coverage else ()), "-CFLAGS", defines]
     version = subprocess.run([verilator, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
     digest = hashlib.sha256(repr((sorted(texts.items()), flags, version)).encode()).hexdigest()[:16]

@@ -57,11 +57,13 @@ PACKAGES = ("tripath_pkg.sv", "core_pkg.sv", "float_pkg.sv", "transcendental_pkg
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a module stands, what is mapped of it, which modules inside it are black boxes, and what each output drives, in fF."""
+    """Where a module stands, what is mapped of it, which modules inside it are black boxes, which other files it needs, and what
+    each output drives, in fF."""
 
     file: str
     what: str
     boxes: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     load: float = 4.0
     parameters: str = ""
     module: str | None = None
@@ -80,14 +82,14 @@ LEAVES = {
 UNITS = {
     "queue": Source(file="queue.sv", what="one queue of 8 places"),
     "retirement": Source(file="queue.sv", what="retirement in order of one unit"),
-    "front_end": Source(file="front_end.sv", what="front end", boxes=("address_steps",)),
+    "front_end": Source(file="front_end.sv", what="front end", boxes=("address_steps",), parts=("address_registers.sv",)),
     "vector_control": Source(file="vector_control.sv", what="interlocks of the vector queue"),
     "matrix_unit": Source(file="matrix_unit.sv", what="matrix unit, 64 accumulators",
                           boxes=("adders", "terms", "dots", "quantisers")),
     "vector_unit": Source(file="vector_unit.sv", what="vector unit of 32 lanes, and the scalar unit", boxes=("adders", "lanes")),
     "dma_control": Source(file="dma_control.sv", what="order of descriptors, walker"),
-    "dma_in": Source(file="dma_in.sv", what="loads", boxes=("dequantisers",)),
-    "dma_out": Source(file="dma_out.sv", what="stores", boxes=("quantisers",)),
+    "dma_in": Source(file="dma_in.sv", what="loads", boxes=("dequantisers",), parts=("records.sv",)),
+    "dma_out": Source(file="dma_out.sv", what="stores", boxes=("quantisers",), parts=("records.sv",)),
 }  # fmt: skip
 SRAMS = ("program_sram", "vector_sram", "matrix_sram", "scalar_sram")
 CORE = Source(file="core.sv", what="semaphores and wires of the core", boxes=(*UNITS, *SRAMS))
@@ -177,9 +179,8 @@ def _mapped(name: str, cells: Path, work: Path, *, by_recipe: bool) -> Mapped:
 def _read(name: str) -> str:
     """The pass that reads a module and what it needs."""
     source = SOURCES[name]
-    files = [*PACKAGES, *(SOURCES[box].file for box in source.boxes if box in SOURCES), source.file]
+    files = [*PACKAGES, *(SOURCES[box].file for box in source.boxes if box in SOURCES), *source.parts, source.file]
     files += ["memories.sv"] if set(SRAMS) & set(source.boxes) else []
-    files += ["address_registers.sv"] if name == "front_end" else []
     sources = " ".join(str(FOLDER / file) for file in dict.fromkeys(files))
     boxes = " ".join(f"--blackboxed-module {box}" for box in source.boxes)
     return f"read_slang --top {source.module or name} {boxes} {sources}"

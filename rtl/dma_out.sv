@@ -55,28 +55,28 @@ module dma_out
     logic [5:0] elements;
     logic [5:0] bytes;
   } kind_t;
-  logic v1, v2, v3;
-  kind_t k1, k2;
-  logic [RECORD-1:0][15:0] present1, values2;
-  logic [3:0][31:0] words2;
-  logic [7:0] field1, scale2;
-  logic [15:0][7:0] bytes2, plain3;
-  logic [RECORD_BYTES-1:0][7:0] bytes3;
-  logic [RECORD-1:0][7:0] codes3;
-  logic [7:0] scale3;
-  logic [3:0] format3;
-  logic [5:0] count3;
+  logic v1, v2, v3, v4, v5;
+  kind_t k1, k2, k3;
+  logic [RECORD-1:0][15:0] present1, values2, values3;
+  logic [3:0][31:0] words2, words3;
+  logic [RECORD/8-1:0][7:0] field1, field2;
+  logic [7:0] largest2, scale3, scale4;
+  logic [15:0][7:0] bytes3, plain4;
+  logic [RECORD_BYTES-1:0][7:0] bytes4;
+  logic [RECORD-1:0][7:0] codes4;
+  logic [3:0] format4;
+  logic [5:0] count4;
   always_comb begin
     for (int i = 0; i < RECORD; i++) present1[i] = i < k1.elements ? vector_data[i] : 16'd0;
-    field1 = '0;
-    for (int part = 0; part < RECORD / 8; part++)
-      if (quantise_pkg::largest_field(present1[8*part+:8]) > field1) field1 = quantise_pkg::largest_field(present1[8*part+:8]);
-    bytes2 = '0;
-    if (k2.words) bytes2[15:0] = words2;
+    for (int part = 0; part < RECORD / 8; part++) field1[part] = quantise_pkg::largest_field(present1[8*part+:8]);
+    largest2 = '0;
+    for (int part = 0; part < RECORD / 8; part++) if (field2[part] > largest2) largest2 = field2[part];
+    bytes3 = '0;
+    if (k3.words) bytes3 = words3;
     else
-      case (k2.format)
-        FP32: for (int i = 0; i < 4; i++) bytes2[4*i+:4] = {values2[i], 16'd0};
-        BF16: for (int i = 0; i < 8; i++) bytes2[2*i+:2] = float_pkg::to_bf16({values2[i], 16'd0});
+      case (k3.format)
+        FP32: for (int i = 0; i < 4; i++) bytes3[4*i+:4] = {values3[i], 16'd0};
+        BF16: for (int i = 0; i < 8; i++) bytes3[2*i+:2] = float_pkg::to_bf16({values3[i], 16'd0});
         default: ;
       endcase
   end
@@ -84,74 +84,80 @@ module dma_out
     v1 <= go && !reset;
     v2 <= v1 && !reset;
     v3 <= v2 && !reset;
+    v4 <= v3 && !reset;
     if (go) k1 <= '{words: int_read, format: d.format, elements: elements, bytes: bytes};
     if (v1) begin
       k2 <= k1;
       values2 <= vector_data;
       words2 <= int_data;
-      scale2 <= quantise_pkg::scale_of(field1);
+      field2 <= field1;
     end
     if (v2) begin
-      plain3 <= bytes2;
-      scale3 <= scale2;
-      format3 <= k2.words ? BF16 : k2.format;
-      count3 <= k2.bytes;
+      k3 <= k2;
+      values3 <= values2;
+      words3 <= words2;
+      scale3 <= quantise_pkg::scale_of(largest2);
+    end
+    if (v3) begin
+      plain4 <= bytes3;
+      scale4 <= scale3;
+      format4 <= k3.words ? BF16 : k3.format;
+      count4 <= k3.bytes;
     end
   end
 
   quantisers #(
       .COUNT(RECORD)
   ) codes (
-      .clock, .enable(v2 && is_block_scaled(k2.format)), .narrow(k2.format == MXINT4), .x(values2),
-      .scale({RECORD{scale2}}), .code(codes3)
+      .clock, .enable(v3 && is_block_scaled(k3.format)), .narrow(k3.format == MXINT4), .x(values3),
+      .scale({RECORD{scale3}}), .code(codes4)
   );
   always_comb begin
-    bytes3 = '0;
-    case (format3)
-      MXINT8: bytes3 = {codes3, scale3};
+    bytes4 = '0;
+    case (format4)
+      MXINT8: bytes4 = {codes4, scale4};
       MXINT4: begin
-        bytes3[0] = scale3;
-        for (int i = 0; i < RECORD; i++) bytes3[1+i/2][4*(i%2)+:4] = codes3[i][3:0];
+        bytes4[0] = scale4;
+        for (int i = 0; i < RECORD; i++) bytes4[1+i/2][4*(i%2)+:4] = codes4[i][3:0];
       end
-      default: bytes3[15:0] = plain3;
+      default: bytes4[15:0] = plain4;
     endcase
   end
 
   // ---- a ring of beats: a record is turned to its place, then written ----
   localparam int ROWS = BUFFER / BEAT_BYTES;
   localparam int SPAN = 48;  // bytes of the rows that a record touches
-  logic v4;
   logic [7:0] put, take;  // where the next record begins, where the next beat is taken
-  logic [3:0] row4;
-  logic [5:0] count4;
-  logic [SPAN-1:0][7:0] turned4;
-  logic [SPAN-1:0] strobe4;
+  logic [3:0] row5;
+  logic [5:0] count5;
+  logic [SPAN-1:0][7:0] turned5;
+  logic [SPAN-1:0] strobe5;
   logic [ROWS-1:0][BEAT_BYTES-1:0][7:0] buffer;
   logic [8:0] fill;
   logic send;
   logic [4:0] size;
   always_ff @(posedge clock) begin
-    v4 <= v3 && !reset;
-    if (v3) begin
-      row4 <= put[7:4];
-      count4 <= count3;
-      turned4 <= {{(SPAN - RECORD_BYTES) {8'd0}}, bytes3} << {put[3:0], 3'd0};
-      for (int i = 0; i < SPAN; i++) strobe4[i] <= 6'(i) >= {2'd0, put[3:0]} && 7'(i) < {3'd0, put[3:0]} + {1'b0, count3};
+    v5 <= v4 && !reset;
+    if (v4) begin
+      row5 <= put[7:4];
+      count5 <= count4;
+      turned5 <= {{(SPAN - RECORD_BYTES) {8'd0}}, bytes4} << {put[3:0], 3'd0};
+      for (int i = 0; i < SPAN; i++) strobe5[i] <= 6'(i) >= {2'd0, put[3:0]} && 7'(i) < {3'd0, put[3:0]} + {1'b0, count4};
     end
-    if (v4)
+    if (v5)
       for (int row = 0; row < ROWS; row++)
         for (int part = 0; part < SPAN / BEAT_BYTES; part++)
           for (int i = 0; i < BEAT_BYTES; i++)
-            if (4'(row4 + 4'(part)) == 4'(row) && strobe4[BEAT_BYTES*part+i]) buffer[row][i] <= turned4[BEAT_BYTES*part+i];
+            if (4'(row5 + 4'(part)) == 4'(row) && strobe5[BEAT_BYTES*part+i]) buffer[row][i] <= turned5[BEAT_BYTES*part+i];
     if (reset) begin
       put <= '0;
       take <= '0;
       fill <= '0;
       reserved <= '0;
     end else begin
-      if (v3) put <= put + {2'd0, count3};
+      if (v4) put <= put + {2'd0, count4};
       if (send) take <= take + {3'd0, size};
-      fill <= fill + (v4 ? {3'd0, count4} : 9'd0) - (send ? {4'd0, size} : 9'd0);
+      fill <= fill + (v5 ? {3'd0, count5} : 9'd0) - (send ? {4'd0, size} : 9'd0);
       reserved <= reserved + (go ? {3'd0, bytes} : 9'd0) - (send ? {4'd0, size} : 9'd0);
     end
   end

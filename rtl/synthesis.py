@@ -281,9 +281,11 @@ def _spread(netlist: Path, top: str, boxes: tuple[str, ...]) -> None:
     """Put trees of buffers where a wire of a mapped netlist (JSON) goes to several inputs of leaves: the mapping takes all of
     them together for one load."""
     design = json.loads(netlist.read_text())
-    cells = design["modules"][top]["cells"]
+    module = design["modules"][top]
+    cells = module["cells"]
     places: dict[int, list[tuple[list, int]]] = {}
-    highest = 0
+    named = (part["bits"] for part in (*module["ports"].values(), *module["netnames"].values()))
+    highest = max(bit for bits in named for bit in bits if isinstance(bit, int))
     for cell in cells.values():
         for port, bits in cell["connections"].items():
             highest = max([highest, *(bit for bit in bits if isinstance(bit, int))])

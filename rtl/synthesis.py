@@ -51,48 +51,44 @@ FANOUT, BUFFER = 8, "BUFx8_ASAP7_75t_R"
 """Of the trees that bring a wire to all instances of a leaf."""
 SRAM_BIT_UM2 = 0.0426
 """Area of a bit of SRAM, assumed: a cell of 0.027 um2 at a share of cells of 63 %."""
-PACKAGES = ("tripath_pkg.sv", "core_pkg.sv", "float_pkg.sv", "transcendental_pkg.sv", "quantise_pkg.sv", "lane_pkg.sv",
-            "dma_pkg.sv")  # fmt: skip
+SYNTHESISED = tuple((FOLDER / "sources.txt").read_text().split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a module stands, what is mapped of it, which modules inside it are black boxes, which other files it needs, and what
-    each output drives, in fF."""
+    """What is mapped, which modules inside it are black boxes, and what each output drives, in fF."""
 
-    file: str
     what: str
     boxes: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ()
     load: float = 4.0
     parameters: str = ""
     module: str | None = None
 
 
 LEAVES = {
-    "adders": Source(file="adder.sv", what="FP32 adder, two stages"),
-    "terms": Source(file="term.sv", what="integer to FP32 and two scales, for one block of one column; five stages"),
-    "dots": Source(file="dot.sv", what="dot products of one column, 32 MACs of 8 bits; two stages"),
-    "dots4": Source(file="dot.sv", what="the same for MXINT4 alone", module="dots", parameters="-G BITS=4"),
-    "quantisers": Source(file="quantise.sv", what="BF16 to a code of MXINT8 or MXINT4", load=50.0),
-    "dequantisers": Source(file="dequantise.sv", what="code to BF16"),
-    "lanes": Source(file="lane.sv", what="one lane: FP32 sum, two products, maximum, all tables; eight stages"),
-    "address_steps": Source(file="address_registers.sv", what="one address register"),
+    "adders": Source(what="FP32 adder, two stages"),
+    "terms": Source(what="integer to FP32 and two scales, for one block of one column; five stages"),
+    "dots": Source(what="dot products of one column, 32 MACs of 8 bits; two stages"),
+    "dots4": Source(what="the same for MXINT4 alone", module="dots", parameters="-G BITS=4"),
+    "quantisers": Source(what="BF16 to a code of MXINT8 or MXINT4", load=50.0),
+    "dequantisers": Source(what="code to BF16"),
+    "lanes": Source(what="one lane: FP32 sum, two products, maximum, all tables; eight stages"),
+    "address_steps": Source(what="one address register"),
 }
 UNITS = {
-    "queue": Source(file="queue.sv", what="one queue of 8 places"),
-    "retirement": Source(file="queue.sv", what="retirement in order of one unit"),
-    "front_end": Source(file="front_end.sv", what="front end", boxes=("address_steps",), parts=("address_registers.sv",)),
-    "vector_control": Source(file="vector_control.sv", what="interlocks of the vector queue"),
-    "matrix_unit": Source(file="matrix_unit.sv", what="matrix unit, 64 accumulators",
+    "queue": Source(what="one queue of 8 places"),
+    "retirement": Source(what="retirement in order of one unit"),
+    "front_end": Source(what="front end", boxes=("address_steps",)),
+    "vector_control": Source(what="interlocks of the vector queue"),
+    "matrix_unit": Source(what="matrix unit, 64 accumulators",
                           boxes=("adders", "terms", "dots", "quantisers")),
-    "vector_unit": Source(file="vector_unit.sv", what="vector unit of 32 lanes, and the scalar unit", boxes=("adders", "lanes")),
-    "dma_control": Source(file="dma_control.sv", what="order of descriptors, walker"),
-    "dma_in": Source(file="dma_in.sv", what="loads", boxes=("dequantisers",), parts=("records.sv",)),
-    "dma_out": Source(file="dma_out.sv", what="stores", boxes=("quantisers",), parts=("records.sv",)),
+    "vector_unit": Source(what="vector unit of 32 lanes, and the scalar unit", boxes=("adders", "lanes")),
+    "dma_control": Source(what="order of descriptors, walker"),
+    "dma_in": Source(what="loads", boxes=("dequantisers",)),
+    "dma_out": Source(what="stores", boxes=("quantisers",)),
 }  # fmt: skip
 SRAMS = ("program_sram", "vector_sram", "matrix_sram", "scalar_sram")
-CORE = Source(file="core.sv", what="semaphores and wires of the core", boxes=(*UNITS, *SRAMS))
+CORE = Source(what="semaphores and wires of the core", boxes=(*UNITS, *SRAMS))
 SOURCES = {**LEAVES, **UNITS, "core": CORE}
 
 
@@ -172,29 +168,28 @@ def _mapped(name: str, cells: Path, work: Path, *, by_recipe: bool) -> Mapped:
     area = re.findall(r"Chip area for (?:top )?module.*: ([\d.]+)", text)
     count = re.findall(r"^\s*(\d+)\s+(?:[\d.E+]+\s+)?cells$", text, re.MULTILINE)
     boxes = _boxes(netlist, source)
-    path = critical_path(name, netlist, cells, work) if set(source.boxes) <= set(LEAVES) else math.nan
+    path = critical_path(name, cells, work)
     return Mapped(area=float(area[-1]), cells=int(count[-1]) - len(boxes), boxes=boxes, path=path)
 
 
 def _read(name: str) -> str:
     """The pass that reads a module and what it needs."""
     source = SOURCES[name]
-    files = [*PACKAGES, *(SOURCES[box].file for box in source.boxes if box in SOURCES), *source.parts, source.file]
-    files += ["memories.sv"] if set(SRAMS) & set(source.boxes) else []
-    sources = " ".join(str(FOLDER / file) for file in dict.fromkeys(files))
+    sources = " ".join(str(FOLDER / file) for file in SYNTHESISED)
     boxes = " ".join(f"--blackboxed-module {box}" for box in source.boxes)
     return f"read_slang --top {source.module or name} {boxes} {sources}"
 
 
 def _boxes(netlist: Path, source: Source) -> tuple[tuple[str, int], ...]:
-    """The black boxes of a netlist with the COUNT of each. Each becomes a module of its own in the netlist, as STA reads it."""
+    """The black boxes of a netlist with the COUNT of each. Leaves become modules of their own in the netlist, as STA reads it."""
     found = []
 
     def plain(match: re.Match[str]) -> str:
         count = re.search(r"\.COUNT\(32'(?:sd|d|h)([0-9a-f]+)\)", match[2] or "")
         number = 1 if count is None else int(count[1], 16 if "'h" in count[0] else 10)
         found.append((match[1], number))
-        return f"  {match[1]}_{number} {match[3]} ("
+        name = f"{match[1]}_{number}" if match[1] in LEAVES else match[1]
+        return f"  {name} {match[3]} ("
 
     names = "|".join(source.boxes)
     if names:
@@ -311,14 +306,10 @@ def _spread(netlist: Path, top: str, boxes: tuple[str, ...]) -> None:
     netlist.write_text(json.dumps(design))
 
 
-def critical_path(name: str, netlist: Path, cells: Path, work: Path) -> float:
-    """The longest path between registers in ps, with the set-up of the register that it ends in; leaves included."""
-    source = SOURCES[name]
-    files = [netlist]
-    for box, count in sorted(set(_boxes_in(netlist, source))):
-        arrays = work / f"{box}_{count}.v"
-        arrays.write_text(_array(box, count))
-        files += [work / f"{box}.v", arrays]
+def critical_path(name: str, cells: Path, work: Path) -> float:
+    """The longest path between registers in ps, with the set-up of the register that it ends in; what is inside included, but
+    for SRAM, at which paths begin and end unseen."""
+    source, files = SOURCES[name], _netlists(name, work)
     script = work / f"{name}.tcl"
     read = "".join(f"read_verilog {file}\n" for file in dict.fromkeys(files))
     script.write_text(
@@ -335,8 +326,19 @@ def critical_path(name: str, netlist: Path, cells: Path, work: Path) -> float:
     return PERIOD_PS - float(slacks[0])
 
 
+def _netlists(name: str, work: Path) -> list[Path]:
+    """The netlist of a unit, and those of all that is inside."""
+    source = SOURCES[name]
+    files = [work / f"{name}.v"]
+    for box, count in sorted(set(_boxes_in(files[0], source))):
+        arrays = work / f"{box}_{count}.v"
+        arrays.write_text(_array(box, count))
+        files += [work / f"{box}.v", arrays]
+    return files + [file for box in source.boxes if box in UNITS for file in _netlists(box, work)]
+
+
 def _boxes_in(netlist: Path, source: Source) -> list[tuple[str, int]]:
-    names = "|".join(source.boxes)
+    names = "|".join(box for box in source.boxes if box in LEAVES)
     found = re.findall(rf"^  ({names})_(\d+) \S+ +\(", netlist.read_text(), re.MULTILINE) if names else []
     return [(box, int(count)) for box, count in found]
 
@@ -350,7 +352,8 @@ def main() -> int:
     packed = library()
     assert packed is not None
     chosen = [name for name in sys.argv[1:] if name in SOURCES] or list(SOURCES)
-    needed = {leaf for name in chosen for leaf in SOURCES[name].boxes if leaf in LEAVES}
+    needed = {box for name in chosen for box in SOURCES[name].boxes}
+    needed |= {leaf for name in needed & set(UNITS) for leaf in SOURCES[name].boxes}
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
         cells = work / LIBRARY

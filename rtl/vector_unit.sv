@@ -359,7 +359,9 @@ module vector_unit
   // ---- sums by the fixed tree: lane i meets lane i + width; -0, which changes nothing, where a lane is absent ----
   localparam logic [31:0] ABSENT = 32'h80000000;
   logic [VLEN-1:0][31:0] leaves;
-  always_comb for (int i = 0; i < VLEN; i++) leaves[i] = i >= slot[FIRST].n ? ABSENT : products[i];
+  logic [VLEN-1:0] there;  // lanes of the instruction in stage FIRST
+  always_ff @(posedge clock) for (int i = 0; i < VLEN; i++) there[i] <= i < slot[FIRST-1].n;
+  always_comb for (int i = 0; i < VLEN; i++) leaves[i] = there[i] ? products[i] : ABSENT;
   logic [LAST:1] sums;  // stages with a sum
   always_comb for (int i = 1; i <= LAST; i++) sums[i] = valid[i] && is_sum(slot[i].opcode);
   // Adder WIDTH + i adds lanes i and i + WIDTH of the level that leaves WIDTH lanes; adder 1 is the tree's root, adder 0

@@ -38,41 +38,48 @@ module core
     output logic fault
 );
   // ---- semaphores ----
+  // Of each semaphore one unit gives and one takes the tokens.
   logic [63:0][11:0] held_tokens;
   tokens_t [3:0] given;
-  logic [3:0] give;
+  logic [3:0] immediate;
   logic [3:0] pop;
   entry_t [3:0] head;
   logic front_take;
   logic [5:0] front_take_number;
 
-  function automatic logic has_tokens(input logic [11:0] first, input logic [11:0] second, input logic [5:0] wait0,
-                                      input logic [5:0] wait1);
-    has_tokens = (wait0 == 0 || first >= (wait0 == wait1 ? 12'd2 : 12'd1)) && (wait1 == 0 || second != 0);
-  endfunction
-
   logic [3:0] tokens, valid, push;
+  logic [63:0] some, several;  // tokens
   logic overflow;
-  always_comb
+  always_comb begin
+    for (int s = 0; s < 64; s++) begin
+      some[s] = held_tokens[s] != 0 || s == 0;
+      several[s] = held_tokens[s] > 12'd1 || s == 0;
+    end
     for (int q = 0; q < 4; q++)
-      tokens[q] = has_tokens(held_tokens[head[q].word[13:8]], held_tokens[head[q].word[19:14]], head[q].word[13:8],
-                             head[q].word[19:14]);
+      tokens[q] = some[head[q].word[13:8]] && some[head[q].word[19:14]] &&
+          (head[q].word[13:8] != head[q].word[19:14] || several[head[q].word[13:8]]);
+  end
   always_ff @(posedge clock)
     if (reset) begin
       held_tokens <= '0;
       overflow <= 1'b0;
-    end else if (give != 0 || pop != 0 || front_take)
+    end else
       for (int s = 1; s < 64; s++) begin
-        logic [11:0] value;
-        value = held_tokens[s];
+        logic [11:0] present;
+        logic [1:0] up, down;
+        present = held_tokens[s];
+        up = '0;
+        down = {1'b0, front_take && front_take_number == 6'(s)};
         for (int q = 0; q < 4; q++) begin
-          if (give[q]) value = value + {8'd0, given[q][s]};
-          if (pop[q] && head[q].word[13:8] == 6'(s)) value = value - 12'd1;
-          if (pop[q] && head[q].word[19:14] == 6'(s)) value = value - 12'd1;
+          logic [1:0] signals, waits;
+          present = present + {8'd0, given[q][s]};
+          signals = {1'b0, head[q].word[25:20] == 6'(s)} + {1'b0, head[q].word[31:26] == 6'(s)};
+          waits = {1'b0, head[q].word[13:8] == 6'(s)} + {1'b0, head[q].word[19:14] == 6'(s)};
+          if (pop[q] && immediate[q]) up = up | signals;
+          if (pop[q]) down = down | waits;
         end
-        if (front_take && front_take_number == 6'(s)) value = value - 12'd1;
-        held_tokens[s] <= value;
-        if (value > 12'd1024) overflow <= 1'b1;
+        held_tokens[s] <= present + {10'd0, up} - {10'd0, down};
+        if (held_tokens[s] > 12'd1024) overflow <= 1'b1;
       end
 
   // ---- front end and queues ----
@@ -80,7 +87,9 @@ module core
   logic [127:0] word;
   entry_t entry;
   logic [31:0] flag_address, flag;
-  logic [3:0] idle, busy;
+  logic [3:0] idle, busy, none, refill, move;
+  logic [3:0][15:0] latency, interval;
+  entry_t [3:0] coming;
   logic started, empty;
   always_ff @(posedge clock)
     if (reset) begin
@@ -90,7 +99,7 @@ module core
       if (run) started <= 1'b1;
       if (started) now <= now + 1;
     end
-  assign idle = ~valid & ~busy;
+  assign idle = none & ~busy;
   program_sram program_memory (
       .clock, .address(fetch_address), .data(word), .write(program_write), .write_address(program_address),
       .write_data(program_data)
@@ -102,27 +111,38 @@ module core
   );
   for (genvar q = 0; q < 4; q++) begin : queues
     queue places (
-        .clock, .reset, .push(push[q]), .in(entry), .valid(valid[q]), .head(head[q]), .pop(pop[q])
+        .clock, .reset, .push(push[q]), .in(entry), .pop(pop[q]), .valid(valid[q]), .head(head[q]),
+        .latency(latency[q]), .interval(interval[q]), .empty(none[q]), .refill(refill[q]), .coming(coming[q]),
+        .move(move[q])
     );
     assign start_pc[q] = head[q].pc;
-    assign start_latency[q] = q < 2 ? latency_of(head[q].word[7:0]) : 16'd1;
+    assign start_latency[q] = q < 2 ? latency[q] : 16'd1;
   end
 
   // ---- matrix ----
   logic [1:0] retire_fault;
   logic [15:0] matrix_wait;
-  assign pop[0] = valid[0] && tokens[0] && matrix_wait == 0;
+  logic matrix_free;
+  assign pop[0] = valid[0] && tokens[0] && matrix_free;
   always_ff @(posedge clock)
-    if (reset) matrix_wait <= '0;
-    else if (pop[0]) matrix_wait <= interval_of(head[0].word[7:0]) - 16'd1;
-    else if (matrix_wait != 0) matrix_wait <= matrix_wait - 16'd1;
+    if (reset) begin
+      matrix_free <= 1'b1;
+      matrix_wait <= '0;
+    end else if (pop[0]) begin
+      matrix_free <= interval[0] == 16'd1;
+      matrix_wait <= interval[0] - 16'd1;
+    end else begin
+      matrix_free <= matrix_wait <= 16'd1;
+      if (matrix_wait != 0) matrix_wait <= matrix_wait - 16'd1;
+    end
   vector_control control_of_vector (
-      .clock, .reset, .valid(valid[1]), .head(head[1]), .tokens(tokens[1]), .start(pop[1])
+      .clock, .reset, .valid(valid[1]), .latency(latency[1]), .interval(interval[1]), .tokens(tokens[1]),
+      .refill(refill[1]), .coming(coming[1]), .move(move[1]), .start(pop[1])
   );
   for (genvar q = 0; q < 2; q++) begin : retirements
     retirement tokens_of (
-        .clock, .reset, .start(pop[q]), .latency(start_latency[q]), .signal0(head[q].word[25:20]),
-        .signal1(head[q].word[31:26]), .now, .busy(busy[q]), .give(give[q]), .given(given[q]), .fault(retire_fault[q])
+        .clock, .reset, .start(pop[q]), .latency(latency[q]), .signal0(head[q].word[25:20]),
+        .signal1(head[q].word[31:26]), .busy(busy[q]), .immediate(immediate[q]), .given(given[q]), .fault(retire_fault[q])
     );
   end
 
@@ -189,7 +209,7 @@ module core
   logic [31:0] store_address, store_stride, store_int_address;
   dma_control dma (
       .clock, .reset, .outstanding, .valid(valid[3:2]), .head(head[3:2]), .tokens(tokens[3:2]), .issue(pop[3:2]),
-      .busy(busy[3:2]), .give(give[3:2]), .given(given[3:2]), .add, .added, .accept, .accepted_pc, .begins, .beat,
+      .busy(busy[3:2]), .immediate(immediate[3:2]), .given(given[3:2]), .add, .added, .accept, .accepted_pc, .begins, .beat,
       .beat_address(read_address), .beat_skip, .beat_count, .index_address, .index_now(int_read_now[2]), .ends,
       .complete, .finished, .fault(dma_fault)
   );

@@ -19,7 +19,7 @@ module dma_control
     input logic [1:0] tokens,
     output logic [1:0] issue,
     output logic [1:0] busy,
-    output logic [1:0] give,
+    output logic [1:0] immediate,  // a sync that is issued now gives its tokens at once
     output tokens_t [1:0] given,
     // a descriptor, ahead of its turn on HBM: what lies in SRAM, then that it will be served
     output logic [1:0] add,
@@ -262,9 +262,7 @@ module dma_control
       signal0[q] = issue[q] ? head[q].word[25:20] : 6'd0;
       signal1[q] = issue[q] ? head[q].word[31:26] : 6'd0;
       given[q] = complete[q] ? owed[q][0] : '0;
-      if (issue[q] && sync[q] && in_flight[q] == {{BITS{1'b0}}, complete[q]})
-        given[q] = with_signals(given[q], signal0[q], signal1[q]);
-      give[q] = complete[q] || issue[q] && sync[q];
+      immediate[q] = sync[q] && in_flight[q] == {{BITS{1'b0}}, complete[q]};
     end
   always_ff @(posedge clock)
     if (reset) begin

@@ -1,7 +1,7 @@
 // Fetches, runs the control instructions, dispatches the others: one instruction a cycle. What is dispatched in cycle t:
 //   t+1  the instruction before it is matched against the address registers
 //   t+2  those have moved; the registers that it names are read
-//   t+3  it enters its queue, at whose head it may be in t+4
+//   t+3  it enters its queue, where it may be the second in t+4 and the head in t+5
 // A place that becomes free in its queue is known as many cycles later.
 module front_end
   import tripath_pkg::*;

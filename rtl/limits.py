@@ -39,7 +39,7 @@ def check_hardware(hardware: HardwareConfig) -> None:
         (hardware.vlen >= 32, "vlen", "must be at least 32"),
         (front.issue_cycles == front.control_cycles == front.next_cycles == front.exit_cycles == front.loop_cycles == 1
          and front.address_step_cycles == 0, "frontend", "must take a cycle for each instruction"),
-        (front.dispatch_cycles == 3, "frontend.dispatch_cycles", "must be 3"),
+        (front.dispatch_cycles == 4, "frontend.dispatch_cycles", "must be 4"),
         (front.break_cycles == 5, "frontend.break_cycles", "must be 5"),
         (front.affine_cycles == 4, "frontend.affine_cycles", "must be 4"),
     ]  # fmt: skip

@@ -1,4 +1,5 @@
-// Instructions of one unit, in order. The front end knows when there is room.
+// Instructions of one unit, in order; the front end knows when there is room. The head and the one behind it stand in
+// registers, so that what a start needs of an instruction is worked out while it is the second.
 module queue
   import tripath_pkg::*;
   import core_pkg::*;
@@ -7,35 +8,58 @@ module queue
     input logic reset,
     input logic push,
     input entry_t in,
+    input logic pop,
     output logic valid,
     output entry_t head,
-    input logic pop
+    output logic [15:0] latency,  // of the head
+    output logic [15:0] interval,
+    output logic empty,
+    // what becomes the second, and when; when the second becomes the head
+    output logic refill,
+    output entry_t coming,
+    output logic move
 );
   localparam int BITS = $clog2(MOST_QUEUED);
   entry_t entries[MOST_QUEUED];
+  entry_t second;
   logic [BITS-1:0] first, last;
   logic [7:0] count;
+  logic follows;
 
-  assign valid = count != 0;
-  assign head = entries[first];
+  assign empty = !valid && !follows;
+  assign move = follows && (!valid || pop);
+  assign refill = !follows || move;
+  assign coming = count != 0 ? entries[first] : in;
 
-  always_ff @(posedge clock)
+  always_ff @(posedge clock) begin
+    if (push) entries[last] <= in;
+    if (refill) second <= coming;
+    if (move) begin
+      head <= second;
+      latency <= latency_of(second.word[7:0]);
+      interval <= interval_of(second.word[7:0]);
+    end
     if (reset) begin
       first <= '0;
       last <= '0;
       count <= '0;
+      follows <= 1'b0;
+      valid <= 1'b0;
     end else begin
-      if (push) begin
-        entries[last] <= in;
-        last <= last == BITS'(MOST_QUEUED - 1) ? '0 : last + 1'b1;
-      end
-      if (pop) first <= first == BITS'(MOST_QUEUED - 1) ? '0 : first + 1'b1;
-      count <= count + {7'd0, push} - {7'd0, pop};
+      logic stays, leaves;
+      stays = push && !(refill && count == 0);
+      leaves = refill && count != 0;
+      if (stays) last <= last == BITS'(MOST_QUEUED - 1) ? '0 : last + 1'b1;
+      if (leaves) first <= first == BITS'(MOST_QUEUED - 1) ? '0 : first + 1'b1;
+      count <= count + {7'd0, stays} - {7'd0, leaves};
+      follows <= refill ? count != 0 || push : 1'b1;
+      valid <= move || valid && !pop;
     end
+  end
 endmodule
 
 // Results of one unit, retired in order: an instruction's tokens are given when it and all before it are complete.
-// Those that retire in the same cycle share a place, so one place is served a cycle.
+// What retires in the same cycle shares a place. What retires in two cycles or less passes by.
 module retirement
   import tripath_pkg::*;
   import core_pkg::*;
@@ -46,55 +70,58 @@ module retirement
     input logic [15:0] latency,
     input logic [5:0] signal0,
     input logic [5:0] signal1,
-    input logic [31:0] now,
     output logic busy,
-    output logic give,
+    output logic immediate,  // what starts now retires in the next cycle: whoever keeps the tokens adds its signals
     output tokens_t given,
     output logic fault
 );
   localparam int PLACES = 32;
   typedef struct packed {
-    logic [31:0] time_;
+    logic [15:0] time_;
     tokens_t tokens;
   } place_t;
   place_t places[PLACES];
-  logic [4:0] first, last;  // last: the newest
+  place_t newest, oldest;
+  logic [4:0] first, last;
   logic [5:0] count;
-  logic [31:0] latest, retire;
-  logic served, immediate;
+  logic kept;  // there is a newest
+  logic [15:0] tick, lead, takes, at;  // lead: cycles until all that started is complete
+  logic signals, keep, soon, due, same, shift;
 
-  assign busy = latest > now;
-  assign retire = latest > now + 32'(latency) ? latest : now + 32'(latency);
-  assign served = count != 0 && places[first].time_ == now + 1;
-  assign immediate = start && retire == now + 1;
-  assign give = served || immediate;
+  assign busy = lead != 0;
+  assign takes = lead > latency ? lead : latency;
+  assign immediate = takes == 1;
+  assign at = tick + takes;
+  assign signals = signal0 != 0 || signal1 != 0;
+  assign keep = start && signals && takes > 2;
+  assign soon = start && takes == 2;
+  assign oldest = count != 0 ? places[first] : newest;
+  assign due = (count != 0 || kept) && oldest.time_ == 16'(tick + 16'd2);
+  assign same = kept && newest.time_ == at;
+  assign shift = keep && !same && kept && !(due && count == 0);
 
-  always_comb begin
-    given = served ? places[first].tokens : '0;
-    if (immediate) given = with_signals(given, signal0, signal1);
-  end
-
-  always_ff @(posedge clock)
+  always_ff @(posedge clock) begin
+    given <= with_signals(due ? oldest.tokens : '0, soon ? signal0 : 6'd0, soon ? signal1 : 6'd0);
+    if (shift) places[last] <= newest;
+    if (keep) newest <= '{time_: at, tokens: with_signals(same ? newest.tokens : '0, signal0, signal1)};
     if (reset) begin
+      tick <= '0;
+      lead <= '0;
       first <= '0;
-      last <= '1;
+      last <= '0;
       count <= '0;
-      latest <= '0;
+      kept <= 1'b0;
+      given <= '0;
       fault <= 1'b0;
     end else begin
-      if (start) latest <= retire;
-      if (served) first <= first + 1'b1;
-      if (start && !immediate && (signal0 != 0 || signal1 != 0)) begin
-        if (count != 0 && places[last].time_ == retire) begin
-          places[last].tokens <= with_signals(places[last].tokens, signal0, signal1);
-          if (places[last].tokens[signal0] >= 4'd14 || places[last].tokens[signal1] >= 4'd14) fault <= 1'b1;
-          count <= count - {5'd0, served};
-        end else begin
-          places[last+5'd1] <= '{time_: retire, tokens: with_signals('0, signal0, signal1)};
-          last <= last + 1'b1;
-          count <= count + 6'd1 - {5'd0, served};
-          if (count == 6'(PLACES) && !served) fault <= 1'b1;
-        end
-      end else count <= count - {5'd0, served};
+      tick <= tick + 16'd1;
+      lead <= start ? takes - 16'd1 : busy ? lead - 16'd1 : '0;
+      if (due && count != 0) first <= first + 1'b1;
+      if (shift) last <= last + 1'b1;
+      count <= count + {5'd0, shift} - {5'd0, due && count != 0};
+      kept <= keep || kept && !(due && count == 0);
+      if (shift && count == 6'(PLACES)) fault <= 1'b1;
+      if (keep && same && (newest.tokens[signal0] >= 4'd14 || newest.tokens[signal1] >= 4'd14)) fault <= 1'b1;
     end
+  end
 endmodule

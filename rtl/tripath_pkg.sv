@@ -15,7 +15,7 @@ package tripath_pkg;
   localparam int MOST_QUEUED = 8;
   localparam int BREAK_CYCLES = 5;
   localparam int AFFINE_CYCLES = 4;
-  localparam int DISPATCH_CYCLES = 3;
+  localparam int DISPATCH_CYCLES = 4;
   localparam int LOOP_LEVELS = 16;
   localparam int INTEGER_REGISTERS = 16;
   localparam int RINGS = 16;

@@ -1,4 +1,5 @@
-// When the head of the vector queue may start: tokens are there, the unit is free, its operands are complete.
+// When the head of the vector queue may start: tokens are there, the unit is free, its operands are complete. Whether they
+// will be is worked out while an instruction is the second, against what each one in flight writes.
 module vector_control
   import tripath_pkg::*;
   import core_pkg::*;
@@ -6,8 +7,12 @@ module vector_control
     input logic clock,
     input logic reset,
     input logic valid,
-    input entry_t head,
+    input logic [15:0] latency,  // of the head
+    input logic [15:0] interval,
     input logic tokens,
+    input logic refill,
+    input entry_t coming,  // becomes the second
+    input logic move,  // the second becomes the head
     output logic start
 );
   localparam int ROW_BITS = $clog2(VECTOR_ELEMENTS / VLEN), FP_BITS = $clog2(FP_ENTRIES), INT_BITS = $clog2(INT_ENTRIES);
@@ -22,28 +27,29 @@ module vector_control
   } range_t;
   localparam int WRITES = 2;  // of an instruction at most
 
-  // What is written by the instruction that started that many cycles ago, until it is complete.
+  // What is written by the instruction that started that many cycles ago, until it is complete; whether it concerns the head.
   range_t [LONGEST:1][WRITES-1:0] written;
-  logic [LONGEST:1][15:0] latency;
+  logic [LONGEST:1][15:0] takes;
+  logic [LONGEST:1] concerns;
   logic [15:0] wait_cycles;
   logic [7:0] opcode;
-  logic ready;
+  logic free, ready;
   lock_t [LOCKS-1:0] locks;
-  range_t [LOCKS-1:0] range;
-  range_t [WRITES-1:0] writes;
+  range_t [LOCKS-1:0] range, range2;
+  range_t [WRITES-1:0] writes, writes2, writes_head;
   v_rope_v_t rope;
 
-  assign opcode = head.word[7:0];
-  assign rope = head.word;
+  assign opcode = coming.word[7:0];
+  assign rope = coming.word;
   assign locks = {lock4(opcode), lock3(opcode), lock2(opcode), lock1(opcode), lock0(opcode)};
   always_comb begin
     logic found;
     for (int i = 0; i < LOCKS; i++) begin
       logic [15:0] size;
       logic [31:0] first;
-      first = head.address[locks[i].port];
+      first = coming.address[locks[i].port];
       case (locks[i].size)
-        SIZE_N: size = head.word[lanes_place(opcode)+:16];
+        SIZE_N: size = coming.word[lanes_place(opcode)+:16];
         SIZE_HEAD: size = {7'd0, rope.head_dim};
         default: size = 16'd1;
       endcase
@@ -87,27 +93,47 @@ module vector_control
     overlap = a.used && b.used && a.memory == b.memory && (forth <= BITS'(a.more) || back <= BITS'(b.more));
   endfunction
 
+  // In the next cycle: what is still incomplete, and what of it concerns the present head, and the second.
+  logic [LONGEST:1] open, held, held2;
+  range_t [LONGEST:1][WRITES-1:0] shifted;
+  logic after_head;
   always_comb begin
-    ready = 1'b1;
-    for (int age = 1; age < LONGEST; age++)
+    for (int age = 1; age <= LONGEST; age++) begin
+      open[age] = age == 1 ? latency > 16'd1 : takes[age-(age!=1)] > 16'(age);
+      shifted[age] = age == 1 ? writes_head : written[age-(age!=1)];
+      held[age] = age != 1 && concerns[age-(age!=1)] && open[age];
+      held2[age] = 1'b0;
       for (int w = 0; w < WRITES; w++)
-        for (int i = 0; i < LOCKS; i++) if (overlap(range[i], written[age][w])) ready = 1'b0;
-    start = valid && wait_cycles == 0 && tokens && ready;
+        for (int i = 0; i < LOCKS; i++) if (open[age] && overlap(range2[i], shifted[age][w])) held2[age] = 1'b1;
+    end
+    after_head = held2[1];
+    held2[1] = 1'b0;
+    start = valid && free && tokens && ready;
   end
 
   always_ff @(posedge clock) begin
-    if (reset) wait_cycles <= '0;
-    else if (start) wait_cycles <= interval_of(opcode) - 16'd1;
-    else if (wait_cycles != 0) wait_cycles <= wait_cycles - 16'd1;
-    latency <= {latency[LONGEST-1:1], latency_of(opcode)};
-    for (int age = 1; age <= LONGEST; age++)
-      for (int w = 0; w < WRITES; w++) begin
-        range_t earlier;
-        logic [15:0] takes;
-        earlier = age == 1 ? writes[w] : written[age-(age!=1)][w];
-        takes = age == 1 ? latency_of(opcode) : latency[age-(age!=1)];
-        earlier.used = earlier.used && (age != 1 || start) && takes > 16'(age) && !reset;
-        written[age][w] <= earlier;
-      end
+    if (reset) begin
+      free <= 1'b1;
+      wait_cycles <= '0;
+    end else if (start) begin
+      free <= interval == 16'd1;
+      wait_cycles <= interval - 16'd1;
+    end else begin
+      free <= wait_cycles <= 16'd1;
+      if (wait_cycles != 0) wait_cycles <= wait_cycles - 16'd1;
+    end
+    if (refill) begin
+      range2 <= range;
+      writes2 <= writes;
+    end
+    if (move) writes_head <= writes2;
+    concerns <= move ? held2 : held;
+    if (move && start) concerns[1] <= after_head;
+    ready <= move ? held2 == 0 && !(start && after_head) : held == 0;
+    takes <= {takes[LONGEST-1:1], latency};
+    for (int age = 1; age <= LONGEST; age++) begin
+      written[age] <= shifted[age];
+      for (int w = 0; w < WRITES; w++) written[age][w].used <= shifted[age][w].used && open[age] && (age != 1 || start) && !reset;
+    end
   end
 endmodule

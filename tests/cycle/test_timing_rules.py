@@ -89,7 +89,9 @@ def test_registers_before_the_queues_delay_the_way_there_and_back():
     """One place, two cycles each way. 1: dispatched in 0, in its queue and started in 0 + 1 + 2 = 3; the front end learns of
     the place in 5. 2: dispatched in 5, started in 8. The matrix instruction: dispatched in 6, started in 9."""
     machine_ = machine(
-        {"V_SYNC": (1, 1), "M_SYNC": (1, 1)}, queue_depth=dict.fromkeys(QUEUED_UNITS, 1), frontend=FrontEnd(dispatch_cycles=2)
+        {"V_SYNC": (1, 1), "M_SYNC": (1, 1)},
+        queue_depth=dict.fromkeys(QUEUED_UNITS, 1),
+        frontend=FrontEnd(dispatch_cycles=2),
     )
     result = simulate("V_SYNC\nV_SYNC\nM_SYNC", machine_)
     assert (starts(result, "V_SYNC"), starts(result, "M_SYNC")) == ([3, 8], [9])
@@ -99,9 +101,7 @@ def test_registers_before_the_queues_delay_the_way_there_and_back():
 def test_registers_before_the_queues_count_twice_in_serial_execution():
     """The first starts in 1 + 2 = 3, is complete in 15, the front end learns of it in 17: the second starts in 20, the matrix
     instruction (complete in 32, dispatched in 34) in 37."""
-    hardware = machine(
-        {"V_SYNC": (12, 4), "M_SYNC": (1, 1)}, execution="serial", frontend=FrontEnd(dispatch_cycles=2)
-    )
+    hardware = machine({"V_SYNC": (12, 4), "M_SYNC": (1, 1)}, execution="serial", frontend=FrontEnd(dispatch_cycles=2))
     result = simulate("V_SYNC\nV_SYNC\nM_SYNC", hardware)
     assert (starts(result, "V_SYNC"), starts(result, "M_SYNC")) == ([3, 20], [37])
 

@@ -47,8 +47,8 @@ def _parameters(hardware: HardwareConfig) -> Iterator[str]:
         "BEAT_BYTES": hbm.burst_bytes, "READ_LATENCY": hbm.read_latency_cycles,
         "WRITE_LATENCY": hbm.write_latency_cycles, "BEHIND": BEHIND, "MOST_OUTSTANDING": hardware.dma_outstanding,
         "MOST_QUEUED": max(hardware.queue_depth.values()), "BREAK_CYCLES": front.break_cycles,
-        "AFFINE_CYCLES": front.affine_cycles, "DISPATCH_CYCLES": front.dispatch_cycles, "LOOP_LEVELS": LOOP_LEVELS, "INTEGER_REGISTERS": INTEGER_REGISTERS, "RINGS": RINGS, "SEMAPHORES": SEMAPHORES,
-        "LOCKS": LOCKS,
+        "AFFINE_CYCLES": front.affine_cycles, "DISPATCH_CYCLES": front.dispatch_cycles, "LOOP_LEVELS": LOOP_LEVELS,
+        "INTEGER_REGISTERS": INTEGER_REGISTERS, "RINGS": RINGS, "SEMAPHORES": SEMAPHORES, "LOCKS": LOCKS,
     }  # fmt: skip
     for name, value in values.items():
         yield f"  localparam int {name} = {value};"

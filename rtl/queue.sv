@@ -85,27 +85,34 @@ module retirement
   logic [4:0] first, last;
   logic [5:0] count;
   logic kept;  // there is a newest
-  logic [15:0] tick, lead, takes, at;  // lead: cycles until all that started is complete
-  logic signals, keep, soon, due, same, shift;
+  logic last_of_all;  // which retires when all that started is complete
+  logic [15:0] tick, soon_tick;  // the present cycle, and two cycles later
+  logic [15:0] complete_at, lead;  // when all that started is complete, and in how many cycles
+  logic [15:0] alone;  // when this one is
+  logic longer, signals, keep, soon, due, same, shift;
 
   assign busy = lead != 0;
-  assign takes = lead > latency ? lead : latency;
-  assign immediate = takes == 1;
-  assign at = tick + takes;
+  assign longer = latency > lead;
+  assign alone = tick + latency;
+  assign immediate = latency == 1 && lead <= 1;
   assign signals = signal0 != 0 || signal1 != 0;
-  assign keep = start && signals && takes > 2;
-  assign soon = start && takes == 2;
+  assign keep = start && signals && (latency > 2 || lead > 2);
+  assign soon = start && latency <= 2 && lead <= 2 && !immediate;
   assign oldest = count != 0 ? places[first] : newest;
-  assign due = (count != 0 || kept) && oldest.time_ == 16'(tick + 16'd2);
-  assign same = kept && newest.time_ == at;
-  assign shift = keep && !same && kept && !(due && count == 0);
+  assign due = (count != 0 || kept) && oldest.time_ == soon_tick;
+  assign same = kept && last_of_all && !longer;
+  assign shift = keep && kept && !same && !(count == 0 && newest.time_ == soon_tick);
 
   always_ff @(posedge clock) begin
     given <= with_signals(due ? oldest.tokens : '0, soon ? signal0 : 6'd0, soon ? signal1 : 6'd0);
     if (shift) places[last] <= newest;
-    if (keep) newest <= '{time_: at, tokens: with_signals(same ? newest.tokens : '0, signal0, signal1)};
+    if (keep) newest <= '{time_: longer ? alone : complete_at, tokens: with_signals(same ? newest.tokens : '0, signal0, signal1)};
+    if (keep) last_of_all <= 1'b1;
+    else if (start && longer) last_of_all <= 1'b0;
+    if (start && longer) complete_at <= alone;
     if (reset) begin
       tick <= '0;
+      soon_tick <= 16'd2;
       lead <= '0;
       first <= '0;
       last <= '0;
@@ -115,11 +122,12 @@ module retirement
       fault <= 1'b0;
     end else begin
       tick <= tick + 16'd1;
-      lead <= start ? takes - 16'd1 : busy ? lead - 16'd1 : '0;
+      soon_tick <= soon_tick + 16'd1;
+      lead <= start && longer ? latency - 16'd1 : busy ? lead - 16'd1 : '0;
       if (due && count != 0) first <= first + 1'b1;
       if (shift) last <= last + 1'b1;
       count <= count + {5'd0, shift} - {5'd0, due && count != 0};
-      kept <= keep || kept && !(due && count == 0);
+      kept <= keep || kept && !(count == 0 && newest.time_ == soon_tick);
       if (shift && count == 6'(PLACES)) fault <= 1'b1;
       if (keep && same && (newest.tokens[signal0] >= 4'd14 || newest.tokens[signal1] >= 4'd14)) fault <= 1'b1;
     end

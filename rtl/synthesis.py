@@ -3,8 +3,8 @@
 Yosys with the slang front end (`pyosys`) reads the sources, OpenSTA (`sta`) finds the critical path. A unit is mapped with the
 units and leaves inside it as black boxes, whose areas are added; a leaf alone, one lane, adder, block or column of it. SRAM is
 not mapped: its bits have an assumed area. For the critical path of a unit the netlists of its leaves are put in their places.
-Cells that the library marks as don't-use (`*xp*` and the like) are allowed; four-fold flip-flops, latches and the buffers for hold
-times (`HB*`, slow on purpose) are not.
+Cells that the library marks as don't-use (`*xp*` and the like) are allowed; four-fold flip-flops, latches and the buffers for
+hold times (`HB*`, slow on purpose) are not.
 """
 
 import gzip

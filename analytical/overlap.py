@@ -196,7 +196,9 @@ def score_of(program: Program, trips: TripCounts) -> Score:
 def estimate_cycles(score: Score, values: Values, depth: np.ndarray, dispatch: float = 0.0) -> float:
     """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues, `dispatch` cycles between
     them and the front end."""
-    return float(makespan(score, values.occupied, values.tail, values.front, values.count, depth, 1.0 + dispatch, dispatch))
+    return float(
+        makespan(score, values.occupied, values.tail, values.front, values.count, depth, 1.0 + dispatch, dispatch)
+    )
 
 
 def bound_cycles(score: Score, values: Values, depth: np.ndarray) -> float:

@@ -59,7 +59,7 @@ module queue
 endmodule
 
 // Results of one unit, retired in order: an instruction's tokens are given when it and all before it are complete.
-// What retires in the same cycle shares a place. What retires in two cycles or less passes by.
+// What retires in the same cycle shares a place. What retires in three cycles or less passes by.
 module retirement
   import tripath_pkg::*;
   import core_pkg::*;
@@ -80,56 +80,72 @@ module retirement
     logic [15:0] time_;
     tokens_t tokens;
   } place_t;
+
+  // ---- the cycle of the start: when it retires ----
+  logic [15:0] tick;
+  logic [15:0] lead;  // cycles until all that started is complete
+  logic longer;
+  assign busy = lead != 0;
+  assign longer = latency > lead;
+  assign immediate = latency == 1 && lead <= 1;
+
+  // ---- the next: where its tokens go ----
+  logic prolongs, in_two, in_three, later;
+  logic [15:0] alone;  // when it is complete
+  logic [5:0] number0, number1;
+  always_ff @(posedge clock) begin
+    prolongs <= start && longer && !reset;
+    in_two <= start && latency <= 2 && lead <= 2 && !immediate && !reset;
+    in_three <= start && latency <= 3 && lead <= 3 && (latency == 3 || lead == 3) && !reset;
+    later <= start && (latency > 3 || lead > 3) && (signal0 != 0 || signal1 != 0) && !reset;
+    alone <= tick + latency;
+    number0 <= signal0;
+    number1 <= signal1;
+    tick <= reset ? '0 : tick + 16'd1;
+    lead <= reset ? '0 : start && longer ? latency - 16'd1 : busy ? lead - 16'd1 : '0;
+  end
+
   place_t places[PLACES];
   place_t newest, oldest;
+  tokens_t due_tokens;
   logic [4:0] first, last;
   logic [5:0] count;
   logic kept;  // there is a newest
   logic last_of_all;  // which retires when all that started is complete
-  logic [15:0] tick, soon_tick;  // the present cycle, and two cycles later
-  logic [15:0] complete_at, lead;  // when all that started is complete, and in how many cycles
-  logic [15:0] alone;  // when this one is
-  logic longer, signals, keep, soon, due, same, shift;
-
-  assign busy = lead != 0;
-  assign longer = latency > lead;
-  assign alone = tick + latency;
-  assign immediate = latency == 1 && lead <= 1;
-  assign signals = signal0 != 0 || signal1 != 0;
-  assign keep = start && signals && (latency > 2 || lead > 2);
-  assign soon = start && latency <= 2 && lead <= 2 && !immediate;
+  logic [15:0] complete_at;  // when that is
+  logic [15:0] due_time;
+  logic due, newest_due, same, shift;
   assign oldest = count != 0 ? places[first] : newest;
-  assign due = (count != 0 || kept) && oldest.time_ == soon_tick;
-  assign same = kept && last_of_all && !longer;
-  assign shift = keep && kept && !same && !(count == 0 && newest.time_ == soon_tick);
+  assign due = (count != 0 || kept) && oldest.time_ == due_time;
+  assign newest_due = count == 0 && newest.time_ == due_time;
+  assign same = kept && last_of_all && !prolongs;
+  assign shift = later && kept && !same && !newest_due;
+  assign given = with_signals(due_tokens, in_two ? number0 : 6'd0, in_two ? number1 : 6'd0);
 
   always_ff @(posedge clock) begin
-    given <= with_signals(due ? oldest.tokens : '0, soon ? signal0 : 6'd0, soon ? signal1 : 6'd0);
+    due_tokens <= with_signals(due ? oldest.tokens : '0, in_three ? number0 : 6'd0, in_three ? number1 : 6'd0);
     if (shift) places[last] <= newest;
-    if (keep) newest <= '{time_: longer ? alone : complete_at, tokens: with_signals(same ? newest.tokens : '0, signal0, signal1)};
-    if (keep) last_of_all <= 1'b1;
-    else if (start && longer) last_of_all <= 1'b0;
-    if (start && longer) complete_at <= alone;
+    if (later)
+      newest <= '{time_: prolongs ? alone : complete_at, tokens: with_signals(same ? newest.tokens : '0, number0, number1)};
+    if (later) last_of_all <= 1'b1;
+    else if (prolongs) last_of_all <= 1'b0;
+    if (prolongs) complete_at <= alone;
     if (reset) begin
-      tick <= '0;
-      soon_tick <= 16'd2;
-      lead <= '0;
+      due_time <= 16'd2;
       first <= '0;
       last <= '0;
       count <= '0;
       kept <= 1'b0;
-      given <= '0;
+      due_tokens <= '0;
       fault <= 1'b0;
     end else begin
-      tick <= tick + 16'd1;
-      soon_tick <= soon_tick + 16'd1;
-      lead <= start && longer ? latency - 16'd1 : busy ? lead - 16'd1 : '0;
+      due_time <= due_time + 16'd1;
       if (due && count != 0) first <= first + 1'b1;
       if (shift) last <= last + 1'b1;
       count <= count + {5'd0, shift} - {5'd0, due && count != 0};
-      kept <= keep || kept && !(count == 0 && newest.time_ == soon_tick);
+      kept <= later || kept && !newest_due;
       if (shift && count == 6'(PLACES)) fault <= 1'b1;
-      if (keep && same && (newest.tokens[signal0] >= 4'd14 || newest.tokens[signal1] >= 4'd14)) fault <= 1'b1;
+      if (later && same && (newest.tokens[number0] >= 4'd14 || newest.tokens[number1] >= 4'd14)) fault <= 1'b1;
     end
   end
 endmodule

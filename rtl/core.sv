@@ -39,8 +39,9 @@ module core
 );
   // ---- semaphores ----
   // Of each semaphore one unit gives and one takes the tokens.
-  logic [63:0][11:0] held_tokens;
+  logic [63:0][11:0] gives, takes, takes_next;  // takes_next: one more
   tokens_t [3:0] given;
+  logic [3:0][1:0][5:0] given_late;
   logic [3:0] immediate;
   logic [3:0] pop;
   entry_t [3:0] head;
@@ -52,8 +53,8 @@ module core
   logic overflow;
   always_comb begin
     for (int s = 0; s < 64; s++) begin
-      some[s] = held_tokens[s] != 0 || s == 0;
-      several[s] = held_tokens[s] > 12'd1 || s == 0;
+      some[s] = gives[s] != takes[s] || s == 0;
+      several[s] = gives[s] != takes[s] && gives[s] != takes_next[s] || s == 0;
     end
     for (int q = 0; q < 4; q++)
       tokens[q] = some[head[q].word[13:8]] && some[head[q].word[19:14]] &&
@@ -61,26 +62,33 @@ module core
   end
   always_ff @(posedge clock)
     if (reset) begin
-      held_tokens <= '0;
+      gives <= '0;
+      takes <= '0;
+      takes_next <= {64{12'd1}};
       overflow <= 1'b0;
     end else
       for (int s = 1; s < 64; s++) begin
-        logic [11:0] present;
-        logic [1:0] up, down;
-        present = held_tokens[s];
-        up = '0;
+        logic [3:0] early;
+        logic [1:0] late, now_given, down;
+        early = '0;
+        late = '0;
+        now_given = '0;
         down = {1'b0, front_take && front_take_number == 6'(s)};
         for (int q = 0; q < 4; q++) begin
           logic [1:0] signals, waits;
-          present = present + {8'd0, given[q][s]};
           signals = {1'b0, head[q].word[25:20] == 6'(s)} + {1'b0, head[q].word[31:26] == 6'(s)};
           waits = {1'b0, head[q].word[13:8] == 6'(s)} + {1'b0, head[q].word[19:14] == 6'(s)};
-          if (pop[q] && immediate[q]) up = up | signals;
+          early = early | given[q][s];
+          late = late | ({1'b0, given_late[q][0] == 6'(s)} + {1'b0, given_late[q][1] == 6'(s)});
+          if (pop[q] && immediate[q]) now_given = now_given | signals;
           if (pop[q]) down = down | waits;
         end
-        held_tokens[s] <= present + {10'd0, up} - {10'd0, down};
-        if (held_tokens[s] > 12'd1024) overflow <= 1'b1;
+        gives[s] <= gives[s] + {8'd0, early} + {10'd0, late} + {10'd0, now_given};
+        takes[s] <= down == 0 ? takes[s] : down == 1 ? takes_next[s] : takes[s] + 12'd2;
+        takes_next[s] <= down == 0 ? takes_next[s] : down == 1 ? takes[s] + 12'd2 : takes[s] + 12'd3;
+        if (gives[s] - takes[s] > 12'd1024) overflow <= 1'b1;
       end
+  assign given_late[3:2] = '0;
 
   // ---- front end and queues ----
   logic [15:0] fetch_address;
@@ -106,7 +114,7 @@ module core
   );
   front_end front (
       .clock, .reset, .run, .serial, .depth, .fetch_address, .word, .pop, .idle, .push, .entry,
-      .token(held_tokens[word[13:8]] != 0), .take(front_take), .take_number(front_take_number), .flag_address, .flag,
+      .token(some[word[13:8]]), .take(front_take), .take_number(front_take_number), .flag_address, .flag,
       .control, .pc(control_pc), .done, .empty
   );
   for (genvar q = 0; q < 4; q++) begin : queues
@@ -142,7 +150,7 @@ module core
   for (genvar q = 0; q < 2; q++) begin : retirements
     retirement tokens_of (
         .clock, .reset, .start(pop[q]), .latency(latency[q]), .signal0(head[q].word[25:20]),
-        .signal1(head[q].word[31:26]), .busy(busy[q]), .immediate(immediate[q]), .given(given[q]), .fault(retire_fault[q])
+        .signal1(head[q].word[31:26]), .busy(busy[q]), .immediate(immediate[q]), .given(given[q]), .given_late(given_late[q]), .fault(retire_fault[q])
     );
   end
 

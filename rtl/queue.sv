@@ -73,6 +73,7 @@ module retirement
     output logic busy,
     output logic immediate,  // what starts now retires in the next cycle: whoever keeps the tokens adds its signals
     output tokens_t given,
+    output logic [1:0][5:0] given_late,  // and of these semaphores one each
     output logic fault
 );
   localparam int PLACES = 32;
@@ -90,12 +91,12 @@ module retirement
   assign immediate = latency == 1 && lead <= 1;
 
   // ---- the next: where its tokens go ----
-  logic prolongs, in_two, in_three, later;
+  logic prolongs, in_three, later;
   logic [15:0] alone;  // when it is complete
   logic [5:0] number0, number1;
   always_ff @(posedge clock) begin
     prolongs <= start && longer && !reset;
-    in_two <= start && latency <= 2 && lead <= 2 && !immediate && !reset;
+    given_late <= start && latency <= 2 && lead <= 2 && !immediate && !reset ? {signal1, signal0} : '0;
     in_three <= start && latency <= 3 && lead <= 3 && (latency == 3 || lead == 3) && !reset;
     later <= start && (latency > 3 || lead > 3) && (signal0 != 0 || signal1 != 0) && !reset;
     alone <= tick + latency;
@@ -107,7 +108,6 @@ module retirement
 
   place_t places[PLACES];
   place_t newest, oldest;
-  tokens_t due_tokens;
   logic [4:0] first, last;
   logic [5:0] count;
   logic kept;  // there is a newest
@@ -120,10 +120,9 @@ module retirement
   assign newest_due = count == 0 && newest.time_ == due_time;
   assign same = kept && last_of_all && !prolongs;
   assign shift = later && kept && !same && !newest_due;
-  assign given = with_signals(due_tokens, in_two ? number0 : 6'd0, in_two ? number1 : 6'd0);
 
   always_ff @(posedge clock) begin
-    due_tokens <= with_signals(due ? oldest.tokens : '0, in_three ? number0 : 6'd0, in_three ? number1 : 6'd0);
+    given <= with_signals(due ? oldest.tokens : '0, in_three ? number0 : 6'd0, in_three ? number1 : 6'd0);
     if (shift) places[last] <= newest;
     if (later)
       newest <= '{time_: prolongs ? alone : complete_at, tokens: with_signals(same ? newest.tokens : '0, number0, number1)};
@@ -136,7 +135,7 @@ module retirement
       last <= '0;
       count <= '0;
       kept <= 1'b0;
-      due_tokens <= '0;
+      given <= '0;
       fault <= 1'b0;
     end else begin
       due_time <= due_time + 16'd1;

@@ -88,8 +88,6 @@ module core
         takes_next[s] <= down == 0 ? takes_next[s] : down == 1 ? takes[s] + 12'd2 : takes[s] + 12'd3;
         if (gives[s] - takes[s] > 12'd1024) overflow <= 1'b1;
       end
-  assign given_late[3:2] = '0;
-
   // ---- front end and queues ----
   logic [15:0] fetch_address;
   logic [127:0] word;
@@ -217,7 +215,7 @@ module core
   logic [31:0] store_address, store_stride, store_int_address;
   dma_control dma (
       .clock, .reset, .outstanding, .valid(valid[3:2]), .head(head[3:2]), .tokens(tokens[3:2]), .issue(pop[3:2]),
-      .busy(busy[3:2]), .immediate(immediate[3:2]), .given(given[3:2]), .add, .added, .accept, .accepted_pc, .begins, .beat,
+      .busy(busy[3:2]), .immediate(immediate[3:2]), .given(given[3:2]), .given_late(given_late[3:2]), .add, .added, .accept, .accepted_pc, .begins, .beat,
       .beat_address(read_address), .beat_skip, .beat_count, .index_address, .index_now(int_read_now[2]), .ends,
       .complete, .finished, .fault(dma_fault)
   );

@@ -21,6 +21,7 @@ module dma_control
     output logic [1:0] busy,
     output logic [1:0] immediate,  // a sync that is issued now gives its tokens at once
     output tokens_t [1:0] given,
+    output logic [1:0][1:0][5:0] given_late,  // and of these semaphores one each
     // a descriptor, ahead of its turn on HBM: what lies in SRAM, then that it will be served
     output logic [1:0] add,
     output descriptor_t [1:0] added,
@@ -254,15 +255,16 @@ module dma_control
   logic [WRITE_LATENCY-BEHIND-1:1] due_out;
   tokens_t owed[2][PLACES];  // of the descriptors in flight, the oldest first
   logic [7:0] credit[2];
+  // The cycle after an issue: it owes its tokens; a sync adds its own to the newest descriptor, which may be complete just now.
+  logic [1:0] owes, adds;
   logic [1:0][5:0] signal0, signal1;
   assign complete = {due_out[WRITE_LATENCY-BEHIND-1], due_in[READ_LATENCY-BEHIND-1]};
   always_comb
     for (int q = 0; q < 2; q++) begin
       busy[q] = in_flight[q] != 0;
-      signal0[q] = issue[q] ? head[q].word[25:20] : 6'd0;
-      signal1[q] = issue[q] ? head[q].word[31:26] : 6'd0;
       given[q] = complete[q] ? owed[q][0] : '0;
       immediate[q] = sync[q] && in_flight[q] == {{BITS{1'b0}}, complete[q]};
+      given_late[q] = adds[q] && complete[q] && in_flight[q] == 1 ? {signal1[q], signal0[q]} : '0;
     end
   always_ff @(posedge clock)
     if (reset) begin
@@ -270,30 +272,30 @@ module dma_control
       due_in <= '0;
       due_out <= '0;
       in_flight <= '0;
+      owes <= '0;
+      adds <= '0;
       for (int q = 0; q < 2; q++) credit[q] <= '0;
     end else begin
       due_in <= {due_in[READ_LATENCY-BEHIND-2:1], ends[0]};
       due_out <= {due_out[WRITE_LATENCY-BEHIND-2:1], ends[1]};
+      owes <= moves;
+      adds <= issue & sync & ~immediate;
       for (int q = 0; q < 2; q++) begin
-        logic [BITS:0] flying;
-        flying = in_flight[q];
+        logic [BITS-1:0] latest, place;
+        latest = BITS'(in_flight[q] - 1'b1);
+        place = complete[q] ? BITS'(latest - 1'b1) : latest;
+        signal0[q] <= head[q].word[25:20];
+        signal1[q] <= head[q].word[31:26];
         if (complete[q]) begin
           for (int i = 0; i + 1 < PLACES; i++) owed[q][i] <= owed[q][i+1];
-          flying = flying - 1'b1;
           if (credit[q] == 0 && !finished[q]) fault <= 1'b1;  // the data came later than the contract says
         end
-        if (moves[q]) begin
-          owed[q][BITS'(flying)] <= with_signals('0, signal0[q], signal1[q]);
-          flying = flying + 1'b1;
-        end else if (issue[q] && flying != 0) begin
-          logic [BITS-1:0] latest;
-          tokens_t earlier;
-          latest = BITS'(flying - 1'b1);
-          earlier = complete[q] ? owed[q][BITS'(latest+1'b1)] : owed[q][latest];
-          owed[q][latest] <= with_signals(earlier, signal0[q], signal1[q]);
-          if (earlier[signal0[q]] >= 4'd14 || earlier[signal1[q]] >= 4'd14) fault <= 1'b1;
+        if (owes[q]) owed[q][place] <= with_signals('0, signal0[q], signal1[q]);
+        if (adds[q] && !(complete[q] && in_flight[q] == 1)) begin
+          owed[q][place] <= with_signals(owed[q][latest], signal0[q], signal1[q]);
+          if (owed[q][latest][signal0[q]] >= 4'd14 || owed[q][latest][signal1[q]] >= 4'd14) fault <= 1'b1;
         end
-        in_flight[q] <= flying;
+        in_flight[q] <= in_flight[q] + {{BITS{1'b0}}, moves[q]} - {{BITS{1'b0}}, complete[q]};
         credit[q] <= credit[q] + {7'd0, finished[q]} - {7'd0, complete[q]};
       end
     end

@@ -39,7 +39,7 @@ module core
 );
   // ---- semaphores ----
   // Of each semaphore one unit gives and one takes the tokens.
-  logic [63:0][11:0] gives, takes, takes_next;  // takes_next: one more
+  logic [63:0][10:0] gives, takes, takes_next;  // takes_next: one more
   tokens_t [3:0] given;
   logic [3:0][1:0][5:0] given_late;
   logic [3:0] immediate;
@@ -64,11 +64,12 @@ module core
     if (reset) begin
       gives <= '0;
       takes <= '0;
-      takes_next <= {64{12'd1}};
+      takes_next <= {64{11'd1}};
       overflow <= 1'b0;
     end else
       for (int s = 1; s < 64; s++) begin
         logic [3:0] early;
+        logic [10:0] known;  // whatever starts in this cycle
         logic [1:0] late, now_given, down;
         early = '0;
         late = '0;
@@ -83,10 +84,11 @@ module core
           if (pop[q] && immediate[q]) now_given = now_given | signals;
           if (pop[q]) down = down | waits;
         end
-        gives[s] <= gives[s] + {8'd0, early} + {10'd0, late} + {10'd0, now_given};
-        takes[s] <= down == 0 ? takes[s] : down == 1 ? takes_next[s] : takes[s] + 12'd2;
-        takes_next[s] <= down == 0 ? takes_next[s] : down == 1 ? takes[s] + 12'd2 : takes[s] + 12'd3;
-        if (gives[s] - takes[s] > 12'd1024) overflow <= 1'b1;
+        known = gives[s] + {7'd0, early} + {9'd0, late};
+        gives[s] <= now_given == 0 ? known : now_given == 1 ? known + 11'd1 : known + 11'd2;
+        takes[s] <= down == 0 ? takes[s] : down == 1 ? takes_next[s] : takes[s] + 11'd2;
+        takes_next[s] <= down == 0 ? takes_next[s] : down == 1 ? takes[s] + 11'd2 : takes[s] + 11'd3;
+        if (11'(gives[s] - takes[s]) > 11'd1024) overflow <= 1'b1;
       end
   // ---- front end and queues ----
   logic [15:0] fetch_address;

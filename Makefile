@@ -1,7 +1,7 @@
 # make run: set up .venv from the lock file and run the main job. make test: run the tests; make test-system: those that start,
 # kill or install whole processes. make check: lint and types.
 # make docs: the pages of docs/ as a site, in site/. make generate: what is made of the sources (docs/isa.md, docs/configuration.md, rtl/package.sv).
-# make synth: areas and clock of the RTL's leaf units (docs/rtl.md). make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
+# make synth: areas and clock of the RTL (docs/rtl.md). make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 TORCH := torch==2.13.0

@@ -46,7 +46,7 @@ def check_hardware(hardware: HardwareConfig) -> None:
     ]  # fmt: skip
     for holds, key, rule in rules:
         if not holds:
-            raise TripathError(f"hardware.{key}: the RTL {rule} (hardware {hardware.name})")
+            raise TripathError(f"hardware.{key}: the RTL's {rule} (hardware {hardware.name})")
     for mnemonic, least in _least_latencies(hardware.vlen).items():
         for what, value, low in (
             ("latency", hardware.latency_cycles(mnemonic), least[0]),

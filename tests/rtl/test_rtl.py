@@ -139,8 +139,10 @@ def test_a_program_that_does_not_end_is_one_line(core):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"blen": 4}, "hardware.blen: the RTL must be 8"),
-    ({"hbm": dataclasses.replace(SMALL.hbm, model="bursts")}, "hardware.hbm.model: the RTL must be simple"),
+    ({"blen": 4}, "hardware.blen: the RTL's must be 8"),
+    ({"hbm": dataclasses.replace(SMALL.hbm, model="bursts")}, "hardware.hbm.model: the RTL's must be simple"),
+    ({"frontend": dataclasses.replace(SMALL.frontend, dispatch_cycles=0)}, "hardware.frontend.dispatch_cycles: the RTL's must be 4"),
+    ({"hbm": dataclasses.replace(SMALL.hbm, write_latency_cycles=24)}, "hardware.hbm.write_latency_cycles: the RTL's must be at least 40"),
 ])  # fmt: skip
 def test_hardware_that_cannot_be_built_is_refused(changes, message):
     with pytest.raises(TripathError, match=message):

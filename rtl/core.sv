@@ -90,13 +90,14 @@ module core
         takes_next[s] <= down == 0 ? takes_next[s] : down == 1 ? takes[s] + 11'd2 : takes[s] + 11'd3;
         if (11'(gives[s] - takes[s]) > 11'd1024) overflow <= 1'b1;
       end
+
   // ---- front end and queues ----
   logic [15:0] fetch_address;
   logic [127:0] word;
   entry_t entry;
   logic [31:0] flag_address, flag;
-  logic [3:0] idle, busy, none, refill, move;
-  logic [3:0][15:0] latency, interval;
+  logic [3:0] idle, busy, none, free, refill, move;
+  logic [3:0][15:0] latency;
   entry_t [3:0] coming;
   logic started, empty;
   always_ff @(posedge clock)
@@ -120,7 +121,7 @@ module core
   for (genvar q = 0; q < 4; q++) begin : queues
     queue places (
         .clock, .reset, .push(push[q]), .in(entry), .pop(pop[q]), .valid(valid[q]), .head(head[q]),
-        .latency(latency[q]), .interval(interval[q]), .empty(none[q]), .refill(refill[q]), .coming(coming[q]),
+        .latency(latency[q]), .free(free[q]), .empty(none[q]), .refill(refill[q]), .coming(coming[q]),
         .move(move[q])
     );
     assign start_pc[q] = head[q].pc;
@@ -129,22 +130,9 @@ module core
 
   // ---- matrix ----
   logic [1:0] retire_fault;
-  logic [15:0] matrix_wait;
-  logic matrix_free;
-  assign pop[0] = valid[0] && tokens[0] && matrix_free;
-  always_ff @(posedge clock)
-    if (reset) begin
-      matrix_free <= 1'b1;
-      matrix_wait <= '0;
-    end else if (pop[0]) begin
-      matrix_free <= interval[0] == 16'd1;
-      matrix_wait <= interval[0] - 16'd1;
-    end else begin
-      matrix_free <= matrix_wait <= 16'd1;
-      if (matrix_wait != 0) matrix_wait <= matrix_wait - 16'd1;
-    end
+  assign pop[0] = valid[0] && tokens[0] && free[0];
   vector_control control_of_vector (
-      .clock, .reset, .valid(valid[1]), .latency(latency[1]), .interval(interval[1]), .tokens(tokens[1]),
+      .clock, .reset, .valid(valid[1]), .latency(latency[1]), .free(free[1]), .tokens(tokens[1]),
       .refill(refill[1]), .coming(coming[1]), .move(move[1]), .start(pop[1])
   );
   for (genvar q = 0; q < 2; q++) begin : retirements

@@ -12,7 +12,7 @@ module queue
     output logic valid,
     output entry_t head,
     output logic [15:0] latency,  // of the head
-    output logic [15:0] interval,
+    output logic free,  // the interval of the instruction before is over
     output logic empty,
     // what becomes the second, and when; when the second becomes the head
     output logic refill,
@@ -24,6 +24,7 @@ module queue
   entry_t second;
   logic [BITS-1:0] first, last;
   logic [7:0] count;
+  logic [15:0] interval, wait_cycles;
   logic follows;
 
   assign empty = !valid && !follows;
@@ -45,6 +46,8 @@ module queue
       count <= '0;
       follows <= 1'b0;
       valid <= 1'b0;
+      free <= 1'b1;
+      wait_cycles <= '0;
     end else begin
       logic stays, leaves;
       stays = push && !(refill && count == 0);
@@ -54,6 +57,9 @@ module queue
       count <= count + {7'd0, stays} - {7'd0, leaves};
       follows <= refill ? count != 0 || push : 1'b1;
       valid <= move || valid && !pop;
+      free <= pop ? interval == 16'd1 : wait_cycles <= 16'd1;
+      if (pop) wait_cycles <= interval - 16'd1;
+      else if (wait_cycles != 0) wait_cycles <= wait_cycles - 16'd1;
     end
   end
 endmodule

@@ -8,7 +8,7 @@ module vector_control
     input logic reset,
     input logic valid,
     input logic [15:0] latency,  // of the head
-    input logic [15:0] interval,
+    input logic free,
     input logic tokens,
     input logic refill,
     input entry_t coming,  // becomes the second
@@ -31,9 +31,8 @@ module vector_control
   range_t [LONGEST:1][WRITES-1:0] written;
   logic [LONGEST:1][15:0] takes;
   logic [LONGEST:1] concerns;
-  logic [15:0] wait_cycles;
   logic [7:0] opcode;
-  logic free, ready;
+  logic ready;
   lock_t [LOCKS-1:0] locks;
   range_t [LOCKS-1:0] range, range2;
   range_t [WRITES-1:0] writes, writes2, writes_head;
@@ -112,16 +111,6 @@ module vector_control
   end
 
   always_ff @(posedge clock) begin
-    if (reset) begin
-      free <= 1'b1;
-      wait_cycles <= '0;
-    end else if (start) begin
-      free <= interval == 16'd1;
-      wait_cycles <= interval - 16'd1;
-    end else begin
-      free <= wait_cycles <= 16'd1;
-      if (wait_cycles != 0) wait_cycles <= wait_cycles - 16'd1;
-    end
     if (refill) begin
       range2 <= range;
       writes2 <= writes;

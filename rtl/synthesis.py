@@ -2,14 +2,13 @@
 
 Yosys with the slang front end (`pyosys`) reads the sources, OpenSTA (`sta`) finds the critical path. A unit is mapped with the
 units and leaves inside it as black boxes, whose areas are added; a leaf alone, one lane, adder, block or column of it. SRAM is
-not mapped: its bits have an assumed area. For the critical path of a unit the netlists of its leaves are put in their places.
+not mapped: its bits have an assumed area. For the critical path the netlists of what is inside are put in their places.
 Cells that the library marks as don't-use (`*xp*` and the like) are allowed; four-fold flip-flops, latches and the buffers for
 hold times (`HB*`, slow on purpose) are not.
 """
 
 import gzip
 import json
-import math
 import os
 import re
 import shutil
@@ -168,8 +167,9 @@ def _mapped(name: str, cells: Path, work: Path, *, by_recipe: bool) -> Mapped:
     area = re.findall(r"Chip area for (?:top )?module.*: ([\d.]+)", text)
     count = re.findall(r"^\s*(\d+)\s+(?:[\d.E+]+\s+)?cells$", text, re.MULTILINE)
     boxes = _boxes(netlist, source)
-    path = critical_path(name, cells, work)
-    return Mapped(area=float(area[-1]), cells=int(count[-1]) - len(boxes), boxes=boxes, path=path)
+    return Mapped(
+        area=float(area[-1]), cells=int(count[-1]) - len(boxes), boxes=boxes, path=critical_path(name, cells, work)
+    )  # fmt: skip
 
 
 def _read(name: str) -> str:
@@ -253,9 +253,8 @@ def _array(name: str, count: int) -> str:
 def _tree(port: str, width: int, count: int) -> tuple[list[str], list[str]]:
     """Buffers that bring a port to `count` places, `FANOUT` to each, and the wire at each place."""
     lines, above = [], [port]
-    depth = _depth(count)
-    for level in range(1, depth):
-        wires = [f"{port}_{level}_{i}" for i in range(-(-count // FANOUT ** (depth - level)))]
+    for level, size in enumerate(_levels(count), 1):
+        wires = [f"{port}_{level}_{i}" for i in range(size)]
         for i, wire in enumerate(wires):
             lines.append(f"wire [{width - 1}:0] {wire};")
             source = above[i // FANOUT]
@@ -264,12 +263,14 @@ def _tree(port: str, width: int, count: int) -> tuple[list[str], list[str]]:
     return lines, [above[i // FANOUT] for i in range(count)]
 
 
-def _depth(count: int) -> int:
-    """How many steps of `FANOUT` bring a wire to `count` places; where there are several, one of them is a buffer."""
-    depth = 1
-    while FANOUT**depth < count:
-        depth += 1
-    return max(depth, 2) if count > 1 else 1
+def _levels(count: int) -> list[int]:
+    """Buffers of each level of a tree to `count` places, `FANOUT` to each; one at least where there are several places."""
+    if count == 1:
+        return []
+    levels = [-(-count // FANOUT)]
+    while levels[0] > FANOUT:
+        levels.insert(0, -(-levels[0] // FANOUT))
+    return levels
 
 
 def _spread(netlist: Path, top: str, boxes: tuple[str, ...]) -> None:
@@ -290,19 +291,17 @@ def _spread(netlist: Path, top: str, boxes: tuple[str, ...]) -> None:
                         places.setdefault(bit, []).append((bits, i))
     for bit, pins in places.items():
         above = [bit]
-        depth = _depth(len(pins))
-        for level in range(1, depth):
-            wires = [highest + 1 + i for i in range(-(-len(pins) // FANOUT ** (depth - level)))]
+        for size in _levels(len(pins)):
+            wires = [highest + 1 + i for i in range(size)]
             for i, wire in enumerate(wires):
-                connections = {"A": [above[i // FANOUT]], "Y": [wire]}
-                directions = {"A": "input", "Y": "output"}
                 cells[f"spread_{wire}"] = {
-                    "hide_name": 0, "type": BUFFER, "parameters": {}, "attributes": {}, "port_directions": directions,
-                    "connections": connections,
+                    "hide_name": 0, "type": BUFFER, "parameters": {}, "attributes": {},
+                    "port_directions": {"A": "input", "Y": "output"}, "connections": {"A": [above[i // FANOUT]], "Y": [wire]},
                 }  # fmt: skip
-            highest, above = highest + len(wires), wires
-        for i, (bits, place) in enumerate(pins):
-            bits[place] = above[i // FANOUT] if depth > 1 else bit
+            highest, above = highest + size, wires
+        if len(pins) > 1:
+            for i, (bits, place) in enumerate(pins):
+                bits[place] = above[i // FANOUT]
     netlist.write_text(json.dumps(design))
 
 
@@ -363,9 +362,9 @@ def main() -> int:
         mapped: dict[str, Mapped] = {}
         for name in [name for name in SOURCES if name in chosen or name in needed]:
             mapped[name] = one = synthesise(name, cells, work)
-            clock = "       -      -" if math.isnan(one.path) else f"{one.path:8.0f}{1000 / one.path:7.2f}"
+            path = f"{one.path:8.0f}{1000 / one.path:7.2f}"
             print(
-                f"{name:16}{one.area:11.1f}{total(name, mapped):13.1f}{one.cells:8}{clock}  {SOURCES[name].what}",
+                f"{name:16}{one.area:11.1f}{total(name, mapped):13.1f}{one.cells:8}{path}  {SOURCES[name].what}",
                 flush=True,
             )
         if "core" in chosen:

@@ -96,11 +96,8 @@ def _of_opcode(opcode: int, hardware: HardwareConfig) -> tuple[float, float, flo
     spec, frontend = TABLE[opcode], hardware.frontend
     if spec.mnemonic in LOOPS:  # what leaving costs is paid on entry: each happens once
         return 0, 0, frontend.loop_cycles + frontend.exit_cycles - frontend.next_cycles
-    if spec.mnemonic == "C_NEXT":
-        return 0, 0, frontend.next_cycles
     if spec.unit is FRONTEND:
-        special = {"C_BREAK_IF": frontend.break_cycles, "C_AFFINE": frontend.affine_cycles}
-        return 0, 0, special.get(spec.mnemonic, frontend.control_cycles)
+        return 0, 0, frontend.control_cycles_of(spec.mnemonic)
     if spec.unit in _DMA:
         return 0, 1, frontend.issue_cycles
     return hardware.interval_cycles(spec.mnemonic), hardware.latency_cycles(spec.mnemonic), frontend.issue_cycles

@@ -296,12 +296,10 @@ def _capture(code, facts, control, state, snapshots):
     strict, clipped = snapshots.strict[SCRATCH], snapshots.clipped[SCRATCH]
     exact, place, register = snapshots.exact[SCRATCH], snapshots.place[SCRATCH], snapshots.register[SCRATCH]
     scalars = state.scalars
-    a, b, c, d = 0, 0, 0, 0
     for q in range(4):
-        strict[a] = state.unit[q, FREE]
-        a += 1
-    strict[a] = scalars[FRONTIER]
-    a += 1
+        strict[q] = state.unit[q, FREE]
+    strict[4] = scalars[FRONTIER]
+    a, b, c, d = 5, 0, 0, 0
     floor = scalars[NOW]
     exact[c], exact[c + 1] = scalars[PENDING], scalars[BUS_WRITES]
     exact[c + 2] = scalars[NOW] % max(facts[REFRESH_EVERY], 1)

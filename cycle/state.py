@@ -124,13 +124,9 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
 
 def _control_costs(program: Program, frontend: FrontEnd, code: np.ndarray) -> None:
     """Fill the columns COST, EXIT_COST and ADDRESS_COST."""
-    special = {
-        "C_LOOP": frontend.loop_cycles, "C_LOOP_R": frontend.loop_cycles, "C_NEXT": frontend.next_cycles,
-        "C_BREAK_IF": frontend.break_cycles, "C_AFFINE": frontend.affine_cycles,
-    }  # fmt: skip
     for number, instruction in enumerate(program.instructions):
         queued = instruction.spec.unit is not Unit.FRONTEND
-        cost = frontend.issue_cycles if queued else special.get(instruction.mnemonic, frontend.control_cycles)
+        cost = frontend.issue_cycles if queued else frontend.control_cycles_of(instruction.mnemonic)
         code[number, COST], code[number, EXIT_COST] = cost, frontend.exit_cycles
     code[:, ADDRESS_COST] = frontend.address_step_cycles * address_steps(program)
     code[:, COST] += code[:, ADDRESS_COST]

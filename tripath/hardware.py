@@ -257,6 +257,14 @@ class FrontEnd:
             if getattr(self, name) < 0:
                 raise TripathError(f"hardware.frontend.{name}: must not be negative, got {getattr(self, name)}")
 
+    def control_cycles_of(self, mnemonic: str) -> int:
+        """Cycles of a control instruction, without those that step addresses; of a C_NEXT that goes round."""
+        special = {
+            "C_LOOP": self.loop_cycles, "C_LOOP_R": self.loop_cycles, "C_NEXT": self.next_cycles,
+            "C_BREAK_IF": self.break_cycles, "C_AFFINE": self.affine_cycles,
+        }  # fmt: skip
+        return special.get(mnemonic, self.control_cycles)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HardwareConfig:

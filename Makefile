@@ -35,8 +35,8 @@ docs: .venv/.docs
 	@echo "site/index.html"
 
 generate: .venv/.test
-	$(BIN)/python -m tripath.isa.manual
-	$(BIN)/python -m tripath.manual
+	$(BIN)/python -m npu.isa.manual
+	$(BIN)/python -m tripath.command.manual
 	$(BIN)/python -m rtl.package
 
 synth: .venv/.run

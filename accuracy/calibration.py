@@ -1,7 +1,7 @@
 """Channel maxima of a calibration set, kept beside a checkpoint, and the factors that the static scheme makes of them.
 
 `calibration.safetensors` has `layers.N.keys` and `layers.N.values`, float32 [KV heads, head_dim]: the largest absolute value
-of each channel after RoPE, over the prompts of the set. `python -m accuracy.training.calibrate FOLDER` writes it.
+of each channel after RoPE, over the prompts of the set. `python -m dllm_training.calibrate FOLDER` writes it.
 """
 
 from pathlib import Path
@@ -10,12 +10,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from accuracy.checkpoint import SYNTHETIC
-from tripath.errors import TripathError
-from tripath.formats.rounding import round_bf16
-from tripath.model import ModelSpec
-from tripath.program import Program
-from tripath.workload import SIDES
+from dllm.checkpoint import SYNTHETIC
+from dllm.model import ModelSpec
+from dllm.workload import SIDES
+from npu.errors import TripathError
+from npu.formats.rounding import round_bf16
+from npu.program import Program
 
 FILE = "calibration.safetensors"
 
@@ -33,7 +33,7 @@ def read_calibration(model: ModelSpec) -> list[dict[str, np.ndarray]]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        hint = f"python -m accuracy.training.calibrate {model.checkpoint} writes it"
+        hint = f"python -m dllm_training.calibrate {model.checkpoint} writes it"
         raise TripathError(f"{needed}: {path} is missing or unreadable ({type(error).__name__}); {hint}") from None
     layers = model.only_layers or range(model.layers)
     shape = (model.kv_heads, model.head_dim)
@@ -46,7 +46,7 @@ def read_calibration(model: ModelSpec) -> list[dict[str, np.ndarray]]:
 
 def static_factors(program: Program, model: ModelSpec) -> np.ndarray:
     """What the tensor `smoothing` holds before the first instruction, [layers, batch, width]: 1 / s of every KV channel, then s
-    of every query channel, K's first (tripath.compiler.smoothing); 1 on a side that is not smoothed.
+    of every query channel, K's first (npu_compiler.smoothing); 1 on a side that is not smoothed.
 
     Every operation is rounded to BF16, as the machine's lanes do where they calibrate.
     """

@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from tripath.isa.control import (
+from npu.isa.control import (
     a_base,
     a_next,
     a_ring,
@@ -16,7 +16,7 @@ from tripath.isa.control import (
     c_loop_r,
     c_next,
 )
-from tripath.isa.dma import (
+from npu.isa.dma import (
     h_gather_v,
     h_load_f,
     h_load_i,
@@ -29,12 +29,12 @@ from tripath.isa.dma import (
     h_store_t,
     h_store_v,
 )
-from tripath.isa.matrix import (
+from npu.isa.matrix import (
     m_mm,
     m_out,
     m_sync,
 )
-from tripath.isa.scalar import (
+from npu.isa.scalar import (
     s_add_fp,
     s_exp_fp,
     s_map_v_fp,
@@ -45,7 +45,7 @@ from tripath.isa.scalar import (
     s_set_int,
     s_sub_fp,
 )
-from tripath.isa.vector import (
+from npu.isa.vector import (
     v_add_vf,
     v_add_vv,
     v_cmp_eq_int,

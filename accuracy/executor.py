@@ -9,12 +9,12 @@ import numpy as np
 from numba import njit
 
 from accuracy.dispatch import dispatch
-from tripath.errors import ProgramError
-from tripath.isa import BY_MNEMONIC
-from tripath.isa.control import Control, address_of, new_control
-from tripath.isa.spec import SEMAPHORES
-from tripath.program import Program
-from tripath.tables import Tables, tabulate
+from npu.errors import ProgramError
+from npu.isa import BY_MNEMONIC
+from npu.isa.control import Control, address_of, new_control
+from npu.isa.spec import SEMAPHORES
+from npu.program import Program
+from npu.program.tables import Tables, tabulate
 
 FIRST_QUEUED_OPCODE = 0x10
 BREAK = BY_MNEMONIC["C_BREAK_IF"].opcode

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from accuracy.calibration import static_factors
-from accuracy.checkpoint import PREFIX, QKV
 from accuracy.quantised import keep, place_of, read
-from tripath.errors import TripathError
-from tripath.formats import FORMATS
-from tripath.formats.rounding import encode_rows
-from tripath.model import ModelSpec
-from tripath.program import Program, Tensor
-from tripath.workload import Workload
+from dllm.checkpoint import PREFIX, QKV
+from dllm.model import ModelSpec
+from dllm.workload import Workload
+from npu.errors import TripathError
+from npu.formats import FORMATS
+from npu.formats.rounding import encode_rows
+from npu.program import Program, Tensor
 
 LOWEST = -float.fromhex("0x1.fep127")
 """The lowest finite BF16: what a masked score and an initial maximum are."""

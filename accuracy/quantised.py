@@ -8,16 +8,17 @@ so is made anew.
 import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from tripath import user_cache
-from tripath.files import write_atomically
-from tripath.program import Tensor
+from npu.files import write_atomically
+from npu.program import Tensor
+from npu.sources import digest_of_sources, user_cache
+
+ROUNDING = "npu.formats.rounding"
+"""The sources that decide what bytes a tensor becomes."""
 
 
 @runtime_checkable
@@ -38,7 +39,13 @@ def place_of(tensor: Tensor, parts: Sequence[str], tensors: Mapping[str, np.ndar
     """The file in a folder for `tensor`, made of `parts`; None where these do not say what they hold."""
     if not isinstance(tensors, Identified):
         return None
-    made_of = [_rounding(), tensor.format, str(tensor.block), str(tensor.shape), *map(tensors.identity, parts)]
+    made_of = [
+        digest_of_sources(ROUNDING),
+        tensor.format,
+        str(tensor.block),
+        str(tensor.shape),
+        *map(tensors.identity, parts),
+    ]
     return folder / f"{hashlib.sha256('|'.join(made_of).encode()).hexdigest()}.weights"
 
 
@@ -59,12 +66,3 @@ def keep(file: Path, place: np.ndarray) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, hashlib.sha256(place.data).hexdigest().encode(), place.data)
-
-
-@cache
-def _rounding() -> str:
-    """Digest of the sources that decide what bytes a tensor becomes."""
-    state = hashlib.sha256()
-    for file in sorted(Path(str(files("tripath.formats"))).glob("*.py")):
-        state.update(file.read_bytes())
-    return state.hexdigest()

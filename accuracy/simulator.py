@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from accuracy.checkpoint import load_tensors
 from accuracy.executor import Machine
 from accuracy.image import build_image, read_tokens
 from accuracy.quantised import default_folder
-from accuracy.reference import Generation, ReferenceModel, Step, generate, softmax
-from tripath.formats import FORMATS
-from tripath.formats.rounding import decode_rows
-from tripath.metrics import Result, Table
-from tripath.model import ModelSpec
-from tripath.program import Program
-from tripath.tables import event_counts
-from tripath.trace import Trace
-from tripath.workload import Workload
+from dllm.checkpoint import load_tensors
+from dllm.model import ModelSpec
+from dllm.reference import Generation, ReferenceModel, Step, generate, softmax
+from dllm.workload import Workload
+from npu.formats import FORMATS
+from npu.formats.rounding import decode_rows
+from npu.metrics import Result, Table
+from npu.program import Program
+from npu.program.tables import event_counts
+from npu.program.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

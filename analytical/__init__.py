@@ -3,7 +3,7 @@
 It imports nothing of the cycle path, and executes nothing: all is closed form in trip counts.
 """
 
-import tripath  # noqa: F401  before Numba is imported: it decides where compiled code is kept
+import npu  # noqa: F401  before Numba is imported: it decides where compiled code is kept
 from analytical.simulator import simulate
 
 __all__ = ["simulate"]

@@ -17,11 +17,11 @@ from numba import njit
 
 from analytical.facts import Costs, queues
 from analytical.tree import Loop, loop_tree
-from tripath.hardware import QUEUED_UNITS, HardwareConfig
-from tripath.isa import Memory
-from tripath.isa.spec import LOOP_LEVELS
-from tripath.program import Program, fact_of_program
-from tripath.tables import Access, address_registers, tabulate
+from npu.hardware import QUEUED_UNITS, HardwareConfig
+from npu.isa import Memory
+from npu.isa.spec import LOOP_LEVELS
+from npu.program import Program, fact_of_program
+from npu.program.tables import Access, address_registers, tabulate
 
 INTERLOCKED = QUEUED_UNITS.index("vector")
 """The queue whose unit makes an instruction wait for its operands."""

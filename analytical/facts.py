@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from analytical.memory import memory_facts, occupied_cycles
-from tripath.hardware import QUEUED_UNITS, HardwareConfig
-from tripath.isa import BY_MNEMONIC, TABLE, Memory, Unit
-from tripath.program import Program, fact_of_program
-from tripath.structure import LOOPS
-from tripath.tables import FRONTEND, QUEUE_OF_UNIT, Access, Register, address_registers, address_steps, tabulate
+from npu.hardware import QUEUED_UNITS, HardwareConfig
+from npu.isa import BY_MNEMONIC, TABLE, Memory, Unit
+from npu.program import Program, fact_of_program
+from npu.program.structure import LOOPS
+from npu.program.tables import FRONTEND, QUEUE_OF_UNIT, Access, Register, address_registers, address_steps, tabulate
 
 DMA = (QUEUED_UNITS.index("dma_in"), QUEUED_UNITS.index("dma_out"))
 _BEYOND = 1 << 40

@@ -7,7 +7,7 @@ is lost, once for each bank. docs/dram.md compares with the burst model.
 
 from dataclasses import dataclass
 
-from tripath.hardware import ADDRESS_MAPPINGS, HardwareConfig
+from npu.hardware import ADDRESS_MAPPINGS, HardwareConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

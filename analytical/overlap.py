@@ -21,10 +21,10 @@ from numba import njit
 from analytical.chains import Runs, Values, nests_of, number_of
 from analytical.facts import queues
 from analytical.tree import Loop, TripCounts, indexed_loops, loop_tree, loops_of
-from tripath.errors import ProgramError
-from tripath.hardware import QUEUED_UNITS
-from tripath.program import Program, fact_of_program
-from tripath.tables import tabulate
+from npu.errors import ProgramError
+from npu.hardware import QUEUED_UNITS
+from npu.program import Program, fact_of_program
+from npu.program.tables import tabulate
 
 NEVER = -np.inf
 UNITS = len(QUEUED_UNITS)

@@ -6,13 +6,13 @@ from analytical.chains import values_of
 from analytical.facts import Costs, costs_of, queues
 from analytical.overlap import bound_cycles, estimate_cycles, score_of
 from analytical.tree import retirements, trip_counts
-from tripath.energy import Technology, account
-from tripath.hardware import QUEUED_UNITS, HardwareConfig
-from tripath.isa import Unit
-from tripath.metrics import UNITS, Result, Table
-from tripath.program import Program, fact_of_program
-from tripath.tables import event_counts, tabulate
-from tripath.trace import Trace
+from npu.energy import Technology, account
+from npu.hardware import QUEUED_UNITS, HardwareConfig
+from npu.isa import Unit
+from npu.metrics import UNITS, Result, Table
+from npu.program import Program, fact_of_program
+from npu.program.tables import event_counts, tabulate
+from npu.program.trace import Trace
 
 
 def simulate(

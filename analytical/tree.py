@@ -10,9 +10,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from tripath.errors import ProgramError
-from tripath.program import Program, fact_of_program
-from tripath.trace import Trace
+from npu.errors import ProgramError
+from npu.program import Program, fact_of_program
+from npu.program.trace import Trace
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

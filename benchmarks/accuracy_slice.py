@@ -10,14 +10,14 @@ import time
 
 import numpy as np
 
-from accuracy.checkpoint import load_tensors
 from accuracy.executor import Machine
 from accuracy.image import build_image
-from accuracy.reference import ReferenceModel
-from tripath.compiler import compile_program
-from tripath.composition import compose_experiment
-from tripath.experiment import read_prompts
-from tripath.tables import event_counts
+from dllm.checkpoint import load_tensors
+from dllm.reference import ReferenceModel
+from npu.program.tables import event_counts
+from npu_compiler import compile_program
+from tripath.command.composition import compose_experiment
+from tripath.experiment.prompts import read_prompts
 
 WORKLOAD = ("workload=llada_gsm8k", "workload.prompt_length=32", "workload.generation_length=32", "workload.steps=2")
 

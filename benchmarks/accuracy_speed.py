@@ -2,7 +2,7 @@
 
 1. `M_MM` through its compiled body, tile by tile as programs call it, against torch's float32 matmul of the same shapes.
 2. The default problem (32 steps, dual cache) through the executor, warm.
-3. Word problems a second on the reference path (`accuracy/study`), with the machine's formats.
+3. Word problems a second on the reference path (`accuracy/quality`), with the machine's formats.
 """
 
 import time
@@ -16,17 +16,17 @@ from numba import njit
 from rich.console import Console
 from rich.table import Table
 
-from accuracy.checkpoint import load_tensors, load_tokenizer
+from accuracy.quality.decode import Policy
+from accuracy.quality.model import Arithmetic, StudyModel
+from accuracy.quality.problems import load_problems, score
 from accuracy.simulator import execute
-from accuracy.study.decode import Policy
-from accuracy.study.model import Arithmetic, StudyModel
-from accuracy.study.problems import load_problems, score
-from tripath.compiler import compile_program
-from tripath.composition import build_experiment
+from dllm.checkpoint import load_tensors, load_tokenizer
+from npu.formats import FORMATS, MX_BLOCK
+from npu.formats.rounding import encode_rows
+from npu.isa.matrix import m_mm
+from npu_compiler import compile_program
+from tripath.command.composition import build_experiment
 from tripath.experiment import Experiment
-from tripath.formats import FORMATS, MX_BLOCK
-from tripath.formats.rounding import encode_rows
-from tripath.isa.matrix import m_mm
 
 REPEATS = 5
 GOAL_GMACS, GOAL_SHARE, GOAL_SECONDS = 2.0, 0.10, 10.0

@@ -21,10 +21,10 @@ from statistics import median
 import analytical
 import cycle
 from benchmarks.cycle_speed import GEMMS, LLADA, product_program
-from tripath.compiler import compile_program, schedule
-from tripath.composition import compose_experiment
-from tripath.program import Program
-from tripath.trace import Trace
+from npu.program import Program
+from npu.program.trace import Trace
+from npu_compiler import compile_program, schedule
+from tripath.command.composition import compose_experiment
 
 REPEATS = 15
 CASES = {f"{name}, {cache}": (*model, f"workload.cache={cache}") for name, model in (("wordmath", ()), ("LLaDA-8B", LLADA))

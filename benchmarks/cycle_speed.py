@@ -135,7 +135,7 @@ def run_case(
 ) -> dict[str, float]:
     """One simulation, after another has loaded the compiled code."""
     import cycle
-    from tripath.trace import Trace
+    from npu.program.trace import Trace
 
     small, hardware = product_program((SIDE, 64, 64))
     cycle.simulate(small, hardware=hardware, trace=Trace(breaks=()), race_check=False)
@@ -143,8 +143,8 @@ def run_case(
     if gemm:
         program, hardware = product_program(tuple(gemm))
     else:
-        from tripath.compiler import compile_program, schedule
-        from tripath.composition import compose_experiment
+        from npu_compiler import compile_program, schedule
+        from tripath.command.composition import compose_experiment
 
         experiment = compose_experiment(*overrides)
         workload, hardware = experiment.workload, experiment.hardware
@@ -163,9 +163,9 @@ def run_case(
 
 def product_program(gemm: tuple[int, ...]):
     """C[M, N] = A[M, K] B[K, N] in MXINT8 on an array of SIDE x SIDE, weights streamed through two buffers."""
-    from tripath.composition import compose_experiment
-    from tripath.isa import assemble
-    from tripath.program import Program, Tensor, words_of
+    from npu.isa import assemble
+    from npu.program import Program, Tensor, words_of
+    from tripath.command.composition import compose_experiment
 
     hardware = dataclasses.replace(compose_experiment().hardware, blen=SIDE, mlen=SIDE)
     m, n, k = (size // SIDE for size in gemm)

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from cycle.dram import CLOSED, FOREIGN, all_banks, memory_of, stream
 from cycle.transfers import bursts_of, dma_memory_of, transfer
-from tripath.composition import compose_experiment
-from tripath.hardware import Hbm
+from npu.hardware import Hbm
+from tripath.command.composition import compose_experiment
 
 KIB, HEADS = 1024, 32
 FPGA_NS = {64: {8: 79, 32: 37, 128: 32}, 1024: {8: 9998, 32: 2657, 128: 692}, 2048: {8: 39507, 32: 10004, 128: 2632}}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tripath.study import PAGE
+from tripath.sweeps.study import PAGE
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {

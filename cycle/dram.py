@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from tripath.hardware import ADDRESS_MAPPINGS, DRAM_TIMINGS, Hbm
+from npu.hardware import ADDRESS_MAPPINGS, DRAM_TIMINGS, Hbm
 
 COLUMN, PSEUDO_CHANNEL, BANK_GROUP, BANK, ROW = range(5)
 FIELDS = {"column": COLUMN, "pseudo_channel": PSEUDO_CHANNEL, "bank_group": BANK_GROUP, "bank": BANK, "row": ROW}

@@ -72,10 +72,10 @@ from cycle.state import (
     WINDOW_TO,
     Statistics,
 )
-from tripath.isa.spec import LOOP_LEVELS
-from tripath.program import Program
-from tripath.structure import LOOPS
-from tripath.tables import Register, address_registers
+from npu.isa.spec import LOOP_LEVELS
+from npu.program import Program
+from npu.program.structure import LOOPS
+from npu.program.tables import Register, address_registers
 
 WORTH_CYCLES = 64
 """An iteration shorter than this is run: comparing would take as long."""

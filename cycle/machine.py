@@ -105,8 +105,8 @@ from cycle.state import (
 )
 from cycle.transfers import absolute_refresh
 from cycle.unowned import unowned
-from tripath.isa import BY_MNEMONIC
-from tripath.isa.control import (
+from npu.isa import BY_MNEMONIC
+from npu.isa.control import (
     Control,
     a_base,
     a_next,

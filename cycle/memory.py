@@ -11,7 +11,7 @@ from numba import njit
 
 from cycle.state import BURST_BYTES, DMA_OUT, HBM_BYTES, HBM_ROWS, PLACE, QUEUE
 from cycle.transfers import bursts_of, dma_memory_of, transfer
-from tripath.hardware import HardwareConfig
+from npu.hardware import HardwareConfig
 
 KNOWN, ROWS, SIZE, STRIDE, OFFSET, WRITE, BURSTS, DATA, ROW_CHANGES, REFRESHES, TAIL, COLUMNS = range(12)
 """Columns of the table: whether the line is taken; the key; bursts; cycles of the bus that move data, that banks and rows

@@ -17,13 +17,13 @@ import numpy as np
 from numba import njit
 
 from cycle.machine import OP_BREAK, OP_LOOP, OP_LOOP_R, QUEUED, control_step
-from tripath.errors import ProgramError
-from tripath.hardware import QUEUED_UNITS
-from tripath.isa import Memory
-from tripath.isa.control import address_of, c_break_if, new_control
-from tripath.program import Program
-from tripath.structure import LOOPS
-from tripath.tables import QUEUE_OF_UNIT, tabulate
+from npu.errors import ProgramError
+from npu.hardware import QUEUED_UNITS
+from npu.isa import Memory
+from npu.isa.control import address_of, c_break_if, new_control
+from npu.program import Program
+from npu.program.structure import LOOPS
+from npu.program.tables import QUEUE_OF_UNIT, tabulate
 
 GRANULE = (1, 16, 4, 1, 1)
 """Addresses per shadow cell, by memory; buffers start at multiples of it."""

@@ -34,14 +34,14 @@ from cycle.state import (
     new_state,
     new_statistics,
 )
-from tripath.energy import Technology, account
-from tripath.errors import ProgramError, TripathError
-from tripath.hardware import HardwareConfig
-from tripath.isa.control import new_control
-from tripath.metrics import UNITS, Result, Table
-from tripath.program import Program
-from tripath.tables import event_counts, tabulate
-from tripath.trace import Trace
+from npu.energy import Technology, account
+from npu.errors import ProgramError, TripathError
+from npu.hardware import HardwareConfig
+from npu.isa.control import new_control
+from npu.metrics import UNITS, Result, Table
+from npu.program import Program
+from npu.program.tables import event_counts, tabulate
+from npu.program.trace import Trace
 
 MAXIMUM_EVENTS = 100_000
 SAMPLING_PHASES = ("lm_head", "sampling", "commit")

@@ -7,13 +7,13 @@ from collections import namedtuple
 
 import numpy as np
 
-from tripath.errors import ProgramError
-from tripath.hardware import QUEUED_UNITS, FrontEnd, HardwareConfig
-from tripath.isa import TABLE, Memory, Unit
-from tripath.isa.spec import SEMAPHORES
-from tripath.metrics import UNITS
-from tripath.program import Program
-from tripath.tables import QUEUE_OF_UNIT, address_steps, tabulate
+from npu.errors import ProgramError
+from npu.hardware import QUEUED_UNITS, FrontEnd, HardwareConfig
+from npu.isa import TABLE, Memory, Unit
+from npu.isa.spec import SEMAPHORES
+from npu.metrics import UNITS
+from npu.program import Program
+from npu.program.tables import QUEUE_OF_UNIT, address_steps, tabulate
 
 MATRIX, VECTOR, DMA_IN, DMA_OUT = range(4)
 """Queues."""

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from cycle.dram import CLOSED, READ, WRITE, Streamed, all_banks, memory_of, place, stream
-from tripath.errors import TripathError, did_you_mean
-from tripath.hardware import DRAM_TIMINGS, Hbm
+from npu.errors import TripathError, did_you_mean
+from npu.hardware import DRAM_TIMINGS, Hbm
 
 SUBJECT = "validation.streams"
 PUBLISHED = "published"

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from cycle.dram import FOREIGN, all_banks, memory_of, place, stream
-from tripath.hardware import Hbm
+from npu.hardware import Hbm
 
 QUEUES_FILLED = 2
 """The steady state is measured over so many times the bursts that the read queues of all channels hold."""

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 import conf
-from tripath.hardware import FrontEnd, HardwareConfig, Hbm, Sram, Timing
+from npu.hardware import FrontEnd, HardwareConfig, Hbm, Sram, Timing
 
 FOLDER = Path(next(iter(conf.__path__))) / "hardware"
 
@@ -22,9 +22,5 @@ def small_core() -> HardwareConfig:
 
 
 def _facts(name: str) -> Any:  # noqa: ANN401  a tree of YAML
-    def plain(tree: object) -> object:
-        if not isinstance(tree, dict):
-            return tree
-        return {key: plain(value) for key, value in tree.items() if key not in {"_target_", "defaults"}}
-
-    return plain(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    tree = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return {key: value for key, value in tree.items() if key != "defaults"}

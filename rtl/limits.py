@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from tripath.errors import TripathError
-from tripath.formats import FORMATS
-from tripath.hardware import HardwareConfig
-from tripath.isa import Instruction
-from tripath.program import Program
-from tripath.tables import address_registers
+from npu.errors import TripathError
+from npu.formats import FORMATS
+from npu.hardware import HardwareConfig
+from npu.isa import Instruction
+from npu.program import Program
+from npu.program.tables import address_registers
 
 BLOCKS = (3, 4, 5)
 """Logarithms of the block lengths of a tile product."""

@@ -8,12 +8,12 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from npu.hardware import QUEUED_UNITS, HardwareConfig
+from npu.isa import TABLE, InstructionSpec, Memory, Unit
+from npu.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, WORD_BITS
+from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
+from npu.program.tables import QUEUE_OF_UNIT
 from rtl.limits import BEHIND, check_hardware
-from tripath.hardware import QUEUED_UNITS, HardwareConfig
-from tripath.isa import TABLE, InstructionSpec, Memory, Unit
-from tripath.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, WORD_BITS
-from tripath.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
-from tripath.tables import QUEUE_OF_UNIT
 
 FILE = Path(__file__).parent / "tripath_pkg.sv"
 SIZES = {"SIZE_N": "n", "SIZE_HEAD": "head_dim", "SIZE_ONE": None}

@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from npu.hardware import HardwareConfig
+from npu.metrics import Result
+from npu.program import Program
+from npu.program.tables import event_counts
+from npu.program.trace import Trace
 from rtl.simulator import Job, Memories, build, run
-from tripath.hardware import HardwareConfig
-from tripath.metrics import Result
-from tripath.program import Program
-from tripath.tables import event_counts
-from tripath.trace import Trace
 
 MEMORIES = tuple(field.name for field in fields(Memories))
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from npu.errors import ProgramError, TripathError
+from npu.hardware import QUEUED_UNITS, HardwareConfig
+from npu.program import Program
+from npu.sources import user_cache
 from rtl.limits import BEHIND, check_program
 from rtl.package import package_text
-from tripath import user_cache
-from tripath.errors import ProgramError, TripathError
-from tripath.hardware import QUEUED_UNITS, HardwareConfig
-from tripath.program import Program
 
 FOLDER = Path(__file__).parent
 SOURCES = tuple((FOLDER / "sources.txt").read_text().split())

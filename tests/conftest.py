@@ -9,8 +9,8 @@ import pytest
 # Processes of the suite share the cores: threads of torch and of BLAS would wait for one another. Read when these are loaded.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-from tripath.compiler import compile_program, schedule
-from tripath.composition import compose_experiment
+from npu_compiler import compile_program, schedule
+from tripath.command.composition import compose_experiment
 
 CHECKPOINT = Path(__file__).parents[1] / "accuracy" / "checkpoints" / "wordmath"
 PROMPT = "Tom has 12 apples and finds 30 more. How many apples does Tom have now?"
@@ -37,14 +37,14 @@ def default_experiment():
 
 @pytest.fixture(scope="session")
 def tensors(default_experiment):
-    from accuracy.checkpoint import load_tensors
+    from dllm.checkpoint import load_tensors
 
     return load_tensors(default_experiment.model)
 
 
 @pytest.fixture(scope="session")
 def tokenizer(default_experiment):
-    from accuracy.checkpoint import load_tokenizer
+    from dllm.checkpoint import load_tokenizer
 
     return load_tokenizer(default_experiment.model.checkpoint)
 

@@ -10,10 +10,11 @@ import yaml
 from hydra import compose, initialize_config_module
 
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
-from tripath import baseline, cli
-from tripath.baseline import Baseline, Drift, compare, facts_of, place_of, read_baseline, read_sweep
-from tripath.summary import Row
-from tripath.verdicts import cases_of, junit, markdown
+from tripath.command import cli
+from tripath.sweeps import baseline
+from tripath.sweeps.baseline import Baseline, Drift, compare, facts_of, place_of, read_baseline, read_sweep
+from tripath.sweeps.summary import Row
+from tripath.sweeps.verdicts import cases_of, junit, markdown
 
 SWEEP = ("--multirun", "tracking=off", "experiment=quick", "paths=[analytical]", "hardware.vlen=64,128")
 KEPT = "validation.baseline=kept.json"

@@ -8,12 +8,12 @@ import pytest
 import accuracy.executor
 from accuracy.executor import Machine
 from cycle import simulate
+from npu.errors import ProgramError
+from npu.isa import assemble
+from npu.program import Program, Tensor, words_of
+from npu.program.trace import Trace
 from tests.accuracy.random_programs import random_program
 from tests.conftest import compiled, compose_experiment
-from tripath.errors import ProgramError
-from tripath.isa import assemble
-from tripath.program import Program, Tensor, words_of
-from tripath.trace import Trace
 
 GEOMETRY = {
     "blen": 4,

@@ -15,7 +15,7 @@ SECONDS = 240
 WHERE = """
 import sys, time
 
-from tripath.launch import Cluster, Launch, Task
+from tripath.cluster.launch import Cluster, Launch, Task
 
 def nothing():
     return 0

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from tests.browser import BROWSER, SECONDS, dump
-from tripath.record import Record
-from tripath.tracking import Store, Tracking
+from tripath.tracking.record import Record
+from tripath.tracking.store import Store, Tracking
 
 WINDOW = "--window-size=1600,900"
 FAILED = "tags.verdict = 'failed'"

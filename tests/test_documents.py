@@ -11,9 +11,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
-from tripath import api, baseline, cli
-from tripath.composition import compose_experiment, compose_values
-from tripath.manual import manual
+from tripath import api
+from tripath.command import cli
+from tripath.command.composition import compose_experiment, compose_values
+from tripath.command.manual import manual
+from tripath.sweeps import baseline
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -108,7 +110,7 @@ def test_the_tutorial_s_timing_commands_print_what_it_shows(tripath_command, cap
     ran = 0
     for words, shown in TUTORIAL:
         line = " ".join(words)
-        if words[:3] == ["python", "-m", "tripath.baseline"]:
+        if words[:3] == ["python", "-m", "tripath.sweeps.baseline"]:
             assert baseline.main(words[3:]) == cli.PASSED
             capsys.readouterr()
         elif (words[0] == "tripath" and "paths=" in line) or "duel" in line:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from cycle.dram import READ, WRITE
 from cycle.streams import PUBLISHED, read_streams
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
-from tripath import cli
-from tripath.errors import TripathError
+from tripath.command import cli
 from tripath.experiment import Outcome
-from tripath.record import headline_metrics, tags_of
+from tripath.tracking.record import headline_metrics, tags_of
 from tripath.validation import check_streams
 
 HBM = compose_experiment().hardware.hbm

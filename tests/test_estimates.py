@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from tripath.estimates import main, percentile, read_estimates, write
+from tripath.sweeps.estimates import main, percentile, read_estimates, write
 
 
 def report(folder, number, makespan, estimated, model="tiny", execution="decoupled"):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
-from tripath import cli
-from tripath.errors import TripathError
+from tripath.command import cli
 
 ROOT = Path(__file__).parents[1]
 OWN = ROOT / "examples" / "own"
@@ -78,7 +78,7 @@ def test_a_path_that_is_none_is_one_line(tripath_command, arguments, message):  
 
 
 def test_an_experiment_is_composed_as_the_command_line_does():
-    from tripath.composition import compose_experiment as public
+    from tripath.command.composition import compose_experiment as public
 
     assert public("experiment=quick", "hardware.vlen=128") == compose_experiment(
         "experiment=quick", "hardware.vlen=128"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-import tripath.tracking
+import tripath.tracking.store
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
-from tripath.errors import TripathError
-from tripath.job import Job, compile_key, prepare, run_job
-from tripath.launch import Cluster, Launch, Task, WorkerLostError
-from tripath.record import Record
-from tripath.results import Cache
-from tripath.tracking import Store, Tracking
+from tripath.cluster.launch import Cluster, Launch, Task, WorkerLostError
+from tripath.run.job import Job, compile_key, prepare, run_job
+from tripath.run.results import Cache
+from tripath.tracking.record import Record
+from tripath.tracking.store import Store, Tracking
 
 pytestmark = pytest.mark.system
 SECONDS = 240
@@ -225,10 +225,10 @@ def log(settings, number):
 @pytest.mark.parametrize("seconds", [7, 30])
 def test_a_database_that_is_locked_is_waited_for(database, monkeypatch, seconds):
     """SQLite itself waits five seconds."""
-    path = Path(database.folder) / tripath.tracking.DATABASE
+    path = Path(database.folder) / tripath.tracking.store.DATABASE
     store = Store(database)
     store.wait()
-    monkeypatch.setattr(tripath.tracking, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(tripath.tracking.store, "RETRY_SECONDS", 0.2)
     holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN EXCLUSIVE")
     timer = threading.Timer(seconds, lambda: holder.execute("COMMIT"))
@@ -237,7 +237,7 @@ def test_a_database_that_is_locked_is_waited_for(database, monkeypatch, seconds)
     assert not timer.is_alive()
     assert store._client.get_run(tracked.run_id).data.metrics == {"x": 1}
     holder.execute("BEGIN EXCLUSIVE")
-    monkeypatch.setattr(tripath.tracking, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(tripath.tracking.store, "PATIENCE_SECONDS", 1)
     with pytest.raises(TripathError, match=r"tracking\.uri: cannot write to .* locked"):
         store.log(Record(name="never", status="FINISHED", tags={}), Path())
     holder.close()
@@ -247,7 +247,7 @@ def test_a_database_that_is_gone_is_one_line(database, tmp_path):
     settings = dataclasses.replace(database, folder=str(tmp_path))
     store = Store(settings)
     store.wait()
-    (tmp_path / tripath.tracking.DATABASE).write_bytes(b"")
+    (tmp_path / tripath.tracking.store.DATABASE).write_bytes(b"")
     with pytest.raises(TripathError, match=r"tracking\.uri: cannot write to") as error:
         store.log(Record(name="gone", status="FINISHED", tags={}), Path())
     assert "\n" not in str(error.value)

@@ -10,14 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tripath.composition import INPUT_ERRORS, build, build_experiment, one_line
-from tripath.job import prepare
+from tripath.cluster.launch import Launch
+from tripath.command.building import build
+from tripath.command.composition import INPUT_ERRORS, build_experiment, one_line
+from tripath.run.job import prepare
+from tripath.tracking.store import Tracking
 
 CASES = int(os.environ.get("TRIPATH_FUZZ_CASES", "400"))
 """`.ci/run` tries 2,000."""
 SECONDS = 30
 """A case that takes longer hangs."""
-LEFT = {"tracking", "launch"}
+LEFT = {"tracking": Tracking, "launch": Launch}
 """Groups that a compiled program does not depend on: built, not run."""
 
 with initialize_config_module("conf", version_base="1.3"):
@@ -109,8 +112,8 @@ def test_any_configuration_gives_a_program_or_one_line(case):
     with no_hang():
         try:
             config = OmegaConf.create(values)
-            for group in LEFT:
-                build(group, config[group])
+            for group, kind in LEFT.items():
+                build(kind, group, config[group])
             experiment, default_prompt = build_experiment(config)
             prepared = prepare(experiment, default_prompt)
         except INPUT_ERRORS as error:

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from analytical import simulate
+from npu.errors import TripathError
+from npu.program.trace import Trace
 from tests.conftest import CHECKPOINT, PROMPT, compiled, compose_experiment
-from tripath.errors import TripathError
-from tripath.launch import Cluster, Launch, Task
-from tripath.trace import Trace
+from tripath.cluster.launch import Cluster, Launch, Task
 
 TIMEOUT_SECONDS = 240
 HOLDER = """

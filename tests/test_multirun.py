@@ -13,19 +13,19 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-import tripath.job
-import tripath.multirun
-import tripath.tracking
+import tripath.run.job
+import tripath.sweeps.multirun
+import tripath.tracking.store
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
-from tripath import cli
-from tripath.composition import Composer, to_yaml
-from tripath.errors import TripathError
-from tripath.job import compile_key
-from tripath.record import FILE, TRACKED, from_json
-from tripath.summary import Row, draw_summary, order, sort_metric, summary
-from tripath.sync import sync
-from tripath.tracking import DATABASE, Store, Tracking
+from tripath.command import cli
+from tripath.command.composition import Composer, to_yaml
+from tripath.run.job import compile_key
+from tripath.sweeps.summary import Row, draw_summary, order, sort_metric, summary
+from tripath.tracking.record import FILE, TRACKED, from_json
+from tripath.tracking.store import DATABASE, Store, Tracking
+from tripath.tracking.sync import sync
 
 SWEEP = ("--multirun", "tracking=off", "experiment=quick", "paths=[analytical]", "hydra.sweep.dir=sweep")
 
@@ -137,7 +137,7 @@ def break_job_1(monkeypatch, module):
 
 
 def test_a_job_that_raises_is_named_and_the_others_finish(tripath_command, tmp_path, monkeypatch):  # noqa: F811
-    break_job_1(monkeypatch, tripath.multirun)
+    break_job_1(monkeypatch, tripath.sweeps.multirun)
     status, output, errors = tripath_command(*SWEEP, "hardware.vlen=64,128,256")
     assert status == cli.INTERNAL_ERROR
     assert "Traceback" in errors
@@ -148,8 +148,8 @@ def test_a_job_that_raises_is_named_and_the_others_finish(tripath_command, tmp_p
 
 def test_light_jobs_go_together_and_find_what_jobs_alone_find(tripath_command, tmp_path, monkeypatch):  # noqa: F811
     axes = ("hardware.hbm.channels=1,2,4", "hardware.vlen=64,128", "workload.cache=none,dual")
-    compiled, real = [], tripath.job.compile_program
-    monkeypatch.setattr(tripath.job, "compile_program", lambda *inputs: compiled.append(1) or real(*inputs))
+    compiled, real = [], tripath.run.job.compile_program
+    monkeypatch.setattr(tripath.run.job, "compile_program", lambda *inputs: compiled.append(1) or real(*inputs))
     tables = []
     for more in ((), ("row_only=true",)):
         compiled.clear()
@@ -166,7 +166,7 @@ def test_light_jobs_go_together_and_find_what_jobs_alone_find(tripath_command, t
 
 
 def test_a_light_job_that_raises_is_named_and_those_with_it_finish(tripath_command, tmp_path, monkeypatch):  # noqa: F811
-    break_job_1(monkeypatch, tripath.job)
+    break_job_1(monkeypatch, tripath.run.job)
     status, output, errors = tripath_command(*SWEEP, "row_only=true", "hardware.vlen=64,128,256,1000")
     assert status == cli.INTERNAL_ERROR
     assert "Traceback" in errors
@@ -205,19 +205,19 @@ def test_a_run_whose_folder_is_full_is_one_line(tripath_command, monkeypatch):  
 
 
 def test_an_interrupt_keeps_what_is_finished(tripath_command, tmp_path, monkeypatch):  # noqa: F811
-    real = tripath.multirun.run_job
+    real = tripath.sweeps.multirun.run_job
 
     def interrupted(prepared, job, cache):
         if job.number == 2:
             raise KeyboardInterrupt
         return real(prepared, job, cache)
 
-    monkeypatch.setattr(tripath.multirun, "run_job", interrupted)
+    monkeypatch.setattr(tripath.sweeps.multirun, "run_job", interrupted)
     status, output, errors = tripath_command(*SWEEP, "hardware.vlen=64,128,256")
     assert (status, errors) == (cli.INTERRUPTED, "error: interrupted\n")
     assert "2 passed, 1 not run" in output
     assert len(list((tmp_path / "sweep").glob("*/report.json"))) == 2
-    monkeypatch.setattr(tripath.multirun, "run_job", real)
+    monkeypatch.setattr(tripath.sweeps.multirun, "run_job", real)
     output = tripath_command(*SWEEP, "hardware.vlen=64,128,256")[1]
     assert "3 passed; 2 of 3 results from the cache" in output
 
@@ -281,7 +281,7 @@ class FailingStore(Store):
 
 def test_what_a_store_did_not_take_is_logged_later(tripath_command, tmp_path, monkeypatch, store):  # noqa: F811
     with monkeypatch.context() as patched:
-        patched.setattr(tripath.tracking, "Store", FailingStore)
+        patched.setattr(tripath.tracking.store, "Store", FailingStore)
         status, output, errors = tripath_command(*TRACKED_SWEEP)
     assert status == cli.PASSED
     note = "note: tracking.uri: the server is gone; the results are kept, `tripath-sync"
@@ -302,18 +302,18 @@ def test_what_a_store_did_not_take_is_logged_later(tripath_command, tmp_path, mo
 def test_a_run_without_tracking_can_be_logged_later(tripath_command, tmp_path, store, capsys, monkeypatch):  # noqa: F811
     import sys
 
-    import tripath.sync
+    import tripath.tracking.sync
 
     tripath_command("experiment=quick", "paths=[analytical]", "hydra.run.dir=run")
     for expected in ("1 runs logged\n", "0 runs logged\n"):
         monkeypatch.setattr(sys, "argv", ["tripath-sync", "run", "--experiment", "tests"])
-        tripath.sync.main()
+        tripath.tracking.sync.main()
         assert capsys.readouterr().out == expected
     assert {run.info.run_name for run in runs_of(store)} == {"wordmath npu_small dual", "analytical"}
     for folder, message in ((tmp_path / "absent", "no record of a run"), (tmp_path / "mlruns", "no record of a run")):
         monkeypatch.setattr(sys, "argv", ["tripath-sync", str(folder)])
         with pytest.raises(SystemExit) as exit_:
-            tripath.sync.main()
+            tripath.tracking.sync.main()
         assert exit_.value.code == 2
         assert message in capsys.readouterr().err
 

@@ -5,14 +5,14 @@ import json
 
 import pytest
 
+from npu.metrics import Table
 from tests.browser import BROWSER, look_at
 from tests.test_report import HOSTILE, make_outcome
-from tripath.baseline import Drift
 from tripath.experiment import Generated
-from tripath.metrics import Table
-from tripath.report import write_files
-from tripath.summary import Row
-from tripath.sweep_report import page_of_sweep
+from tripath.report.run_report import write_files
+from tripath.sweeps.baseline import Drift
+from tripath.sweeps.summary import Row
+from tripath.sweeps.sweep_report import page_of_sweep
 
 PHONE, SCREEN = 390, 1280
 ORDER = [

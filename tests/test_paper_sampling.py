@@ -4,8 +4,8 @@ import pytest
 
 import analytical
 import cycle
+from npu.errors import TripathError
 from tests.conftest import compiled, compose_experiment
-from tripath.errors import TripathError
 from tripath.validation import validate
 
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
+from npu.metrics import UNITS, Table
 from tests.conftest import compiled, compose_experiment
-from tripath.metrics import UNITS, Table
-from tripath.perfetto import INSTRUCTIONS, QUEUES, write_trace
+from tripath.report.perfetto import INSTRUCTIONS, QUEUES, write_trace
 
 COLUMNS = ["instruction", "phase", "unit", "dispatched", "start", "end", "bytes"]
 EVENT_BYTES = 400

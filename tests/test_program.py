@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from npu.errors import ProgramError
+from npu.isa import Instruction, assemble
+from npu.program import Program, words_of
 from tests.conftest import compiled
-from tripath.errors import ProgramError
-from tripath.isa import Instruction, assemble
-from tripath.program import Program, words_of
 
 
 @pytest.fixture(scope="module")

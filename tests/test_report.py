@@ -7,11 +7,12 @@ import re
 
 import pytest
 
+from npu.metrics import UNITS
+from npu.program import Program
 from tests.conftest import compiled, compose_experiment
-from tripath.experiment import Generated, Outcome, headline, verdicts
-from tripath.metrics import UNITS
-from tripath.program import Program
-from tripath.report import page_of, report_of, write_files
+from tripath.experiment import Generated, Outcome
+from tripath.report.headline import headline, verdicts
+from tripath.report.run_report import page_of, report_of, write_files
 from tripath.validation import validate
 
 HOSTILE = '<script>alert("x")</script> & [red]'

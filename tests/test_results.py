@@ -10,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import tripath.results
+from npu.errors import ProgramError
+from npu.program import Program
+from npu.program.trace import Trace
 from tests.conftest import compose_experiment
-from tripath.errors import ProgramError
-from tripath.job import Prepared, known_runs, outcome_of, prepare, run_path, run_paths
-from tripath.program import Program
-from tripath.report import page_of, report_of
-from tripath.results import Cache, code_digest, decode, digest_of, encode, folder_digest
-from tripath.trace import Trace
+from tripath.report.run_report import page_of, report_of
+from tripath.run.job import Prepared, known_runs, outcome_of, prepare, run_path, run_paths
+from tripath.run.results import Cache, decode, digest_of, encode, folder_digest
 
 CORRUPTIONS = 1000
 
@@ -94,29 +93,6 @@ def test_whatever_a_result_depends_on_makes_another_entry(tmp_path, experiment, 
                     {"trace": Trace(breaks=(0, 0))}):  # fmt: skip
         assert not cached("cycle", **{"experiment": experiment, **changed})
     assert cached("analytical", option)
-
-
-def test_the_digest_of_sources_knows_what_a_simulator_can_import(tmp_path, monkeypatch):
-    from importlib.resources import files
-
-    root = tmp_path / "src"
-    for package in ("tripath", "analytical", "cycle"):
-        shutil.copytree(str(files(package)), root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(tripath.results, "files", lambda package: root / package)
-
-    def digest(simulator):
-        return code_digest.__wrapped__(simulator)
-
-    def changes(file):
-        before = {name: digest(name) for name in ("analytical", "cycle")}
-        (root / file).write_text((root / file).read_text() + "\n# changed\n")
-        return {name for name, was in before.items() if digest(name) != was}
-
-    assert digest("analytical") != digest("cycle")
-    assert changes("cycle/machine.py") == {"cycle"}
-    assert changes("tripath/isa/vector.py") == {"analytical", "cycle"}
-    assert changes("tripath/console.py") == set()
-    assert changes("tripath/validation/checks.py") == set()
 
 
 def test_a_checkpoint_is_known_by_its_content(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npu.errors import TripathError
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
-from tripath.errors import TripathError
-from tripath.search import Search, dominated, spread
-from tripath.summary import Row
+from tripath.sweeps.search import Search, dominated, spread
+from tripath.sweeps.summary import Row
 
 AXES = {
     "hardware.blen": ["8", "16", "32"],

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import compose_experiment
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
-from tripath import cli, composition
-from tripath.study import front, markdown, write_quality
-from tripath.summary import Row
+from tripath.command import cli, composition
+from tripath.sweeps.study import front, markdown, write_quality
+from tripath.sweeps.summary import Row
 
 CONF = Path(__file__).parents[1] / "conf"
 TINY = ("tracking=off", "workload.generation_length=8", "workload.steps=8", "simulator.quality.problems=4",

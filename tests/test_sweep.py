@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tripath.errors import TripathError
-from tripath.sweep import crossover, read_runs, swept_axes, write_sweep
+from npu.errors import TripathError
+from tripath.sweeps.sweep import crossover, read_runs, swept_axes, write_sweep
 
 
 def make_run(folder, number, batch, share, vlen=64):

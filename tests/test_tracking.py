@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-import tripath.record
-import tripath.tracking
+import tripath.tracking.record
+import tripath.tracking.store
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
 from tests.test_report import make_outcome
-from tripath.errors import TripathError
-from tripath.record import git_commit, parameters, record_of
-from tripath.report import write_files
-from tripath.tracking import Store, Tracked, Tracking
+from tripath.report.run_report import write_files
+from tripath.tracking.record import git_commit, parameters, record_of
+from tripath.tracking.store import Store, Tracked, Tracking
 
 
 def tracking(folder, uri=None):
@@ -145,7 +145,7 @@ def test_an_interrupted_first_start_leaves_no_half_made_store(tmp_path, monkeypa
     monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", interrupted)
     with pytest.raises(TripathError, match="killed"):
         Store(tracking(tmp_path)).wait()
-    assert not (tmp_path / tripath.tracking.DATABASE).exists()
+    assert not (tmp_path / tripath.tracking.store.DATABASE).exists()
 
 
 def test_the_command_that_opens_a_store_survives_a_shell(tmp_path):
@@ -168,5 +168,5 @@ def test_parameters_are_flat_and_complete():
 
 
 def test_a_copy_that_git_does_not_know_has_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(tripath.record, "__file__", str(tmp_path / "record.py"))
+    monkeypatch.setattr(tripath.tracking.record, "__file__", str(tmp_path / "record.py"))
     assert git_commit.__wrapped__() is None

@@ -10,7 +10,7 @@ def main() -> None:
 
         print(f"tripath {version('tripath')}")
         return
-    from tripath.cli import run
+    from tripath.command.cli import run
 
     sys.exit(run())
 

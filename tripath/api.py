@@ -4,19 +4,20 @@ import accuracy
 import analytical
 import cycle
 import rtl
-from tripath.compiler import compile_program, schedule
-from tripath.composition import compose_experiment
-from tripath.energy import Technology
-from tripath.errors import CapacityError, ProgramError, TripathError
-from tripath.experiment import Experiment, Prompts, read_prompts
-from tripath.hardware import FrontEnd, HardwareConfig, Hbm, Sram, Timing
-from tripath.job import Prepared, prepare
-from tripath.metrics import Result, Table
-from tripath.model import ModelSpec
-from tripath.program import Phase, Program, Tensor
-from tripath.trace import Trace
+from dllm.model import ModelSpec
+from dllm.workload import Numerics, Smoothing, Workload
+from npu.energy import Technology
+from npu.errors import CapacityError, ProgramError, TripathError
+from npu.hardware import FrontEnd, HardwareConfig, Hbm, Sram, Timing
+from npu.metrics import Result, Table
+from npu.program import Phase, Program, Tensor
+from npu.program.trace import Trace
+from npu_compiler import compile_program, schedule
+from tripath.command.composition import compose_experiment
+from tripath.experiment import Experiment, Prompts
+from tripath.experiment.prompts import read_prompts
+from tripath.run.job import Prepared, prepare
 from tripath.validation import Discrepancy, Reference, Settings, Tolerance, validate
-from tripath.workload import Numerics, Smoothing, Workload
 
 __all__ = [
     "CapacityError", "Discrepancy", "Experiment", "FrontEnd", "HardwareConfig", "Hbm", "ModelSpec", "Numerics", "Phase",

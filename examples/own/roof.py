@@ -1,11 +1,11 @@
 """A path of one's own: a roofline over the whole program, with an efficiency that its author believes in."""
 
 from analytical.tree import retirements
-from tripath.hardware import HardwareConfig
-from tripath.metrics import Result, Table
-from tripath.program import Program
-from tripath.tables import event_counts
-from tripath.trace import Trace
+from npu.hardware import HardwareConfig
+from npu.metrics import Result, Table
+from npu.program import Program
+from npu.program.tables import event_counts
+from npu.program.trace import Trace
 
 
 def simulate(program: Program, *, hardware: HardwareConfig, trace: Trace, efficiency: float = 1.0) -> Result:

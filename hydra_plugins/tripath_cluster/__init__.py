@@ -1,4 +1,4 @@
-"""Hydra's view of a sweep: a launcher that hands all jobs to tripath.cli, a sweeper that leaves composing them to it.
+"""Hydra's view of a sweep: a launcher that hands all jobs to tripath.command.cli, a sweeper that leaves composing them to it.
 
 Hydra loads this module at every start, so it imports nothing else.
 """
@@ -23,7 +23,7 @@ class ClusterLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs that these overrides make."""
-        from tripath.cli import run_jobs
+        from tripath.command.cli import run_jobs
 
         return run_jobs(self._context.config_loader, self._config, job_overrides, initial_job_idx)
 
@@ -32,7 +32,7 @@ class TripathSweeper(BasicSweeper):
     """Every combination of what is swept, then the jobs of `also`: each a list of overrides, beside what is not swept.
 
     Hydra's own also composes each once before the first job starts. With `search`, what is swept is a space in which
-    designs are sought that no other beats (tripath.search).
+    designs are sought that no other beats (tripath.sweeps.search).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TripathSweeper(BasicSweeper):
         """Run the jobs."""
         if self._search is None:
             return super().sweep(arguments)
-        from tripath.cli import run_search
+        from tripath.command.cli import run_search
 
         params = [f"{key}={value}" for key, value in (self.params or {}).items()]
         return run_search(self.launcher, self.config, [*params, *arguments], self._search)

@@ -3,12 +3,12 @@ prints a digest of all memories for each. With NUMBA_DISABLE_JIT=1 the same bodi
 
 import numpy as np
 
-from accuracy.checkpoint import expected_shapes
 from accuracy.simulator import execute
+from dllm.checkpoint import expected_shapes
+from npu.formats import FORMATS
+from npu_compiler import compile_program
 from tests.accuracy.random_programs import digest
 from tests.conftest import compose_experiment
-from tripath.compiler import compile_program
-from tripath.formats import FORMATS
 
 NAMES = list(FORMATS)
 ROLES = ("weights", "activations", "kv", "logits")

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 
 from accuracy.executor import Machine
-from tripath.formats import FORMATS
-from tripath.formats.rounding import encode_rows
-from tripath.isa import TABLE, Instruction, Unit
-from tripath.program import Program, Tensor, words_of
+from npu.formats import FORMATS
+from npu.formats.rounding import encode_rows
+from npu.isa import TABLE, Instruction, Unit
+from npu.program import Program, Tensor, words_of
 
 VLEN, BLEN = 32, 4
 REGISTERS = {

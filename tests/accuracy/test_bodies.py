@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npu.isa import TABLE, Unit
+from npu.isa.matrix import LANES, panel_dots, panel_dots_32
+from npu.isa.vector import tree_sum
 from tests.accuracy.random_programs import digest, random_program, run
-from tripath.isa import TABLE, Unit
-from tripath.isa.matrix import LANES, panel_dots, panel_dots_32
-from tripath.isa.vector import tree_sum
 
 SEEDS = range(12)
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from accuracy.checkpoint import PREFIX, expected_shapes, load_tensors, load_tokenizer, open_checkpoint
 from accuracy.image import build_image
-from accuracy.reference import ReferenceModel
+from dllm.checkpoint import PREFIX, expected_shapes, load_tensors, load_tokenizer, open_checkpoint
+from dllm.model import ModelSpec
+from dllm.reference import ReferenceModel
+from npu.errors import TripathError
+from npu_compiler import compile_program
 from tests.accuracy.torch_llada import TorchLlada
 from tests.conftest import CHECKPOINT, compose_experiment
-from tripath.compiler import compile_program
-from tripath.errors import TripathError
-from tripath.model import ModelSpec
 
 LAST = "model.transformer.ff_out.weight"
 
@@ -200,7 +200,7 @@ def test_a_checkpoint_read_as_needed_makes_the_same_image(tmp_path, monkeypatch)
     program = compile_program(spec, x.workload, x.hardware, x.numerics, [19])
     prompts, layer_bytes = [list(range(19))], 4 * spec.layer_macs_per_row
     kept = build_image(program, spec, x.workload, load_tensors(spec), prompts)
-    monkeypatch.setattr("accuracy.checkpoint.KEPT_BYTES", 0)
+    monkeypatch.setattr("dllm.checkpoint.KEPT_BYTES", 0)
     lazy = load_tensors(spec)
     assert not isinstance(lazy, dict)
     tracemalloc.start()
@@ -225,7 +225,7 @@ def test_a_checkpoint_is_quantised_once(synthetic, tmp_path, monkeypatch):
     spec = dataclasses.replace(spec, checkpoint="synthetic") if synthetic else spec
     held = quantised_image(spec, load_tensors(spec), tmp_path / "kept")
     assert not (tmp_path / "kept").exists()  # it is small, and at hand
-    monkeypatch.setattr("accuracy.checkpoint.KEPT_BYTES", 0)
+    monkeypatch.setattr("dllm.checkpoint.KEPT_BYTES", 0)
     read = []
     kind = type(load_tensors(spec))
     monkeypatch.setattr(
@@ -238,7 +238,7 @@ def test_a_checkpoint_is_quantised_once(synthetic, tmp_path, monkeypatch):
 
 
 def test_damaged_or_foreign_quantised_weights_are_never_used(tmp_path, monkeypatch):
-    monkeypatch.setattr("accuracy.checkpoint.KEPT_BYTES", 0)
+    monkeypatch.setattr("dllm.checkpoint.KEPT_BYTES", 0)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     spec, _ = random_checkpoint(tmp_path / "one", LLADA)

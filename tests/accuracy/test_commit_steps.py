@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import accuracy.simulator
+from npu_compiler import compile_program
 from tests.accuracy.torch_llada import TorchLlada, decide
 from tests.conftest import PROMPT, compose_experiment
-from tripath.compiler import compile_program
 
 HEAD = "model.transformer.ff_out.weight"
 PROMPTS = (PROMPT, "Ali fills 6 bags with 9 candies each. How many candies are there in all?")

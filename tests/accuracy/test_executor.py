@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import cycle
-from accuracy.checkpoint import expected_shapes
 from accuracy.image import read_tokens
-from accuracy.reference import ReferenceModel, generate
 from accuracy.simulator import execute, simulate
+from dllm.checkpoint import expected_shapes
+from dllm.reference import ReferenceModel, generate
+from npu_compiler import compile_program
 from tests.accuracy.torch_llada import TorchLlada, decide
 from tests.conftest import PROMPT, compose_experiment
-from tripath.compiler import compile_program
 
 UNIT_ROUNDOFF = 2.0**-9
 ROUNDINGS_PER_LAYER = 26

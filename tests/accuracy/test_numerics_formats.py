@@ -10,12 +10,12 @@ import pytest
 
 from accuracy.image import read_tokens
 from accuracy.simulator import execute
+from npu.formats import FORMATS
+from npu.formats.rounding import decode_rows, encode_rows
+from npu_compiler import compile_program
 from tests.accuracy.format_programs import COMBINATIONS, NAMES, ROLES, run
 from tests.accuracy.random_programs import digest
 from tests.conftest import PROMPT, compose_experiment
-from tripath.compiler import compile_program
-from tripath.formats import FORMATS
-from tripath.formats.rounding import decode_rows, encode_rows
 
 PRESETS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "numerics").glob("*.yaml"))
 

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from accuracy.image import read_tokens
+from accuracy.quality.decode import Policy, decode
+from accuracy.quality.model import StudyModel
 from accuracy.simulator import execute
-from accuracy.study.decode import Policy, decode
-from accuracy.study.model import StudyModel
+from npu_compiler import compile_program
 from tests.conftest import CHECKPOINT, compose_experiment
-from tripath.compiler import compile_program
 
 PROBLEMS, BATCH = 100, 20
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accuracy.checkpoint import expected_shapes
-from accuracy.reference import (
+from dllm.checkpoint import expected_shapes
+from dllm.model import ModelSpec
+from dllm.reference import (
     Generation,
     ReferenceModel,
     commit_quota,
@@ -21,8 +22,7 @@ from accuracy.reference import (
     sample,
     silu,
 )  # fmt: skip
-from tripath.model import ModelSpec
-from tripath.workload import Workload
+from dllm.workload import Workload
 
 if TYPE_CHECKING:
     from tests.accuracy import torch_llada as oracle

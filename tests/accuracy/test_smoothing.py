@@ -11,10 +11,10 @@ from accuracy.calibration import FILE
 from accuracy.image import build_image, read_tokens
 from accuracy.simulator import execute
 from analytical.tree import retirements
+from npu.errors import TripathError
+from npu.program.tables import event_counts
+from npu_compiler import compile_program
 from tests.conftest import PROMPT, compiled, compose_experiment
-from tripath.compiler import compile_program
-from tripath.errors import TripathError
-from tripath.tables import event_counts
 
 SMALL = ("workload.generation_length=16", "workload.steps=4")
 

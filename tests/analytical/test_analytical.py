@@ -15,9 +15,9 @@ import analytical
 import cycle
 from analytical.overlap import LANES, NEVER, power
 from analytical.tree import retirements
+from npu.errors import ProgramError
+from npu.program.trace import Trace
 from tests.conftest import compiled, compose_experiment, with_timing
-from tripath.errors import ProgramError
-from tripath.trace import Trace
 
 GRID = [
     *[(f"workload.cache={cache}", f"hardware.execution={execution}") for cache in ("none", "prefix", "dual") for execution in ("serial", "decoupled")],

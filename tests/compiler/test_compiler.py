@@ -6,12 +6,12 @@ import time
 import pytest
 
 from analytical.tree import retirements
+from npu.errors import CapacityError, TripathError
+from npu.isa import Unit
+from npu.program.tables import event_counts, tabulate
+from npu.program.trace import Trace
+from npu_compiler import compile_program, schedule, target
 from tests.conftest import compiled, compose_experiment
-from tripath.compiler import compile_program, schedule, target
-from tripath.errors import CapacityError, TripathError
-from tripath.isa import Unit
-from tripath.tables import event_counts, tabulate
-from tripath.trace import Trace
 
 LLADA = (
     "model=llada_8b",

@@ -6,8 +6,8 @@ import math
 from collections import deque
 
 from cycle.transfers import dma_memory_of, transfer
-from tripath.hardware import QUEUED_UNITS
-from tripath.isa import Memory, Unit
+from npu.hardware import QUEUED_UNITS
+from npu.isa import Memory, Unit
 
 QUEUE = {
     Unit.MATRIX: "matrix",

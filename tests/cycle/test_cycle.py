@@ -8,13 +8,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import cycle
+from npu.errors import ProgramError, TripathError
+from npu.isa import Instruction
+from npu.metrics import PHASES, UNITS
+from npu.program import Program, Tensor, words_of
+from npu.program.trace import Trace
 from tests.conftest import compiled, compose_experiment, with_timing
 from tests.cycle.clocked import run_clocked
-from tripath.errors import ProgramError, TripathError
-from tripath.isa import Instruction
-from tripath.metrics import PHASES, UNITS
-from tripath.program import Program, Tensor, words_of
-from tripath.trace import Trace
 
 QUICK = ("workload.generation_length=16", "workload.steps=4")
 SMALL = compose_experiment().hardware

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cycle.dram import CLOSED, FOREIGN, READ, WRITE, all_banks, memory_of, place, stream
 from cycle.streams import PUBLISHED, read_streams
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
 from tests.cycle.clocked_dram import run_clocked
-from tripath.errors import TripathError
 
 HBM2 = dataclasses.replace(compose_experiment().hardware.hbm, refresh="absolute")
 PHASES = (Phase.explicit, Phase.generate)

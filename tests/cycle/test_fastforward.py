@@ -8,12 +8,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import cycle
+from npu.isa import Instruction
+from npu.program import Program, Tensor, words_of
+from npu.program.trace import Trace
+from npu_compiler import compile_program, schedule
 from tests.conftest import compiled, compose_experiment
 from tests.cycle.test_cycle import SMALL, SYNC, instruction
-from tripath.compiler import compile_program, schedule
-from tripath.isa import Instruction
-from tripath.program import Program, Tensor, words_of
-from tripath.trace import Trace
 
 EFFORT = ("executed_instructions", "skipped_instructions")
 STRIDES = {"hbm": [0, 64, 4096], "matrix": [0, 64], "vector": [0, 64, 128, 32], "fp": [0, 1]}

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 import cycle
 from cycle.transfers import dma_memory_of, transfer
+from npu.isa import Instruction
+from npu.program import Program, Tensor, words_of
+from npu.program.trace import Trace
 from tests.conftest import with_timing
 from tests.cycle.test_cycle import SMALL, SYNC
 from tests.cycle.test_fastforward import loop, nests
 from tests.cycle.test_timing_rules import LOAD, PLACES, STORE, machine, simulate, starts
-from tripath.isa import Instruction
-from tripath.program import Program, Tensor, words_of
-from tripath.trace import Trace
 
 LOADS, STORES = {"H_LOAD_M", "H_LOAD_V"}, {"H_STORE_V"}
 SIMPLE = dataclasses.replace(SMALL, hbm=dataclasses.replace(SMALL.hbm, model="simple"))

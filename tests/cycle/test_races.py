@@ -8,10 +8,10 @@ import pytest
 from accuracy.image import read_tokens
 from accuracy.simulator import execute
 from cycle.races import check_races, find_race
+from npu.errors import ProgramError
+from npu.isa import assemble
+from npu.program import Program, Tensor, words_of
 from tests.conftest import compiled, compose_experiment
-from tripath.errors import ProgramError
-from tripath.isa import assemble
-from tripath.program import Program, Tensor, words_of
 
 CONFIGURATIONS = [
     *[(f"workload.cache={cache}", f"workload.commit={commit}") for cache in ("none", "prefix", "dual") for commit in ("quota", "threshold")],

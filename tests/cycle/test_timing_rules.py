@@ -10,11 +10,11 @@ import dataclasses
 import pytest
 
 import cycle
+from npu.hardware import QUEUED_UNITS, FrontEnd
+from npu.isa import assemble
+from npu.program import Program, Tensor, words_of
+from npu.program.trace import Trace
 from tests.conftest import compose_experiment, with_timing
-from tripath.hardware import QUEUED_UNITS, FrontEnd
-from tripath.isa import assemble
-from tripath.program import Program, Tensor, words_of
-from tripath.trace import Trace
 
 PLAIN = {"latency_per_blen": 0, "latency_per_tree_level": 0, "latency_per_vlen": 0, "interval_per_blen": 0, "interval_per_vlen": 0}  # fmt: skip
 READ, WRITE = 60, 40

@@ -14,9 +14,9 @@ from analytical import simulator as analytical_simulator
 from cycle import simulator as cycle_simulator
 from cycle import state
 from cycle.memory import DATA
+from npu.program import tables
+from npu.program.trace import Trace
 from tests.conftest import PROMPT, compiled, compose_experiment
-from tripath import tables
-from tripath.trace import Trace
 from tripath.validation import validate
 
 QUICK = ("workload.generation_length=16", "workload.steps=16")

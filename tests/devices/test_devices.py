@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from accuracy.reference import recomputed_rows
+from dllm.devices import PHASES, Shape, phase_operations, run_workload, steps_of
+from dllm.reference import recomputed_rows
+from dllm.workload import Workload
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
-from tripath.devices import PHASES, Shape, phase_operations, run_workload, steps_of
-from tripath.errors import TripathError
-from tripath.workload import Workload
 
 DEVICES = Path(__file__).parents[2] / "conf" / "device"
 

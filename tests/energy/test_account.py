@@ -7,14 +7,14 @@ import pytest
 
 import analytical
 import cycle
+from npu.energy import Technology, account
+from npu.energy.account import mac_parts, sram_byte_pj
+from npu.energy.technology import multiply_pj
+from npu.errors import TripathError
+from npu.formats import FORMATS
+from npu.isa import Instruction
+from npu.program import Phase, Program, words_of
 from tests.conftest import compiled, compose_experiment
-from tripath.energy import Technology, account
-from tripath.energy.account import mac_parts, sram_byte_pj
-from tripath.energy.technology import multiply_pj
-from tripath.errors import TripathError
-from tripath.formats import FORMATS
-from tripath.isa import Instruction
-from tripath.program import Phase, Program, words_of
 from tripath.validation import validate
 
 GEOMETRY = {

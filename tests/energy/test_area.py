@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from npu.energy import matrix_unit_um2, vector_unit_um2, vector_unit_watts
 from tests.conftest import compose_experiment
-from tripath.energy import matrix_unit_um2, vector_unit_um2, vector_unit_watts
 
 MXINT4 = {(64, 4): 30_566, (64, 8): 69_312, (64, 16): 174_302, (1024, 4): 237_000}
 """um2 of matrix units (MLEN, BLEN): arXiv:2601.20706, 7 nm, commercial synthesis."""

@@ -7,8 +7,8 @@ import gfloat.formats
 import numpy as np
 import pytest
 
-from tripath.formats import FORMATS
-from tripath.formats.rounding import decode_rows, encode_rows
+from npu.formats import FORMATS
+from npu.formats.rounding import decode_rows, encode_rows
 
 ROWS, BLOCK = 4000, 32
 FLOATING = ["mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1"]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tripath.formats import FORMATS
-from tripath.formats.rounding import (
+from npu.formats import FORMATS
+from npu.formats.rounding import (
     decode_rows,
     element_code,
     encode_rows,

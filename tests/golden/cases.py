@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tripath.formats import FORMAT_OF_CODE
-from tripath.formats.rounding import encode_rows
-from tripath.isa import TABLE, Unit
-from tripath.isa.spec import Memory
+from npu.formats import FORMAT_OF_CODE
+from npu.formats.rounding import encode_rows
+from npu.isa import TABLE, Unit
+from npu.isa.spec import Memory
 
 CASES = 28
 FORMAT_CODES = sorted(FORMAT_OF_CODE)

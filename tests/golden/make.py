@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
 from tests.golden.cases import cases, memory_of, queued, spans
 from tests.golden.words import to_words
-from tripath.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
 
 FOLDER = Path(__file__).parent
 TABLES = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npu.isa import BY_MNEMONIC
 from tests.golden.cases import DTYPES, memory_of, queued, spans
 from tests.golden.words import from_words, to_words
-from tripath.isa import BY_MNEMONIC
 
 FOLDER = Path(__file__).parent
 FILES = sorted(FOLDER.glob("vectors/*.json"))

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accuracy.dispatch_source import source
-from tripath.errors import ProgramError
-from tripath.isa import BY_MNEMONIC, TABLE, Instruction, assemble, disassemble
-from tripath.isa.manual import manual
-from tripath.isa.spec import FP, Unit, instruction, touch, unsigned
+from npu.errors import ProgramError
+from npu.isa import BY_MNEMONIC, TABLE, Instruction, assemble, disassemble
+from npu.isa.manual import manual
+from npu.isa.spec import FP, Unit, instruction, touch, unsigned
 
 ROOT = Path(__file__).parents[2]
 

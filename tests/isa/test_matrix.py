@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tripath.formats import FORMATS
-from tripath.isa.matrix import m_mm
+from npu.formats import FORMATS
+from npu.isa.matrix import m_mm
 
 
 @pytest.mark.parametrize("weights", ["mxint8", "mxint4", "mxfp8_e4m3", "mxfp6_e2m3", "bf16"])

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tripath.formats.rounding import round_bf16
-from tripath.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal, reciprocal_sqrt
+from npu.formats.rounding import round_bf16
+from npu.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal, reciprocal_sqrt
 
 LIMIT = 2.0**-17
 ALL = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)

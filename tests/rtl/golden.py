@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from npu.isa import BY_MNEMONIC, Instruction
+from npu.program import Program, Tensor, words_of
 from rtl.simulator import Job
-from tripath.isa import BY_MNEMONIC, Instruction
-from tripath.program import Program, Tensor, words_of
 
 VECTORS = Path(__file__).parents[1] / "golden" / "vectors"
 

@@ -11,15 +11,15 @@ import numpy as np
 
 import cycle
 from accuracy.executor import Machine
+from npu.formats import FORMATS
+from npu.formats.rounding import encode_rows
+from npu.hardware import QUEUED_UNITS
+from npu.isa import BY_MNEMONIC, TABLE, Instruction, Unit
+from npu.program import Program, Tensor, words_of
+from npu.program.tables import QUEUE_OF_UNIT
+from npu.program.trace import Trace
 from rtl.simulator import Job
 from tests.accuracy import random_programs
-from tripath.formats import FORMATS
-from tripath.formats.rounding import encode_rows
-from tripath.hardware import QUEUED_UNITS
-from tripath.isa import BY_MNEMONIC, TABLE, Instruction, Unit
-from tripath.program import Program, Tensor, words_of
-from tripath.tables import QUEUE_OF_UNIT
-from tripath.trace import Trace
 
 ARRAY = (FORMATS["mxint8"], FORMATS["mxint4"])
 STORED = (FORMATS["fp32"], FORMATS["bf16"], *ARRAY)

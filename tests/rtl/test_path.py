@@ -10,7 +10,7 @@ import pytest
 from rtl.path import MEMORIES, differing_bytes, differing_rows
 from rtl.simulator import Memories
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
-from tripath import cli
+from tripath.command import cli
 
 QUICK = ("experiment=rtl", "tracking=off", "workload.generation_length=16", "workload.steps=4")
 
@@ -82,7 +82,7 @@ def test_a_byte_that_differs_is_counted_but_not_the_payload_of_a_nan():
 
 @pytest.mark.parametrize("fault", ["times", "bits"])
 def test_a_difference_fails_the_checks(default_experiment, fault):
-    from tripath.metrics import Result
+    from npu.metrics import Result
     from tripath.validation.checks import check_rtl
 
     metrics = {

@@ -7,16 +7,16 @@ import subprocess
 import numpy as np
 import pytest
 
-from accuracy.checkpoint import load_tensors, load_tokenizer
 from accuracy.image import build_image, read_tokens
+from dllm.checkpoint import load_tensors, load_tokenizer
+from npu.errors import ProgramError, TripathError
+from npu_compiler import compile_program
 from rtl import package, simulator
 from rtl.hardware import small_core
 from rtl.limits import check_program
 from tests.conftest import PROMPT, compose_experiment
 from tests.rtl import programs
 from tests.rtl.test_units import program_of
-from tripath.compiler import compile_program
-from tripath.errors import ProgramError, TripathError
 
 SMALL = small_core()
 SERIAL = dataclasses.replace(SMALL, execution="serial")

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
+from npu.errors import TripathError
+from npu.formats.rounding import round_bf16
+from npu.isa import assemble, transcendental
+from npu.program import Program, Tensor, words_of
 from rtl.hardware import small_core
 from rtl.limits import check_program
 from rtl.simulator import Job, run
 from tests.golden.cases import queued
 from tests.rtl import golden
 from tests.rtl.programs import different_bits, executed
-from tripath.errors import TripathError
-from tripath.formats.rounding import round_bf16
-from tripath.isa import assemble, transcendental
-from tripath.program import Program, Tensor, words_of
 
 SMALL = small_core()
 GEOMETRY = {"blen": SMALL.blen, "mlen": SMALL.mlen, "vlen": SMALL.vlen, "matrix_bytes": SMALL.sram.matrix_bytes,

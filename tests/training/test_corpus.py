@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from accuracy.training.corpus import (
+from dllm_training.corpus import (
     ANSWER_TOKENS,
     EOS,
     MASK,

@@ -4,9 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="batched evaluation needs torch, which the package does not")
 
-from accuracy.reference import ReferenceModel, generate  # noqa: E402  (after the skip)
-from accuracy.training.corpus import ANSWER_TOKENS, Problem  # noqa: E402
-from accuracy.training.evaluate import (  # noqa: E402
+from dllm.reference import ReferenceModel, generate  # noqa: E402  (after the skip)
+from dllm.workload import Workload  # noqa: E402
+from dllm_training.corpus import ANSWER_TOKENS, Problem  # noqa: E402
+from dllm_training.evaluate import (  # noqa: E402
     BLOCK,
     CHECKPOINT,
     Decoded,
@@ -16,7 +17,6 @@ from accuracy.training.evaluate import (  # noqa: E402
     score,
     wilson_interval,
 )  # fmt: skip
-from tripath.workload import Workload  # noqa: E402
 
 PROBLEMS, FLOOR = 300, 0.90
 

@@ -13,9 +13,9 @@ else:
 
 from safetensors.torch import load_file
 
-from accuracy.training import train as training
-from accuracy.training.corpus import ANSWER_TOKENS, build_tokenizer
-from accuracy.training.model import DiffusionTransformer
+from dllm_training import train as training
+from dllm_training.corpus import ANSWER_TOKENS, build_tokenizer
+from dllm_training.model import DiffusionTransformer
 
 STATE = "state.safetensors"
 

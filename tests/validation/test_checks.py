@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from tripath.errors import TripathError
-from tripath.metrics import Result
+from npu.errors import TripathError
+from npu.metrics import Result
 from tripath.validation import KINDS, Discrepancy, Reference, Settings, Tolerance, validate
 
 COUNTS = {"instructions": 10, "instructions.M_MM": 7, "instructions.V_EXP_V": 3, "macs": 640, "hbm_read_bytes": 96}

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
+from npu.errors import TripathError
+from npu.metrics import Result
 from tests.conftest import compose_experiment
-from tripath import cli
-from tripath.errors import TripathError
-from tripath.metrics import Result
+from tripath.command import cli
 from tripath.validation import Tolerance, check_measurements, read_measurements
 from tripath.validation.measurements import Measurement, Simulated, write_measurements
 

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
+from dllm.devices import PHASES
+from dllm.model import ModelSpec
+from npu.metrics import Result
 from tests.conftest import compose_experiment
-from tripath.comparison import with_other_hardware
-from tripath.console import verdict_line
-from tripath.devices import PHASES
 from tripath.experiment import Outcome
-from tripath.metrics import Result
-from tripath.model import ModelSpec
+from tripath.report.console import verdict_line
+from tripath.run.comparison import with_other_hardware
 from tripath.validation import HostSettings, check_published, read_measurements
 from tripath.validation.calibration import (
     ATTENTION,

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from npu.errors import TripathError
 from tests.conftest import compose_experiment
-from tripath.errors import TripathError
 from tripath.validation import IDEAL, KINDS, MAXIMUM_TOLERANCE, Discrepancy, Reference, Settings, Tolerance
 
 

@@ -2,7 +2,7 @@
 `published`, `measurements` and `host` are about other hardware."""
 
 from tripath.validation.checks import CHECKS, validate
-from tripath.validation.discrepancy import Discrepancy
+from tripath.validation.discrepancy import WHOLE_RUN, Discrepancy
 from tripath.validation.measurements import check_measurements, check_names, read_measurements
 from tripath.validation.published import check_published, published_models
 from tripath.validation.settings import (
@@ -17,6 +17,7 @@ from tripath.validation.settings import (
 from tripath.validation.streams import check_streams
 
 __all__ = [
-    "CHECKS", "IDEAL", "KINDS", "MAXIMUM_TOLERANCE", "Discrepancy", "HostSettings", "Reference", "Settings", "Tolerance",
+    "CHECKS", "IDEAL", "KINDS", "MAXIMUM_TOLERANCE", "WHOLE_RUN", "Discrepancy", "HostSettings", "Reference", "Settings",
+    "Tolerance",
     "check_measurements", "check_names", "check_published", "check_streams", "published_models", "read_measurements", "validate",
 ]  # fmt: skip

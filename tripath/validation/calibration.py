@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tripath.devices import Device
+from dllm.devices import Device
 
 SOURCE = "measured by experiment=validate_host: CPU time of one thread, smallest of the repeats"
 GEMM_ROWS, GEMM_K, GEMM_N = (96, 384), 768, 768

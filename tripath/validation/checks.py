@@ -6,8 +6,8 @@ A check is a function from results and settings to discrepancies; to add one, wr
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
-from tripath.errors import TripathError
-from tripath.metrics import Result
+from npu.errors import TripathError
+from npu.metrics import Result
 from tripath.validation.discrepancy import Discrepancy
 from tripath.validation.settings import IDEAL, Settings
 

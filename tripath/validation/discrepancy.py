@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from tripath.errors import TripathError
+from npu.errors import TripathError
 from tripath.validation.settings import KINDS, check_tolerance
+
+WHOLE_RUN = ("program", "generation")
+"""Scopes of which a run has one; others are named beside the metric."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

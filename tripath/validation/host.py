@@ -15,11 +15,11 @@ from statistics import median
 
 import numpy as np
 
-from accuracy.checkpoint import PREFIX
-from accuracy.reference import Cache, ReferenceModel, rms_norm, sample, softmax
-from tripath.devices import Device, Shape
-from tripath.errors import TripathError
-from tripath.model import ModelSpec
+from dllm.checkpoint import PREFIX
+from dllm.devices import Device, Shape
+from dllm.model import ModelSpec
+from dllm.reference import Cache, ReferenceModel, rms_norm, sample, softmax
+from npu.errors import TripathError
 from tripath.validation.calibration import Kernel, device_of, kernels, sampled
 from tripath.validation.settings import HostSettings
 

@@ -1,7 +1,7 @@
 """Measurements of anyone's hardware, as a file: rows of device, model, phase and size, held against what is predicted.
 
 Columns: `device` (a device model of `devices`, or the name of the simulated hardware), `model` (an option of the group model),
-`phase` (of a device: `tripath.devices.PHASES`; of the hardware: `generation` or a phase of the program), `batch`, `canvas` and
+`phase` (of a device: `dllm.devices.PHASES`; of the hardware: `generation` or a phase of the program), `batch`, `canvas` and
 `block` in tokens, `seconds`, `source` (who measured, with what).
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tripath.devices import PHASES, Device, Shape
-from tripath.errors import TripathError
-from tripath.metrics import Result
-from tripath.model import ModelSpec
+from dllm.devices import PHASES, Device, Shape
+from dllm.model import ModelSpec
+from npu.errors import TripathError
+from npu.metrics import Result
 from tripath.validation.discrepancy import Discrepancy
 from tripath.validation.settings import Tolerance
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-from tripath.devices import Device, Shape, run_workload
-from tripath.errors import TripathError
-from tripath.model import ModelSpec
+from dllm.devices import Device, Shape, run_workload
+from dllm.model import ModelSpec
+from dllm.workload import Workload
+from npu.errors import TripathError
 from tripath.validation.discrepancy import Discrepancy
-from tripath.workload import Workload
 
 FILE = "data/published.json"
 

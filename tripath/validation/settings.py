@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tripath.choices import check_choices, one_of
-from tripath.errors import TripathError
+from npu.choices import check_choices, one_of
+from npu.errors import TripathError
 
 KINDS = ("count", "bound", "estimate", "fidelity", "reference")
 """What a check claims; `discrepancy.Discrepancy` states the rule of each."""

@@ -1,0 +1,82 @@
+"""Smoothing factors known beforehand (the static scheme), and K outliers planted without changing the function."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accuracy.calibration import read_calibration
+from accuracy.quality.decode import Policy, StepView, decode
+from accuracy.quality.metrics import collect
+from accuracy.quality.model import Arithmetic, Calibration, StudyModel
+from accuracy.quality.schemes import KvScheme
+from dllm.model import ModelSpec
+from dllm.workload import SIDES
+from npu.errors import TripathError
+
+_BLOCKS = "model.transformer.blocks."
+
+
+def calibrate(
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], arithmetic: Arithmetic, prompts: Sequence[Sequence[int]],
+    policy: Policy,
+) -> Calibration:  # fmt: skip
+    """Channel maxima and means over the warm steps of the prompts, with an FP32 cache and the other formats as given."""
+    scheme = arithmetic.kv_scheme
+    plain = replace(arithmetic, kv="fp32", kv_scheme=KvScheme(pre_rope=scheme.pre_rope))
+    seen: list[dict[str, list[tuple[Tensor, Tensor]]]] = [{"k": [], "v": []} for _ in range(spec.layers)]
+
+    def observe(view: StepView) -> None:
+        if view.step == 0:
+            for kept, sides in zip(seen, view.batch.sides, strict=True):
+                for side, values in kept.items():
+                    values.append((sides[side].raw.clone(), sides[side].real))
+
+    decode(StudyModel(spec, tensors, plain), prompts, policy, observe=observe)
+    return [
+        {side: collect(values, scheme, pairs=side == "k" and scheme.pre_rope) for side, values in kept.items()}
+        for kept in seen
+    ]
+
+
+def kept_calibration(spec: ModelSpec) -> Calibration:
+    """The calibration that lies beside the model's checkpoint, as the machine reads it (no means).
+
+    Raises:
+        TripathError: there is none.
+    """
+
+    def maxima(values: np.ndarray) -> tuple[Tensor, Tensor]:
+        tensor = torch.from_numpy(values)[None, :, None]
+        return tensor, torch.zeros_like(tensor)
+
+    return [{side[0]: maxima(layer[side]) for side in SIDES} for layer in read_calibration(spec)]
+
+
+def plant_outliers(
+    tensors: Mapping[str, np.ndarray], spec: ModelSpec, gain: float, pairs: Sequence[int] = (1, 9),
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The same function with K channels `gain` times as large, and Q channels as much smaller.
+
+    Channel j turns with channel j + head_dim / 2 under RoPE, so both of each pair j are scaled, in every head. With a
+    power of two as gain no bit of the unquantised function changes.
+
+    Raises:
+        TripathError: a pair does not exist, or the gain is not positive.
+    """
+    half = spec.head_dim // 2
+    if gain <= 0 or not all(0 <= pair < half for pair in pairs):
+        raise TripathError(
+            f"simulator.quality.planted: gain {gain} must be positive, pairs {tuple(pairs)} below {half}"
+        )
+    channels = np.array([*pairs, *(pair + half for pair in pairs)])
+    result = dict(tensors)
+    for layer in range(spec.layers):
+        for name, factor in (("q_proj", 1 / gain), ("k_proj", gain)):
+            key = f"{_BLOCKS}{layer}.{name}.weight"
+            weight = np.array(tensors[key], np.float32).reshape(-1, spec.head_dim, spec.hidden)
+            weight[:, channels] *= np.float32(factor)
+            result[key] = weight.reshape(-1, spec.hidden)
+    return result

@@ -1,0 +1,208 @@
+"""Block diffusion decoding of a batch on the reference path: cache policies, commit policies, what each step did.
+
+Sources: LLaDA (arXiv:2502.09992) for quotas, Fast-dLLM (arXiv:2505.22618) for caches, threshold and factor, Dream
+(arXiv:2508.15487, `diffusion_generate` of its model card) for the linspace schedule and the three scores.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accuracy.quality.model import Batch, Probe, StudyModel
+from dllm.workload import CACHE_POLICIES, COMMIT_POLICIES, SCORES, Workload
+from npu.errors import TripathError
+
+DREAM_EPSILON = 1e-3
+"""Where Dream's schedule of times ends (its default `eps`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """How a canvas is decoded: blocks, cache and commits.
+
+    `steps` over the whole generation, a multiple of the number of blocks: for quota and dream the schedule, else
+    ignored. Dream's schedule runs over a block: `block_length` = `generation_length` makes it Dream's own. `score` ranks
+    positions (maskgit_plus: largest probability; topk_margin: lead over the second; entropy: its negative).
+    """
+
+    generation_length: int = 32
+    block_length: int = 8
+    steps: int = 32
+    cache: str = "dual"
+    commit: str = "quota"
+    score: str = "maskgit_plus"
+    threshold: float = 0.9
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("cache", CACHE_POLICIES), ("commit", COMMIT_POLICIES), ("score", SCORES)):
+            if getattr(self, name) not in known:
+                raise TripathError(f"workload.{name}: unknown {getattr(self, name)!r}, one of {', '.join(known)}")
+        if self.generation_length % self.block_length or self.steps % self.blocks:
+            raise TripathError(
+                f"workload.steps: {self.steps} steps and {self.generation_length} tokens do not divide into blocks of "
+                f"{self.block_length}"
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the generation."""
+        return self.generation_length // self.block_length
+
+    @classmethod
+    def of(cls, workload: Workload) -> "Policy":
+        """The policy of a workload of the simulators."""
+        return cls(
+            generation_length=workload.generation_length, block_length=workload.block_length, steps=workload.steps,
+            cache=workload.cache, commit=workload.commit, score=workload.score, threshold=workload.threshold,
+            factor=workload.factor,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepView:
+    """One denoising step of the batch, before its commits are written.
+
+    `canvas` [B, T] tokens, `place` where the block lies, `masked` [B, L], `logits` [B, L, vocab], `token_ids` [B, L],
+    `confidence` [B, L] the score that ranks, `committed` [B, L].
+    """
+
+    block: int
+    step: int
+    canvas: Tensor
+    place: slice
+    masked: Tensor
+    logits: Tensor
+    token_ids: Tensor
+    confidence: Tensor
+    committed: Tensor
+    batch: Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """Generated tokens [B, generation_length], and denoising steps that each sequence took in each block [B, blocks]."""
+
+    token_ids: Tensor
+    trip_counts: Tensor
+
+
+def layout(prompts: Sequence[Sequence[int]], policy: Policy, model: StudyModel) -> tuple[Tensor, Tensor]:
+    """Left-padded canvas [B, T] of masks after the prompts, and each sequence's first real token [B]."""
+    longest = -(-max(map(len, prompts)) // policy.block_length) * policy.block_length
+    spec, first = model.spec, torch.tensor([longest - len(prompt) for prompt in prompts])
+    rows = [[spec.eos_id] * (longest - len(p)) + list(p) + [spec.mask_id] * policy.generation_length for p in prompts]
+    return torch.tensor(rows), first
+
+
+@torch.no_grad()
+def decode(
+    model: StudyModel, prompts: Sequence[Sequence[int]], policy: Policy, *,
+    force: Callable[[int, int], Tensor | None] | None = None, observe: Callable[[StepView], None] | None = None,
+    probe: Probe | None = None,
+) -> Decoding:  # fmt: skip
+    """Decode prompts (token ids) together; each gets what it would get alone, up to the order of FP32 sums.
+
+    A block is left when no sequence has a mask in it, after `block_length` steps at the latest. `force(block, step)` may
+    give the canvas [B, T] to use, or None where the other decoder has left the block. `probe` is called in every layer
+    (`StudyModel.forward`).
+    """
+    tokens, first = layout(prompts, policy, model)
+    canvas, length = tokens.shape[1], policy.block_length
+    batch = model.new_batch(first, canvas)
+    batch.probe = probe
+    trips = torch.zeros(len(prompts), policy.blocks, dtype=torch.int64)
+    for block in range(policy.blocks):
+        start = canvas - policy.generation_length + block * length
+        place = slice(start, start + length)
+        edge = torch.empty(0)  # hidden state of the row before the block, as the warm step left it
+        for step in range(length):
+            if force is not None:
+                forced = force(block, step)
+                if forced is None:
+                    break
+                tokens = forced.clone()
+            masked = tokens[:, place] == model.spec.mask_id
+            if not masked.any():
+                break
+            rows = recomputed_rows(policy.cache, step, place, canvas)
+            hidden = model.forward(tokens, rows, batch, block=block)
+            own = hidden[:, start - rows.start : start - rows.start + length]
+            if model.spec.shifted_logits:
+                edge = hidden[:, start - rows.start - 1 : start - rows.start] if rows.start < start else edge
+                own = torch.cat([edge, own[:, :-1]], 1)
+            logits = model.logits(own)
+            token_ids, confidence = sample(logits, policy.score, model.arithmetic.sampling)
+            chosen = commit(confidence, masked, policy, step)
+            if observe is not None:
+                observe(StepView(block=block, step=step, canvas=tokens, place=place, masked=masked, logits=logits,
+                                 token_ids=token_ids, confidence=confidence, committed=chosen, batch=batch))  # fmt: skip
+            trips[:, block] += masked.any(1)
+            tokens = tokens.clone()
+            tokens[:, place] = torch.where(chosen, token_ids, tokens[:, place])
+    return Decoding(token_ids=tokens[:, canvas - policy.generation_length :], trip_counts=trips)
+
+
+def recomputed_rows(cache: str, step: int, place: slice, canvas: int) -> slice:
+    """Rows that a step forwards: all at a block's first step, later what the cache policy says."""
+    if step == 0 or cache == "none":
+        return slice(0, canvas)
+    return slice(place.start, canvas if cache == "prefix" else place.stop)
+
+
+def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:
+    """Greedy token (lowest index wins ties) and confidence of each position.
+
+    `sampling` bf16 is the machine's Stable-Max: differences and exponentials in BF16, their sum and the confidence in
+    FP32, ranked as BF16; other scores than maskgit_plus take the probabilities from it.
+    """
+    if sampling == "bf16":
+        largest, ids = logits.max(-1)
+        shifted = (logits - largest[..., None]).to(torch.bfloat16).to(torch.float32)
+        weight = shifted.exp().to(torch.bfloat16).to(torch.float32)
+        probability = weight / weight.sum(-1, keepdim=True)
+    else:
+        kind = torch.float64 if sampling == "fp64" else torch.float32
+        probability, ids = logits.to(kind).softmax(-1), logits.argmax(-1)
+    if score == "maskgit_plus":
+        confidence = probability.amax(-1)
+    elif score == "topk_margin":
+        top = probability.topk(2, -1).values
+        confidence = top[..., 0] - top[..., 1]
+    else:
+        confidence = torch.special.xlogy(probability, probability).sum(-1)
+    return ids, confidence.to(torch.bfloat16).to(torch.float32) if sampling == "bf16" else confidence
+
+
+def commit(confidence: Tensor, masked: Tensor, policy: Policy, step: int) -> Tensor:
+    """Positions to commit [B, L]; ties go to the lowest position."""
+    order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order.indices).scatter_(-1, order.indices, _places(confidence))
+    left = masked.sum(-1, keepdim=True)
+    if policy.commit == "quota":
+        share, extra = divmod(policy.block_length, policy.steps // policy.blocks)
+        scheduled = step < policy.steps // policy.blocks
+        count = torch.full_like(left, share + (step < extra) if scheduled else 0)
+    elif policy.commit == "threshold":
+        return ((confidence >= policy.threshold) | (rank == 0)) & masked
+    elif policy.commit == "factor":
+        n = _places(confidence) + 1
+        fits = ((n + 1) * (1 - order.values) < policy.factor) & (n <= left)
+        count = (fits * n).amax(-1, keepdim=True).clamp(min=1)
+    else:
+        count = _dream_count(left, step, policy.steps // policy.blocks)
+    return (rank < count) & masked
+
+
+def _places(like: Tensor) -> Tensor:
+    return torch.arange(like.shape[-1]).expand_as(like)
+
+
+def _dream_count(left: Tensor, step: int, steps: int) -> Tensor:
+    """Dream: of the masks left, the share 1 - s/t of its linspace schedule, rounded down; all at the last step."""
+    times = torch.linspace(1, DREAM_EPSILON, steps + 1, dtype=torch.float64)
+    if step >= steps - 1:
+        return left
+    return (left * (1 - times[step + 1] / times[step])).floor().to(torch.int64)

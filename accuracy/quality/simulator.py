@@ -1,0 +1,111 @@
+"""The path `quality`: how many held-out problems are solved, and how far each step is from the unquantised model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accuracy.quality.calibrate import calibrate, plant_outliers
+from accuracy.quality.decode import Policy
+from accuracy.quality.metrics import Comparison, kv_bytes_per_token, wilson
+from accuracy.quality.model import Arithmetic, StudyModel
+from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems, score
+from dllm.checkpoint import load_tensors
+from dllm.model import ModelSpec
+from dllm.workload import CONFIDENCES, Numerics, Workload
+from npu.errors import TripathError
+from npu.metrics import Result, Table
+from npu.program.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityOutcome:
+    """Result of the path, and a trace for the timing paths: the mean denoising steps of its problems."""
+
+    result: Result
+    trace: Trace
+
+
+def simulate(
+    *, model: ModelSpec, workload: Workload, numerics: Numerics, problems: int = 100, compared: int = 32,
+    planted: float = 1.0, ranking: str | None = None,
+) -> QualityOutcome:  # fmt: skip
+    """Solve held-out problems of the model's checkpoint, in batches, under any policy and numerics.
+
+    Args:
+        model: Names the checkpoint.
+        workload: The policy.
+        numerics: Formats and scheme.
+        problems: Held-out problems that are solved, the first ones.
+        compared: Of these, compared step by step with the FP32 model on the same canvases.
+        planted: Gain of K outliers that leave the function as it is; 1: none.
+        ranking: What the FP32 model's confidences are computed in: bf16, fp32 or fp64; null: `numerics.confidences`, whose
+            ties would else hide what a cache does to committed sets.
+
+    Raises:
+        TripathError: a value out of range, or the checkpoint lacks weights or problems.
+    """
+    _check(model, workload, problems, compared, planted, ranking)
+    assert model.checkpoint is not None
+    folder = Path(model.checkpoint)
+    known = load_problems(folder)
+    limit = len(known) - CALIBRATION_PROBLEMS
+    if problems > limit:
+        raise TripathError(f"simulator.quality.problems: {problems} exceed the {limit} that do not calibrate")
+    policy, arithmetic = Policy.of(workload), Arithmetic.of(numerics, workload.block_length)
+    tensors = load_tensors(model)
+    if planted != 1:
+        tensors = plant_outliers(tensors, model, planted)
+    calibration = None
+    if arithmetic.kv_scheme.smoother == "static":
+        prompts = [problem.prompt for problem in known[limit:]]
+        calibration = calibrate(model, tensors, arithmetic, prompts, policy)
+    mine = StudyModel(model, tensors, arithmetic, calibration)
+    ideal = StudyModel(model, tensors, Arithmetic(sampling=ranking or arithmetic.sampling))
+    comparison = Comparison(ideal, policy)
+    solved, trips = 0, []
+    for part, observer in ((known[:compared], comparison), (known[compared:problems], None)):
+        right, steps = score(mine, part, policy, folder, comparison=observer)
+        solved, trips = solved + sum(right), trips + steps.tolist()
+    steps_of_block = [sum(column) / problems for column in zip(*trips, strict=True)]
+    low, high = wilson(solved, problems)
+    prompt = sum(len(problem.prompt) for problem in known[:problems]) / problems
+    metrics = {
+        "problems": problems, "compared": compared, "solved": solved, "exact_match": solved / problems,
+        "exact_match_low": low, "exact_match_high": high, **comparison.summary,
+        "kv_bytes_per_token": kv_bytes_per_token(model, arithmetic, canvas=prompt + workload.generation_length),
+        "steps_per_block": sum(steps_of_block) / policy.blocks,
+    }  # fmt: skip
+    trace = trace_at(steps_of_block)
+    table = Table(columns=["metric", "value"], rows=[[name, float(value)] for name, value in metrics.items()])
+    result = Result(
+        simulator="quality", program_digest="", trace_digest=trace.digest, metrics=metrics, counts={},
+        tables={"held-out problems": table},
+    )  # fmt: skip
+    return QualityOutcome(result=result, trace=trace)
+
+
+def trace_at(steps_of_block: list[float]) -> Trace:
+    """The trace of mean steps per block: whole steps, whose sum up to any block is the rounded sum of the means."""
+    breaks, mean, whole = [], 0.0, 0
+    for steps in steps_of_block:
+        mean += steps
+        breaks.append(round(mean) - whole - 1)  # a loop is left at the index of its last step
+        whole = round(mean)
+    return Trace(breaks=tuple(breaks))
+
+
+def _check(
+    model: ModelSpec, workload: Workload, problems: object, compared: object, planted: object, ranking: object
+) -> None:
+    for name, value in (("problems", problems), ("compared", compared)):  # of one there is no standard error
+        if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+            raise TripathError(f"simulator.quality.{name}: must be an integer of at least 2, got {value!r}")
+    if compared > problems:  # pyright: ignore[reportOperatorIssue]
+        raise TripathError(f"simulator.quality.compared: {compared} exceed simulator.quality.problems {problems}")
+    if isinstance(planted, bool) or not isinstance(planted, (int, float)):
+        raise TripathError(f"simulator.quality.planted: must be a number, got {planted!r}")
+    if ranking not in (None, *CONFIDENCES):
+        raise TripathError(f"simulator.quality.ranking: unknown {ranking!r}, one of {', '.join(CONFIDENCES)}")
+    if workload.stage != "generation":
+        raise TripathError(f"workload.stage: {workload.stage} generates no text for quality to judge")
+    if model.checkpoint is None:
+        raise TripathError(f"paths: model {model.name} has no checkpoint whose quality could be measured")

@@ -1,0 +1,1 @@
+"""Diffusion language models: shapes, workloads and policies, checkpoints, the unquantised reference, other hardware."""

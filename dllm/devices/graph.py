@@ -1,0 +1,111 @@
+"""The work of a diffusion language model by phase, as operations that a device executes one after another.
+
+Two pieces of software: `torch` is the published reference implementation in eager PyTorch (LLaDA's modelling code with flash
+attention; BF16), `numpy` is dllm/reference.py (FP32). Elementwise passes are counted as the software makes them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from dllm.devices import numpy_graph
+from dllm.devices.operation import Operation, Shape
+from dllm.model import ModelSpec
+from dllm.workload import Workload
+
+PHASES = ("prefill", "refine", "lm_head", "sampling", "softmax", "norm", "step")
+"""prefill: forward of the whole canvas; refine: of one block against cached keys; lm_head, sampling, softmax: on the block;
+norm: one RMSNorm over the canvas; step: prefill, lm_head and sampling. Forward means without the LM head."""
+
+BF16_BYTES = 2
+SAMPLING_BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
+EXP_FLOPS = 20
+"""Floating operations of an exponential: range reduction and a polynomial of degree 8 (assumed)."""
+
+
+def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]]:
+    """(rows forwarded, rows of keys) of every denoising step: `none` all, `prefix` from the block on, `dual` the block.
+
+    The first step of a block forwards the whole canvas (Fast-dLLM, arXiv:2505.22618).
+    """
+    canvas = prompt_length + workload.generation_length
+    for block in range(workload.blocks):
+        start = prompt_length + block * workload.block_length
+        later = {"none": canvas, "prefix": canvas - start, "dual": workload.block_length}[workload.cache]
+        for step in range(workload.steps_per_block):
+            yield (canvas if step == 0 else later), canvas
+
+
+def phase_operations(
+    software: str, model: ModelSpec, phase: str, shape: Shape, sampling_format: str
+) -> list[Operation]:
+    """Operations of a phase; `sampling_format` is that of the probabilities (torch only)."""
+    if phase == "step":
+        parts = ("prefill", "lm_head", "sampling")
+        return [row for part in parts for row in phase_operations(software, model, part, shape, sampling_format)]
+    if software == "numpy":
+        return numpy_graph.BY_PHASE[phase](model, shape)
+    if phase in ("sampling", "softmax"):
+        return TORCH_SAMPLING[phase](shape.batch * shape.block * model.vocab, sampling_format)
+    return TORCH[phase](model, shape)
+
+
+def _gemm(rows: int, k: int, n: int) -> Operation:
+    moved = BF16_BYTES * (rows * k + k * n + rows * n)
+    return Operation(engine="matrix_bf16", work=2 * rows * k * n, moved_bytes=moved)
+
+
+def _passes(elements: int, bytes_each: int, launches: int) -> Operation:
+    return Operation(
+        engine="vector_fp32", work=launches * elements, moved_bytes=elements * bytes_each, launches=launches
+    )
+
+
+def _norm(rows: int, hidden: int) -> Operation:
+    """To FP32, square, mean, scale, back to BF16, times weight: seven kernels, 34 bytes an element."""
+    return _passes(rows * hidden, 34, 7)
+
+
+def torch_forward(model: ModelSpec, batch: int, rows: int, keys: int) -> list[Operation]:
+    """One forward of `rows` of each of `batch` sequences against `keys`, LM head left out."""
+    n, h = batch * rows, model.hidden
+    rotary = n * (model.query_width + model.kv_width)
+    attended = BF16_BYTES * batch * (2 * rows * model.query_width + 2 * keys * model.kv_width)
+    layer = [
+        _norm(n, h), *(_gemm(n, h, width) for width in (model.query_width, model.kv_width, model.kv_width)),
+        _passes(rotary, 56, 14),  # to FP32, times cosine, halves swapped, times sine, sum, back: for Q and for K
+        _passes(2 * n * model.kv_width, 4, 2),  # into the cache
+        Operation(engine="matrix_bf16", work=4 * batch * rows * keys * model.query_width, moved_bytes=attended),
+        _gemm(n, model.query_width, h), _passes(n * h, 6, 1), _norm(n, h),
+        _gemm(n, h, model.ffn), _gemm(n, h, model.ffn), _passes(n * model.ffn, 10, 2),
+        _gemm(n, model.ffn, h), _passes(n * h, 6, 1),
+    ]  # fmt: skip
+    return [_passes(n * h, 4, 1), *(layer * model.layers)]
+
+
+def torch_lm_head(model: ModelSpec, rows: int) -> list[Operation]:
+    """Final norm and LM head of `rows`."""
+    return [_norm(rows, model.hidden), _gemm(rows, model.hidden, model.vocab)]
+
+
+def torch_softmax(elements: int, format: str) -> list[Operation]:
+    """softmax(logits.to(format)): a conversion, then three reads (maximum, sum, result) and a write."""
+    size = SAMPLING_BYTES[format]
+    engine = "vector_fp64" if format == "fp64" else "vector_fp32"
+    convert = [] if format == "bf16" else [_passes(elements, BF16_BYTES + size, 1)]
+    work = (2 * EXP_FLOPS + 6) * elements  # the exponential is taken for the sum and again for the result
+    return [*convert, Operation(engine=engine, work=work, moved_bytes=4 * size * elements)]
+
+
+def torch_sampling(elements: int, format: str) -> list[Operation]:
+    """argmax, softmax, gather of the confidence, and the small kernels that choose and write tokens (LLaDA's generate)."""
+    return [_passes(elements, BF16_BYTES, 1), *torch_softmax(elements, format), _passes(0, 0, 12)]
+
+
+TORCH: Mapping[str, Callable[[ModelSpec, Shape], list[Operation]]] = {
+    "prefill": lambda m, s: torch_forward(m, s.batch, s.canvas, s.canvas),
+    "refine": lambda m, s: torch_forward(m, s.batch, s.rows or s.block, s.canvas),
+    "lm_head": lambda m, s: torch_lm_head(m, s.batch * s.block),
+    "norm": lambda m, s: [_norm(s.batch * s.canvas, m.hidden)],
+}
+TORCH_SAMPLING: Mapping[str, Callable[[int, str], list[Operation]]] = {
+    "sampling": torch_sampling, "softmax": torch_softmax,
+}  # fmt: skip

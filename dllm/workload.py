@@ -1,0 +1,206 @@
+"""What is generated: the canvas, its blocks, and the decoding policies; and the numerics it is generated with."""
+
+from dataclasses import dataclass, field
+
+from npu.choices import check_choices, one_of
+from npu.errors import TripathError
+from npu.formats import FORMATS
+
+STAGES = ("generation", "sampling")
+CACHE_POLICIES = ("none", "prefix", "dual")
+COMMIT_POLICIES = ("quota", "threshold", "factor", "dream")
+SCORES = ("maskgit_plus", "topk_margin", "entropy")
+SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
+CONFIDENCES = ("bf16", "fp32", "fp64")
+AXES = ("channels", "tokens")
+SIDES = ("keys", "values")
+"""Of the KV cache, in the order in which a row has them."""
+BLOCK_SIZES = (8, 16, 32)
+BLOCK_LENGTHS = (4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """A generation: `batch` sequences, each a prompt and masked tokens, decoded block by block.
+
+    Programs carry out less than the reference path does: `reference_only`.
+
+    Attributes:
+        prompt: Text to go on from; null: that of a file, or so many tokens, or `default_prompt`.
+        prompts_file: A file with one prompt a line, for a batch.
+        prompt_length: Tokens of a prompt that stands in where no text is given.
+        generation_length: Masked tokens of each sequence, a multiple of `block_length`.
+        block_length: Tokens that are denoised together.
+        steps: Denoising steps over the whole generation, a multiple of the number of blocks.
+        batch: Sequences; null: as many as `prompts_file` has lines, else 1. One prompt is repeated.
+        cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual).
+        commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
+            `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
+            with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
+        threshold: Confidence from which `commit=threshold` commits, above 0, at most 1.
+        factor: That of `commit=factor`, above 0.
+        score: What positions are ranked by: the largest probability (maskgit_plus), its lead (topk_margin), the negative
+            entropy (entropy).
+        stage: sampling is the sampling stage of one step of one block alone, its logits given: for measurements.
+    """
+
+    prompt: str | None = None
+    prompts_file: str | None = None
+    prompt_length: int | None = None
+    generation_length: int
+    block_length: int = field(metadata=one_of(BLOCK_LENGTHS))
+    steps: int
+    batch: int = 1
+    cache: str = field(default="dual", metadata=one_of(CACHE_POLICIES))
+    commit: str = field(default="quota", metadata=one_of(COMMIT_POLICIES))
+    threshold: float = 0.9
+    factor: float = 1.0
+    score: str = field(default="maskgit_plus", metadata=one_of(SCORES))
+    stage: str = field(default="generation", metadata=one_of(STAGES))
+
+    def __post_init__(self) -> None:
+        check_choices("workload", self)
+        if self.generation_length < 1 or self.generation_length % self.block_length:
+            raise TripathError(
+                f"workload.generation_length: must be a positive multiple of workload.block_length "
+                f"{self.block_length}, got {self.generation_length}"
+            )
+        if self.steps < 1 or self.steps % self.blocks:
+            raise TripathError(
+                f"workload.steps: must be a positive multiple of the number of blocks {self.blocks}, got {self.steps}"
+            )
+        if self.steps_per_block > self.block_length:
+            raise TripathError(
+                f"workload.steps: {self.steps_per_block} steps per block exceed workload.block_length "
+                f"{self.block_length} (a step commits at least one token)"
+            )
+        if self.batch < 1:
+            raise TripathError(f"workload.batch: must be at least 1, got {self.batch}")
+        if self.stage == "sampling" and (self.blocks, self.steps) != (1, 1):
+            raise TripathError(
+                f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
+            )
+        if self.factor <= 0.0:
+            raise TripathError(f"workload.factor: must be positive, got {self.factor}")
+        if not 0.0 < self.threshold <= 1.0:
+            raise TripathError(f"workload.threshold: must be in (0, 1], got {self.threshold}")
+        if self.prompt_length is not None and self.prompt_length < 1:
+            raise TripathError(f"workload.prompt_length: must be at least 1, got {self.prompt_length}")
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of the generation."""
+        return self.generation_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        """Denoising steps scheduled for each block."""
+        return self.steps // self.blocks
+
+    def quotas(self) -> list[int]:
+        """Tokens committed at each step of a block: m // T each, the first m % T one more (LLaDA)."""
+        share, extra = divmod(self.block_length, self.steps_per_block)
+        return [share + (step < extra) for step in range(self.steps_per_block)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Smoothing:
+    """What is done to the channels of K and V before they are rounded into the cache (docs/kv_quantisation.md).
+
+    Programs carry out less than the reference path does: `reference_only`.
+
+    Attributes:
+        scheme: baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens
+            at the block's first step, geomean over its head. frozen: s of block 0. static: s of a calibration set. oracle: s
+            anew at every step. hadamard: a rotation of the channels.
+        alpha: Exponent of s, above 0, at most 1.
+        power_of_two: Round s to a power of two.
+        keys: Smooth K.
+        values: Smooth V.
+        centre: Subtract each channel's mean first.
+        pre_rope: Store keys before the rotation.
+    """
+
+    scheme: str = field(default="plain", metadata=one_of(SMOOTHERS))
+    alpha: float = 1.0
+    power_of_two: bool = False
+    keys: bool = True
+    values: bool = True
+    centre: bool = False
+    pre_rope: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices("numerics.smoothing", self)
+        if not 0.0 < self.alpha <= 1.0:
+            raise TripathError(f"numerics.smoothing.alpha: must be in (0, 1], got {self.alpha}")
+        if self.scheme == "hadamard" and self.pre_rope:
+            raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE")
+
+    @property
+    def sides(self) -> list[str]:
+        """Whose channels are divided by factors, of `keys` and `values`."""
+        return [side for side in SIDES if self.scheme not in ("plain", "hadamard") and getattr(self, side)]
+
+    @property
+    def mixed(self) -> list[str]:
+        """Whose channels a Hadamard matrix mixes, of `keys` and `values`."""
+        return [side for side in SIDES if self.scheme == "hadamard" and getattr(self, side)]
+
+    @property
+    def measured(self) -> str:
+        """When a program measures the channels: at each block's warm steps (each), at the first block's (once); empty: never."""
+        return {"baos": "each", "frozen": "once"}.get(self.scheme, "") if self.sides else ""
+
+    @property
+    def centres(self) -> bool:
+        """Whether means are subtracted of what is smoothed."""
+        return self.centre and bool(self.sides)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numerics:
+    """Formats, and how the KV cache is cut into blocks that share a scale.
+
+    A product contracts K along channels and V along tokens: a block along the other axis is de-quantised to BF16 on load.
+
+    Attributes:
+        weights: Format of the weights.
+        activations: Format of the activations at the array.
+        kv: Format of the KV cache.
+        logits: Format of the logits in HBM.
+        k_axis: Along what the blocks of K run.
+        v_axis: Along what the blocks of V run.
+        block_size: Elements that share a scale; along tokens never more than a block of the generation.
+        confidences: What probabilities are computed in; bf16 is the machine's way.
+        smoothing: What is done to the channels of K and V first.
+    """
+
+    weights: str = field(metadata=one_of(FORMATS))
+    activations: str = field(metadata=one_of(FORMATS))
+    kv: str = field(metadata=one_of(FORMATS))
+    logits: str = field(metadata=one_of(FORMATS))
+    k_axis: str = field(default="channels", metadata=one_of(AXES))
+    v_axis: str = field(default="tokens", metadata=one_of(AXES))
+    block_size: int = field(default=32, metadata=one_of(BLOCK_SIZES))
+    confidences: str = field(default="bf16", metadata=one_of(CONFIDENCES))
+    smoothing: Smoothing = field(default_factory=Smoothing)
+
+    def __post_init__(self) -> None:
+        check_choices("numerics", self)
+
+
+def reference_only(workload: Workload, numerics: Numerics) -> str:
+    """The first choice that no program carries out, as `key=value`: the reference path alone does. Empty: there is none."""
+    smoothing = numerics.smoothing
+    static = smoothing.scheme == "static"  # its calibration is that of keys after RoPE, with their means
+    # Keys that are turned late pass Vector SRAM as rows: not blocks along tokens; their means are not given back there.
+    rotatable = numerics.k_axis == "channels" and not static and not (smoothing.centre and "keys" in smoothing.sides)
+    choices = {
+        "workload.commit": (workload.commit, ("quota", "threshold")),
+        "workload.score": (workload.score, ("maskgit_plus",)),
+        "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos", "frozen", "static", "hadamard")),
+        "numerics.smoothing.centre": (smoothing.centre, (False, not static)),
+        "numerics.smoothing.pre_rope": (smoothing.pre_rope, (False, rotatable)),
+        "numerics.confidences": (numerics.confidences, ("bf16",)),
+    }
+    return next((f"{key}={str(value).lower()}" for key, (value, known) in choices.items() if value not in known), "")

@@ -1,0 +1,183 @@
+"""Quality of a checkpoint in FP32 torch, batched: `python -m dllm_training.evaluate [FOLDER]`.
+
+Prints two Markdown tables, which the model card quotes: exact match by kind for several decoding policies, and under the cache
+policies.
+"""
+
+import argparse
+import json
+import math
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from accuracy.quality import problems
+from accuracy.quality.decode import Policy
+from accuracy.quality.model import StudyModel
+from dllm.model import ModelSpec
+from dllm_training.corpus import ANSWER_TOKENS, Problem
+from dllm_training.model import DiffusionTransformer
+
+BLOCK, CHUNK, CACHED_PROBLEMS = 8, 64, 300
+CHECKPOINT = Path(str(files("accuracy"))) / "checkpoints" / "wordmath"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """Answer texts up to the first EOS, and the denoising steps each sequence took."""
+
+    answers: list[str]
+    steps: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Problems of a kind; of those, answers whose final number is right, and answers equal to the worked one."""
+
+    problems: int
+    result_right: int
+    answer_equal: int
+
+
+def decode(
+    model: DiffusionTransformer, tokenizer: Tokenizer, batch: list[Problem], *, steps: int,
+    threshold: float | None = None,
+) -> Decoded:  # fmt: skip
+    """Answers by semi-autoregressive denoising in blocks of BLOCK without a cache.
+
+    `steps` in all (a multiple of the number of blocks) share the commits out; with `threshold` it is ignored.
+    """
+    order = sorted(range(len(batch)), key=lambda index: len(tokenizer.encode(batch[index].prompt).ids))
+    answers, taken = [""] * len(batch), [0] * len(batch)
+    for first in range(0, len(order), CHUNK):
+        members = order[first : first + CHUNK]
+        prompts = [tokenizer.encode(batch[index].prompt).ids for index in members]
+        tokens, counts = _decode_chunk(model, prompts, steps, threshold)
+        for index, ids, count in zip(members, tokens.tolist(), counts.tolist(), strict=True):
+            end = ids.index(model.spec.eos_id) if model.spec.eos_id in ids else len(ids)
+            answers[index], taken[index] = tokenizer.decode(ids[:end]), count
+    return Decoded(answers=answers, steps=taken)
+
+
+@torch.no_grad()
+def _decode_chunk(
+    model: DiffusionTransformer, prompts: list[list[int]], steps: int, threshold: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answer tokens [batch, ANSWER_TOKENS] and steps taken [batch]."""
+    spec, longest = model.spec, max(map(len, prompts))
+    rows = [[spec.eos_id] * (longest - len(p)) + p + [spec.mask_id] * ANSWER_TOKENS for p in prompts]
+    tokens = torch.tensor(rows)
+    starts = torch.tensor([longest - len(p) for p in prompts])
+    visible = torch.arange(tokens.shape[1])[None] >= starts[:, None]
+    taken = torch.zeros(len(prompts), dtype=torch.long)
+    blocks = ANSWER_TOKENS // BLOCK
+    share, extra = divmod(BLOCK, steps // blocks)
+    for block in range(blocks):
+        place = slice(longest + block * BLOCK, longest + (block + 1) * BLOCK)
+        for step in range(BLOCK if threshold else steps // blocks):
+            masked = tokens[:, place] == spec.mask_id
+            if not masked.any():
+                break
+            taken += masked.any(-1)
+            probability = model(tokens, visible, last=ANSWER_TOKENS)[:, block * BLOCK : (block + 1) * BLOCK].softmax(-1)
+            confidence, best = probability.max(-1)
+            confidence = confidence.masked_fill(~masked, -1.0)
+            count = 1 if threshold else share + (step < extra)
+            chosen = torch.zeros_like(masked).scatter(1, confidence.topk(count, -1).indices, True)
+            if threshold:
+                chosen |= confidence >= threshold
+            tokens[:, place] = torch.where(chosen & masked, best, tokens[:, place])
+    return tokens[:, longest:], taken
+
+
+def final_number(text: str) -> int | None:
+    """The number after `####`."""
+    match = re.search(r"####\s*(-?\d+)", text)
+    return int(match.group(1)) if match else None
+
+
+def score(batch: list[Problem], answers: list[str]) -> dict[str, Score]:
+    """Scores by kind, in alphabetical order."""
+    scores = {}
+    for kind in sorted({problem.kind for problem in batch}):
+        pairs = [(p, text) for p, text in zip(batch, answers, strict=True) if p.kind == kind]
+        scores[kind] = Score(
+            problems=len(pairs), result_right=sum(final_number(text) == p.result for p, text in pairs),
+            answer_equal=sum(text == p.answer for p, text in pairs),
+        )  # fmt: skip
+    return scores
+
+
+def wilson_interval(good: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    share, square = good / count, z * z / count
+    middle = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    return middle - half, middle + half
+
+
+def load(folder: Path) -> tuple[DiffusionTransformer, Tokenizer, list[Problem]]:
+    """Model, tokenizer and test set of a checkpoint folder."""
+    config = json.loads((folder / "config.json").read_text())
+    spec = ModelSpec(
+        name=folder.name, layers=config["n_layers"], hidden=config["d_model"], heads=config["n_heads"],
+        kv_heads=config["n_kv_heads"], head_dim=config["d_model"] // config["n_heads"], ffn=config["mlp_hidden_size"],
+        vocab=config["vocab_size"], rope_theta=config["rope_theta"], rms_eps=config["rms_norm_eps"],
+        mask_id=config["mask_token_id"], eos_id=config["eos_token_id"], max_sequence=config["max_sequence_length"],
+    )  # fmt: skip
+    model = DiffusionTransformer(spec)
+    tensors = load_file(folder / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model.transformer."): value.float() for name, value in tensors.items()})
+    test = [Problem(**json.loads(line)) for line in (folder / "test.jsonl").read_text().splitlines()]
+    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), test
+
+
+def _cell(good: int, count: int) -> str:
+    low, high = wilson_interval(good, count)
+    return f"{good / count:.3f} ({low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    """Print exact match by kind for several decoding policies."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=CHECKPOINT)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer, test = load(options.folder)
+    kinds = sorted({problem.kind for problem in test})
+    print("| decoding | mean steps | result right | whole answer equal |", *(f" {kind} |" for kind in kinds), sep="")
+    print("|---" * (4 + len(kinds)) + "|")
+    for name, steps, threshold in (
+        ("32 steps", 32, None), ("16 steps", 16, None), ("8 steps", 8, None), ("threshold 0.9", 32, 0.9),
+        ("threshold 0.7", 32, 0.7),
+    ):  # fmt: skip
+        decoded = decode(model, tokenizer, test, steps=steps, threshold=threshold)
+        scores = score(test, decoded.answers)
+        right, equal = (sum(getattr(s, field) for s in scores.values()) for field in ("result_right", "answer_equal"))
+        cells = [name, f"{sum(decoded.steps) / len(test):.1f}", _cell(right, len(test)), _cell(equal, len(test))]
+        print("| " + " | ".join(cells + [f"{s.result_right}/{s.problems}" for s in scores.values()]) + " |", flush=True)
+    _print_caches(options.folder, model)
+
+
+def _print_caches(folder: Path, model: DiffusionTransformer) -> None:
+    """Results right of the first CACHED_PROBLEMS under the cache policies, with the FP32 arithmetic of accuracy/quality."""
+    study = StudyModel(model.spec, {name: value.numpy() for name, value in model.named_tensors().items()})
+    known = problems.load_problems(folder)[:CACHED_PROBLEMS]
+    print("\n| cache | commit | block | mean steps | result right |\n|---|---|---|---|---|")
+    for cache, commit, block in (
+        ("none", "quota", 8), ("prefix", "quota", 8), ("dual", "quota", 8), ("dual", "threshold", 8), ("dual", "quota", 32),
+        ("dual", "threshold", 32),
+    ):  # fmt: skip
+        right, trips = problems.score(study, known, Policy(block_length=block, cache=cache, commit=commit), folder)
+        shown = commit if commit == "quota" else f"{commit} 0.9"
+        mean = trips.sum().item() / len(known)
+        print(f"| {cache} | {shown} | {block} | {mean:.1f} | {_cell(sum(right), len(known))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

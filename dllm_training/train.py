@@ -1,0 +1,214 @@
+"""Trains the shipped model: `python -m dllm_training.train`. One seed, one thread, resumable.
+
+LLaDA's recipe in its fine-tuning form: the prompt is never masked; each answer position is masked with probability t,
+t stratified over the batch; cross entropy on masked positions is weighted 1 / t (arXiv:2502.09992, algorithm 2).
+"""
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
+from torch.nn import functional
+
+from dllm.model import ModelSpec
+from dllm_training.corpus import ANSWER_TOKENS, EOS, MASK, VOCABULARY, Problem, build_tokenizer, problems
+from dllm_training.evaluate import CHECKPOINT, decode, score
+from dllm_training.model import DiffusionTransformer
+from npu.files import write_atomically
+
+SEED, BATCH, PEAK_RATE, WARMUP_STEPS, EMA = 20260131, 48, 3e-3, 300, 0.999
+SECOND_CYCLE, SECOND_MORE = 1 / 3, ("mul",) * 3
+TEST_PROBLEMS, JUDGED_PROBLEMS = 600, 128
+
+
+def spec_of(tokenizer: Tokenizer) -> ModelSpec:
+    """Shape of the shipped model."""
+    ids = tokenizer.get_vocab()
+    return ModelSpec(
+        name="wordmath", layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, vocab=VOCABULARY,
+        rope_theta=10_000.0, rms_eps=1e-5, mask_id=ids[MASK], eos_id=ids[EOS], max_sequence=256,
+    )  # fmt: skip
+
+
+def batch_of(tokenizer: Tokenizer, step: int, size: int = BATCH, more: tuple[str, ...] = ()) -> list[Problem]:
+    """Problems of one step: of twice as many, even steps take the shorter half, odd steps the longer."""
+    pool = list(itertools.islice(problems(SEED * 7 + step // 2, held_out=False, more=more), 2 * size))
+    pool.sort(key=lambda problem: len(tokenizer.encode(problem.prompt).ids))
+    return pool[size:] if step % 2 else pool[:size]
+
+
+def pack(tokenizer: Tokenizer, batch: list[Problem], eos: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [batch, longest prompt + ANSWER_TOKENS], prompts padded on the left; and which are not padding."""
+    prompts = [tokenizer.encode(problem.prompt).ids for problem in batch]
+    answers = [tokenizer.encode(problem.answer).ids for problem in batch]
+    longest = max(map(len, prompts))
+    rows = [
+        [eos] * (longest - len(p)) + p + a + [eos] * (ANSWER_TOKENS - len(a))
+        for p, a in zip(prompts, answers, strict=True)
+    ]
+    starts = torch.tensor([longest - len(p) for p in prompts])
+    tokens = torch.tensor(rows)
+    return tokens, torch.arange(tokens.shape[1])[None] >= starts[:, None]
+
+
+def loss_of(
+    model: DiffusionTransformer, tokens: torch.Tensor, visible: torch.Tensor, mask_id: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Masked cross entropy of one batch, weighted 1 / t."""
+    batch = len(tokens)
+    answer = tokens[:, -ANSWER_TOKENS:]
+    t = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    t = t.clamp(min=1 / ANSWER_TOKENS)
+    masked = torch.rand(answer.shape, generator=generator) < t[:, None]
+    noisy = tokens.clone()
+    noisy[:, -ANSWER_TOKENS:] = torch.where(masked, mask_id, answer)
+    logits = model(noisy, visible, last=ANSWER_TOKENS)
+    entropy = functional.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction="none").view_as(answer)
+    return (entropy * masked / t[:, None]).sum() / answer.numel()
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Two cycles. Linear warm-up and a cosine, left after 17/26 of `steps` for a line down to 1 % of the peak at `restart_of`;
+    then warm-up to a third of the peak, and a line down to 1 % again."""
+    cooldown, restart = steps * 17 // 26, restart_of(steps)
+    share = 0.01 + 0.99 * (1 + math.cos(math.pi * min(step, cooldown) / steps)) / 2
+    if step > cooldown:
+        first, end, top = (cooldown, restart, share) if step < restart else (restart, steps, SECOND_CYCLE)
+        share = 0.01 + (end - 1 - step) / max(1, end - 1 - first) * (top - 0.01)
+    return PEAK_RATE * share * min(1.0, (step % restart + 1) / WARMUP_STEPS)
+
+
+def restart_of(steps: int) -> int:
+    """The first step of the second cycle, in which multiplications, slow to be learnt, are SECOND_MORE more likely."""
+    return max(1, steps * 22 // 26)
+
+
+def export(folder: Path, spec: ModelSpec, tokenizer: Tokenizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write config, tokenizer, weights and test set in the layout of a LLaDA checkpoint, each file atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "llada", "d_model": spec.hidden, "n_heads": spec.heads, "n_kv_heads": spec.kv_heads,
+        "n_layers": spec.layers, "mlp_hidden_size": spec.ffn, "vocab_size": spec.vocab, "embedding_size": spec.vocab,
+        "rope_theta": spec.rope_theta, "rms_norm_eps": spec.rms_eps, "mask_token_id": spec.mask_id,
+        "eos_token_id": spec.eos_id, "max_sequence_length": spec.max_sequence, "weight_tying": False,
+    }  # fmt: skip
+    rows = itertools.islice(problems(SEED + 1, held_out=True), TEST_PROBLEMS)
+    lines = [json.dumps({"prompt": p.prompt, "answer": p.answer, "result": p.result, "kind": p.kind}) for p in rows]
+    for name, content in (
+        ("config.json", (json.dumps(config, indent=1) + "\n").encode()),
+        ("tokenizer.json", tokenizer.to_str(pretty=True).encode()),
+        ("model.safetensors", save({name: value.contiguous() for name, value in tensors.items()})),
+        ("test.jsonl", ("\n".join(lines) + "\n").encode()),
+    ):  # fmt: skip
+        write_atomically(folder / name, content)
+
+
+def train(
+    *, steps: int, work: Path, out: Path, save_every: int, stop_at: int | None = None, batch_size: int = BATCH,
+    judged_problems: int = JUDGED_PROBLEMS,
+) -> list[float]:  # fmt: skip
+    """Train (or go on from the state in `work`) to step `steps`, or to `stop_at`; the loss of each step taken here.
+
+    Every `save_every` steps, and at the end, the state is kept in `work` and the averaged weights exported to `out`.
+    The learning rate follows `steps`, so an interrupted run must be resumed with the same value.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    tokenizer = build_tokenizer()
+    spec = spec_of(tokenizer)
+    model = DiffusionTransformer(spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    state, first, last = work / "state.safetensors", 0, min(steps, stop_at or steps)
+    if state.exists():
+        first = _restore(state, model, optimizer, average)
+        print(f"resumed at step {first}", flush=True)
+    test = list(itertools.islice(problems(SEED + 1, held_out=True), judged_problems))
+    began, losses = time.monotonic(), []
+    for step in range(first, last):
+        # Every step draws from its own seeds, so that a resumed run sees the same data.
+        generator = torch.Generator().manual_seed(SEED + step)
+        more = SECOND_MORE if step >= restart_of(steps) else ()
+        tokens, visible = pack(tokenizer, batch_of(tokenizer, step, batch_size, more), spec.eos_id)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
+        loss = loss_of(model, tokens, visible, spec.mask_id, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - min(EMA, (step + 1) / (step + 10)))
+        losses.append(loss.item())
+        if (step + 1) % save_every == 0 or step + 1 == last:
+            _keep(state, model, optimizer, average, step + 1)
+            judged = DiffusionTransformer(spec)
+            judged.load_state_dict(average)
+            export(out, spec, tokenizer, judged.named_tensors())
+            recent = losses[-save_every:]
+            speed = (time.monotonic() - began) / (step + 1 - first)
+            print(f"step {step + 1} loss {sum(recent) / len(recent):.4f} {speed:.3f} s/step", end=" ", flush=True)
+            print(_judge(judged, tokenizer, test), flush=True)
+    return losses
+
+
+def _judge(model: DiffusionTransformer, tokenizer: Tokenizer, test: list[Problem]) -> str:
+    if not test:
+        return ""
+    scores = score(test, decode(model, tokenizer, test, steps=ANSWER_TOKENS).answers)
+    return " ".join(f"{kind} {s.result_right}/{s.problems}" for kind, s in scores.items())
+
+
+def _keep(
+    path: Path, model: DiffusionTransformer, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor],
+    step: int,
+) -> None:  # fmt: skip
+    """Write the whole training state."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"step": torch.tensor(step)}
+    for name, value in model.state_dict().items():
+        tensors[f"model.{name}"], tensors[f"average.{name}"] = value, average[name]
+    for number, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
+    write_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}))
+
+
+def _restore(
+    path: Path, model: DiffusionTransformer, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor]
+) -> int:
+    """Load what `_keep` wrote; returns the step to go on with."""
+    tensors = load_file(path)
+    model.load_state_dict({n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")})
+    average |= {n.removeprefix("average."): v for n, v in tensors.items() if n.startswith("average.")}
+    state = optimizer.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            state["state"].setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict(state)
+    return int(tensors["step"])
+
+
+def main() -> None:
+    """Train, resume, export."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=26_000)
+    parser.add_argument("--work", type=Path, default=Path("runs/training"), help="where the resumable state is kept")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT)
+    parser.add_argument("--save-every", type=int, default=1_000)
+    parser.add_argument("--stop-at", type=int, default=None, help="stop early, as an interruption would")
+    options = parser.parse_args()
+    train(
+        steps=options.steps, work=options.work, out=options.out, save_every=options.save_every, stop_at=options.stop_at
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The facts of one piece of hardware: sizes, bandwidths, latencies with their provenance. No behaviour."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from npu.choices import check_choices, one_of
+from npu.errors import TripathError
+
+EXECUTIONS = ("serial", "decoupled")
+PROVENANCES = ("published", "rtl", "assumed")
+QUEUED_UNITS = ("matrix", "vector", "dma_in", "dma_out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Latency and initiation interval of one instruction, as formulas over the machine's widths.
+
+    latency_cycles = latency + latency_per_blen * BLEN + latency_per_tree_level * ceil(log2(VLEN + 1)) +
+    latency_per_vlen * VLEN; the interval likewise.
+
+    Attributes:
+        latency: Cycles from the start to the result, whatever the widths.
+        latency_per_blen: More for each of BLEN.
+        latency_per_tree_level: More for each level of the reduction tree over VLEN lanes.
+        latency_per_vlen: More for each lane.
+        interval: Cycles to the earliest start of the next instruction of the unit, whatever the widths.
+        interval_per_blen: More for each of BLEN.
+        interval_per_vlen: More for each lane.
+        provenance: Where the numbers come from.
+    """
+
+    latency: int
+    latency_per_blen: int = 0
+    latency_per_tree_level: int = 0
+    latency_per_vlen: int = 0
+    interval: int = 1
+    interval_per_blen: int = 0
+    interval_per_vlen: int = 0
+    provenance: str = field(metadata=one_of(PROVENANCES))
+
+    def __post_init__(self) -> None:
+        check_choices("hardware.timing", self)
+
+
+DRAM_TIMINGS = (
+    "nBL", "nCL", "nRCDRD", "nRCDWR", "nRP", "nRAS", "nRC", "nWR", "nRTPL", "nCWL", "nCCDS", "nCCDL", "nWTRS", "nWTRL",
+    "nRRDS", "nRRDL", "nFAW", "nRFC", "nREFI",
+)  # fmt: skip
+"""Every timing of DRAM that is modelled, by JEDEC's names: `t` read as `n` for a number of memory cycles."""
+
+
+MOST_BANKS = 1 << 16
+LONGEST_TIMING = 1_000_000
+"""A millisecond and more: no timing of a DRAM is longer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddressMapping:
+    """How an address within a channel becomes a place: fields from the least significant bit above the burst up.
+
+    A field is (name, bits); bits 0: as many as the organisation has of it that are not placed yet; -1: all that remain.
+    Each of `hashed` is XORed with bits of the column, one field taking the bits above those of the field before.
+    """
+
+    fields: tuple[tuple[str, int], ...]
+    hashed: tuple[str, ...] = ()
+
+
+ADDRESS_MAPPINGS = {
+    "RoBaRaCoCh": AddressMapping(
+        fields=(("column", 0), ("pseudo_channel", 0), ("bank_group", 0), ("bank", 0), ("row", 0))
+    ),
+    "MOP4CLXOR": AddressMapping(
+        fields=(("column", 2), ("pseudo_channel", 0), ("bank_group", 0), ("bank", 0), ("column", 0), ("row", -1)),
+        hashed=("pseudo_channel", "bank_group", "bank"),
+    ),
+}
+"""Source: hbm_streams.json, `memory.address_mapping`. The first leaves half of the bandwidth unused in a sequential stream:
+neighbours lie in one bank group, which takes a burst every nCCDL. The second changes the bank group every four bursts."""
+
+MEMORY_MODELS = ("bursts", "simple")
+"""Banks, rows, refresh and queues; or a bandwidth and a latency."""
+
+GENERATIONS = ("hbm2", "hbm2e", "hbm3")
+"""Generations, which differ in energy per bit."""
+
+REFRESHES = ("per_transfer", "absolute")
+"""Refresh as a share of each transfer, or by the clock."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hbm:
+    """Off-chip memory: `channels` that share the address space in granules of `interleave_bytes`, in turn.
+
+    Attributes:
+        channels: Channels, of all stacks together.
+        bytes_per_cycle_per_channel: Of the simple memory, bandwidth in bytes per core cycle.
+        read_latency_cycles: Of the simple memory, in core cycles.
+        write_latency_cycles: Of the simple memory, in core cycles.
+        burst_bytes: Bytes of a burst, which occupies the bus for nBL of the memory's cycles.
+        capacity_bytes: Bytes of all channels.
+        tck_ps: The memory's cycle in picoseconds.
+        pseudo_channels: Halves of a channel with a data bus each.
+        bank_groups: Bank groups of a pseudo channel.
+        banks_per_group: Banks of a group.
+        rows: Rows of a bank.
+        page_bytes: Bytes of a row of one pseudo channel.
+        timings: Every timing of the DRAM in the memory's cycles, by JEDEC's names with `n` for `t`.
+        act_command_cycles: The memory's cycles for which an ACT occupies the row command bus.
+        address_mapping: Which bits of an address choose the pseudo channel, bank group, bank, row and column.
+        interleave_bytes: Bytes of the granules in which channels take turns.
+        read_queue_entries: Bursts that the controller of a channel holds for reading.
+        write_queue_entries: Bursts that it holds for writing.
+        refresh: As a share of each transfer (per_transfer), or by the clock (absolute).
+        model: Banks, rows, refresh and queues (bursts), or a bandwidth and a latency (simple).
+        generation: Decides the energy per bit.
+    """
+
+    channels: int
+    bytes_per_cycle_per_channel: int
+    read_latency_cycles: int
+    write_latency_cycles: int
+    burst_bytes: int
+    capacity_bytes: int
+    tck_ps: int
+    pseudo_channels: int
+    bank_groups: int
+    banks_per_group: int
+    rows: int
+    page_bytes: int
+    timings: Mapping[str, int]
+    act_command_cycles: int
+    address_mapping: str = field(metadata=one_of(ADDRESS_MAPPINGS))
+    interleave_bytes: int
+    read_queue_entries: int
+    write_queue_entries: int
+    refresh: str = field(metadata=one_of(REFRESHES))
+    model: str = field(default="bursts", metadata=one_of(MEMORY_MODELS))
+    generation: str = field(default="hbm2", metadata=one_of(GENERATIONS))
+
+    def __post_init__(self) -> None:
+        check_choices("hardware.hbm", self)
+        at_least_one = (
+            "channels", "bytes_per_cycle_per_channel", "burst_bytes", "capacity_bytes", "tck_ps", "pseudo_channels",
+            "bank_groups", "banks_per_group", "rows", "page_bytes", "act_command_cycles", "interleave_bytes",
+            "read_queue_entries", "write_queue_entries",
+        )  # fmt: skip
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise TripathError(f"hardware.hbm.{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("read_latency_cycles", "write_latency_cycles"):
+            if getattr(self, name) < 0:
+                raise TripathError(f"hardware.hbm.{name}: must not be negative, got {getattr(self, name)}")
+        for name in ("burst_bytes", "pseudo_channels", "bank_groups", "banks_per_group", "rows", "page_bytes"):
+            if getattr(self, name).bit_count() != 1:
+                raise TripathError(f"hardware.hbm.{name}: must be a power of two, got {getattr(self, name)}")
+        for name in ("page_bytes", "interleave_bytes"):
+            if getattr(self, name) % self.burst_bytes:
+                raise TripathError(
+                    f"hardware.hbm.{name}: must be a multiple of burst_bytes ({self.burst_bytes}), "
+                    f"got {getattr(self, name)}"
+                )
+        banks = self.channels * self.pseudo_channels * self.bank_groups * self.banks_per_group
+        if banks > MOST_BANKS:
+            raise TripathError(f"hardware.hbm.channels: must make at most {MOST_BANKS} banks, got {banks}")
+        _check_timings(self.timings)
+        placed = sum(bits for name, bits in ADDRESS_MAPPINGS[self.address_mapping].fields if name == "column")
+        if self.page_bytes // self.burst_bytes < 1 << placed:
+            raise TripathError(
+                f"hardware.hbm.page_bytes: {self.address_mapping} needs at least {1 << placed} bursts in a page, "
+                f"got {self.page_bytes // self.burst_bytes}"
+            )
+
+    @property
+    def bytes_per_cycle(self) -> int:
+        """Peak bandwidth over all channels, in bytes per core cycle."""
+        return self.channels * self.bytes_per_cycle_per_channel
+
+    @property
+    def bytes_per_memory_cycle(self) -> Fraction:
+        """Peak bandwidth over all channels, in bytes per memory cycle."""
+        return Fraction(self.channels * self.pseudo_channels * self.burst_bytes, self.timings["nBL"])
+
+    def core_cycles_per_memory_cycle(self, clock_hz: float) -> Fraction:
+        """Core cycles in one memory cycle, exactly: a time of m memory cycles is ceil(m times this) core cycles."""
+        return Fraction(self.tck_ps) * Fraction(clock_hz) / 10**12
+
+
+def _check_timings(timings: Mapping[str, int]) -> None:
+    """Refuse a set of timings that is not whole, or that a controller could not keep."""
+    for name in timings:
+        if name not in DRAM_TIMINGS:
+            raise TripathError(f"hardware.hbm.timings.{name}: no such timing, one of {', '.join(DRAM_TIMINGS)}")
+    for name in DRAM_TIMINGS:
+        if name not in timings:
+            raise TripathError(f"hardware.hbm.timings.{name}: is missing")
+        if not 1 <= timings[name] <= LONGEST_TIMING:
+            raise TripathError(f"hardware.hbm.timings.{name}: must be from 1 to {LONGEST_TIMING}, got {timings[name]}")
+    # Between two refreshes, a row has to be opened, used and closed in each pseudo channel, or nothing would ever be served.
+    parts = ("nRFC", "nRAS", "nRC", "nRCDRD", "nRCDWR", "nRP", "nRP", "nCWL", "nBL", "nWR", "nRTPL")
+    longest = sum(timings[name] for name in parts)
+    if timings["nREFI"] <= longest:
+        raise TripathError(
+            f"hardware.hbm.timings.nREFI: must be above {longest} ({' + '.join(parts)}), got {timings['nREFI']}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sram:
+    """Capacities of the on-chip memories.
+
+    Attributes:
+        matrix_bytes: Matrix SRAM: MX weights and KV.
+        vector_bytes: Vector SRAM: BF16 rows.
+        fp_bytes: FP SRAM: FP32 scalars.
+        int_bytes: Int SRAM: token ids, masks and positions.
+    """
+
+    matrix_bytes: int
+    vector_bytes: int
+    fp_bytes: int
+    int_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontEnd:
+    """Cycles that the front end takes.
+
+    Attributes:
+        issue_cycles: To dispatch a queued instruction.
+        loop_cycles: To enter a loop.
+        next_cycles: To go round a loop; 0: loops without overhead.
+        exit_cycles: To leave a loop by its C_NEXT.
+        break_cycles: For a C_BREAK_IF, from its token on.
+        affine_cycles: For a C_AFFINE.
+        control_cycles: For any other control instruction.
+        dispatch_cycles: From a dispatched instruction to its queue, and from a place there that becomes free back to the
+            front end: the registers between them, the same in both directions.
+        address_step_cycles: For each address that moves with a loop or a ring: 0 where address registers step by
+            themselves, 1 where scalar instructions add.
+    """
+
+    issue_cycles: int = 1
+    loop_cycles: int = 1
+    next_cycles: int = 0
+    exit_cycles: int = 0
+    break_cycles: int = 1
+    affine_cycles: int = 1
+    control_cycles: int = 1
+    dispatch_cycles: int = 0
+    address_step_cycles: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 0:
+                raise TripathError(f"hardware.frontend.{name}: must not be negative, got {getattr(self, name)}")
+
+    def control_cycles_of(self, mnemonic: str) -> int:
+        """Cycles of a control instruction, without those that step addresses; of a C_NEXT that goes round."""
+        special = {
+            "C_LOOP": self.loop_cycles, "C_LOOP_R": self.loop_cycles, "C_NEXT": self.next_cycles,
+            "C_BREAK_IF": self.break_cycles, "C_AFFINE": self.affine_cycles,
+        }  # fmt: skip
+        return special.get(mnemonic, self.control_cycles)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HardwareConfig:
+    """One NPU core. The array multiplies (BLEN, MLEN) by (MLEN, BLEN); the vector unit has VLEN lanes.
+
+    Attributes:
+        name: What reports call it.
+        clock_hz: Core clock.
+        execution: Units side by side (decoupled), or one instruction after the other (serial).
+        blen: Width of the array's tile, a power of two from 4 to 128.
+        mlen: Contraction of the array's tile, a power of two from 32 to 8192.
+        vlen: Lanes of the vector unit, a power of two from 32 to 8192.
+        sram: The on-chip memories.
+        hbm: The off-chip memory.
+        queue_depth: Instructions that wait before each unit at most.
+        dma_outstanding: Descriptors that a DMA queue keeps in flight.
+        prefetch_rows: Rows of VLEN elements that one descriptor brings at most where a long row streams in; null: all.
+        frontend: The front end.
+        timing: Latency and interval of each instruction, by mnemonic.
+    """
+
+    name: str
+    clock_hz: float
+    execution: str = field(metadata=one_of(EXECUTIONS))
+    blen: int
+    mlen: int
+    vlen: int
+    sram: Sram
+    hbm: Hbm
+    queue_depth: Mapping[str, int]
+    dma_outstanding: int
+    prefetch_rows: int | None = None
+    frontend: FrontEnd
+    timing: Mapping[str, Timing]
+
+    def __post_init__(self) -> None:
+        check_choices("hardware", self)
+        for name, low, high in (("blen", 4, 128), ("mlen", 32, 8192), ("vlen", 32, 8192)):
+            value = getattr(self, name)
+            if not low <= value <= high or value & (value - 1):
+                raise TripathError(f"hardware.{name}: must be a power of two from {low} to {high}, got {value}")
+        if set(self.queue_depth) != set(QUEUED_UNITS) or min(self.queue_depth.values()) < 1:
+            raise TripathError(
+                f"hardware.queue_depth: needs a depth of at least 1 for each of {', '.join(QUEUED_UNITS)}"
+            )
+        if self.dma_outstanding < 1:
+            raise TripathError(f"hardware.dma_outstanding: must be at least 1, got {self.dma_outstanding}")
+        if self.prefetch_rows is not None and self.prefetch_rows < 1:
+            raise TripathError(f"hardware.prefetch_rows: must be at least 1, got {self.prefetch_rows}")
+        if self.clock_hz <= 0:
+            raise TripathError(f"hardware.clock_hz: must be positive, got {self.clock_hz}")
+
+    @property
+    def peak_bytes_per_cycle(self) -> float:
+        """Bytes that HBM moves at most in a core cycle."""
+        if self.hbm.model == "simple":
+            return self.hbm.bytes_per_cycle
+        return float(self.hbm.bytes_per_memory_cycle / self.hbm.core_cycles_per_memory_cycle(self.clock_hz))
+
+    @property
+    def tree_levels(self) -> int:
+        """Levels of a reduction tree over VLEN lanes, as the published latencies count them: ceil(log2(VLEN + 1))."""
+        return math.ceil(math.log2(self.vlen + 1))
+
+    def latency_cycles(self, mnemonic: str) -> int:
+        """Cycles from the start of an instruction to its result."""
+        row = self._row(mnemonic)
+        return (
+            row.latency
+            + row.latency_per_blen * self.blen
+            + row.latency_per_tree_level * self.tree_levels
+            + row.latency_per_vlen * self.vlen
+        )
+
+    def interval_cycles(self, mnemonic: str) -> int:
+        """Cycles from the start of an instruction to the earliest start of the next in the same unit."""
+        row = self._row(mnemonic)
+        return row.interval + row.interval_per_blen * self.blen + row.interval_per_vlen * self.vlen
+
+    def _row(self, mnemonic: str) -> Timing:
+        try:
+            return self.timing[mnemonic]
+        except KeyError:
+            raise TripathError(f"hardware.timing: no entry for {mnemonic} (hardware {self.name})") from None

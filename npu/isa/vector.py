@@ -1,0 +1,265 @@
+"""The vector unit: rows of at most VLEN lanes, computed in FP32 and rounded to BF16.
+
+Vector SRAM is held as float32 whose values are BF16. A reduction is a fixed pairwise tree: lane i meets lane i + n/2,
+n halving from the power of two at or above the active length, absent lanes being the neutral element.
+"""
+
+import numpy as np
+from numba import njit
+
+from npu.formats.rounding import round_bf16
+from npu.isa.spec import FP, INDEX, INT, VECTOR, Unit, instruction, touch, unsigned
+from npu.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal
+
+N = unsigned(16)
+
+
+@njit(cache=True)
+def tree_sum(values):
+    """Sum by the fixed tree; `values` (float32, [n]) is overwritten."""
+    count = values.size
+    width = 1
+    while width < count:
+        width *= 2
+    while width > 1:
+        width //= 2
+        for i in range(min(width, count - width)):
+            values[i] = values[i] + values[width + i]
+        count = min(count, width)
+    return values[0]
+
+
+@instruction(opcode=0x20, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_add_vv(vector, dst, a, b, n):
+    """vector[dst] := vector[a] + vector[b]."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(vector[a + i] + vector[b + i])
+
+
+@instruction(opcode=0x21, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_mul_vv(vector, dst, a, b, n):
+    """vector[dst] := vector[a] * vector[b]."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(vector[a + i] * vector[b + i])
+
+
+@instruction(opcode=0x22, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_max_vv(vector, dst, a, b, n):
+    """vector[dst] := max(vector[a], vector[b]); on 0/1 masks this is OR."""
+    for i in range(n):
+        vector[dst + i] = max(vector[a + i], vector[b + i])
+
+
+@instruction(opcode=0x23, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_add_vf(vector, fp, dst, a, scalar, n):
+    """vector[dst] := vector[a] + fp[scalar]."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(vector[a + i] + fp[scalar])
+
+
+@instruction(opcode=0x24, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_sub_vf(vector, fp, dst, a, scalar, n):
+    """vector[dst] := vector[a] - fp[scalar]."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(vector[a + i] - fp[scalar])
+
+
+@instruction(opcode=0x25, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_mul_vf(vector, fp, dst, a, scalar, n):
+    """vector[dst] := vector[a] * fp[scalar]."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(vector[a + i] * fp[scalar])
+
+
+@instruction(opcode=0x26, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_exp_v(vector, dst, a, n):
+    """vector[dst] := e^vector[a], by the table of `transcendental`."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(exponential(vector[a + i]))
+
+
+@instruction(opcode=0x27, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_reci_v(vector, dst, a, n):
+    """vector[dst] := 1 / vector[a], by the table of `transcendental`."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(reciprocal(vector[a + i]))
+
+
+@instruction(opcode=0x28, unit=Unit.VECTOR, operands={"dst": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("scalar", 1),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_fill_vf(vector, fp, dst, scalar, n):
+    """vector[dst] := fp[scalar] in every lane."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(fp[scalar])
+
+
+@instruction(opcode=0x29, unit=Unit.VECTOR,
+             operands={"dst": VECTOR, "a": VECTOR, "table": VECTOR, "n": N, "head_dim": unsigned(9)},
+             reads=(touch("a", "n"), touch("table", "head_dim")), writes=(touch("dst", "n"),),
+             lanes=lambda o: o["n"], legal=lambda o: o["head_dim"] > 0 and o["n"] % o["head_dim"] == 0)  # fmt: skip
+def v_rope_v(vector, dst, a, table, n, head_dim):
+    """vector[dst] := rotary embedding of vector[a], head by head (half-head rotation).
+
+    The table row holds head_dim / 2 cosines, then head_dim / 2 sines. With x1, x2 the halves of a head, the result is
+    (x1 cos - x2 sin, x2 cos + x1 sin), each product and the sum in FP32, rounded once. dst may equal a.
+    """
+    half = head_dim // 2
+    for head in range(n // head_dim):
+        for i in range(half):
+            low, high = vector[a + head * head_dim + i], vector[a + head * head_dim + half + i]
+            cosine, sine = vector[table + i], vector[table + half + i]
+            vector[dst + head * head_dim + i] = round_bf16(np.float32(low * cosine) - np.float32(high * sine))
+            vector[dst + head * head_dim + half + i] = round_bf16(np.float32(high * cosine) + np.float32(low * sine))
+
+
+@instruction(opcode=0x2A, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_sub_vv(vector, dst, a, b, n):
+    """vector[dst] := vector[a] - vector[b]."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(vector[a + i] - vector[b + i])
+
+
+@instruction(opcode=0x2B, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_max_vf(vector, fp, dst, a, scalar, n):
+    """vector[dst] := max(vector[a], fp[scalar])."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(max(vector[a + i], fp[scalar]))
+
+
+@instruction(opcode=0x2C, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_max_abs_vv(vector, dst, a, b, n):
+    """vector[dst] := max(vector[a], |vector[b]|): a running maximum of absolute values."""
+    for i in range(n):
+        vector[dst + i] = max(vector[a + i], abs(vector[b + i]))
+
+
+@instruction(opcode=0x2D, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_log2_v(vector, dst, a, n):
+    """vector[dst] := log2 of vector[a], by the table of `transcendental`; -127 of zero."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(logarithm2(vector[a + i]))
+
+
+@instruction(opcode=0x2E, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_exp2_v(vector, dst, a, n):
+    """vector[dst] := 2^vector[a], by the table of `transcendental`; exact for integers."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(power_of_two(vector[a + i]))
+
+
+@instruction(opcode=0x2F, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_round_v(vector, dst, a, n):
+    """vector[dst] := the integer nearest to vector[a], ties to even."""
+    for i in range(n):
+        vector[dst + i] = np.rint(vector[a + i])
+
+
+@instruction(opcode=0x30, unit=Unit.VECTOR, operands={"dst": FP, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: o["n"])  # fmt: skip
+def v_red_max(vector, fp, dst, a, n):
+    """fp[dst] := max(fp[dst], vector[a])."""
+    for i in range(n):
+        fp[dst] = max(fp[dst], vector[a + i])
+
+
+@instruction(opcode=0x31, unit=Unit.VECTOR, operands={"dst": FP, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: o["n"])  # fmt: skip
+def v_red_sum(vector, fp, dst, a, n):
+    """fp[dst] += sum of vector[a], by the fixed tree in FP32."""
+    fp[dst] = fp[dst] + tree_sum(vector[a : a + n].copy())
+
+
+@instruction(opcode=0x32, unit=Unit.VECTOR, operands={"dst": FP, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: 2 * o["n"])  # fmt: skip
+def v_red_sumsq(vector, fp, dst, a, n):
+    """fp[dst] += sum of the squares of vector[a], by the fixed tree in FP32."""
+    fp[dst] = fp[dst] + tree_sum(vector[a : a + n] * vector[a : a + n])
+
+
+@instruction(opcode=0x33, unit=Unit.VECTOR, operands={"best": FP, "place": INT, "a": VECTOR, "n": N, "first": INDEX},
+             reads=(touch("a", "n"), touch("best", 1), touch("place", 1)),
+             writes=(touch("best", 1), touch("place", 1)), lanes=lambda o: o["n"])  # fmt: skip
+def v_red_max_idx(vector, fp, integer, best, place, a, n, first):
+    """Running maximum with its index: where a lane exceeds fp[best] (strictly: the first wins), fp[best] := lane and
+    integer[place] := first + lane number."""
+    for i in range(n):
+        if vector[a + i] > fp[best]:
+            fp[best] = vector[a + i]
+            integer[place] = first + i
+
+
+@instruction(opcode=0x34, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_cmp_ge_vf(vector, fp, dst, a, scalar, n):
+    """vector[dst] := 1 where vector[a] >= fp[scalar], else 0."""
+    for i in range(n):
+        vector[dst + i] = np.float32(1.0) if vector[a + i] >= fp[scalar] else np.float32(0.0)
+
+
+@instruction(opcode=0x35, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": INT, "key": INT, "n": N},
+             reads=(touch("a", "n"), touch("key", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_cmp_eq_int(vector, integer, dst, a, key, n):
+    """vector[dst] := 1 where integer[a] = integer[key], else 0."""
+    for i in range(n):
+        vector[dst + i] = np.float32(1.0) if integer[a + i] == integer[key] else np.float32(0.0)
+
+
+@instruction(opcode=0x36, unit=Unit.VECTOR,
+             operands={"dst": VECTOR, "a": VECTOR, "mask": VECTOR, "count": INT, "n": N},
+             reads=(touch("a", "n"), touch("mask", "n"), touch("count", 1)), writes=(touch("dst", "n"),),
+             lanes=lambda o: o["n"])  # fmt: skip
+def v_topk_mask(vector, integer, dst, a, mask, count, n):
+    """vector[dst] := 1 at the integer[count] largest lanes of vector[a] among those with vector[mask] != 0, else 0.
+
+    Ties go to the lowest lane. Where the mask has fewer lanes than asked for, all of them are chosen.
+    """
+    chosen = np.zeros(n, np.bool_)
+    for _ in range(integer[count]):
+        best = -1
+        for i in range(n):
+            eligible = vector[mask + i] != np.float32(0.0) and not chosen[i]
+            if eligible and (best < 0 or vector[a + i] > vector[a + best]):
+                best = i
+        if best >= 0:
+            chosen[best] = True
+    for i in range(n):
+        vector[dst + i] = np.float32(1.0) if chosen[i] else np.float32(0.0)
+
+
+@instruction(opcode=0x37, unit=Unit.VECTOR,
+             operands={"dst": INT, "mask": VECTOR, "on_true": INT, "on_false": INT, "n": N},
+             reads=(touch("mask", "n"), touch("on_true", "n"), touch("on_false", "n")), writes=(touch("dst", "n"),),
+             lanes=lambda o: o["n"])  # fmt: skip
+def v_select_int(vector, integer, dst, mask, on_true, on_false, n):
+    """integer[dst] := integer[on_true] where vector[mask] != 0, else integer[on_false]."""
+    for i in range(n):
+        source = on_true if vector[mask + i] != np.float32(0.0) else on_false
+        integer[dst + i] = integer[source + i]
+
+
+@instruction(opcode=0x38, unit=Unit.VECTOR, operands={"dst": INT, "mask": VECTOR, "n": N},
+             reads=(touch("mask", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: o["n"])  # fmt: skip
+def v_red_count(vector, integer, dst, mask, n):
+    """integer[dst] += number of lanes with vector[mask] != 0."""
+    for i in range(n):
+        if vector[mask + i] != np.float32(0.0):
+            integer[dst] += 1
+
+
+@instruction(opcode=0x3F, unit=Unit.VECTOR)
+def v_sync():
+    """Nothing but its semaphores: a token may be taken or given between two loops."""

@@ -1,0 +1,144 @@
+"""A program as flat arrays, for compiled code; and what its instructions amount to when each is retired so many times."""
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+
+import numpy as np
+
+from npu.isa import BY_MNEMONIC, BYTES_PER_ADDRESS, TABLE, Instruction, Memory, Unit
+from npu.program.container import Program, fact_of_program
+from npu.program.registers import SET_UP, Register, set_up
+
+OPERANDS = 10
+FRONTEND, A_NEXT = Unit.FRONTEND, BY_MNEMONIC["A_NEXT"].opcode
+ACCESSES = 5
+QUEUE_OF_UNIT = np.array([-1, 0, 1, 1, 2, 3], np.int64)
+"""Queue of each unit (`hardware.QUEUED_UNITS`): scalar instructions share that of the vector unit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """Columns of `Tables.accesses`."""
+
+    MEMORY = 0
+    WRITE = 1
+    REGISTER = 2
+    ROWS = 3
+    SIZE = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """One row per instruction, int64: `opcode`, `unit` [n]; `operands` [n, 10] in the order of the table; `waits`,
+    `signals` [n, 2] (0: none); `accesses` [n, 5, 5] with the columns of `Access` (memory -1: none), where an access is
+    ROWS runs of SIZE addresses through an address register; `macs`, `lanes` [n]: the work of each."""
+
+    opcode: np.ndarray
+    unit: np.ndarray
+    operands: np.ndarray
+    waits: np.ndarray
+    signals: np.ndarray
+    accesses: np.ndarray
+    macs: np.ndarray
+    lanes: np.ndarray
+
+
+@fact_of_program
+def tabulate(program: Program) -> Tables:
+    """Arrays of a program."""
+    rows = b"".join([_row(low | high << 64) for low, high in program.words.tolist()])
+    table = np.frombuffer(rows, np.int64).reshape(len(program.words), -1)
+    edges = np.cumsum([1, 1, OPERANDS, 2, 2, 5 * ACCESSES, 1]).tolist()
+    opcode, unit, operands, waits, signals, accesses, macs, lanes = (
+        np.ascontiguousarray(columns) for columns in np.split(table, edges, axis=1)
+    )
+    for columns in (opcode, unit, operands, waits, signals, accesses, macs, lanes):
+        columns.setflags(write=False)
+    return Tables(
+        opcode=opcode[:, 0], unit=unit[:, 0], operands=operands, waits=waits, signals=signals,
+        accesses=accesses.reshape(-1, ACCESSES, 5), macs=macs[:, 0], lanes=lanes[:, 0],
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 15)
+def _row(word: int) -> bytes:
+    """The row of an instruction's word (int64): programs of a sweep share most of theirs."""
+    instruction = Instruction.decode(word)
+    spec, values = instruction.spec, instruction.operands
+    touched = [
+        [spec.operands[footprint.operand].memory, write, values[footprint.operand], footprint.rows(values),
+         footprint.size(values)]
+        for footprints, write in ((spec.reads, False), (spec.writes, True)) for footprint in footprints
+    ]  # fmt: skip
+    row = [spec.opcode, spec.unit, *values.values(), *[0] * (OPERANDS - len(values))]
+    row += [*instruction.waits, 0, 0][:2] + [*instruction.signals, 0, 0][:2]
+    row += chain(*touched, [-1] * (5 * (ACCESSES - len(touched))))
+    return array("q", [*row, spec.macs(values), spec.lanes(values)]).tobytes()
+
+
+@fact_of_program
+def address_registers(program: Program) -> dict[int, Register]:
+    """The address registers by number, as the program's set-up leaves them."""
+    result: dict[int, Register] = {}
+    for place, instruction in enumerate(program.instructions):
+        if instruction.mnemonic in SET_UP:
+            set_up(result, instruction, place)
+    return result
+
+
+@fact_of_program
+def bytes_per_instruction(program: Program, memory: Memory) -> np.ndarray:
+    """Bytes that each instruction reads from or writes to a memory (int64 [n])."""
+    accesses = tabulate(program).accesses
+    inside = accesses[:, :, Access.MEMORY] == memory
+    addresses = (inside * accesses[:, :, Access.ROWS] * accesses[:, :, Access.SIZE]).sum(axis=1)
+    return addresses * BYTES_PER_ADDRESS[memory]
+
+
+@fact_of_program
+def address_steps(program: Program) -> np.ndarray:
+    """Addresses that each C_NEXT and A_NEXT moves (int64 [n]): registers used in the loop's body that have a stride at its
+    level, registers that follow the ring."""
+    registers, tables = address_registers(program), tabulate(program)
+    at_level: dict[int, set[int]] = {}
+    on_ring: Counter[int] = Counter()
+    for number, register in registers.items():
+        on_ring[register.ring] += 1
+        for level in register.strides:
+            at_level.setdefault(level, set()).add(number)
+    used: list[set[int]] = []
+    for instruction in program.instructions:
+        o, spec = instruction.operands, instruction.spec
+        queued = spec.unit is not FRONTEND
+        used.append({o[name] for name in spec.addresses} if queued else set())
+    steps = np.zeros(len(used), np.int64)
+    for start, end in program.loop_ends().items():
+        level = int(tables.operands[end, 0])
+        steps[end] = len(set().union(*used[start:end]) & at_level.get(level, set()))
+    for number in np.flatnonzero(tables.opcode == A_NEXT):
+        steps[number] = on_ring[int(tables.operands[number, 0])]
+    return steps
+
+
+def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
+    """Event counts of a run in which instruction i retired `retired[i]` times: the counts that all paths must share.
+
+    Keys: `instructions`, `instructions.<MNEMONIC>`, `macs`, `vector_lanes`, `hbm_read_bytes`, `hbm_write_bytes`.
+    """
+    tables, moved = tabulate(program), bytes_per_instruction(program, Memory.HBM) * retired
+    counts = {"instructions": int(retired.sum())}
+    by_opcode = np.zeros(256, np.int64)
+    np.add.at(by_opcode, tables.opcode, retired)
+    counts |= {
+        f"instructions.{TABLE[opcode].mnemonic}": int(by_opcode[opcode])
+        for opcode in np.flatnonzero(by_opcode).tolist()
+    }
+    for name, work in (("macs", tables.macs), ("vector_lanes", tables.lanes)):
+        works = np.flatnonzero(work)  # as Python's integers: a sum over a run may need more than 64 bits
+        counts[name] = int((work[works].astype(object) * retired[works].astype(object)).sum())
+    counts["hbm_read_bytes"] = int(moved[tables.unit == Unit.DMA_IN].sum())
+    counts["hbm_write_bytes"] = int(moved[tables.unit == Unit.DMA_OUT].sum())
+    return counts

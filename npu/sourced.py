@@ -1,0 +1,43 @@
+"""Numbers that say where they come from: a mapping name -> {value, provenance, source}, as `conf` holds them."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from npu.errors import TripathError
+
+PROVENANCES: tuple[str, ...] = ("published", "synthesis", "derived", "assumed")
+"""As printed; mapped from `rtl/` to a cell library (docs/rtl.md); by a law, a fit or a measurement of ours that the source names;
+without a source. From strong to weak."""
+
+Numbers = Mapping[str, Mapping[str, float | str]]
+FIELDS = {"value", "provenance", "source"}
+
+
+def check_numbers(key: str, numbers: Numbers, names: Sequence[str]) -> None:
+    """Refuse numbers other than exactly `names`, each positive and with a source.
+
+    Raises:
+        TripathError: naming `key` and the number.
+    """
+    for name in (*numbers, *names):
+        if name not in names:
+            raise TripathError(f"{key}.{name}: no such number, one of {', '.join(names)}")
+        row = numbers.get(name)
+        if row is None or set(row) != FIELDS:
+            raise TripathError(
+                f"{key}.{name}: needs value, provenance and source, got {None if row is None else dict(row)}"
+            )
+        value = row["value"]
+        if isinstance(value, str) or not (math.isfinite(value) and value > 0):
+            raise TripathError(f"{key}.{name}.value: must be a positive number, got {value!r}")
+        if row["provenance"] not in PROVENANCES:
+            raise TripathError(
+                f"{key}.{name}.provenance: unknown {row['provenance']!r}, one of {', '.join(PROVENANCES)}"
+            )
+        if not str(row["source"]).strip():
+            raise TripathError(f"{key}.{name}.source: must not be empty")
+
+
+def weakest(numbers: Numbers, *names: str) -> str:
+    """The weakest provenance of some numbers: a result is no better than what it rests on."""
+    return max((str(numbers[name]["provenance"]) for name in names), key=PROVENANCES.index)

@@ -1,0 +1,157 @@
+"""The unquantised reference path equals an independent torch model; commit rules equal brute force and Dream's own loop."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accuracy.quality.decode import Policy, commit, decode, layout, recomputed_rows, sample
+from accuracy.quality.model import Arithmetic, StudyModel
+from dllm.workload import COMMIT_POLICIES, SCORES
+from npu.errors import TripathError
+from tests.accuracy.quality.models import PROMPTS, SPEC, tensors
+from tests.accuracy.torch_llada import TorchLlada
+
+MODEL = StudyModel(SPEC, tensors())
+
+
+def views_of(model, prompts, policy, **options):
+    views = []
+    return decode(model, prompts, policy, observe=views.append, **options), views
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("key_tile", [None, 8, 16])
+def test_logits_equal_an_unbatched_float64_model_with_its_own_cache(cache, key_tile):
+    model = StudyModel(SPEC, tensors(), Arithmetic(key_tile=key_tile))
+    policy = Policy(generation_length=16, block_length=8, steps=8, cache=cache)
+    _, views = views_of(model, PROMPTS, policy)
+    _, first = layout(PROMPTS, policy, model)
+    for row, prompt in enumerate(PROMPTS):
+        oracle = TorchLlada(SPEC, tensors())
+        for view in views:
+            canvas = view.canvas[row, first[row] :].tolist()
+            logits = oracle.block_logits(canvas, len(prompt) + 8 * view.block, 8, view.step, cache)
+            assert logits.abs().max() > 1
+            np.testing.assert_allclose(view.logits[row], logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("commit_policy", COMMIT_POLICIES)
+def test_a_batch_gives_each_sequence_what_it_gets_alone(commit_policy):
+    policy = Policy(generation_length=16, block_length=8, steps=8, commit=commit_policy, threshold=0.3)
+    together = decode(MODEL, PROMPTS, policy)
+    for row, prompt in enumerate(PROMPTS):
+        alone = decode(MODEL, [prompt], policy)
+        assert together.token_ids[row].tolist() == alone.token_ids[0].tolist()
+        assert together.trip_counts[row].tolist() == alone.trip_counts[0].tolist()
+
+
+@pytest.mark.parametrize("arithmetic", [Arithmetic(), Arithmetic(weights="mxint4", activations="mxfp8_e4m3", kv="mxfp4_e2m1",
+                                                                 logits="mxint8", lanes="bf16", sampling="bf16")])  # fmt: skip
+def test_more_padding_changes_nothing(arithmetic):
+    """A longer neighbour adds whole blocks of padding, which only changes the order of sums in torch."""
+    model = StudyModel(SPEC, tensors(), arithmetic)
+    policy = Policy(generation_length=8, block_length=8, steps=1, cache="none")
+    _, alone = views_of(model, PROMPTS[:1], policy)
+    _, padded = views_of(model, [PROMPTS[0], list(range(3, 40))], policy)
+    difference = (alone[0].logits[0] - padded[0].logits[0]).abs()
+    assert difference.max() <= (1e-4 if arithmetic.lanes == "fp32" else 0.05 * alone[0].logits.abs().max())
+
+
+def test_forcing_its_own_canvases_changes_nothing():
+    policy = Policy(generation_length=16, block_length=8, steps=16)
+    free, views = views_of(MODEL, PROMPTS, policy)
+    canvases = {(view.block, view.step): view.canvas for view in views}
+    forced, again = views_of(MODEL, PROMPTS, policy, force=lambda block, step: canvases.get((block, step)))
+    assert torch.equal(free.token_ids, forced.token_ids)
+    assert all(torch.equal(a.logits, b.logits) for a, b in zip(views, again, strict=True))
+
+
+@pytest.mark.parametrize("steps", [2, 4, 16])
+def test_quotas_commit_on_schedule(steps):
+    policy = Policy(generation_length=16, block_length=8, steps=steps)
+    made, views = views_of(MODEL, PROMPTS, policy)
+    assert (made.trip_counts == steps // 2).all()
+    assert all((view.committed.sum(1) == 16 // steps).all() for view in views)
+
+
+values = st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
+rows = st.lists(st.tuples(values, st.booleans()), min_size=8, max_size=8)
+
+
+def ranked(pairs):
+    """Masked positions, best first, the lowest first among equals."""
+    return sorted((i for i, (_, masked) in enumerate(pairs) if masked), key=lambda i: (-pairs[i][0], i))
+
+
+@given(rows, st.sampled_from(["quota", "threshold", "factor"]), st.sampled_from([0.2, 0.6, 1.0, 1.6]))
+def test_commit_rules_against_brute_force(pairs, rule, limit):
+    confidence, masked = torch.tensor([[c for c, _ in pairs]]), torch.tensor([[m for _, m in pairs]])
+    policy = Policy(commit=rule, threshold=limit, factor=limit, steps=8)  # two steps a block: quotas of four
+    order = ranked(pairs)
+    if rule == "quota":
+        expected = order[:4]
+    elif rule == "threshold":
+        expected = [i for i in order if np.float32(pairs[i][0]) >= np.float32(limit)] or order[:1]
+    else:
+        sizes = [
+            n
+            for n in range(1, len(order) + 1)
+            if np.float32(n + 1) * (np.float32(1) - np.float32(pairs[order[n - 1]][0])) < np.float32(limit)
+        ]
+        expected = order[: max(sizes, default=1)]
+    assert commit(confidence, masked, policy, 0)[0].nonzero().flatten().tolist() == sorted(expected)
+
+
+def dream_counts(length, steps, eps=1e-3):
+    """Tokens that Dream's published loop commits at each step of a canvas of masks."""
+    timesteps, masks, counts = torch.linspace(1, eps, steps + 1), length, []
+    for i in range(steps):
+        t, s = timesteps[i], timesteps[i + 1]
+        counts.append(int(masks * (1 - s / t)) if i < steps - 1 else masks)
+        masks -= counts[-1]
+    return counts
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 16, 32])
+@pytest.mark.parametrize("score", SCORES)
+def test_dream_commits_as_its_published_loop(steps, score):
+    policy = Policy(generation_length=32, block_length=32, steps=steps, commit="dream", cache="none", score=score)
+    made, views = views_of(MODEL, PROMPTS, policy)
+    counts = torch.tensor(dream_counts(32, steps))
+    assert not (made.token_ids == SPEC.mask_id).any() or steps < 32
+    for view in views[:steps]:
+        assert (
+            view.committed.sum(1) - counts[view.step]
+        ).abs().max() <= 1  # a floor next to an integer, in float64 here
+    best = views[0].confidence.argmax(1)
+    if counts[0]:
+        assert views[0].committed.gather(1, best[:, None]).all()
+
+
+def test_scores_are_those_of_dream():
+    logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0)) * 3
+    p = logits.double().softmax(-1)
+    top = p.sort(-1, descending=True).values
+    expected = {"maskgit_plus": top[..., 0], "topk_margin": top[..., 0] - top[..., 1], "entropy": (p * p.log()).sum(-1)}
+    for score in SCORES:
+        for kind, tolerance in (("fp64", 1e-12), ("fp32", 1e-5), ("bf16", 0.03)):
+            ids, confidence = sample(logits, score, kind)
+            assert torch.equal(ids, logits.argmax(-1))
+            np.testing.assert_allclose(confidence.double(), expected[score], rtol=tolerance, atol=tolerance)
+
+
+def test_rows_that_the_cache_policies_recompute():
+    place = slice(16, 24)
+    assert recomputed_rows("dual", 0, place, 40) == recomputed_rows("none", 3, place, 40) == slice(0, 40)
+    assert recomputed_rows("prefix", 1, place, 40) == slice(16, 40)
+    assert recomputed_rows("dual", 1, place, 40) == place
+
+
+@pytest.mark.parametrize("change", [{"cache": "all"}, {"commit": "best"}, {"score": "luck"}, {"steps": 7}])
+def test_unknown_policies_are_named(change):
+    with pytest.raises(TripathError, match="workload"):
+        dataclasses.replace(Policy(), **change)

@@ -1,0 +1,1 @@
+"""Jobs and paths as tasks on a Ray cluster."""

@@ -1,0 +1,341 @@
+"""Runs the paths of a job, or the jobs of a sweep, as Ray tasks."""
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, cast
+
+from npu.choices import check_choices, one_of
+from npu.errors import TripathError
+from npu.program import Program
+from npu.program.trace import Trace
+from npu_compiler import schedule
+from tripath.experiment import Experiment
+from tripath.experiment.inputs import TRACE_GIVERS
+from tripath.run.job import INPUT_ERRORS, PathRun, run_path
+from tripath.run.results import Cache, default_folder
+
+CACHE_MODES = ("on", "off")
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+POLL_SECONDS = 0.2
+REACH_SECONDS = 5.0
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 starves them on a machine that does anything else
+    "RAY_task_oom_retries": "2",  # else a task that needs too much memory is tried for ever
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a failed task has several results, of which one is asked for its error
+}  # fmt: skip
+"""Settings of Ray: no notices on the user's screen, and workers that get on; what the user has set stands."""
+
+AUTHENTICATION = "it wants Ray's token, or another than this user's: set RAY_AUTH_MODE=token"
+"""Ray sends its token to an address that a user names only where told to."""
+
+Progress = Callable[[dict[str, str]], None]
+"""Receives what each path is doing, several times a second."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """Where tasks run, what a sweep's jobs take, and where results are kept.
+
+    Attributes:
+        address: An existing Ray cluster, `auto` or `HOST:PORT`; null: one of its own on this machine.
+        num_cpus: Processors of its own cluster; null: all.
+        job_cpus: Processors that a job takes.
+        job_memory_bytes: Memory that a job is promised, so that Ray runs no more at once than fit; null: nothing is.
+        in_flight: Tasks handed to Ray at a time; null: twice what can run at once. A task is a job; of analytical jobs that
+            leave a row alone (`row_only`) up to eight.
+        cache: off: every result is computed, and none kept.
+        cache_folder: Folder of results; null: `$TRIPATH_CACHE`, else `tripath/run/results` below the user's cache folder.
+        cache_limit_bytes: Once a command has computed results, those that were not used for longest are removed until no more
+            bytes are kept; null: none is.
+        sort_by: Metric of a sweep's table and picture, `-METRIC` for the largest first; null: the cost of the most exact
+            path that ran.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = None
+    job_cpus: int = 1
+    job_memory_bytes: int | None = None
+    in_flight: int | None = None
+    cache: str = field(default="on", metadata=one_of(CACHE_MODES))
+    cache_folder: str | None = None
+    cache_limit_bytes: int | None = None
+    sort_by: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "job_cpus", "job_memory_bytes", "in_flight", "cache_limit_bytes"):
+            value = getattr(self, name)
+            optional = value is None and name != "job_cpus"
+            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise TripathError(f"launch.{name}: must be an integer of at least 1, got {value!r}")
+        if self.address is not None and not isinstance(self.address, str):
+            raise TripathError(f"launch.address: must be auto or HOST:PORT, got {self.address!r}")
+        if self.address is not None and self.num_cpus is not None:
+            raise TripathError("launch.num_cpus: is a fact of the cluster where launch.address is given; leave it null")
+        check_choices("launch", self)
+
+    @property
+    def results(self) -> Cache:
+        """The cache of results that these settings name."""
+        if self.cache == "off":
+            return Cache(None)
+        return Cache(default_folder() if self.cache_folder is None else Path(self.cache_folder).absolute())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """`function(shared, *arguments)` in a worker; `shared` is what `prepare` returned, which runs once for each `key`; without
+    `prepare`, `function(*arguments)`. It does `jobs` jobs of a sweep."""
+
+    function: Callable[..., Any]
+    arguments: Sequence[object]
+    key: str = ""
+    prepare: tuple[Callable[..., Any], Sequence[object]] | None = None
+    jobs: int = 1
+
+
+class WorkerLostError(RuntimeError):
+    """A task's worker died, again and again."""
+
+
+def _run_giver(*arguments: Any) -> tuple[PathRun, Trace]:  # noqa: ANN401  those of run_path
+    """The run of a path, and its trace as a value of its own."""
+    run = run_path(*arguments)
+    return run, run.trace
+
+
+class Cluster:
+    """A Ray cluster: started or joined in the background when made; one serves all jobs of a multirun."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._error: Exception | None = None
+        self._ready, self._closing = threading.Event(), threading.Event()
+        os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+
+    def _live(self) -> None:
+        """Start Ray, and stay: the kernel kills Ray's processes when the thread that started them ends."""
+        try:
+            self._start()
+        except Exception as error:  # noqa: BLE001  raised again where the cluster is needed
+            self._error = error
+            self._ready.set()
+            return
+        self._ready.set()
+        self._closing.wait()
+        import ray
+
+        ray.shutdown()
+
+    def _start(self) -> None:
+        address = self._launch.address
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            if address is None:  # "local" starts a cluster even where RAY_ADDRESS names another
+                ray.init(address="local", include_dashboard=False, num_cpus=self._launch.num_cpus,
+                         object_store_memory=OBJECT_STORE_BYTES, **quiet)  # fmt: skip
+                return
+            _reach(address)
+            with _captured_stderr() as complaints:
+                try:
+                    ray.init(address=address, **quiet)
+                except Exception as error:
+                    if "AuthToken" in f"{error}{complaints()}":
+                        raise TripathError(AUTHENTICATION) from None
+                    raise
+
+    def run(
+        self, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], progress: Progress
+    ) -> dict[str, PathRun]:
+        """Run the paths of `experiment` side by side; the program goes to the object store once.
+
+        The timing paths start at once, on the workload's schedule, or where another path gives a trace, when it has.
+
+        Raises:
+            TripathError: the cluster cannot be reached, or a simulator refuses its input.
+        """
+        progress(dict.fromkeys(experiment.paths, "waits for Ray"))
+        self._wait()
+        import ray
+
+        shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
+        pending: dict[str, ray.ObjectRef] = {}
+        giver = experiment.trace_giver
+        if giver:
+            task = _remote(_run_giver, num_cpus=1, num_returns=2)
+            pending[giver], trace = cast("Sequence[ray.ObjectRef]", task.remote(giver, *shared, None, cache))
+        else:
+            trace = ray.put(schedule(experiment.workload))
+        for name in experiment.paths:
+            if name != giver:
+                replayed = None if name in TRACE_GIVERS else trace
+                pending[name] = _remote(run_path, num_cpus=1).remote(name, *shared, replayed, cache)
+        return _collect({name: pending[name] for name in experiment.paths}, giver, progress)
+
+    def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
+        """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
+
+        `show` is called several times a second with the number of jobs that were handed to Ray. Tasks are drawn from
+        `tasks` while Ray starts, then only as there is room.
+
+        Raises:
+            TripathError: the cluster cannot be reached, or is lost.
+        """
+        more, ahead = iter(tasks), deque[Task]()
+        for task in more:
+            ahead.append(task)
+            if self._ready.is_set():
+                break
+        if not ahead:
+            return
+        self._wait()
+        from ray.exceptions import RayError
+
+        try:
+            yield from self._each(chain(ahead, more), show)
+        except (RayError, ConnectionError) as error:
+            raise TripathError(f"launch.address: the Ray cluster is lost ({_first_line(error)})") from None
+
+    def _each(self, tasks: Iterator[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
+        import ray
+
+        launch = self._launch
+        room = launch.in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // launch.job_cpus)
+        resources: dict[str, Any] = {"num_cpus": launch.job_cpus, "memory": launch.job_memory_bytes}
+        shared: dict[str, ray.ObjectRef] = {}
+        running: dict[ray.ObjectRef, Task] = {}
+        remote = lru_cache(_remote)  # Ray sends each anew to its workers
+        try:
+            while True:
+                for task in islice(tasks, room - len(running)):
+                    first: list[object] = []
+                    if task.prepare is not None:
+                        prepare, arguments = task.prepare
+                        if task.key not in shared:
+                            shared[task.key] = remote(prepare, num_cpus=1).remote(*arguments)
+                        first = [shared[task.key]]
+                    running[remote(task.function, **resources).remote(*first, *task.arguments)] = task
+                    show(sum(task.jobs for task in running.values()))
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
+                show(sum(task.jobs for task in running.values()))
+                for reference in done:
+                    yield running.pop(reference), _value(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _wait(self) -> None:
+        self._ready.wait()
+        if self._error is not None:
+            address = self._launch.address
+            what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
+            raise TripathError(f"{what} ({_first_line(self._error)})")
+
+    def close(self) -> None:
+        """Shut a cluster of our own down; leave another's."""
+        self._closing.set()
+        self._thread.join()
+
+
+def _remote(function: Callable[..., Any], **resources: Any) -> Any:  # noqa: ANN401  Ray makes its class as it runs
+    """The function as a Ray task."""
+    import ray
+
+    return ray.remote(**resources)(function)
+
+
+def _value(reference: Any) -> object:  # noqa: ANN401  a reference of Ray
+    """What a task returned, or the error that it ended with."""
+    import ray
+    from ray import exceptions
+
+    try:
+        return ray.get(reference)
+    except exceptions.RayTaskError as error:
+        return error.cause if isinstance(error.cause, INPUT_ERRORS) else error
+    except exceptions.OutOfMemoryError:
+        return WorkerLostError("its worker ran out of memory; give launch.job_memory_bytes, or fewer launch.num_cpus")
+    except (exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.NodeDiedError) as error:
+        return WorkerLostError(f"its worker died, also when tried again ({type(error).__name__}); out of memory?")
+
+
+def _collect(pending: Mapping[str, Any], giver: str | None, progress: Progress) -> dict[str, PathRun]:
+    """Wait for all tasks; the first error ends the others."""
+    import ray
+
+    values: dict[str, PathRun] = {}
+    left = dict(pending)
+    while left:
+        progress({name: _state(name, giver, values) for name in pending})
+        done, _ = ray.wait(list(left.values()), num_returns=1, timeout=POLL_SECONDS)
+        for name in [name for name, reference in left.items() if reference in done]:
+            value = _value(left.pop(name))
+            if isinstance(value, Exception):
+                for reference in left.values():
+                    ray.cancel(reference)
+                if isinstance(value, INPUT_ERRORS):
+                    raise TripathError(str(value)) from None
+                raise value
+            values[name] = cast("PathRun", value)
+    progress({name: _state(name, giver, values) for name in pending})
+    return {name: values[name] for name in pending}
+
+
+def _state(name: str, giver: str | None, values: Mapping[str, PathRun]) -> str:
+    if name in values:
+        return "done, from the cache" if values[name].cached else f"done in {values[name].wall_seconds:.1f} s"
+    if name not in TRACE_GIVERS and giver is not None and giver not in values:
+        return f"waits for {giver}'s trace"
+    return "runs"
+
+
+def _reach(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray itself would end the process after a minute."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise TripathError("must be auto or HOST:PORT")
+    socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what Ray's native code writes to standard error off the screen; yields a function that reads it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def read() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,384 @@
+"""The command line: Hydra composes a configuration, this builds the experiment, runs it and prints what came out."""
+
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from npu.errors import NotInstalledError, TripathError, did_you_mean, print_error
+from tripath.command.composition import INPUT_ERRORS, Composer, build, build_experiment, one_line, resolve, to_yaml
+
+if TYPE_CHECKING:
+    from tripath.cluster.launch import Cluster, Launch
+    from tripath.command.composition import Values
+    from tripath.run.job import Job
+    from tripath.sweeps.multirun import Sweep
+    from tripath.tracking.store import Store, Tracking
+
+PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+PROMPT = "workload.prompt="
+ROW_ONLY = "row_only=true"
+WIDTH_WITHOUT_TERMINAL = "120"
+
+
+def run() -> int:
+    """Run the command line; returns the exit status, the worst one of a multirun."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", WIDTH_WITHOUT_TERMINAL)  # tables in a log need not fit a small screen
+    _command.forget()
+    try:
+        _check_arguments()
+        _main()
+        _command.end_sweep(whole=True)
+    except KeyboardInterrupt:
+        _command.end_sweep(whole=False)
+        _command.close()
+        print_error("interrupted")
+        return INTERRUPTED
+    except (*INPUT_ERRORS, ValueError) as error:  # Hydra refuses combinations of its own flags with ValueError
+        print_error(one_line(error))
+        return BAD_INPUT
+    except Exception:  # noqa: BLE001  a defect of ours has a status of its own
+        traceback.print_exc()
+        return INTERNAL_ERROR
+    finally:
+        _command.end_sweep(whole=False)
+        _command.close()
+        _command.tidy_folder()
+    return max(_command.statuses, default=PASSED)
+
+
+class _Command:
+    """What the jobs of one command share: exit statuses, folders that Hydra makes, a Ray cluster, a tracking store; of a
+    sweep also its settings, what composes its jobs, and the axes that are its own whatever the jobs are given."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self._folder: Path | None = None
+        self._made: list[Path] = []
+        self._before: set[Path] = set()
+        self._cluster: tuple[Launch, Cluster] | None = None
+        self._store: tuple[Tracking, Store] | None = None
+        self._sweep: Sweep | None = None
+        self._composer: Composer | None = None
+        self.shared: tuple[Launch, Tracking, str | None] | None = None
+        self.axes: Mapping[str, Sequence[str]] = {}
+
+    def forget(self) -> None:
+        """Begin anew: a process may run several commands, each in a folder of its own."""
+        self.statuses.clear()
+        self._store = self._sweep = self._composer = self.shared = None
+        self.axes = {}
+
+    def sweep(self, config: DictConfig) -> "Sweep":
+        """The sweep of this command."""
+        from tripath.sweeps.multirun import Sweep
+
+        if self._sweep is None:
+            command = shlex.join(["tripath", "--multirun", *config.hydra.overrides.task])
+            self._sweep = Sweep(folder=Path(config.hydra.sweep.dir).absolute(), command=command)
+        return self._sweep
+
+    def end_sweep(self, *, whole: bool) -> None:
+        """End the sweep, where there is one that has not ended."""
+        sweep, self._sweep = self._sweep, None
+        if sweep is not None:
+            sweep.end(whole=whole)
+            self.statuses.append(sweep.status)
+
+    def composer(self, loader: ConfigLoader, config: DictConfig) -> "Composer":
+        """What composes the jobs of the sweep."""
+        self._composer = self._composer or Composer(loader, config)
+        return self._composer
+
+    def cluster(self, launch: "Launch") -> "Cluster":
+        """The cluster, starting in the background where it is new."""
+        from tripath.cluster.launch import Cluster
+
+        if self._cluster is None or self._cluster[0] != launch:
+            self.close()
+            self._cluster = launch, Cluster(launch)
+        return self._cluster[1]
+
+    def store(self, tracking: "Tracking") -> "Store | None":
+        """The store, opening in the background where it is new; None where nothing is tracked."""
+        from tripath.tracking.store import Store
+
+        if not tracking.enabled:
+            return None
+        if self._store is None or self._store[0] != tracking:
+            self._store = tracking, Store(tracking)
+        return self._store[1]
+
+    def close(self) -> None:
+        """Leave the cluster, and keep the cache of what it computed within its limit."""
+        if self._cluster is not None:
+            launch, cluster = self._cluster
+            cluster.close()
+            launch.results.prune(launch.cache_limit_bytes)
+        self._cluster = None
+
+    def note_folder(self, folder: Path) -> None:
+        """Note what is there before Hydra makes `folder`: its missing parents, the deepest first, and its contents."""
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._folder, self._before = folder, set(folder.iterdir()) if folder.is_dir() else set()
+
+    def tidy_folder(self) -> None:
+        """Remove what Hydra made and nothing was written to."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        for path in set(self._folder.iterdir()) - self._before:
+            _remove_if_empty(path)
+        record = self._folder / "multirun.yaml"
+        if record not in self._before and list(self._folder.iterdir()) == [record]:
+            record.unlink()
+        for path in self._made:
+            _remove_if_empty(path)
+
+
+_command = _Command()
+
+
+class NoteFolder(Callback):
+    """The Hydra callback of conf/config.yaml: it runs before Hydra makes a folder."""
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Note the folder of a run."""
+        _command.note_folder(Path(config.hydra.run.dir).absolute())
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Note the folder of a sweep."""
+        _command.note_folder(Path(config.hydra.sweep.dir).absolute())
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def _main(config: DictConfig) -> None:
+    """One job. It returns whatever happens: an exception or an exit would end a sweep."""
+    try:
+        status = _job(config, Path(HydraConfig.get().runtime.output_dir))
+    except INPUT_ERRORS as error:
+        print_error(f"job {HydraConfig.get().job.num}: {one_line(error)}" if _in_sweep() else one_line(error))
+        status = BAD_INPUT
+    except Exception:  # noqa: BLE001  a defect of ours has a status of its own
+        traceback.print_exc()
+        status = INTERNAL_ERROR
+    _command.statuses.append(status)
+
+
+def _job(config: DictConfig, folder: Path) -> int:
+    """Everything between a configuration and its exit status."""
+    experiment, default_prompt = build_experiment(config)
+    if experiment.settings.baseline:
+        raise TripathError("validation.baseline: is that of a sweep, add --multirun (with hydra/launcher=cluster)")
+    from tripath.cluster.launch import Launch
+    from tripath.tracking.store import Tracking
+
+    launch, tracking = build(Launch, "launch", config.launch), build(Tracking, "tracking", config.tracking)
+    from tripath.report.console import error_out, out, print_outcome, progress
+    from tripath.report.run_report import write_files
+    from tripath.run.job import known_runs, outcome_of, prepare, read_measured
+
+    read_measured(experiment)  # what cannot be read is refused before anything starts
+    prepared = prepare(experiment, default_prompt)
+    if prepared.prompts and prepared.prompts.unknown_words:
+        words = ", ".join(prepared.prompts.unknown_words[:8])
+        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
+    store = _command.store(tracking)
+    program, tokens = prepared.program, prepared.token_ids
+    runs = known_runs(program, experiment, tokens, launch.results)
+    # The input is good. Compiling takes milliseconds, so the slow start begins only now: bad input stays quick.
+    cluster = _command.cluster(launch) if runs is None else None
+    if _in_sweep():
+        out.rule(f"job {HydraConfig.get().job.num}: {' '.join(_overrides())}")
+    with progress() as show:
+        if cluster is not None:
+            runs = cluster.run(program, experiment, tokens, show)
+        if experiment.settings.streams:
+            show({"streams": "run through the DRAM model"})
+        outcome = outcome_of(experiment, prepared, runs or {}, show)
+        if store:
+            show({"mlflow": "opens the store"})
+            store.wait()
+        show({"report": "is written"})
+        configuration, command = OmegaConf.to_yaml(config, resolve=True), shlex.join(["tripath", *_overrides()])
+        write_files(folder, experiment, outcome, configuration=configuration, command=command)
+        tracked = None
+        if store:
+            show({"mlflow": "writes the run"})
+            try:
+                tracked = store.log_folder(folder)
+            except TripathError as error:  # the results are on disk already
+                later = f"the results are kept, `tripath-sync {folder}` logs them later"
+                error_out.print(f"note: {error}; {later}", style="yellow", markup=False)
+    print_outcome(experiment, outcome, tracked, str(folder))
+    return PASSED if outcome.status == "passed" else FAILED
+
+
+def run_jobs(
+    loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[JobReturn]:
+    """Run a batch of jobs, which `job_overrides` make of the master `config`; all batches of a command are one sweep."""
+    from tripath.sweeps.baseline import read_baseline
+
+    sweep = _command.sweep(config)
+    values = [_values(overrides) for overrides in job_overrides]
+    keys = dict.fromkeys(key for row in values for key in row)
+    differ = [key for key in keys if key in _command.axes or len({row.get(key) for row in values}) > 1]
+    numbers = range(first, first + len(values))
+    sweep.swept |= {
+        number: {k: row[k] for k in differ if k in row} for number, row in zip(numbers, values, strict=True)
+    }
+    sweep.commands |= {number: _alone(overrides) for number, overrides in zip(numbers, job_overrides, strict=True)}
+    compose = _command.composer(loader, config)
+
+    def jobs() -> "Iterator[Job]":
+        for number, overrides in zip(numbers, job_overrides, strict=True):
+            try:
+                job, settings = _job_of(*compose(number, overrides), number, overrides, sweep.swept[number])
+                if settings != (_command.shared or settings):
+                    raise TripathError("launch, tracking, validation.baseline: are the same for all jobs of a sweep")
+            except NotInstalledError:  # no job of this sweep will find it
+                raise
+            except INPUT_ERRORS as error:
+                sweep.refuse(number, one_line(error))
+            else:
+                _command.shared = settings
+                yield job
+
+    composed = jobs()
+    head = next(composed, None)
+    if head is not None and _command.shared is not None:
+        launch, tracking, baseline = _command.shared
+        if sweep.launch is None:
+            sweep.baseline = None if baseline is None else read_baseline(baseline)
+            sweep.launch, sweep.store = launch, _command.store(tracking)
+            _command.cluster(launch)
+            if sweep.store:
+                sweep.store.wait()
+        sweep.run(chain([head], composed), _command.cluster(launch))
+    return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in numbers]
+
+
+def run_search(
+    launcher: Launcher, config: DictConfig, arguments: Sequence[str], settings: Mapping[str, object]
+) -> None:
+    """Search a space of designs: what `arguments` sweep are its axes, the rest is the same for all.
+
+    Raises:
+        TripathError: a setting breaks a rule, or no axis is swept.
+    """
+    parsed = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(arguments))}
+    axes = {
+        key: [*map(str, override.sweep_string_iterator())]
+        for key, override in parsed.items()
+        if override.is_sweep_override()
+    }
+    fixed = [str(override.input_line) for key, override in parsed.items() if key not in axes]
+    chosen = _values(fixed).get("numerics", str(config.hydra.runtime.choices.get("numerics", "")))
+    own = {"quality": resolve(settings.get("quality")), "numerics": chosen}
+    from tripath.sweeps.search import Search
+
+    search = build(Search, "hydra.sweeper.search", {**settings, **own})
+    sweep, done = _command.sweep(config), 0
+    sweep.extra, _command.axes = search, axes
+    for batch in search.batches(axes, sweep.rows):
+        last = search.confirm if batch.confirms else [ROW_ONLY]
+        jobs = [[*(f"{key}={value}" for key, value in choice.items()), *fixed, *last] for choice in batch.designs]
+        launcher.launch(jobs, initial_job_idx=done)
+        done += len(jobs)
+
+
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    """What a job is given, by key."""
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        values[key.lstrip("+")] = value
+    return values
+
+
+def _alone(overrides: Sequence[str]) -> str:
+    """The command that runs a job of a sweep alone."""
+    return shlex.join(["tripath", *(each for each in overrides if each != ROW_ONLY)])
+
+
+def _job_of(
+    values: "Values", folder: Path, number: int, overrides: Sequence[str], swept: Mapping[str, str]
+) -> "tuple[Job, tuple[Launch, Tracking, str | None]]":
+    """A job of a sweep, and the settings that all its jobs share."""
+    from tripath.cluster.launch import Launch
+    from tripath.run.job import Job, read_measured
+    from tripath.sweeps.summary import name_of
+    from tripath.tracking.store import Tracking
+
+    experiment, default_prompt = build_experiment(values)
+    read_measured(experiment)
+    row_only = bool(values.get("row_only"))
+    job = Job(
+        number=number, name=name_of(swept) or f"job {number}", folder=folder,
+        experiment=experiment, default_prompt=default_prompt,
+        configuration="" if row_only else to_yaml(values),
+        command=_alone(overrides), row_only=row_only,
+    )  # fmt: skip
+    shared = (
+        build(Launch, "launch", values["launch"]),
+        build(Tracking, "tracking", values["tracking"]),
+        experiment.settings.baseline,
+    )
+    return job, shared
+
+
+def _check_arguments() -> None:
+    """Refuse unknown flags in one line, and let a prompt hold any character."""
+    if "--multirun" not in sys.argv and "-m" not in sys.argv:
+        sys.argv[1:] = [quote_prompt(argument) for argument in sys.argv[1:]]
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        unknown, flags = message.rpartition(" ")[2], re.findall(r"--[a-z-]+", parser.format_usage())
+        near = did_you_mean(unknown, flags) if unknown.startswith("-") else ""
+        raise TripathError(f"arguments: {message}; see tripath --help{near}")
+
+    parser.error = refuse
+    parser.parse_args()
+
+
+def quote_prompt(argument: str) -> str:
+    """`workload.prompt=TEXT` with TEXT quoted: in Hydra's grammar commas, brackets and signs have a meaning."""
+    text = argument.removeprefix(PROMPT)
+    if text in (argument, "null") or text[:1] in ("'", '"'):
+        return argument
+    # A backslash has a meaning only before what it escapes: an interpolation, a quote, and the closing quote.
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + ('\\"' if run[2] else ""), escaped)
+    return f'{PROMPT}"{escaped}"'
+
+
+def _remove_if_empty(path: Path) -> None:
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task)

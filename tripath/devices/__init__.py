@@ -1,8 +1,0 @@
-"""Other hardware on the same workload: `graph` lists the work of each phase, `device` is a roofline that prices it."""
-
-from tripath.devices.device import SOFTWARE, Device, DeviceRun, run_workload
-from tripath.devices.graph import PHASES, Operation, Shape, phase_operations, steps_of
-
-__all__ = [
-    "PHASES", "SOFTWARE", "Device", "DeviceRun", "Operation", "Shape", "phase_operations", "run_workload", "steps_of",
-]  # fmt: skip

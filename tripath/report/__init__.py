@@ -1,0 +1,1 @@
+"""Pages, pictures, traces and the terminal: what a run shows."""

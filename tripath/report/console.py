@@ -1,0 +1,181 @@
+"""What a run prints: progress while it works, then text, tables and where to look."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from npu.metrics import Table as Rows
+from tripath.experiment import Experiment, Outcome
+from tripath.report.headline import energy_line, headline, verdicts
+
+LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase", "note", "given")
+SHOWN_PROMPTS = 4
+LINE_SECONDS = 10.0
+STYLES = {"passed": "green", "failed": "bold red", "bad input": "red", "internal error": "bold red"}
+
+out = Console(highlight=False, soft_wrap=False)
+error_out = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Tracked(Protocol):
+    """Where a run is found (tripath.tracking.store.Tracked)."""
+
+    @property
+    def run_id(self) -> str:
+        """Identifier of the run."""
+        ...
+
+    @property
+    def command(self) -> str:
+        """Shell command that opens the store."""
+        ...
+
+    @property
+    def page(self) -> str:
+        """Address of the run."""
+        ...
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[dict[str, str]], None]]:
+    """A status line: the state of each path and how long it has been in it; plain lines where no terminal is."""
+    since: dict[str, tuple[str, float]] = {}
+
+    with out.status("starting") as status:
+
+        def show(state: dict[str, str]) -> None:
+            now = time.monotonic()
+            for name in set(since) - set(state):
+                del since[name]
+            for name, what in state.items():
+                if since.get(name, ("", 0.0))[0] != what:
+                    since[name] = what, now
+                    if not out.is_terminal:
+                        out.print(f"  {name}: {what}", markup=False)
+            status.update(Text("   ").join(_state(name, what, now - since[name][1]) for name, what in state.items()))
+
+        yield show
+
+
+@contextmanager
+def sweep_progress() -> Iterator[Callable[[Sequence[str], int, int], None]]:
+    """A bar: verdicts so far of how many jobs, how many of them were handed out, time to the end; where no terminal is, a
+    line now and then."""
+    began, printed = time.monotonic(), 0.0
+    columns = (BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("waits for Ray", total=None)
+
+        def show(verdicts: Sequence[str], total: int, running: int) -> None:
+            nonlocal printed
+            done, now = len(verdicts), time.monotonic()
+            bad = sum(verdict not in ("passed", "infeasible") for verdict in verdicts)
+            left = f", {format_clock((now - began) / done * (total - done))} left" if 0 < done < total else ""
+            text = f"{done} of {total} jobs done, {running} handed out, {bad} failed{left}"
+            bar.update(task, completed=done, total=total, description=text)
+            if not out.is_terminal and (now - printed > LINE_SECONDS or done == total):
+                printed = now
+                out.print(f"  {text}", markup=False)
+
+        yield show
+
+
+def format_clock(seconds: float) -> str:
+    """Seconds as M:SS."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _state(name: str, what: str, elapsed: float) -> Text:
+    seconds = "" if what.startswith("done") else f" {elapsed:.0f} s"
+    return Text.assemble(f"{name} ", (what + seconds, "dim"))
+
+
+def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | None, folder: str) -> None:
+    """Generated text, headline metrics, discrepancies, and where everything is."""
+    if outcome.generated:
+        for prompt, text in list(zip(outcome.generated.prompts, outcome.generated.texts, strict=True))[:SHOWN_PROMPTS]:
+            out.print()
+            out.print(Text.assemble(("prompt  ", "dim"), prompt))
+            out.print(Text.assemble(("answer  ", "dim"), (text, "bold")))
+        steps = " + ".join(map(str, outcome.generated.trip_counts))
+        out.print(Text(f"        {steps} denoising steps in {len(outcome.generated.trip_counts)} blocks", style="dim"))
+    if outcome.program is not None:
+        words = f"{len(outcome.program.words):,} instruction words"
+        out.print()
+        out.print(
+            table_of(f"{experiment.model.name} on {experiment.hardware.name}, {words}", headline(experiment, outcome))
+        )
+        if line := energy_line(outcome):
+            out.print(line, soft_wrap=True)
+        if "accuracy" in outcome.results:
+            _print_accuracy(outcome.results["accuracy"].metrics)
+    if outcome.reference_only:
+        out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True, markup=False)
+    if "quality" in outcome.results:
+        _print_quality(outcome.results["quality"].metrics)
+    took = [f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items() if name not in outcome.cached]
+    if took:
+        out.print(Text(f"simulated in {', '.join(took)}", style="dim"))
+    if outcome.cached:
+        out.print(Text(f"from the cache: {', '.join(outcome.cached)}", style="dim"))
+    out.print()
+    for title, table in outcome.tables.items():
+        out.print(table_of(title, table))
+        out.print()
+    if outcome.discrepancies:
+        out.print(table_of("cross-validation", verdicts(outcome)))
+    out.print(verdict_line(outcome), style=STYLES[outcome.status])
+    print_places(folder, tracked)
+
+
+def print_places(folder: str, tracked: Tracked | None) -> None:
+    """Where the files of a run or a sweep are, and its page."""
+    out.print(f"files   {folder}", soft_wrap=True, markup=False)
+    if tracked:
+        out.print(f"mlflow  run {tracked.run_id}, opened with", soft_wrap=True, markup=False)
+        out.print(f"        {tracked.command}", soft_wrap=True, markup=False)
+        out.print(f"        {tracked.page}", soft_wrap=True, markup=False)
+
+
+def verdict_line(outcome: Outcome) -> str:
+    """What the checks amount to; a kind that `fail_on` leaves out is reported all the same."""
+    failed = len(outcome.failures)
+    missed = sum(not row.passed for row in outcome.discrepancies) - failed
+    verdict = f"{failed} checks failed" if failed else "all checks hold" if outcome.discrepancies else "no checks"
+    if missed:
+        verdict += f" but {missed} of a kind that is only reported (validation.fail_on)"
+    return verdict
+
+
+def _print_accuracy(metrics: Mapping[str, float]) -> None:
+    out.print(
+        f"accuracy: {metrics['generated_tokens']:.0f} tokens, agreement with the FP32 reference "
+        f"{metrics['token_agreement']:.3f}, logit KL {metrics['logit_kl']:.2g} nats",
+        soft_wrap=True,
+    )
+
+
+def _print_quality(metrics: Mapping[str, float]) -> None:
+    out.print(
+        f"quality: {metrics['solved']:.0f} of {metrics['problems']:.0f} held-out problems solved, exact match "
+        f"{metrics['exact_match']:.3f} ({metrics['exact_match_low']:.3f} to {metrics['exact_match_high']:.3f}), "
+        f"{metrics['steps_per_block']:.2f} steps per block, logit KL {metrics['logit_kl']:.2g} nats",
+        soft_wrap=True,
+    )
+
+
+def table_of(title: str, rows: Rows) -> Table:
+    """A table of text cells as the console shows it; verdicts are coloured."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    for column in rows.columns:
+        side = "left" if column in LEFT_COLUMNS else "right"
+        table.add_column(column, header_style="underline", justify=side, overflow="fold")
+    for row in rows.rows:
+        table.add_row(*(Text(str(cell), style=STYLES.get(str(cell), "")) for cell in row))
+    return table

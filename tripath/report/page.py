@@ -1,0 +1,139 @@
+"""Pages for people: one HTML file that loads nothing, light and dark, on a phone as on a screen. All text is escaped."""
+
+import base64
+import html
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from npu.metrics import Table
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for the page: nothing that is not in it."""
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --mark: 64 120 192; --good: #1f7a33; --bad: #c22a2a; }
+@media (prefers-color-scheme: dark) {
+  :root { --good: #6cc784; --bad: #ff8a80; }
+  body { background: #17191d; color: #e2e4e8; } a { color: #8ab4f8; }
+  figure img { filter: invert(.9) hue-rotate(180deg); }
+}
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 0 auto; padding: .5rem 1rem 3rem; }
+h1, p, summary { overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: .8rem 0 .4rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .4rem; }
+nav { display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: .4rem 0; border-bottom: 1px solid var(--line); }
+.wide { overflow-x: auto; margin: .5rem 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { font-weight: 600; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
+.note { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+tr:hover td { background: var(--soft); }
+pre { overflow-x: auto; padding: .7rem; border: 1px solid var(--line); border-radius: .4rem; background: var(--soft); }
+figure { margin: .5rem 0 1.2rem; } figure img { display: block; max-width: 100%; border-radius: .4rem; }
+figcaption, .caption { opacity: .8; font-size: .92em; max-width: 46rem; }
+details { margin: .6rem 0; } summary { cursor: pointer; padding: .2rem 0; }
+.verdict { font-size: 1.1rem; font-weight: 600; padding: .4rem .8rem; border-left: .35rem solid; background: var(--soft); }
+.passed { color: var(--good); } .failed, .bad, .internal { color: var(--bad); font-weight: 600; }
+.bar { display: inline-block; height: .75em; border-radius: 2px; background: rgb(var(--mark)); vertical-align: baseline; }
+.block { display: grid; grid-template-columns: repeat(8, minmax(0, 5rem)); gap: 3px; margin: .2rem 0 .9rem; }
+.token { background: rgb(var(--mark) / var(--late)); border: 1px solid var(--line); border-radius: 3px; padding: .1rem 0;
+  text-align: center; font-size: .9rem; line-height: 1.3; overflow-wrap: anywhere; }
+.token b { display: block; font-weight: 600; } .token small { opacity: .85; }
+@media (max-width: 40rem) { figure img { max-width: none; width: 36rem; } .token { font-size: .75rem; } }
+"""
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page of parts that are HTML; its headings are listed on top."""
+    headings = [re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', part) for part in parts]
+    links = "".join(f'<a href="#{name}">{text}</a>' for found in headings for name, text in found)
+    head = (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+        f'initial-scale=1"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>"
+    )
+    first, *rest = parts
+    return "\n".join([head, first, f"<nav>{links}</nav>", *rest, "</html>\n"])
+
+
+def heading(text: str) -> Markup:
+    """The heading of a section, which the list on top leads to."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return Markup(f'<h2 id="{name}">{html.escape(text)}</h2>')
+
+
+def verdict(text: str, *, good: bool) -> Markup:
+    """The first line of a page."""
+    return Markup(f'<p class="verdict {"passed" if good else "failed"}">{html.escape(text)}</p>')
+
+
+def caption(text: str) -> Markup:
+    """How to read what stands below."""
+    return Markup(f'<p class="caption">{html.escape(text)}</p>')
+
+
+def table(rows: Table) -> Markup:
+    """A table, in a box of its own that scrolls where it is wider than the screen."""
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in rows.columns)
+    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows.rows)
+    return Markup(f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>')
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Markup):
+        return f'<td class="text">{value}</td>'
+    text = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    mark = f' class="{text}"' if text in {"passed", "failed", "bad input", "internal error"} else ""
+    return f"<td{mark}>{html.escape(text)}</td>"
+
+
+def bar(share: float) -> Markup:
+    """A share of 0 to 1 as a bar."""
+    return Markup(f'<span class="bar" style="width:{9 * share:.2f}rem"></span>')
+
+
+def folded(summary: str, content: str) -> Markup:
+    """Content that is shown when its summary is clicked."""
+    return Markup(f"<details><summary>{html.escape(summary)}</summary>{content}</details>")
+
+
+def code(text: str) -> Markup:
+    """Text as it is."""
+    return Markup(f"<pre>{html.escape(text)}</pre>")
+
+
+def inline_code(text: str) -> Markup:
+    """A name or a value."""
+    return Markup(f"<code>{html.escape(text)}</code>")
+
+
+def wrapped(text: str) -> Markup:
+    """A sentence, also in a table."""
+    return Markup(f'<div class="note">{html.escape(text)}</div>')
+
+
+def picture(path: Path, text: str) -> Markup:
+    """A PNG inside the page, and how to read it."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    image = f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+    return Markup(f'<figure><div class="wide">{image}</div><figcaption>{html.escape(text)}</figcaption></figure>')
+
+
+def link(target: str, text: str) -> Markup:
+    """A link to a file beside the page."""
+    return Markup(f'<a href="{html.escape(target)}">{html.escape(text)}</a>')
+
+
+def reproduce(command: str, commit: str | None) -> Markup:
+    """What to paste to run it again."""
+    if commit is None:
+        return code(command)
+    clean = commit.removesuffix("-dirty")
+    changed = "    # and what was changed since" if clean != commit else ""
+    return code(f"git checkout {shlex.quote(clean)}{changed}\n{command}")

@@ -1,0 +1,1 @@
+"""One run: compile, run paths, compare; results by content."""

@@ -1,0 +1,1 @@
+"""Many runs: a sweep and its driver, searches, tables, baselines, verdicts."""

@@ -1,0 +1,226 @@
+"""What a sweep found against what it found before: every metric of every job, held to a file that is kept in a repository.
+
+`python -m tripath.sweeps.baseline FOLDER [FILE]` makes the file of the sweep in FOLDER; without FILE, the one that it was
+compared with.
+"""
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from npu.errors import TripathError, did_you_mean, print_error
+from npu.files import write_atomically
+from tripath.sweeps.folders import job_reports
+from tripath.tracking.record import FILE as RECORD
+
+Value = int | float | str
+
+KEY = "validation.baseline"
+PACKAGED = Path(str(files("tripath.validation"))) / "data" / "baseline"
+"""Baselines that come with the package; a name without a slash and suffix is one of these."""
+FLOAT_TOLERANCE = 1e-6
+"""Relative, of numbers with a fraction: libraries of other machines add in another order. Whole numbers and texts are equal."""
+TOLERANCES = {"accuracy.logit_kl": 0.01}
+"""What a new baseline says of its own: the reference is FP32 in the host's BLAS, and the divergence is what cancels."""
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """The metrics of each job by the job's name. `tolerances` (relative) by a pattern of metric names, the first that fits."""
+
+    jobs: Mapping[str, Mapping[str, Value]]
+    tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)
+    schema_version: int = SCHEMA_VERSION
+
+    def tolerance(self, metric: str, expected: Value) -> float:
+        """How far a metric may be from `expected`, relative."""
+        own = next((value for pattern, value in self.tolerances.items() if fnmatchcase(metric, pattern)), None)
+        if own is not None:
+            return own
+        return FLOAT_TOLERANCE if isinstance(expected, float) and not expected.is_integer() else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """A metric of a job that is not what it was; None: it is not there. `metric` None: the whole job is not."""
+
+    job: str
+    metric: str | None = None
+    old: Value | None = None
+    new: Value | None = None
+    tolerance: float = 0.0
+
+    def __str__(self) -> str:
+        """One line without the job."""
+        if self.metric is None:
+            return "in the baseline, but gave no results" if self.new is None else "not in the baseline"
+        if self.old is None:
+            return f"{self.metric}: not in the baseline, is {self.new}"
+        if self.new is None:
+            return f"{self.metric}: was {self.old}, is not there"
+        if isinstance(self.old, str) or isinstance(self.new, str):
+            return f"{self.metric}: was {self.old}, is {self.new}"
+        change = f"{100 * (self.new - self.old) / abs(self.old):+.3g} %, " if self.old else ""
+        return f"{self.metric}: was {self.old:.12g}, is {self.new:.12g} ({change}tolerance {self.tolerance:g})"
+
+
+def facts_of(report: Mapping[str, Any]) -> dict[str, Value]:
+    """Everything in a report.json that a run again would find again: metrics, digests, checks by kind, but no wall time."""
+    program, generation = report["program"], report["generation"]
+    facts: dict[str, Value] = {} if program is None else {f"program.{key}": value for key, value in program.items()}
+    for simulator in report["simulators"].values():
+        facts |= simulator["metrics"]
+    for name, metrics in report["devices"].items():
+        facts |= {f"devices.{name}.{key}": value for key, value in metrics.items()}
+    for row in report["discrepancies"]:
+        kind = f"checks.{row['kind']}"
+        facts[kind] = int(facts.get(kind, 0)) + 1
+    if generation is not None:
+        tokens = json.dumps([row["token_ids"] for row in generation["sequences"]])
+        facts["generation.token_digest"] = hashlib.sha256(tokens.encode()).hexdigest()
+        facts["generation.trip_counts"] = " ".join(map(str, generation["trip_counts"]))
+    return {name: _plain(value) for name, value in facts.items()}
+
+
+def _plain(value: Value) -> Value:
+    """A whole number as an integer, so that a file reads well."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def compare(baseline: Baseline, found: Mapping[str, Mapping[str, Value]]) -> list[Drift]:
+    """Every drift, by job; of a job that is on one side alone, that."""
+    drifts = [Drift(job=job) for job in baseline.jobs if job not in found]
+    for job, facts in found.items():
+        expected = baseline.jobs.get(job)
+        if expected is None:
+            drifts.append(Drift(job=job, new="new"))
+            continue
+        for metric in sorted({*expected, *facts}):
+            old, new = expected.get(metric), facts.get(metric)
+            tolerance = 0.0 if old is None else baseline.tolerance(metric, old)
+            if not _within(old, new, tolerance):
+                drifts.append(Drift(job=job, metric=metric, old=old, new=new, tolerance=tolerance))
+    return drifts
+
+
+def _within(old: Value | None, new: Value | None, tolerance: float) -> bool:
+    if old is None or new is None or isinstance(old, str) or isinstance(new, str):
+        return old == new
+    return old == new or abs(new - old) <= tolerance * abs(old)
+
+
+def place_of(name: str) -> Path:
+    """The file that `validation.baseline` names."""
+    return Path(name) if "/" in name or name.endswith(".json") else PACKAGED / f"{name}.json"
+
+
+def read_baseline(name: str) -> Baseline:
+    """The baseline that `validation.baseline` names.
+
+    Raises:
+        TripathError: it cannot be read, or is none.
+    """
+    path = place_of(name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        near = did_you_mean(name, [file.stem for file in PACKAGED.glob("*.json")])
+        raise TripathError(f"{KEY}: cannot read {path} ({error.strerror}){near}") from None
+    except ValueError as error:
+        raise TripathError(f"{KEY}: {path} is not JSON ({error})") from None
+    if not isinstance(content, dict) or set(content) != {"schema_version", "tolerances", "jobs"}:
+        raise TripathError(f"{KEY}: {path}: must have schema_version, tolerances and jobs alone")
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise TripathError(f"{KEY}: {path}: schema_version must be {SCHEMA_VERSION}, got {content['schema_version']}")
+    for what, table in (("tolerances", content["tolerances"]), ("jobs", content["jobs"])):
+        if not isinstance(table, dict):
+            raise TripathError(f"{KEY}: {path}: {what} must be a table, got {table!r}")
+    for metric, value in content["tolerances"].items():
+        if not _is_number(value) or not 0 <= value < 1:
+            raise TripathError(f"{KEY}: {path}: the tolerance of {metric} must be from 0 to below 1, got {value!r}")
+    for job, facts in content["jobs"].items():
+        if not isinstance(facts, dict):
+            raise TripathError(f"{KEY}: {path}: job {job!r} must be a table of metrics, got {facts!r}")
+        wrong = next((metric for metric, value in facts.items() if not _is_value(value)), None)
+        if wrong is not None:
+            raise TripathError(
+                f"{KEY}: {path}: {wrong} of job {job!r} must be a number or a text, got {facts[wrong]!r}"
+            )
+    return Baseline(**content)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_value(value: object) -> bool:
+    return isinstance(value, str) or _is_number(value)
+
+
+def read_sweep(folder: Path) -> dict[str, dict[str, Value]]:
+    """What the jobs below the folder of a sweep found, by the names of the jobs.
+
+    Raises:
+        TripathError: there is none.
+    """
+    reports = job_reports(folder)
+    if not reports:
+        raise TripathError(f"{folder}: no job of a sweep below (NUMBER/report.json)")
+    found: dict[str, dict[str, Value]] = {}
+    for path in reports:
+        try:
+            name = json.loads(path.with_name(RECORD).read_text(encoding="utf-8"))["name"]
+            found[name] = facts_of(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TripathError(f"{path.parent}: not the folder of a job") from None
+    return found
+
+
+def update(folder: Path, name: str | None = None) -> str:
+    """Make the baseline of a sweep's folder, with the tolerances of the one that it takes the place of; returns what it did.
+
+    Raises:
+        TripathError: the folder is not one of a sweep, or the old file is no baseline.
+        OSError: a file cannot be read or written.
+    """
+    found = read_sweep(folder)
+    if name is None:
+        config = yaml.safe_load(next(folder.glob("*/config.yaml")).read_text(encoding="utf-8"))
+        name = config["validation"].get("baseline")
+    if name is None:
+        raise TripathError(f"{folder}: was compared with no baseline; give FILE")
+    path = place_of(name)
+    old = read_baseline(name) if path.exists() else Baseline(jobs={})
+    new = Baseline(jobs=found, tolerances=old.tolerances)
+    changed = compare(Baseline(jobs=old.jobs, tolerances={"*": 0.0}), found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(asdict(new), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    lines = [*(f"{drift.job}: {drift}" for drift in changed), f"{path}: {len(found)} jobs, {len(changed)} changes"]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m tripath.sweeps.baseline FOLDER [FILE]`."""
+    if not 1 <= len(arguments) <= 2:
+        print_error("usage: python -m tripath.sweeps.baseline FOLDER [FILE]")
+        return 2
+    try:
+        sys.stdout.write(update(Path(arguments[0]), *arguments[1:]))
+    except (TripathError, OSError) as error:
+        print_error(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,244 @@
+"""What a sweep found of quality: `quality.csv`, `quality.md` and pictures beside its other files.
+
+Pictures are `pareto.png` (exact match over denoising steps, and over cycles) where jobs differ in steps, else
+`exact_match.png` and `logit_kl.png`.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tripath.sweeps.summary import Row, axes_of, is_number, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TABLE, PAGE, PARETO = "quality.csv", "quality.md", "pareto.png"
+EXACT_MATCH, STEPS, LOGIT_KL = "quality.exact_match", "quality.steps_per_block", "quality.logit_kl"
+CYCLES, ENERGY = (
+    ("cycle.makespan_cycles", "analytical.estimated_cycles"),
+    ("cycle.energy_joules", "analytical.energy_joules"),
+)
+"""Costs of the program, by the most exact path that ran."""
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "steps/block": (".2f", STEPS), "arg max flips": (".4f", "quality.argmax_flips"),
+    "transfer overlap": (".4f", "quality.transfer_overlap"),
+}  # fmt: skip
+"""Headings: format, and the metrics that stand below it, beside exact match and logit KL."""
+CACHE_AXES = {"scheme", "numerics.kv"}
+CACHE_COLUMNS: dict[str, tuple[str, ...]] = {
+    "attention error": (".4f", "quality.attention_error"),
+    "K drift, blocks / steps": (".3f", "quality.drift_blocks_k", "quality.drift_steps_k"),
+    "V drift, blocks / steps": (".3f", "quality.drift_blocks_v", "quality.drift_steps_v"),
+    "KV bytes/token": (".1f", "quality.kv_bytes_per_token"),
+}
+"""Columns that say something where one of `CACHE_AXES` is swept."""
+REFERENCE_ONLY = "reference path only"
+TITLES = {
+    EXACT_MATCH: "exact match (95 % Wilson interval)",
+    LOGIT_KL: "logit KL to FP32 on the same canvas, nats (± standard error)",
+}
+PANELS = {"simulator.quality.planted": "planted K outliers that leave the function as it is, gain"}
+"""Axes whose short name says too little above a picture."""
+SMALLEST_KL = 1e-9
+TICKS = 6
+
+
+def write_quality(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """Write table and pictures of the jobs that have the path, and hand back their names; none, where no job has."""
+    known = [row for row in sorted(rows, key=lambda row: row.number) if EXACT_MATCH in row.metrics]
+    if not known:
+        return []
+    _write_csv(folder / TABLE, known)
+    (folder / PAGE).write_text(markdown(known), encoding="utf-8")
+    steps = [row.metrics[STEPS] for row in known]
+    if max(steps) > min(steps):
+        _draw_pareto(folder / PARETO, known)
+        return [TABLE, PAGE, PARETO]
+    pictures = {metric: f"{metric.partition('.')[2]}.png" for metric in TITLES}
+    for metric, name in pictures.items():
+        _draw(folder / name, known, metric)
+    return [TABLE, PAGE, *pictures.values()]
+
+
+def cost(row: Row, names: Sequence[str]) -> float | None:
+    """What the most exact path that ran says of the program; None: there is no program."""
+    return next((row.metrics[name] for name in names if name in row.metrics), None)
+
+
+def beyond(row: Row) -> str:
+    """The choice that no program carries out; empty where one does."""
+    return str((row.report or {}).get("reference_only") or "")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table for documents: exact match with its interval, logit KL with its error, costs against the first job's.
+
+    A column of `COLUMNS` whose cells are all alike is left out.
+    """
+    axes = axes_of(rows)
+    base = {
+        names: next((known for row in rows if (known := cost(row, names)) is not None), None)
+        for names in (CYCLES, ENERGY)
+    }
+    columns = {short(axis, axes): [row.swept.get(axis, "") for row in rows] for axis in axes}
+    columns["exact match"] = [_exact_match(row) for row in rows]
+    columns["logit KL, nats"] = [
+        f"{row.metrics[LOGIT_KL]:.2g} ± {row.metrics[f'{LOGIT_KL}_error']:.1g}" for row in rows
+    ]
+    for heading, (form, *names) in (COLUMNS | (CACHE_COLUMNS if CACHE_AXES & set(axes) else {})).items():
+        cells = [" / ".join(format(row.metrics[name], form) for name in names if name in row.metrics) for row in rows]
+        if len(set(cells)) > 1:
+            columns[heading] = cells
+    if any(base.values()) or any(map(beyond, rows)):
+        columns["cycles"] = [
+            _cost(row, CYCLES, base[CYCLES], ",.0f") or (REFERENCE_ONLY if beyond(row) else "") for row in rows
+        ]
+        columns["energy, J"] = [_cost(row, ENERGY, base[ENERGY], ".3g") for row in rows]
+    lines = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _exact_match(row: Row) -> str:
+    low, high = _interval(row)
+    return f"{row.metrics[EXACT_MATCH]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _cost(row: Row, names: Sequence[str], base: float | None, form: str) -> str:
+    value = cost(row, names)
+    if value is None or base is None:
+        return ""
+    return format(value, form) + ("" if value == base else f" ({value / base - 1:+.1%})")
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    return row.metrics[f"{EXACT_MATCH}_low"], row.metrics[f"{EXACT_MATCH}_high"]
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Every job with its axes, what no program carries out, all metrics of the path, and the program's cycles and energy."""
+    axes = axes_of(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics if name.startswith("quality.")))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["job", *axes, "reference_only", *names, "cycles", "energy_joules"])
+        for row in rows:
+            given = [row.swept.get(axis, "") for axis in axes]
+            table.writerow([row.number, *given, beyond(row), *(row.metrics.get(name, "") for name in names),
+                            cost(row, CYCLES), cost(row, ENERGY)])  # fmt: skip
+
+
+def _draw(path: Path, rows: Sequence[Row], metric: str) -> None:
+    """The metric over the axis with most values, a colour for each value of the next, a panel for each of the third."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axes = axes_of(rows)
+    values = {axis: list(dict.fromkeys(row.swept.get(axis, "") for row in rows)) for axis in axes}
+    x, colour, panel = [*sorted(axes, key=lambda axis: -len(values[axis])), "", "", ""][:3]
+    panels = {value: [row for row in rows if row.swept.get(panel, "") == value] for value in values.get(panel, [""])}
+    width = max(6.0, 0.75 * len(values.get(x, [""])) + 2)
+    figure = Figure(figsize=(width, 4.2 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    told = PANELS.get(panel, short(panel, axes))
+    plots = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for plot, (value, members) in zip(plots, panels.items(), strict=True):
+        places = list(dict.fromkeys(row.swept.get(x, "") for row in members))
+        groups: dict[str, list[Row]] = {}
+        for row in members:
+            groups.setdefault(row.swept.get(colour, ""), []).append(row)
+        for number, (name, group) in enumerate(groups.items()):
+            if len(group) == 1 and len(places) > 1:  # what the others are compared with
+                plot.axhline(group[0].metrics[metric], color="0.4", linestyle="--", linewidth=1, label=name)
+                continue
+            offset = (number - (len(groups) - 1) / 2) * 0.7 / len(groups)
+            _errors(plot, [places.index(row.swept.get(x, "")) + offset for row in group], group, metric, name)
+        plot.set_xticks(range(len(places)), places, rotation=40, ha="right")
+        plot.set_title(TITLES[metric] + (f"; {told} {value}" if panel else ""), fontsize=10)
+        plot.set_xlabel(short(x, axes) if x else "")
+        if metric == LOGIT_KL:
+            plot.set_yscale("log")
+        plot.grid(axis="y", alpha=0.3)
+        if colour:
+            plot.legend(
+                title=short(colour, axes), fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+            )
+    figure.savefig(path, dpi=100)
+
+
+def _errors(plot: "Axes", places: Sequence[float], rows: Sequence[Row], metric: str, label: str) -> None:
+    """Points with the interval of exact match, or the standard error of the logit KL."""
+    if metric == EXACT_MATCH:
+        shares, bounds = [row.metrics[metric] for row in rows], [_interval(row) for row in rows]
+        error: list[float] | list[list[float]] = [
+            [share - low for share, (low, _) in zip(shares, bounds, strict=True)],
+            [high - share for share, (_, high) in zip(shares, bounds, strict=True)],
+        ]
+    else:
+        shares = [max(row.metrics[metric], SMALLEST_KL) for row in rows]
+        error = [row.metrics[f"{metric}_error"] for row in rows]
+    plot.errorbar(places, shares, yerr=error, fmt="o", markersize=4, capsize=2, label=label)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, share) that no other beats in both, the cheapest first."""
+    best, kept = -math.inf, []
+    for place, share in sorted(points, key=lambda point: (point[0], -point[1])):
+        if share > best:
+            best = share
+            kept.append((place, share))
+    return kept
+
+
+def _draw_pareto(path: Path, rows: Sequence[Row]) -> None:
+    """Exact match over steps per block, and over the cycles of those that have a program; a colour for each policy."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axes = axes_of(rows)
+    numeric = [axis for axis in axes if all(is_number(row.swept[axis]) for row in rows if axis in row.swept)]
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        series.setdefault(
+            " ".join(row.swept[axis] for axis in axes if axis in row.swept and axis not in numeric), []
+        ).append(row)
+    costs: dict[str, Mapping[int, float]] = {
+        "denoising steps per block": {row.number: row.metrics[STEPS] for row in rows}
+    }
+    cycles = {row.number: value for row in rows if (value := cost(row, CYCLES)) is not None}
+    if cycles:
+        costs["cycles of the program at that many steps"] = cycles
+    figure = Figure(figsize=(6.5 * len(costs), 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    plots = figure.subplots(1, len(costs), squeeze=False)[0]
+    for plot, (label, of_row) in zip(plots, costs.items(), strict=True):
+        for number, (name, members) in enumerate(series.items()):
+            points = sorted(
+                (of_row[row.number], row.metrics[EXACT_MATCH], row.number) for row in members if row.number in of_row
+            )
+            if not points:
+                continue
+            by_number = {row.number: row for row in members}
+            hollow = all(beyond(row) for row in members)
+            style = {"color": f"C{number}", "markerfacecolor": "white" if hollow else f"C{number}"}
+            named = f"{name}, {REFERENCE_ONLY}" if hollow else name
+            plot.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", linewidth=1, label=named, **style)
+            for x, y, job in points:
+                row = by_number[job]
+                plot.vlines(x, *_interval(row), color=f"C{number}", alpha=0.25)
+                told = ",".join(row.swept[axis] for axis in numeric if axis in row.swept)
+                plot.annotate(told, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7, color=f"C{number}")
+        best = front([(of_row[row.number], row.metrics[EXACT_MATCH]) for row in rows if row.number in of_row])
+        plot.step(
+            *zip(*best, strict=True), where="post", color="grey", linestyle=":", linewidth=1.5, label="Pareto front"
+        )
+        plot.set(xlabel=label, ylabel=TITLES[EXACT_MATCH], xscale="log")
+        low, high = min(of_row.values()), max(of_row.values())
+        ticks = [low * (high / low) ** (part / TICKS) for part in range(TICKS + 1)]
+        plot.set_xticks(ticks, [f"{tick:.2g}" if tick < 1e3 else f"{tick / 1e6:.2f} M" for tick in ticks])
+        plot.minorticks_off()
+        plot.grid(visible=True, alpha=0.2)
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,250 @@
+"""Logs records to MLflow: a run is a parent and a child per simulator; a sweep a parent and a child per job."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import tempfile
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from npu.errors import TripathError
+from npu.files import write_atomically
+from tripath.tracking.record import FILE, TRACKED, Record, flat, from_json
+
+DATABASE = "mlflow.db"
+DATABASE_SCHEMES = ("sqlite", "mysql", "postgresql", "mssql")
+BATCH = 100
+"""MLflow takes at most so many parameters at once."""
+PARAMETER_CHARACTERS = 6000
+QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "ERROR", "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}  # fmt: skip
+"""Settings of MLflow: no notices on the user's screen, and a server that is not there is given up soon."""
+PATIENCE_SECONDS, RETRY_SECONDS = 60.0, 1.0
+"""So long a database that others hold is asked again."""
+BUSY = ("database is locked", "database is busy")
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""The page then shows runs and charts, not conversations with a model."""
+DISPLAYED = "mlflow.loggedArtifacts"
+"""The tag by which MLflow's page knows which files are tables."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracking:
+    """Where runs are logged.
+
+    Attributes:
+        enabled: Log runs to MLflow.
+        uri: A tracking URI; null: SQLite and artifacts in `folder`.
+        folder: Relative to where the command is run.
+        experiment: The experiment in MLflow.
+    """
+
+    enabled: bool
+    uri: str | None
+    folder: str
+    experiment: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracked:
+    """Where a run is found."""
+
+    uri: str
+    experiment_id: str
+    run_id: str
+
+    @property
+    def command(self) -> str:
+        """Shell command that opens the store in a browser."""
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)} --host 127.0.0.1"
+
+    @property
+    def page(self) -> str:
+        """Address of the run: on its server, or on one started by `command`."""
+        server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+
+class Store:
+    """An MLflow tracking store, opened in the background when made. Only the driver writes to it."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self._folder, self._name = Path(tracking.folder).absolute(), tracking.experiment
+        self.uri = tracking.uri or f"sqlite:///{self._folder / DATABASE}"
+        self._local = tracking.uri is None
+        self._experiment_id = ""
+        self._error: Exception | None = None
+        os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+        self._thread = threading.Thread(target=self._open, daemon=True)
+        self._thread.start()
+
+    def _open(self) -> None:
+        try:
+            logging.getLogger("alembic").setLevel(logging.ERROR)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                from mlflow import MlflowClient
+
+                if self._local:
+                    self._create_database()
+                client = MlflowClient(tracking_uri=self.uri)
+                known = client.get_experiment_by_name(self._name)
+                self._experiment_id = (
+                    known.experiment_id if known else client.create_experiment(self._name, self._artifact_place(), KIND)
+                )
+                self._client = client
+        except Exception as error:  # noqa: BLE001  raised again where the store is needed
+            self._error = error
+
+    def _artifact_place(self) -> str | None:
+        """Where a new experiment keeps its files; a server decides for itself."""
+        in_database = self.uri.partition(":")[0].partition("+")[0] in DATABASE_SCHEMES
+        return (self._folder / "artifacts").as_uri() if in_database else None
+
+    def _create_database(self) -> None:
+        """Migrate a new database aside and move it into place, so that an interrupted start leaves none half made."""
+        database = self._folder / DATABASE
+        if database.exists():
+            return
+        from mlflow import MlflowClient
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._folder / f"{DATABASE}.{uuid.uuid4().hex}"
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+        if database.exists():  # another run was faster
+            partial.unlink()
+        else:
+            partial.replace(database)
+
+    def wait(self) -> None:
+        """Wait until the store is open.
+
+        Raises:
+            TripathError: it cannot be opened.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise TripathError(f"tracking.uri: cannot open {self.uri} ({_first_line(self._error)})")
+
+    def log(self, record: Record, folder: Path, parent: str | None = None) -> Tracked:
+        """Write one run, its files from `folder`, and its children, below the run `parent` if given.
+
+        Raises:
+            TripathError: the store cannot be written.
+        """
+        return self._written(lambda: self._log(record, folder, parent))
+
+    def begin(self, record: Record, folder: Path) -> Tracked:
+        """Write a run that goes on, a sweep, and leave a note of it in `folder`.
+
+        Raises:
+            TripathError: the store cannot be written.
+        """
+        tracked = self._written(lambda: self._create(record, None))
+        note(folder, tracked)
+        return tracked
+
+    def end(self, run_id: str, record: Record, folder: Path) -> None:
+        """End a run that `begin` wrote.
+
+        Raises:
+            TripathError: the store cannot be written.
+        """
+        self._written(lambda: self._fill(run_id, record, folder))
+
+    def log_folder(self, folder: Path, parent: str | None = None) -> Tracked:
+        """Log the record of a run folder, below the run `parent` if given: as one run then. Leave a note of where it is.
+
+        Raises:
+            TripathError: the store cannot be written, or the folder has no record.
+        """
+        try:
+            record = from_json((folder / FILE).read_bytes())
+        except OSError as error:
+            raise TripathError(f"{folder}: no record of a run ({error.strerror})") from None
+        tracked = self.log(flat(record) if parent else record, folder, parent)
+        note(folder, tracked)
+        return tracked
+
+    def _written(self, write: Callable[[], str]) -> Tracked:
+        self.wait()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return Tracked(uri=self.uri, experiment_id=self._experiment_id, run_id=write())
+            except Exception as error:
+                if time.monotonic() > until or not any(text in str(error) for text in BUSY):
+                    raise TripathError(f"tracking.uri: cannot write to {self.uri} ({_first_line(error)})") from error
+                time.sleep(RETRY_SECONDS)
+
+    def _create(self, record: Record, parent: str | None) -> str:
+        tags = {**record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        return self._client.create_run(self._experiment_id, run_name=record.name, tags=tags).info.run_id
+
+    def _log(self, record: Record, folder: Path, parent: str | None) -> str:
+        run_id = self._create(record, parent)
+        self._fill(run_id, record, folder)
+        for child in record.children:
+            self._log(child, folder, run_id)
+        return run_id
+
+    def _fill(self, run_id: str, record: Record, folder: Path) -> str:
+        """Metrics, parameters, files and tables in as few round trips as possible: one costs 10 to 30 ms."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(_key(name), value, now, 0) for name, value in record.metrics.items()]
+        items = [Param(name, value[:PARAMETER_CHARACTERS]) for name, value in record.parameters.items()]
+        shown = [{"path": f"{title}.json", "type": "table"} for title in record.tables]
+        tags = {**record.tags, **({DISPLAYED: json.dumps(shown)} if shown else {})}
+        self._client.log_batch(
+            run_id, metrics=metrics, params=items[:BATCH], tags=[RunTag(key, value) for key, value in tags.items()]
+        )
+        for start in range(BATCH, len(items), BATCH):
+            self._client.log_batch(run_id, params=items[start : start + BATCH])
+        if record.files or record.tables:
+            with tempfile.TemporaryDirectory() as place:
+                for name in record.files:
+                    (Path(place) / name).symlink_to((folder / name).resolve(strict=True))
+                for title, table in record.tables.items():
+                    content = {"columns": list(table), "data": list(zip(*table.values(), strict=True))}
+                    (Path(place) / f"{title}.json").write_text(json.dumps(content), encoding="utf-8")
+                self._client.log_artifacts(run_id, place)
+        self._client.set_terminated(run_id, record.status)
+        return run_id
+
+
+def note(folder: Path, tracked: Tracked) -> None:
+    """Leave a note in `folder` of where its run is. A folder that cannot be written is noted nowhere."""
+    with contextlib.suppress(OSError):
+        write_atomically(folder / TRACKED, json.dumps(dataclasses.asdict(tracked)).encode() + b"\n")
+
+
+def noted(folder: Path) -> Tracked | None:
+    """The run that `note` left word of."""
+    try:
+        return Tracked(**json.loads((folder / TRACKED).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _key(name: str) -> str:
+    """`name` with only the characters that MLflow allows in a metric."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

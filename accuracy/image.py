@@ -8,7 +8,7 @@ import numpy as np
 
 from accuracy.calibration import static_factors
 from accuracy.quantised import keep, place_of, read
-from dllm.checkpoint import PREFIX, QKV
+from dllm.families import parts_of, tensor_name
 from dllm.model import ModelSpec
 from dllm.workload import Workload
 from npu.errors import TripathError
@@ -44,32 +44,23 @@ def build_image(
         write_tensor(image, program.tensor(name), values)
     if "static_sides" in program.layout:
         write_tensor(image, program.tensor("smoothing"), static_factors(program, model))
-    weights = [(program.tensor(name), [f"{PREFIX}{part}"]) for name, part in WEIGHTS.items()]
-    layered = [(tensor, LAYER_WEIGHTS[tensor.name]) for tensor in program.hbm if tensor.name in LAYER_WEIGHTS]
-    for layer in range(model.layers):
-        for tensor, parts in layered:
-            weights.append((_layer_tensor(tensor, layer), [f"{PREFIX}blocks.{layer}.{part}" for part in parts]))
-    for tensor, parts in weights:
-        file, place = quantised and place_of(tensor, parts, tensors, quantised), _bytes_of(image, tensor)
-        if file and read(file, place):
-            continue
-        write_tensor(image, tensor, np.concatenate([tensors[part] for part in parts]))  # one at a time in memory
-        if file:
-            keep(file, place)
+    for weight, layers in model.network.weights():
+        stored = program.tensor(weight.name)
+        for layer, parts in parts_of(weight, layers):
+            tensor, names = _layer_tensor(stored, layer), [tensor_name(part.name, layer) for part in parts]
+            file, place = quantised and place_of(tensor, names, tensors, quantised), _bytes_of(image, tensor)
+            if file and read(file, place):
+                continue
+            write_tensor(image, tensor, np.concatenate([tensors[name] for name in names]))  # one at a time in memory
+            if file:
+                keep(file, place)
     return image
 
 
-WEIGHTS = {"embedding": "wte.weight", "final_norm": "ln_f.weight", "lm_head": "ff_out.weight"}
-LAYER_WEIGHTS = {
-    "attention_norm": ["attn_norm.weight"], "ffn_norm": ["ff_norm.weight"], "w_qkv": [f"{part}.weight" for part in QKV],
-    "qkv_bias": [f"{part}.bias" for part in QKV], "w_out": ["attn_out.weight"], "w_gate": ["ff_proj.weight"],
-    "w_up": ["up_proj.weight"], "w_down": ["ff_out.weight"],
-}  # fmt: skip
-"""Tensors of the HBM map, and the parts of the checkpoint that stand one below the other in them."""
-
-
-def _layer_tensor(tensor: Tensor, layer: int) -> Tensor:
-    """One layer of a tensor [layers, ...]."""
+def _layer_tensor(tensor: Tensor, layer: int | None) -> Tensor:
+    """One layer of a tensor [layers, ...]; None: all of one that has no layers."""
+    if layer is None:
+        return tensor
     return dataclasses.replace(tensor, address=tensor.address + layer * tensor.stride_bytes(0), shape=tensor.shape[1:])
 
 

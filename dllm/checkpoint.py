@@ -1,7 +1,7 @@
 """Checkpoints in the Hugging Face layout: config.json, safetensors (one file or shards with an index), tokenizer.
 
-Two layouts of names are read, LLaDA's and Dream's (DiffuCoder's too); both become LLaDA's names. Headers are checked first,
-then tensors are read one by one, without pickle. Errors name the tensor and the file.
+The tensors that the operators of a model name are read, by the names of the checkpoint's family (`dllm.families`). Headers are
+checked first, then tensors are read one by one, without pickle. Errors name the tensor and the file.
 """
 
 import hashlib
@@ -16,50 +16,22 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
+from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, parts_of, tensor_name
 from dllm.model import ModelSpec
+from dllm.operators import Part
 from npu.errors import TripathError
 
-PREFIX = "model.transformer."
 SYNTHETIC = "synthetic"
 """The checkpoint that is no folder."""
 KEPT_BYTES = 6 << 30
-QKV = ("q_proj", "k_proj", "v_proj")
 _TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_BLOCKS = f"{PREFIX}blocks."
 _INDEX = "model.safetensors.index.json"
-_DREAM_EMBEDDING = "model.embed_tokens.weight"
-_DREAM_WHOLE = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
-_DREAM_LAYER = {
-    "attn_norm": "input_layernorm", "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj", "ff_norm": "post_attention_layernorm",
-    "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
-}  # fmt: skip
-"""Dream's modules by LLaDA's names."""
 
 _CONFIG_KEYS = {
     "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
     "rope_theta": ("rope_theta",), "rms_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",),
 }  # fmt: skip
 """What no tensor's shape tells, by its names in config.json."""
-
-
-def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that the model needs, by LLaDA's names."""
-    hidden, ffn = spec.hidden, spec.ffn
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{PREFIX}wte.weight": (spec.vocab, hidden), f"{PREFIX}ln_f.weight": (hidden,),
-        f"{PREFIX}ff_out.weight": (spec.vocab, hidden),
-    }  # fmt: skip
-    for layer in range(spec.layers):
-        for name, shape in (
-            ("attn_norm", (hidden,)), ("q_proj", (spec.query_width, hidden)), ("k_proj", (spec.kv_width, hidden)),
-            ("v_proj", (spec.kv_width, hidden)), ("attn_out", (hidden, spec.query_width)), ("ff_norm", (hidden,)),
-            ("ff_proj", (ffn, hidden)), ("up_proj", (ffn, hidden)), ("ff_out", (hidden, ffn)),
-        ):  # fmt: skip
-            shapes[f"{PREFIX}blocks.{layer}.{name}.weight"] = shape
-            if spec.qkv_bias and name in QKV:
-                shapes[f"{PREFIX}blocks.{layer}.{name}.bias"] = shape[:1]
-    return shapes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +47,7 @@ class _Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Mapping[str, np.ndarray]):
-    """The tensors of a checkpoint by LLaDA's names, checked but not read; `open_checkpoint` makes it."""
+    """The tensors of a checkpoint by our names, checked but not read; `open_checkpoint` makes it."""
 
     places: Mapping[str, _Place]
 
@@ -140,7 +112,6 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
         TripathError: a file or tensor is missing, unreadable, or of another type or shape than the model says.
     """
     folder = _folder(spec.checkpoint)
-    _check_config(spec, folder / "config.json")
     index = folder / _INDEX
     listed = _weight_map(index) if index.exists() else {}
     headers: dict[str, _Place] = {}
@@ -148,14 +119,11 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
         if not file.is_file():
             raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}")
         headers |= _header(file)
-    dream = _DREAM_EMBEDDING in headers or any(name.startswith("model.layers.") for name in headers)
-    places = {}
-    for name in headers:
-        if name.endswith("_proj.bias") and not spec.qkv_bias:
-            raise TripathError(f"model.qkv_bias: is false, but {headers[name].file} has tensor {name}")
-    for name, shape in expected_shapes(spec).items():
-        known = _layer_of(spec, name)
-        known = _dream_name(known) if dream else known
+    family = next((each for each in FAMILIES if any(name.startswith(each.marks) for name in headers)), LLADA)
+    _check_config(spec, family, folder / "config.json")
+    places, read = {}, set()
+    for name, (part, layer) in _stored(spec).items():
+        known = family.name_of(part.name, layer)
         if known not in headers:
             raise TripathError(f"model.checkpoint: tensor {known} is missing in {folder / listed.get(known, '')}")
         place = headers[known]
@@ -163,16 +131,61 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
             raise TripathError(
                 f"model.checkpoint: tensor {known} has type {place.kind}, not F32, F16 or BF16 ({place.file})"
             )
-        if place.shape != shape:
+        if place.shape != part.shape:
             raise TripathError(
-                f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {shape} ({place.file})"
+                f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {part.shape} ({place.file})"
             )
         places[name] = place
+        read.add(known)
+    _check_unread(spec, family, headers, read)
     return Checkpoint(places=places)
 
 
+def _stored(spec: ModelSpec) -> dict[str, tuple[Part, int | None]]:
+    """By our name of each tensor: its part, and its layer in the checkpoint."""
+    return {
+        tensor_name(part.name, layer): (
+            part,
+            layer if layer is None or spec.only_layers is None else spec.only_layers[layer],
+        )
+        for weight, layers in spec.network.weights()
+        for layer, parts in parts_of(weight, layers)
+        for part in parts
+    }
+
+
+def _check_unread(spec: ModelSpec, family: Family, headers: Mapping[str, _Place], read: set[str]) -> None:
+    """Refuse tensors of the layers that run, or outside of all layers, which no operator reads.
+
+    Raises:
+        TripathError: naming the tensor, the file, and the key of the model that would read it, if there is one.
+    """
+    skipped = tuple(family.layer.format(layer=layer) for layer in _layers_left_out(spec, family, headers))
+    for name, place in headers.items():
+        if name in read or name.startswith(skipped) or name.endswith(DERIVED):
+            continue
+        layer = next(
+            (n for n in spec.only_layers or range(spec.layers) if name.startswith(family.layer.format(layer=n))), None
+        )
+        keys = [key for part, key in SWITCHES.items() if layer is not None and name == family.name_of(part, layer)]
+        if keys:
+            raise TripathError(f"model.{keys[0]}: is false, but {place.file} has tensor {name}")
+        raise TripathError(
+            f"model.checkpoint: no operator of model {spec.name} reads tensor {name} ({place.file}), so it is another model"
+        )
+
+
+def _layers_left_out(spec: ModelSpec, family: Family, headers: Mapping[str, _Place]) -> list[int]:
+    """Layers of a checkpoint that `only_layers` does not run."""
+    if spec.only_layers is None:
+        return []
+    before, _, after = family.layer.partition("{layer}")
+    found = {name.removeprefix(before).partition(after)[0] for name in headers if name.startswith(before)}
+    return sorted(int(layer) for layer in found if layer.isdecimal() and int(layer) not in spec.only_layers)
+
+
 def load_tensors(spec: ModelSpec) -> Mapping[str, np.ndarray]:
-    """All tensors of a checkpoint as float32, by LLaDA's names: at hand where they take less than KEPT_BYTES, else read
+    """All tensors of a checkpoint as float32, by our names: at hand where they take less than KEPT_BYTES, else read
     again whenever one is asked for.
 
     Raises:
@@ -223,14 +236,6 @@ class TextTokenizer:
         return [text[start:stop] for token, (start, stop) in spans if unknown is not None and token == unknown]
 
 
-def _layer_of(spec: ModelSpec, name: str) -> str:
-    """The name of a tensor in the checkpoint, where another layer may stand in its place."""
-    if spec.only_layers is None or not name.startswith(_BLOCKS):
-        return name
-    layer, rest = name.removeprefix(_BLOCKS).split(".", 1)
-    return f"{_BLOCKS}{spec.only_layers[int(layer)]}.{rest}"
-
-
 def _folder(name: str | None) -> Path:
     if name is None:
         raise TripathError(
@@ -242,7 +247,7 @@ def _folder(name: str | None) -> Path:
     return folder
 
 
-def _check_config(spec: ModelSpec, file: Path) -> None:
+def _check_config(spec: ModelSpec, family: Family, file: Path) -> None:
     """Compare with config.json what the tensors do not show; keys that it lacks are not compared."""
     if not file.exists():
         return
@@ -251,6 +256,12 @@ def _check_config(spec: ModelSpec, file: Path) -> None:
         told = {field: config[key] for field, keys in _CONFIG_KEYS.items() for key in keys if key in config}
     except (TypeError, ValueError, OSError):
         raise TripathError(f"model.checkpoint: malformed {file}") from None
+    kind = config.get("model_type")
+    if kind is not None and kind not in family.model_types:
+        known = ", ".join(each for row in FAMILIES for each in row.model_types)
+        raise TripathError(
+            f"model.checkpoint: model_type {kind!r} is none that is known with these tensors, {known} ({file})"
+        )
     for field, value in told.items():
         if value is not None and value != getattr(spec, field):
             raise TripathError(f"model.{field}: is {getattr(spec, field)}, the checkpoint says {value} ({file})")
@@ -286,9 +297,3 @@ def _header(file: Path) -> dict[str, _Place]:
                      offset=8 + size + entry["data_offsets"][0])
         for name, entry in entries.items()
     }  # fmt: skip
-
-
-def _dream_name(name: str) -> str:
-    """Dream's name of a tensor, by LLaDA's."""
-    *path, module, kind = name.removeprefix(PREFIX).split(".")
-    return f"model.layers.{path[1]}.{_DREAM_LAYER[module]}.{kind}" if path else f"{_DREAM_WHOLE[module]}.{kind}"

@@ -3,6 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dllm.operators import (
+    Attention,
+    Embedding,
+    GatedMlp,
+    Group,
+    HeadNorm,
+    Linear,
+    LmHead,
+    Network,
+    Norm,
+    Operator,
+    Residual,
+    Rope,
+)
 from npu.errors import TripathError
 
 
@@ -10,7 +24,7 @@ from npu.errors import TripathError
 class ModelSpec:
     """A LLaDA-style transformer: RMSNorm, RoPE, bidirectional attention (GQA allowed), SwiGLU, untied LM head.
 
-    Dream's differs in `qkv_bias` and `shifted_logits`.
+    Dream's differs in `qkv_bias` and `shifted_logits`. `network` is the model as a list of operators.
 
     Attributes:
         name: What reports call it.
@@ -27,6 +41,7 @@ class ModelSpec:
         eos_id: Token id of the end of a text.
         max_sequence: Tokens of prompt and generation at most.
         qkv_bias: Q, K and V have biases.
+        qk_norm: Each head of Q and of K has an RMS norm before RoPE.
         shifted_logits: The logits of a position come from the hidden state of the position before it.
         checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
             shapes; null: only the shape is known, and the accuracy path has no weights.
@@ -47,6 +62,7 @@ class ModelSpec:
     eos_id: int
     max_sequence: int
     qkv_bias: bool = False
+    qk_norm: bool = False
     shifted_logits: bool = False
     checkpoint: str | None = None
     only_layers: Sequence[int] | None = None
@@ -90,5 +106,31 @@ class ModelSpec:
     @property
     def layer_macs_per_row(self) -> int:
         """Multiply-accumulates of the projections of one layer for one row, attention products excluded."""
-        attention = self.hidden * (2 * self.query_width + 2 * self.kv_width)
-        return attention + 3 * self.hidden * self.ffn
+        (layers,) = self.network.groups
+        return sum(each.macs_per_row for each in layers.pattern)
+
+    @property
+    def network(self) -> Network:
+        """The model as a list of operators: the one place that says how its parts fit together."""
+        heads = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        projections = (("q_proj", self.query_width), ("k_proj", self.kv_width), ("v_proj", self.kv_width))
+        layer: tuple[Operator, ...] = (
+            Norm(name="attention_norm", part="attn_norm", width=self.hidden, epsilon=self.rms_eps),
+            Linear(name="w_qkv", parts=projections, inputs=self.hidden, bias="qkv_bias" if self.qkv_bias else ""),
+            *((HeadNorm(**heads, epsilon=self.rms_eps),) if self.qk_norm else ()),
+            Rope(**heads, theta=self.rope_theta),
+            Attention(**heads),
+            Linear(name="w_out", parts=(("attn_out", self.hidden),), inputs=self.query_width),
+            Residual(width=self.hidden),
+            Norm(name="ffn_norm", part="ff_norm", width=self.hidden, epsilon=self.rms_eps),
+            GatedMlp(width=self.hidden, inner=self.ffn),
+            Residual(width=self.hidden),
+        )
+        return Network(
+            stem=(Embedding(vocab=self.vocab, width=self.hidden),),
+            groups=(Group(repeat=self.layers, pattern=layer),),
+            head=(
+                Norm(name="final_norm", part="ln_f", width=self.hidden, epsilon=self.rms_eps),
+                LmHead(vocab=self.vocab, width=self.hidden),
+            ),
+        )

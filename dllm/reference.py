@@ -6,13 +6,26 @@ Architecture: LLaDA (arXiv:2502.09992); cache policies and threshold commits: Fa
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from dllm.families import tensor_name
 from dllm.model import ModelSpec
+from dllm.operators import (
+    Attention,
+    Embedding,
+    GatedMlp,
+    HeadNorm,
+    Linear,
+    LmHead,
+    Norm,
+    Operator,
+    Residual,
+    Rope,
+)
 from dllm.workload import Workload
 
-_PREFIX = "model.transformer."
 Cache = list[dict[str, np.ndarray]]
 """Per layer: `k` (after RoPE) and `v`, float32 [S, kv_heads, head_dim]; empty until the first forward."""
 
@@ -74,28 +87,104 @@ def rotate(x_RHD: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarra
     return x_RHD * cosine + np.concatenate([-high, low], -1) * sine
 
 
-class ReferenceModel:
-    """A LLaDA-style transformer over one sequence without padding; positions count from its first token.
+@dataclass(kw_only=True)
+class Stream:
+    """One forward on its way through the operators: the residual stream `x`, and `h`, which the last operator left.
 
-    `tensors` are float32 under LLaDA's names (`model.transformer.blocks.0.q_proj.weight`, ...).
+    `weights` has the parts of the layer (or of what stands outside of all) by name; `rows` of the `canvas` tokens at
+    `positions` are computed; `kept` is the layer's KV cache.
+    """
+
+    tokens: np.ndarray
+    rows: slice
+    positions: np.ndarray
+    x: np.ndarray
+    h: np.ndarray
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def _embed(_: Embedding, s: Stream) -> None:
+    s.x = s.weights["wte.weight"][s.tokens[s.rows]]
+
+
+def _norm(op: Norm, s: Stream) -> None:
+    s.h = rms_norm(s.x, s.weights[f"{op.part}.weight"], op.epsilon)
+
+
+def _linear(op: Linear, s: Stream) -> None:
+    parts = [s.h @ s.weights[f"{part}.weight"].T for part, _ in op.parts]
+    if op.bias:
+        parts = [value + s.weights[f"{part}.bias"] for value, (part, _) in zip(parts, op.parts, strict=True)]
+    s.h = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+
+
+def _heads(op: HeadNorm | Rope | Attention, h: np.ndarray) -> list[np.ndarray]:
+    """Q [R, heads, head_dim], K and V [R, kv_heads, head_dim], which stand side by side in h."""
+    heads_RHD = h.reshape(len(h), -1, op.head_dim)
+    return np.split(heads_RHD, [op.heads, op.heads + op.kv_heads], axis=1)
+
+
+def _head_norm(op: HeadNorm, s: Stream) -> None:
+    q, k, v = _heads(op, s.h)
+    q, k = (rms_norm(x, s.weights[f"{name}.weight"], op.epsilon) for x, name in ((q, "q_norm"), (k, "k_norm")))
+    s.h = np.concatenate([q, k, v], axis=1).reshape(len(s.h), -1)
+
+
+def _rope(op: Rope, s: Stream) -> None:
+    tables = rope_tables(s.positions, op.head_dim, op.theta)
+    q, k, v = _heads(op, s.h)
+    s.h = np.concatenate([rotate(q, *tables), rotate(k, *tables), v], axis=1).reshape(len(s.h), -1)
+
+
+def _attention(op: Attention, s: Stream) -> None:
+    q_RHD, *own = _heads(op, s.h)
+    for name, value in zip("kv", own, strict=True):
+        if name not in s.kept:
+            s.kept[name] = np.zeros((len(s.tokens), op.kv_heads, op.head_dim), np.float32)
+        s.kept[name][s.rows] = value
+    k_SHD, v_SHD = (np.repeat(s.kept[name], op.heads // op.kv_heads, axis=1) for name in "kv")
+    scores_HRS = np.einsum("rhd,shd->hrs", q_RHD, k_SHD) * np.float32(op.head_dim**-0.5)
+    s.h = np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(q_RHD), -1)
+
+
+def _gated_mlp(_: GatedMlp, s: Stream) -> None:
+    gate, up = (s.h @ s.weights[f"{name}.weight"].T for name in ("ff_proj", "up_proj"))
+    s.h = (silu(gate) * up) @ s.weights["ff_out.weight"].T
+
+
+def _residual(_: Residual, s: Stream) -> None:
+    s.x = s.x + s.h
+
+
+def _lm_head(_: LmHead, s: Stream) -> None:
+    s.h = s.h @ s.weights["ff_out.weight"].T
+
+
+COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
+    Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
+    GatedMlp: _gated_mlp, Residual: _residual, LmHead: _lm_head,
+}  # fmt: skip
+"""What each operator does."""
+
+
+class ReferenceModel:
+    """The operators of a model over one sequence without padding; positions count from its first token.
+
+    `tensors` are float32 under our names (`model.transformer.blocks.0.q_proj.weight`, ...).
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
-        self.spec, self._tensors = spec, tensors
-        prefixes = [f"{_PREFIX}blocks.{index}." for index in range(spec.layers)]
-        self._parts = [{name.removeprefix(p).removesuffix(".weight"): name for name in tensors if name.startswith(p)}
-                       for p in prefixes]  # fmt: skip
+        self.spec, self.network, self._tensors = spec, spec.network, tensors
 
-    def _weight(self, name: str) -> np.ndarray:
-        return self._tensors[f"{_PREFIX}{name}.weight"]
-
-    def _layer(self, index: int) -> dict[str, np.ndarray]:
-        """The tensors of one layer by their short names, biases as `q_proj.bias`."""
-        return {part: self._tensors[name] for part, name in self._parts[index].items()}
+    def _weights(self, operators: Sequence[Operator], layer: int | None = None) -> dict[str, np.ndarray]:
+        """The parts that some operators of a layer (None: outside of all) read, by their names."""
+        parts = [part.name for each in operators for weight in each.weights for part in weight.parts]
+        return {part: self._tensors[tensor_name(part, layer)] for part in parts}
 
     def new_cache(self) -> Cache:
         """An empty KV cache."""
-        return [{} for _ in range(self.spec.layers)]
+        return [{} for _ in self.network.layers()]
 
     def forward(self, tokens: np.ndarray, rows: slice = slice(None), cache: Cache | None = None) -> np.ndarray:
         """Hidden states [R, hidden] of `rows` before the final norm; every row attends to all of `tokens` [S].
@@ -103,41 +192,27 @@ class ReferenceModel:
         K and V of `rows` are overwritten in `cache`, those of the other tokens stay as they are: a warm step passes all
         rows, a refine step the rows its cache policy recomputes. Without a cache `rows` must be the whole canvas.
         """
-        spec = self.spec
         cache = self.new_cache() if cache is None else cache
-        positions = np.arange(len(tokens))[rows]
-        rope = rope_tables(positions, spec.head_dim, spec.rope_theta)
-        x = self._weight("wte")[tokens[rows]]
-        for number, kept in enumerate(cache):
-            weights = self._layer(number)
+        nothing, positions = np.zeros(0, np.float32), np.arange(len(tokens))[rows]
+        stream = Stream(tokens=tokens, rows=rows, positions=positions, x=nothing, h=nothing)
+        self._run(stream, self.network.stem)
+        for (number, pattern), kept in zip(self.network.layers(), cache, strict=True):
             assert kept or len(positions) == len(tokens), "a partial forward needs a warm cache"
-            h = rms_norm(x, weights["attn_norm"], spec.rms_eps)
-            x = x + self._attention(h, weights, rope=rope, rows=rows, kept=kept, canvas=len(tokens))
-            h = rms_norm(x, weights["ff_norm"], spec.rms_eps)
-            x = x + (silu(h @ weights["ff_proj"].T) * (h @ weights["up_proj"].T)) @ weights["ff_out"].T
-        return x
-
-    def _attention(
-        self, h: np.ndarray, weights: dict[str, np.ndarray], *, rope: tuple[np.ndarray, np.ndarray], rows: slice,
-        kept: dict[str, np.ndarray], canvas: int,
-    ) -> np.ndarray:  # fmt: skip
-        spec = self.spec
-        q_RHD, k_RHD, v_RHD = (
-            (h @ weights[name].T + weights.get(f"{name}.bias", np.float32(0))).reshape(len(h), heads, spec.head_dim)
-            for name, heads in (("q_proj", spec.heads), ("k_proj", spec.kv_heads), ("v_proj", spec.kv_heads))
-        )
-        for name, value in (("k", rotate(k_RHD, *rope)), ("v", v_RHD)):
-            if name not in kept:
-                kept[name] = np.zeros((canvas, spec.kv_heads, spec.head_dim), np.float32)
-            kept[name][rows] = value
-        k_SHD, v_SHD = (np.repeat(kept[name], spec.heads // spec.kv_heads, axis=1) for name in ("k", "v"))
-        scores_HRS = np.einsum("rhd,shd->hrs", rotate(q_RHD, *rope), k_SHD) * np.float32(spec.head_dim**-0.5)
-        attended = np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(h), -1)
-        return attended @ weights["attn_out"].T
+            stream.kept = kept
+            self._run(stream, pattern, number)
+        return stream.x
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and LM head: [R, vocab]."""
-        return rms_norm(hidden, self._weight("ln_f"), self.spec.rms_eps) @ self._weight("ff_out").T
+        nothing = np.zeros(0, np.int64)
+        stream = Stream(tokens=nothing, rows=slice(None), positions=nothing, x=hidden, h=hidden)
+        self._run(stream, self.network.head)
+        return stream.h
+
+    def _run(self, stream: Stream, operators: Sequence[Operator], layer: int | None = None) -> None:
+        stream.weights = self._weights(operators, layer)
+        for operator in operators:
+            COMPUTE[type(operator)](operator, stream)
 
 
 def sample(logits_LV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

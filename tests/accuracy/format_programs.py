@@ -4,7 +4,7 @@ prints a digest of all memories for each. With NUMBA_DISABLE_JIT=1 the same bodi
 import numpy as np
 
 from accuracy.simulator import execute
-from dllm.checkpoint import expected_shapes
+from dllm.families import expected_shapes
 from npu.formats import FORMATS
 from npu_compiler import compile_program
 from tests.accuracy.random_programs import digest

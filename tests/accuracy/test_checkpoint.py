@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from accuracy.image import build_image
-from dllm.checkpoint import PREFIX, expected_shapes, load_tensors, load_tokenizer, open_checkpoint
+from dllm.checkpoint import load_tensors, load_tokenizer, open_checkpoint
+from dllm.families import PREFIX, expected_shapes
 from dllm.model import ModelSpec
 from dllm.reference import ReferenceModel
 from npu.errors import TripathError

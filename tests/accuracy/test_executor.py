@@ -9,7 +9,7 @@ import pytest
 import cycle
 from accuracy.image import read_tokens
 from accuracy.simulator import execute, simulate
-from dllm.checkpoint import expected_shapes
+from dllm.families import expected_shapes
 from dllm.reference import ReferenceModel, generate
 from npu_compiler import compile_program
 from tests.accuracy.torch_llada import TorchLlada, decide

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.checkpoint import expected_shapes
+from dllm.families import expected_shapes
 from dllm.model import ModelSpec
 from dllm.reference import (
     Generation,

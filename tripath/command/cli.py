@@ -295,7 +295,7 @@ def run_search(
     own = {"quality": resolve(settings.get("quality")), "numerics": chosen}
     from tripath.sweeps.search import Search
 
-    search = build(Search, "hydra.sweeper.search", {**settings, **own})
+    search = build(Search, "hydra.sweeper.search", OmegaConf.create({**settings, **own}))
     sweep, done = _command.sweep(config), 0
     sweep.extra, _command.axes = search, axes
     for batch in search.batches(axes, sweep.rows):

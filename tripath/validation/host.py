@@ -15,8 +15,8 @@ from statistics import median
 
 import numpy as np
 
-from dllm.checkpoint import PREFIX
 from dllm.devices import Device, Shape
+from dllm.families import expected_shapes, tensor_name
 from dllm.model import ModelSpec
 from dllm.reference import Cache, ReferenceModel, rms_norm, sample, softmax
 from npu.errors import TripathError
@@ -93,7 +93,7 @@ def phase_kernels(model: ModelSpec, settings: HostSettings) -> Iterator[tuple[tu
     """Each phase of the reference model with random weights, at each size: (phase, canvas, block) and its call."""
     tensors, rng = random_tensors(model), np.random.default_rng(1)
     reference, canvas = ReferenceModel(model, tensors), max(settings.canvases)
-    weight = tensors[f"{PREFIX}ln_f.weight"]
+    weight = tensors[tensor_name("ln_f.weight")]
     for size in settings.canvases:
         tokens = rng.integers(0, model.vocab, size)
         hidden = rng.standard_normal((size, model.hidden), dtype=np.float32)
@@ -114,15 +114,9 @@ def phase_kernels(model: ModelSpec, settings: HostSettings) -> Iterator[tuple[tu
 
 def random_tensors(model: ModelSpec) -> dict[str, np.ndarray]:
     """Weights of the right shapes (float32), small enough that nothing overflows."""
-    rng = np.random.default_rng(2)
-    h, q, kv, f = model.hidden, model.query_width, model.kv_width, model.ffn
-    layer = {"q_proj": (q, h), "k_proj": (kv, h), "v_proj": (kv, h), "attn_out": (h, q), "ff_proj": (f, h),
-             "up_proj": (f, h), "ff_out": (h, f), "attn_norm": (h,), "ff_norm": (h,)}  # fmt: skip
-    shapes = {"wte": (model.vocab, h), "ln_f": (h,), "ff_out": (model.vocab, h)}
-    shapes |= {f"blocks.{i}.{name}": shape for i in range(model.layers) for name, shape in layer.items()}
+    rng, scale = np.random.default_rng(2), np.float32(model.hidden**-0.5)
     return {
-        f"model.transformer.{name}.weight": rng.standard_normal(shape, dtype=np.float32) * np.float32(h**-0.5)
-        for name, shape in shapes.items()
+        name: rng.standard_normal(shape, dtype=np.float32) * scale for name, shape in expected_shapes(model).items()
     }
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dllm.checkpoint import expected_shapes
+from dllm.families import expected_shapes
 from dllm.model import ModelSpec
 
 SPEC = ModelSpec(

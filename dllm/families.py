@@ -1,0 +1,80 @@
+"""Names of weights: ours, and those of each family of checkpoints in one table.
+
+Our name of a part is LLaDA's: `model.transformer.wte.weight`, `model.transformer.blocks.3.q_proj.weight`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dllm.model import ModelSpec
+from dllm.operators import Part, Weight
+
+PREFIX = "model.transformer."
+BLOCKS = f"{PREFIX}blocks."
+
+
+def tensor_name(part: str, layer: int | None = None) -> str:
+    """Our name of a part of a layer; None: of one outside of all layers."""
+    return f"{PREFIX}{part}" if layer is None else f"{BLOCKS}{layer}.{part}"
+
+
+def parts_of(weight: Weight, layers: int) -> Iterator[tuple[int | None, tuple[Part, ...]]]:
+    """The parts of a weight for each of its layers, or once where it is outside of them (`layers` 0)."""
+    yield from ((layer, weight.parts) for layer in (range(layers) if layers else (None,)))
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that the operators of a model read, by our names."""
+    return {
+        tensor_name(part.name, layer): part.shape
+        for weight, layers in spec.network.weights()
+        for layer, parts in parts_of(weight, layers)
+        for part in parts
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """A layout of checkpoints: what its files call our parts.
+
+    `model_types` are those of config.json; `marks` begin the names that tell the family by its tensors; `layer` is the
+    prefix of a layer's tensors, `outside` and `inside` the modules by ours, outside and inside of layers.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    marks: tuple[str, ...]
+    layer: str
+    outside: Mapping[str, str]
+    inside: Mapping[str, str] = field(default_factory=dict)
+
+    def name_of(self, part: str, layer: int | None = None) -> str:
+        """The family's name of a part such as `q_proj.weight`."""
+        module, _, kind = part.rpartition(".")
+        if layer is None:
+            return f"{self.outside[module]}.{kind}"
+        return f"{self.layer.format(layer=layer)}{self.inside.get(module, module)}.{kind}"
+
+
+LLADA = Family(
+    name="LLaDA", model_types=("llada",), marks=(PREFIX,), layer=f"{BLOCKS}{{layer}}.",
+    outside={module: f"{PREFIX}{module}" for module in ("wte", "ln_f", "ff_out")},
+)  # fmt: skip
+DREAM = Family(
+    name="Dream", model_types=("Dream", "dream"), marks=("model.embed_tokens.", "model.layers."), layer="model.layers.{layer}.",
+    outside={"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"},
+    inside={
+        "attn_norm": "input_layernorm", "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj",
+        "v_proj": "self_attn.v_proj", "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
+        "attn_out": "self_attn.o_proj", "ff_norm": "post_attention_layernorm", "ff_proj": "mlp.gate_proj",
+        "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
+    },
+)  # fmt: skip
+FAMILIES = (LLADA, DREAM)
+"""LLaDA's names, and those of Dream, DiffuCoder and everything that descends from Qwen."""
+
+DERIVED = ("rotary_emb.inv_freq",)
+"""Ends of names of tensors that hold nothing but what the configuration says."""
+SWITCHES = {"q_proj.bias": "qkv_bias", "k_proj.bias": "qkv_bias", "v_proj.bias": "qkv_bias", "q_norm.weight": "qk_norm",
+            "k_norm.weight": "qk_norm"}  # fmt: skip
+"""Parts that a model has where a key of its configuration says so."""

@@ -91,17 +91,19 @@ def rotate(x_RHD: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarra
 class Stream:
     """One forward on its way through the operators: the residual stream `x`, and `h`, which the last operator left.
 
-    `weights` has the parts of the layer (or of what stands outside of all) by name; `rows` of the `canvas` tokens at
-    `positions` are computed; `kept` is the layer's KV cache.
+    `x` is float32 [R, hidden]; `h` has an array [R, width] for each part of the last operator's result (Q, K and V stand
+    apart). `weights` has the parts of the layer (or of what stands outside of all) by name; `rows` of `tokens` [S], at
+    `positions`, are computed; `kept` is the layer's KV cache; `angles` are RoPE's tables by head_dim and theta.
     """
 
     tokens: np.ndarray
     rows: slice
     positions: np.ndarray
     x: np.ndarray
-    h: np.ndarray
+    h: list[np.ndarray] = field(default_factory=list)
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: dict[str, np.ndarray] = field(default_factory=dict)
+    angles: dict[tuple[int, float], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def _embed(_: Embedding, s: Stream) -> None:
@@ -109,56 +111,61 @@ def _embed(_: Embedding, s: Stream) -> None:
 
 
 def _norm(op: Norm, s: Stream) -> None:
-    s.h = rms_norm(s.x, s.weights[f"{op.part}.weight"], op.epsilon)
+    s.h = [rms_norm(s.x, s.weights[f"{op.part}.weight"], op.epsilon)]
 
 
 def _linear(op: Linear, s: Stream) -> None:
-    parts = [s.h @ s.weights[f"{part}.weight"].T for part, _ in op.parts]
+    (h,) = s.h
+    s.h = [h @ s.weights[f"{part}.weight"].T for part, _ in op.parts]
     if op.bias:
-        parts = [value + s.weights[f"{part}.bias"] for value, (part, _) in zip(parts, op.parts, strict=True)]
-    s.h = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        s.h = [value + s.weights[f"{part}.bias"] for value, (part, _) in zip(s.h, op.parts, strict=True)]
 
 
-def _heads(op: HeadNorm | Rope | Attention, h: np.ndarray) -> list[np.ndarray]:
-    """Q [R, heads, head_dim], K and V [R, kv_heads, head_dim], which stand side by side in h."""
-    heads_RHD = h.reshape(len(h), -1, op.head_dim)
-    return np.split(heads_RHD, [op.heads, op.heads + op.kv_heads], axis=1)
+def _heads(x: np.ndarray, head_dim: int) -> np.ndarray:
+    """Heads side by side [R, heads * head_dim] as [R, heads, head_dim]."""
+    return x.reshape(len(x), -1, head_dim)
 
 
 def _head_norm(op: HeadNorm, s: Stream) -> None:
-    q, k, v = _heads(op, s.h)
-    q, k = (rms_norm(x, s.weights[f"{name}.weight"], op.epsilon) for x, name in ((q, "q_norm"), (k, "k_norm")))
-    s.h = np.concatenate([q, k, v], axis=1).reshape(len(s.h), -1)
+    q, k, v = s.h
+    q, k = (
+        rms_norm(_heads(x, op.head_dim), s.weights[f"{name}.weight"], op.epsilon).reshape(x.shape)
+        for x, name in ((q, "q_norm"), (k, "k_norm"))
+    )
+    s.h = [q, k, v]
 
 
 def _rope(op: Rope, s: Stream) -> None:
-    tables = rope_tables(s.positions, op.head_dim, op.theta)
-    q, k, v = _heads(op, s.h)
-    s.h = np.concatenate([rotate(q, *tables), rotate(k, *tables), v], axis=1).reshape(len(s.h), -1)
+    if (shape := (op.head_dim, op.theta)) not in s.angles:
+        s.angles[shape] = rope_tables(s.positions, *shape)
+    tables, (q, k, v) = s.angles[shape], s.h
+    s.h = [*(rotate(_heads(x, op.head_dim), *tables).reshape(x.shape) for x in (q, k)), v]
 
 
 def _attention(op: Attention, s: Stream) -> None:
-    q_RHD, *own = _heads(op, s.h)
+    q_RHD, *own = (_heads(x, op.head_dim) for x in s.h)
     for name, value in zip("kv", own, strict=True):
         if name not in s.kept:
             s.kept[name] = np.zeros((len(s.tokens), op.kv_heads, op.head_dim), np.float32)
         s.kept[name][s.rows] = value
     k_SHD, v_SHD = (np.repeat(s.kept[name], op.heads // op.kv_heads, axis=1) for name in "kv")
     scores_HRS = np.einsum("rhd,shd->hrs", q_RHD, k_SHD) * np.float32(op.head_dim**-0.5)
-    s.h = np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(q_RHD), -1)
+    s.h = [np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(q_RHD), -1)]
 
 
 def _gated_mlp(_: GatedMlp, s: Stream) -> None:
-    gate, up = (s.h @ s.weights[f"{name}.weight"].T for name in ("ff_proj", "up_proj"))
-    s.h = (silu(gate) * up) @ s.weights["ff_out.weight"].T
+    (h,) = s.h
+    s.h = [
+        (silu(h @ s.weights["ff_proj.weight"].T) * (h @ s.weights["up_proj.weight"].T)) @ s.weights["ff_out.weight"].T
+    ]
 
 
 def _residual(_: Residual, s: Stream) -> None:
-    s.x = s.x + s.h
+    s.x = s.x + s.h[0]
 
 
 def _lm_head(_: LmHead, s: Stream) -> None:
-    s.h = s.h @ s.weights["ff_out.weight"].T
+    s.h = [s.h[0] @ s.weights["ff_out.weight"].T]
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
@@ -193,8 +200,8 @@ class ReferenceModel:
         rows, a refine step the rows its cache policy recomputes. Without a cache `rows` must be the whole canvas.
         """
         cache = self.new_cache() if cache is None else cache
-        nothing, positions = np.zeros(0, np.float32), np.arange(len(tokens))[rows]
-        stream = Stream(tokens=tokens, rows=rows, positions=positions, x=nothing, h=nothing)
+        positions = np.arange(len(tokens))[rows]
+        stream = Stream(tokens=tokens, rows=rows, positions=positions, x=np.zeros(0, np.float32))
         self._run(stream, self.network.stem)
         for (number, pattern), kept in zip(self.network.layers(), cache, strict=True):
             assert kept or len(positions) == len(tokens), "a partial forward needs a warm cache"
@@ -205,9 +212,9 @@ class ReferenceModel:
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and LM head: [R, vocab]."""
         nothing = np.zeros(0, np.int64)
-        stream = Stream(tokens=nothing, rows=slice(None), positions=nothing, x=hidden, h=hidden)
+        stream = Stream(tokens=nothing, rows=slice(None), positions=nothing, x=hidden)
         self._run(stream, self.network.head)
-        return stream.h
+        return stream.h[0]
 
     def _run(self, stream: Stream, operators: Sequence[Operator], layer: int | None = None) -> None:
         stream.weights = self._weights(operators, layer)

@@ -6,8 +6,9 @@ and 1/sqrt(x) are torch's, so bits may differ from the executor's.
 Shape suffixes: B sequences, R rows computed, T tokens of the canvas, H KV heads, G query heads per KV head, D head_dim.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,25 @@ from torch import Tensor
 
 from accuracy.quality.quantise import fake_quantise
 from accuracy.quality.schemes import KvScheme, Side, SideRules, hadamard
+from dllm.families import PREFIX
 from dllm.model import ModelSpec
+from dllm.operators import (
+    Attention,
+    Embedding,
+    GatedMlp,
+    HeadNorm,
+    Linear,
+    LmHead,
+    Norm,
+    Operator,
+    Residual,
+    Rope,
+)
 from dllm.workload import Numerics
 from npu.formats import FORMATS, MX_BLOCK
 
 LOWEST = -float.fromhex("0x1.fep127")
 """A masked score: the lowest finite BF16."""
-_PREFIX = "model.transformer."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +98,7 @@ class StudyModel:
         calibration: Calibration | None = None,
     ) -> None:  # fmt: skip
         self.spec, self.arithmetic, self.calibration = spec, arithmetic or Arithmetic(), calibration
+        self.network = spec.network
         self.lanes = _rounding(self.arithmetic.lanes)
         self.noise: Callable[[Tensor, bool], Tensor] | None = None
         """Perturbs FP32 results before they are rounded (whether they are sums of products, or exp, 1/x, 1/sqrt(x) and
@@ -92,7 +106,7 @@ class StudyModel:
         self.weights: dict[str, Tensor] = {}
         for name, value in tensors.items():
             weight = torch.from_numpy(np.array(value, np.float32))
-            short = name.removeprefix(_PREFIX).removesuffix(".weight")
+            short = name.removeprefix(PREFIX).removesuffix(".weight")
             in_lanes = weight.ndim == 1 or short == "wte"  # norms, biases and the embedding never enter the array
             self.weights[short] = (
                 self.lanes(weight)
@@ -120,41 +134,41 @@ class StudyModel:
         `batch.probe(layer, attended, exact)` gets the attention output [B, R, width] and the one that an unquantised
         cache gives for the same Q, K and V.
         """
-        x = self.weights["wte"][tokens_BT[:, rows]]
-        for layer in range(self.spec.layers):
-            name = f"blocks.{layer}."
-            h = self._norm(x, name + "attn_norm") * batch.real[:, rows, None]
-            attended = self._attention(h, layer, rows, batch, block)
-            x = self.lanes(x + self._linear(attended, name + "attn_out"))
-            h = self._norm(x, name + "ff_norm")
-            gate, up = self._linear(h, name + "ff_proj"), self._linear(h, name + "up_proj")
-            sigmoid = self._rounded(1 / self.lanes(1 + self._rounded((-gate).exp())))
-            x = self.lanes(x + self._linear(self.lanes(self.lanes(sigmoid * gate) * up), name + "ff_out"))
-        return x
+        real = batch.real[:, rows, None]
+        flow = Flow(model=self, batch=batch, tokens=tokens_BT, rows=rows, block=block, x=torch.zeros(0), real=real)
+        flow.run(self.network.stem)
+        for layer, pattern in self.network.layers():
+            flow.layer, flow.prefix = layer, f"blocks.{layer}."
+            flow.run(pattern)
+        return flow.x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm, LM head and the logits' way through HBM: [B, R, vocab]."""
-        logits = self._linear(self._norm(hidden, "ln_f"), "ff_out")
-        return self.lanes(fake_quantise(logits, self.arithmetic.logits, block=self.arithmetic.block_size))
+        nothing = torch.zeros(0)
+        flow = Flow(model=self, batch=None, tokens=nothing, rows=slice(None), block=0, x=hidden)
+        flow.run(self.network.head)
+        return self.lanes(fake_quantise(flow.h[0], self.arithmetic.logits, block=self.arithmetic.block_size))
 
     def _rounded(self, x: Tensor, *, product: bool = False) -> Tensor:
         """An FP32 result, whose last bits are not the executor's, as the lanes keep it."""
         return self.lanes(x if self.noise is None else self.noise(x, product))
 
-    def _norm(self, x: Tensor, weight: str) -> Tensor:
-        factor = (x.square().mean(-1, keepdim=True) + self.spec.rms_eps).rsqrt()
+    def norm(self, x: Tensor, weight: str, epsilon: float) -> Tensor:
+        """RMS norm along the last axis, rounded as the lanes round it."""
+        factor = (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
         return self.lanes(self._rounded(x * factor) * self.weights[weight])
 
-    def _linear(self, x: Tensor, weight: str) -> Tensor:
+    def linear(self, x: Tensor, weight: str) -> Tensor:
+        """A product on the array."""
         acts = fake_quantise(x, self.arithmetic.activations, block=self.arithmetic.block_size)
         return self._rounded(acts @ self.weights[weight].T, product=True)
 
-    def _projected(self, h: Tensor, weight: str, real_BR: Tensor) -> Tensor:
-        """Q, K or V, with its bias if it has one; rows of padding stay zero."""
-        bias, x = self.weights.get(weight + ".bias"), self._linear(h, weight)
-        return x if bias is None else self.lanes(x + bias) * real_BR[..., None]
+    def silu(self, gate: Tensor) -> Tensor:
+        """Gate times its sigmoid, operation by operation."""
+        sigmoid = self._rounded(1 / self.lanes(1 + self._rounded((-gate).exp())))
+        return self.lanes(sigmoid * gate)
 
-    def _rotate(self, x: Tensor, batch: Batch, rows: slice) -> Tensor:
+    def rotate(self, x: Tensor, batch: Batch, rows: slice) -> Tensor:
         """RoPE by halves on [B, heads, R, D]; rows of padding become zero."""
         cosine, sine = batch.cosine[:, :, rows], batch.sine[:, :, rows]
         low, high = x.chunk(2, dim=-1)
@@ -173,15 +187,10 @@ class StudyModel:
             calibrated=self.calibration[layer][side] if static and self.calibration else None,
         )  # fmt: skip
 
-    def _attention(self, h: Tensor, layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
-        spec, scheme, name = self.spec, self.arithmetic.kv_scheme, f"blocks.{layer}."
-        q, k, v = (
-            self._projected(h, name + part, batch.real[:, rows]).unflatten(-1, (-1, spec.head_dim)).transpose(1, 2)
-            for part in ("q_proj", "k_proj", "v_proj")
-        )
-        q = self.lanes(self._rotate(q, batch, rows) * spec.head_dim**-0.5)
-        if not scheme.pre_rope:
-            k = self._rotate(k, batch, rows)
+    def attend(self, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
+        """Attention output [B, R, width] of Q, K, V [B, heads, R, D], Q scaled; K and V go through the cache."""
+        spec, scheme = self.spec, self.arithmetic.kv_scheme
+        q, k, v = heads
         turn_k, turn_v = (self.rotation if wanted else None for wanted in (scheme.keys, scheme.values))
         turned = (q, k, v)
         if turn_k is not None:
@@ -204,7 +213,7 @@ class StudyModel:
         if turn_v is not None:
             attended = self._rounded(attended @ turn_v.T, product=True)
         if batch.probe is not None:
-            raw = self._rotate(keys.raw, batch, slice(None)) if scheme.pre_rope else keys.raw
+            raw = self.rotate(keys.raw, batch, slice(None)) if scheme.pre_rope else keys.raw
             exact = _exact_attention(turned[0], raw, values.raw, batch.real)
             exact = exact if turn_v is None else exact @ turn_v.T
             batch.probe(layer, attended, exact)
@@ -220,7 +229,7 @@ class StudyModel:
             values = self.lanes(values + self.lanes(kept.m / kept.s))
         if side not in loaded:
             loaded[side] = torch.zeros_like(kept.stored)
-        loaded[side][:, :, changed] = self._rotate(values, batch, changed)
+        loaded[side][:, :, changed] = self.rotate(values, batch, changed)
 
     def _read(self, q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, real_BT: Tensor, s: Tensor | None) -> Tensor:
         """Attention output [B, heads, R, D] by the machine's online softmax over tiles of keys."""
@@ -244,6 +253,99 @@ class StudyModel:
             partial = self._rounded(weight @ v_BHTD[:, :, part], product=True)
             out = self.lanes(self._rounded(out * correction) + partial)
         return self._rounded(out * (1 / total)).unflatten(2, (-1, q_BhRD.shape[2])).flatten(1, 2)
+
+
+@dataclass(kw_only=True)
+class Flow:
+    """A forward on its way through the operators: the residual stream `x`, and `h`, which the last operator left.
+
+    `h` has a tensor [B, R, width] for each part of the last result (Q, K and V stand apart); `real` [B, R, 1] is 0 for rows
+    of padding.
+    """
+
+    model: StudyModel
+    batch: Batch | None
+    tokens: Tensor
+    rows: slice
+    block: int
+    x: Tensor
+    h: list[Tensor] = field(default_factory=list)
+    layer: int = 0
+    prefix: str = ""
+    real: Tensor = field(default_factory=lambda: torch.ones(()))
+
+    def run(self, operators: Sequence[Operator]) -> None:
+        """Compute one operator after the other."""
+        for operator in operators:
+            COMPUTE[type(operator)](operator, self)
+
+    def heads(self, x: Tensor, head_dim: int) -> Tensor:
+        """Heads side by side as [B, heads, R, D]."""
+        return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def _embed(_: Embedding, f: Flow) -> None:
+    f.x = f.model.weights["wte"][f.tokens[:, f.rows]]
+
+
+def _norm(op: Norm, f: Flow) -> None:
+    f.h = [f.model.norm(f.x, f.prefix + op.part, op.epsilon) * f.real]
+
+
+def _linear(op: Linear, f: Flow) -> None:
+    """The parts, each with its bias, which rows of padding do without."""
+    model, (h,) = f.model, f.h
+    f.h = [model.linear(h, f.prefix + part) for part, _ in op.parts]
+    if op.bias:
+        f.h = [
+            model.lanes(x + model.weights[f"{f.prefix}{part}.bias"]) * f.real
+            for x, (part, _) in zip(f.h, op.parts, strict=True)
+        ]
+
+
+def _head_norm(op: HeadNorm, f: Flow) -> None:
+    q, k, v = f.h
+    q, k = (
+        f.model.norm(x.unflatten(-1, (-1, op.head_dim)), f.prefix + name, op.epsilon).flatten(-2)
+        for x, name in ((q, "q_norm"), (k, "k_norm"))
+    )
+    f.h = [q, k, v]
+
+
+def _rope(op: Rope, f: Flow) -> None:
+    """Q, and K unless the cache keeps it as it was; Q is scaled for attention here, as the machine does."""
+    model, batch = f.model, f.batch
+    assert batch is not None
+    q, k, v = (f.heads(x, op.head_dim) for x in f.h)
+    q = model.lanes(model.rotate(q, batch, f.rows) * op.head_dim**-0.5)
+    f.h = [q, k if model.arithmetic.kv_scheme.pre_rope else model.rotate(k, batch, f.rows), v]
+
+
+def _attention(_: Attention, f: Flow) -> None:
+    q, k, v = f.h
+    assert f.batch is not None
+    f.h = [f.model.attend((q, k, v), f.layer, f.rows, f.batch, f.block)]
+
+
+def _gated_mlp(_: GatedMlp, f: Flow) -> None:
+    model, (h,) = f.model, f.h
+    gate, up = model.linear(h, f.prefix + "ff_proj"), model.linear(h, f.prefix + "up_proj")
+    f.h = [model.linear(model.lanes(model.silu(gate) * up), f.prefix + "ff_out")]
+
+
+def _residual(_: Residual, f: Flow) -> None:
+    f.x = f.model.lanes(f.x + f.h[0])
+
+
+def _lm_head(_: LmHead, f: Flow) -> None:
+    f.h = [f.model.linear(f.h[0], "ff_out")]
+
+
+COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
+    Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
+    GatedMlp: _gated_mlp, Residual: _residual, LmHead: _lm_head,
+}  # fmt: skip
+"""What each operator does in the formats of a program."""
 
 
 def _exact_attention(q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, real_BT: Tensor) -> Tensor:

@@ -4,11 +4,25 @@ Two pieces of software: `torch` is the published reference implementation in eag
 attention; BF16), `numpy` is dllm/reference.py (FP32). Elementwise passes are counted as the software makes them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from dllm.devices import numpy_graph
 from dllm.devices.operation import Operation, Shape
 from dllm.model import ModelSpec
+from dllm.operators import (
+    Attention,
+    Embedding,
+    GatedMlp,
+    HeadNorm,
+    Linear,
+    LmHead,
+    Norm,
+    Operator,
+    Residual,
+    Rope,
+)
 from dllm.workload import Workload
 
 PHASES = ("prefill", "refine", "lm_head", "sampling", "softmax", "norm", "step")
@@ -48,8 +62,8 @@ def phase_operations(
     return TORCH[phase](model, shape)
 
 
-def _gemm(rows: int, k: int, n: int) -> Operation:
-    moved = BF16_BYTES * (rows * k + k * n + rows * n)
+def _gemm(rows: int, k: int, n: int, *, bias: bool = False) -> Operation:
+    moved = BF16_BYTES * (rows * k + k * n + rows * n + n * bias)
     return Operation(engine="matrix_bf16", work=2 * rows * k * n, moved_bytes=moved)
 
 
@@ -64,26 +78,70 @@ def _norm(rows: int, hidden: int) -> Operation:
     return _passes(rows * hidden, 34, 7)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """A forward of `rows` of each of `batch` sequences against `keys`."""
+
+    batch: int
+    rows: int
+    keys: int
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of all sequences."""
+        return self.batch * self.rows
+
+
+def _rotary(op: Rope, p: Pass) -> list[Operation]:
+    """To FP32, times cosine, halves swapped, times sine, sum, back: for Q and for K."""
+    return [_passes(p.all_rows * (op.heads + op.kv_heads) * op.head_dim, 56, 14)]
+
+
+def _head_norms(op: HeadNorm, p: Pass) -> list[Operation]:
+    return [_norm(p.all_rows, heads * op.head_dim) for heads in (op.heads, op.kv_heads)]
+
+
+def _attention(op: Attention, p: Pass) -> list[Operation]:
+    """K and V into the cache, then flash attention."""
+    moved = BF16_BYTES * p.batch * (2 * p.rows * op.query_width + 2 * p.keys * op.kv_width)
+    work = 2 * op.macs_per_row_and_key * p.all_rows * p.keys
+    return [_passes(2 * p.all_rows * op.kv_width, 4, 2), Operation(engine="matrix_bf16", work=work, moved_bytes=moved)]
+
+
+def _gated_mlp(op: GatedMlp, p: Pass) -> list[Operation]:
+    up = _gemm(p.all_rows, op.width, op.inner)
+    return [up, up, _passes(p.all_rows * op.inner, 10, 2), _gemm(p.all_rows, op.inner, op.width)]
+
+
+def _linear(op: Linear, p: Pass) -> list[Operation]:
+    """One product for each part; a bias goes into its epilogue."""
+    return [_gemm(p.all_rows, op.inputs, outputs, bias=bool(op.bias)) for _, outputs in op.parts]
+
+
+TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
+    Embedding: lambda op, p: [_passes(p.all_rows * op.width, 4, 1)],
+    Norm: lambda op, p: [_norm(p.all_rows, op.width)],
+    Linear: _linear, HeadNorm: _head_norms, Rope: _rotary, Attention: _attention, GatedMlp: _gated_mlp,
+    Residual: lambda op, p: [_passes(p.all_rows * op.width, 6, 1)],
+    LmHead: lambda op, p: [_gemm(p.all_rows, op.width, op.vocab)],
+}  # fmt: skip
+"""What eager PyTorch launches for each operator."""
+
+
+def _torch(operators: Sequence[Operator], p: Pass) -> list[Operation]:
+    return [row for each in operators for row in TORCH_OPERATORS[type(each)](each, p)]
+
+
 def torch_forward(model: ModelSpec, batch: int, rows: int, keys: int) -> list[Operation]:
     """One forward of `rows` of each of `batch` sequences against `keys`, LM head left out."""
-    n, h = batch * rows, model.hidden
-    rotary = n * (model.query_width + model.kv_width)
-    attended = BF16_BYTES * batch * (2 * rows * model.query_width + 2 * keys * model.kv_width)
-    layer = [
-        _norm(n, h), *(_gemm(n, h, width) for width in (model.query_width, model.kv_width, model.kv_width)),
-        _passes(rotary, 56, 14),  # to FP32, times cosine, halves swapped, times sine, sum, back: for Q and for K
-        _passes(2 * n * model.kv_width, 4, 2),  # into the cache
-        Operation(engine="matrix_bf16", work=4 * batch * rows * keys * model.query_width, moved_bytes=attended),
-        _gemm(n, model.query_width, h), _passes(n * h, 6, 1), _norm(n, h),
-        _gemm(n, h, model.ffn), _gemm(n, h, model.ffn), _passes(n * model.ffn, 10, 2),
-        _gemm(n, model.ffn, h), _passes(n * h, 6, 1),
-    ]  # fmt: skip
-    return [_passes(n * h, 4, 1), *(layer * model.layers)]
+    network, shape = model.network, Pass(batch=batch, rows=rows, keys=keys)
+    layers = [row for group in network.groups for row in _torch(group.pattern, shape) * group.repeat]
+    return [*_torch(network.stem, shape), *layers]
 
 
 def torch_lm_head(model: ModelSpec, rows: int) -> list[Operation]:
     """Final norm and LM head of `rows`."""
-    return [_norm(rows, model.hidden), _gemm(rows, model.hidden, model.vocab)]
+    return _torch(model.network.head, Pass(batch=1, rows=rows, keys=0))
 
 
 def torch_softmax(elements: int, format: str) -> list[Operation]:

@@ -8,10 +8,24 @@ that), a row that is reduced, an element that `where` chooses. einsum leaves the
 memory: a reduction over keys then runs in rows of `heads` elements.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from dllm.devices.operation import Operation, Shape
 from dllm.model import ModelSpec
+from dllm.operators import (
+    Attention,
+    Embedding,
+    GatedMlp,
+    HeadNorm,
+    Linear,
+    LmHead,
+    Norm,
+    Operator,
+    Residual,
+    Rope,
+)
 
 FP32_BYTES = 4
 
@@ -76,30 +90,83 @@ def rotate(rows: int, heads: int, head_dim: int) -> list[Operation]:
     return [*products, *passes(n // 2, unary=1), *passes(n, unary=1, binary=1)]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """A forward of `rows` of one sequence against `keys`; `weights_bytes` are those that come round again in the next."""
+
+    rows: int
+    keys: int
+    weights_bytes: float
+
+
+def _linear(op: Linear, p: Pass) -> list[Operation]:
+    products = [row for _, outputs in op.parts for row in gemm(p.rows, op.inputs, outputs, p.weights_bytes)]
+    biases = [row for _, outputs in op.parts for row in broadcast(p.rows, outputs)] if op.bias else []
+    return [*products, *biases]
+
+
+def _head_norms(op: HeadNorm, p: Pass) -> list[Operation]:
+    return [row for heads in (op.heads, op.kv_heads) for row in norm(p.rows * heads, op.head_dim)]
+
+
+def _rope(op: Rope, p: Pass) -> list[Operation]:
+    """Q and K; the tables of angles are made once in a forward."""
+    return [*rotate(p.rows, op.heads, op.head_dim), *rotate(p.rows, op.kv_heads, op.head_dim)]
+
+
+def _attention(op: Attention, p: Pass) -> list[Operation]:
+    """K and V into the cache and out of it for every query head, then the two contractions around softmax."""
+    pairs = p.rows * p.keys * op.heads
+    contraction = 2.0 * pairs * op.head_dim
+    return [
+        *passes(p.rows * op.kv_width, unary=2), *passes(p.keys * op.query_width, unary=2),
+        Operation(engine="scores", work=contraction), *passes(pairs, unary=1), *softmax(p.rows * p.keys, op.heads),
+        Operation(engine="mix", work=contraction),
+    ]  # fmt: skip
+
+
+def _gated_mlp(op: GatedMlp, p: Pass) -> list[Operation]:
+    """SiLU is absolute value, sign, exponential, comparison, choice, product, sum, quotient; then times the gate."""
+    inner = p.rows * op.inner
+    return [
+        *gemm(p.rows, op.width, op.inner, p.weights_bytes), *gemm(p.rows, op.width, op.inner, p.weights_bytes),
+        elementwise("exp", inner, 5), *passes(inner, unary=4, binary=3, live=5),
+        Operation(engine="choice_seconds", work=inner), *gemm(p.rows, op.inner, op.width, p.weights_bytes),
+    ]  # fmt: skip
+
+
+OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
+    Embedding: lambda op, p: passes(p.rows * op.width, unary=1),
+    Norm: lambda op, p: norm(p.rows, op.width),
+    Linear: _linear, HeadNorm: _head_norms, Rope: _rope, Attention: _attention, GatedMlp: _gated_mlp,
+    Residual: lambda op, p: passes(p.rows * op.width, binary=1),
+    LmHead: lambda op, p: gemm(p.rows, op.width, op.vocab, p.weights_bytes),
+}  # fmt: skip
+"""What the reference model calls for each operator."""
+
+
+def _calls(operators: Sequence[Operator], p: Pass) -> list[Operation]:
+    return [row for each in operators for row in OPERATORS[type(each)](each, p)]
+
+
 def forward(model: ModelSpec, rows: int, keys: int) -> list[Operation]:
     """One forward of `rows` of one sequence against `keys`, LM head left out."""
-    h, q, kv, f = model.hidden, model.query_width, model.kv_width, model.ffn
-    weights = FP32_BYTES * model.layers * model.layer_macs_per_row
-    pairs = rows * keys * model.heads
-    contraction = 2.0 * pairs * model.head_dim
-    layer = [
-        *norm(rows, h), *norm(rows, h),
-        *(row for k, n in ((h, q), (h, kv), (h, kv), (q, h), (h, f), (h, f), (f, h)) for row in gemm(rows, k, n, weights)),
-        *rotate(rows, model.heads, model.head_dim), *rotate(rows, model.kv_heads, model.head_dim),
-        *passes(rows * kv, unary=2), *passes(keys * q, unary=2),
-        Operation(engine="scores", work=contraction), *passes(pairs, unary=1), *softmax(rows * keys, model.heads),
-        Operation(engine="mix", work=contraction),
-        # SiLU: absolute value, sign, exponential, comparison, choice, product, sum, quotient; then times the gate
-        elementwise("exp", rows * f, 5), *passes(rows * f, unary=4, binary=3, live=5),
-        Operation(engine="choice_seconds", work=rows * f), *passes(rows * h, binary=2),
-    ]  # fmt: skip
-    tables = [*passes(rows * model.head_dim, unary=6)]
-    return [*tables, *passes(rows * h, unary=1), *(layer * model.layers)]
+    network = model.network
+    macs = sum(each.macs_per_row * group.repeat for group in network.groups for each in group.pattern)
+    shape = Pass(rows=rows, keys=keys, weights_bytes=FP32_BYTES * macs)
+    tables = {
+        (each.head_dim, each.theta) for group in network.groups for each in group.pattern if isinstance(each, Rope)
+    }
+    layers = [row for group in network.groups for row in _calls(group.pattern, shape) * group.repeat]
+    angles = [row for head_dim, _ in tables for row in passes(rows * head_dim, unary=6)]
+    return [*angles, *_calls(network.stem, shape), *layers]
 
 
 def lm_head(model: ModelSpec, rows: int) -> list[Operation]:
     """Final norm and LM head of `rows`."""
-    return [*norm(rows, model.hidden), *gemm(rows, model.hidden, model.vocab, FP32_BYTES * model.hidden * model.vocab)]
+    operators = model.network.head
+    macs = sum(each.macs_per_row for each in operators)
+    return _calls(operators, Pass(rows=rows, keys=0, weights_bytes=FP32_BYTES * macs))
 
 
 def sampling(model: ModelSpec, rows: int) -> list[Operation]:

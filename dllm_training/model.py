@@ -1,10 +1,27 @@
-"""A LLaDA-style transformer in torch, under LLaDA's tensor names."""
+"""A model's operators in torch, with gradients, under our names of tensors."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from dllm.families import PREFIX
 from dllm.model import ModelSpec
+from dllm.operators import (
+    Attention,
+    Embedding,
+    GatedMlp,
+    HeadNorm,
+    Linear,
+    LmHead,
+    Norm,
+    Operator,
+    Residual,
+    Rope,
+)
 
 
 def rope_tables(positions: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,72 +37,137 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
     return x * cosine + torch.cat([-high, low], -1) * sine
 
 
-class Block(nn.Module):
-    """One layer."""
+@dataclass(kw_only=True)
+class Flow:
+    """A forward on its way: the residual stream `x` [batch, tokens, hidden], and `h`, the parts that the last operator left.
 
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        width = spec.heads * spec.head_dim
-        self.attn_norm = nn.RMSNorm(spec.hidden, eps=spec.rms_eps)
-        self.q_proj = nn.Linear(spec.hidden, width, bias=False)
-        self.k_proj = nn.Linear(spec.hidden, spec.kv_width, bias=False)
-        self.v_proj = nn.Linear(spec.hidden, spec.kv_width, bias=False)
-        self.attn_out = nn.Linear(width, spec.hidden, bias=False)
-        self.ff_norm = nn.RMSNorm(spec.hidden, eps=spec.rms_eps)
-        self.ff_proj = nn.Linear(spec.hidden, spec.ffn, bias=False)
-        self.up_proj = nn.Linear(spec.hidden, spec.ffn, bias=False)
-        self.ff_out = nn.Linear(spec.ffn, spec.hidden, bias=False)
+    `mask` [batch, 1, 1, tokens] is true where a key may be seen; `modules` are those of the layer, by name.
+    """
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        """X [batch, tokens, hidden]; mask [batch, 1, 1, tokens], true where a key may be seen."""
-        batch, tokens, _ = x.shape
-        h = self.attn_norm(x)
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    rope: Mapping[Rope, tuple[torch.Tensor, torch.Tensor]]
+    x: torch.Tensor
+    h: list[torch.Tensor] = field(default_factory=list)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
-        def heads(y: torch.Tensor, count: int) -> torch.Tensor:
-            return y.view(batch, tokens, count, self.spec.head_dim).transpose(1, 2)
 
-        q = rotate(heads(self.q_proj(h), self.spec.heads), *rope)
-        k = rotate(heads(self.k_proj(h), self.spec.kv_heads), *rope)
-        v = heads(self.v_proj(h), self.spec.kv_heads)
-        group = self.spec.heads // self.spec.kv_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.attn_out(attended.transpose(1, 2).reshape(batch, tokens, -1))
-        h = self.ff_norm(x)
-        return x + self.ff_out(functional.silu(self.ff_proj(h)) * self.up_proj(h))
+def heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Heads side by side as [batch, heads, tokens, head_dim]."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def _embed(_: Embedding, f: Flow) -> None:
+    f.x = f.modules["wte"](f.tokens)
+
+
+def _norm(op: Norm, f: Flow) -> None:
+    f.h = [f.modules[op.part](f.x)]
+
+
+def _linear(op: Linear, f: Flow) -> None:
+    (h,) = f.h
+    f.h = [f.modules[part](h) for part, _ in op.parts]
+
+
+def _head_norm(op: HeadNorm, f: Flow) -> None:
+    q, k, v = f.h
+    normed = (f.modules[name](x.unflatten(-1, (-1, op.head_dim))) for x, name in ((q, "q_norm"), (k, "k_norm")))
+    f.h = [*(x.flatten(-2) for x in normed), v]
+
+
+def _rope(op: Rope, f: Flow) -> None:
+    q, k, v = (heads(x, op.head_dim) for x in f.h)
+    f.h = [rotate(q, *f.rope[op]), rotate(k, *f.rope[op]), v]
+
+
+def _attention(op: Attention, f: Flow) -> None:
+    q, k, v = f.h
+    group = op.heads // op.kv_heads
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=f.mask)
+    f.h = [attended.transpose(1, 2).flatten(2)]
+
+
+def _gated_mlp(_: GatedMlp, f: Flow) -> None:
+    (h,) = f.h
+    f.h = [f.modules["ff_out"](functional.silu(f.modules["ff_proj"](h)) * f.modules["up_proj"](h))]
+
+
+def _residual(_: Residual, f: Flow) -> None:
+    f.x = f.x + f.h[0]
+
+
+def _lm_head(_: LmHead, f: Flow) -> None:
+    f.h = [f.modules["ff_out"](f.h[0])]
+
+
+COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
+    Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
+    GatedMlp: _gated_mlp, Residual: _residual, LmHead: _lm_head,
+}  # fmt: skip
+"""What each operator does in training."""
+
+
+def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every part that some operators have."""
+    for each in operators:
+        match each:
+            case Embedding():
+                yield "wte", nn.Embedding(each.vocab, each.width)
+            case Norm():
+                yield each.part, nn.RMSNorm(each.width, eps=each.epsilon)
+            case Linear():
+                yield from ((part, nn.Linear(each.inputs, rows, bias=bool(each.bias))) for part, rows in each.parts)
+            case HeadNorm():
+                yield from ((name, nn.RMSNorm(each.head_dim, eps=each.epsilon)) for name in ("q_norm", "k_norm"))
+            case GatedMlp():
+                yield "ff_proj", nn.Linear(each.width, each.inner, bias=False)
+                yield "up_proj", nn.Linear(each.width, each.inner, bias=False)
+                yield "ff_out", nn.Linear(each.inner, each.width, bias=False)
+            case LmHead():
+                yield "ff_out", nn.Linear(each.width, each.vocab, bias=False)
+            case Rope() | Attention() | Residual():
+                pass
 
 
 class DiffusionTransformer(nn.Module):
-    """Embedding, layers, final norm, untied LM head."""
+    """The operators of a model, with weights to train."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.spec = spec
-        self.wte = nn.Embedding(spec.vocab, spec.hidden)
-        blocks = [Block(spec) for _ in range(spec.layers)]
-        self.blocks = nn.ModuleList(blocks)
-        self.ln_f = nn.RMSNorm(spec.hidden, eps=spec.rms_eps)
-        self.ff_out = nn.Linear(spec.hidden, spec.vocab, bias=False)
-        self.rope = rope_tables(spec.max_sequence, spec.head_dim, spec.rope_theta)
+        self.spec, self.network = spec, spec.network
+        for name, module in _modules(self.network.stem):
+            self.add_module(name, module)
+        self.blocks = nn.ModuleList(nn.ModuleDict(dict(_modules(pattern))) for _, pattern in self.network.layers())
+        for name, module in _modules(self.network.head):
+            self.add_module(name, module)
+        ropes = {each for _, pattern in self.network.layers() for each in pattern if isinstance(each, Rope)}
+        self.tables = {each: rope_tables(spec.max_sequence, each.head_dim, each.theta) for each in ropes}
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        for block in blocks:
-            for layer in (block.attn_out, block.ff_out):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * spec.layers) ** 0.5)
+        for block in self.blocks:
+            for name in ("attn_out", "ff_out"):
+                nn.init.normal_(block.get_submodule(name).get_parameter("weight"), std=0.02 / (2 * spec.layers) ** 0.5)
 
     def forward(self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None) -> torch.Tensor:
         """Logits [batch, last or all tokens, vocab]; `visible` [batch, tokens] is false for padding."""
-        x = self.wte(tokens)
-        rope = tuple(table[: tokens.shape[1]] for table in self.rope)
-        mask = visible[:, None, None, :]
-        for block in self.blocks:
-            x = block(x, rope, mask)
+        rope = {op: (cosine[: tokens.shape[1]], sine[: tokens.shape[1]]) for op, (cosine, sine) in self.tables.items()}
+        flow = Flow(tokens=tokens, mask=visible[:, None, None, :], rope=rope, x=tokens)
+        self._run(flow, self.network.stem, self)
+        for (_, pattern), block in zip(self.network.layers(), self.blocks, strict=True):
+            self._run(flow, pattern, block)
         if last:
-            x = x[:, -last:]
-        return self.ff_out(self.ln_f(x))
+            flow.x = flow.x[:, -last:]
+        self._run(flow, self.network.head, self)
+        return flow.h[0]
+
+    def _run(self, flow: Flow, operators: Sequence[Operator], owner: nn.Module) -> None:
+        flow.modules = dict(owner.named_children())
+        for operator in operators:
+            COMPUTE[type(operator)](operator, flow)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
-        """Weights under LLaDA's names."""
-        return {f"model.transformer.{name}": value for name, value in self.state_dict().items()}
+        """Weights under our names."""
+        return {f"{PREFIX}{name}": value for name, value in self.state_dict().items()}

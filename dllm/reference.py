@@ -6,7 +6,7 @@ Architecture: LLaDA (arXiv:2502.09992); cache policies and threshold commits: Fa
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from dllm.operators import (
     Residual,
     Rope,
 )
+from dllm.policies import Commit
 from dllm.workload import Workload
+from npu.errors import TripathError
 
 Cache = list[dict[str, np.ndarray]]
 """Per layer: `k` (after RoPE) and `v`, float32 [S, kv_heads, head_dim]; empty until the first forward."""
@@ -241,13 +243,6 @@ def commit_threshold(confidence: np.ndarray, masked: np.ndarray, threshold: floa
     return ((confidence >= threshold) & masked) | commit_quota(confidence, masked, 1)
 
 
-def recomputed_rows(cache: str, step: int, start: int, block_length: int, canvas: int) -> slice:
-    """Rows that a denoising step forwards: all at a block's first step, later what the cache policy says."""
-    if step == 0 or cache == "none":
-        return slice(0, canvas)
-    return slice(start, canvas if cache == "prefix" else start + block_length)
-
-
 def generate(
     model: ReferenceModel, prompt: Sequence[int], workload: Workload,
     force: Callable[[int, int], np.ndarray | None] | None = None,
@@ -278,7 +273,7 @@ def generate(
             masked = tokens[place] == spec.mask_id
             if not masked.any():
                 break
-            rows = recomputed_rows(workload.cache, step, start, length, len(tokens))
+            rows = workload.caches.rows(step).of(start, length, len(tokens))
             hidden = model.forward(tokens, rows, cache)
             first = start - rows.start
             own = hidden[first : first + length]
@@ -287,10 +282,17 @@ def generate(
                 own = np.concatenate([edge, own[:-1]])
             logits = model.logits(own)
             ids, confidence = sample(logits)
-            if workload.commit == "quota":
-                chosen = commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)
-            else:
-                chosen = commit_threshold(confidence, masked, workload.threshold)
+            match workload.commits:
+                case Commit.QUOTA:
+                    chosen = commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)
+                case Commit.THRESHOLD:
+                    chosen = commit_threshold(confidence, masked, workload.threshold)
+                case Commit.FACTOR | Commit.DREAM:
+                    raise TripathError(
+                        f"workload.commit={workload.commit}: the NumPy reference does not carry this out"
+                    )
+                case unknown:
+                    assert_never(unknown)
             steps.append(Step(block=block, step=step, canvas=tokens.copy(), logits=logits, token_ids=ids,
                               confidence=confidence, committed=chosen))  # fmt: skip
             tokens[place] = np.where(chosen, ids, tokens[place])

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Score, Smoother
 from npu.choices import check_choices, one_of
 from npu.errors import TripathError
 from npu.formats import FORMATS
 
 STAGES = ("generation", "sampling")
-CACHE_POLICIES = ("none", "prefix", "dual")
-COMMIT_POLICIES = ("quota", "threshold", "factor", "dream")
-SCORES = ("maskgit_plus", "topk_margin", "entropy")
-SMOOTHERS = ("plain", "baos", "frozen", "static", "oracle", "hadamard")
 CONFIDENCES = ("bf16", "fp32", "fp64")
 AXES = ("channels", "tokens")
 SIDES = ("keys", "values")
@@ -52,10 +49,10 @@ class Workload:
     steps: int
     batch: int = 1
     cache: str = field(default="dual", metadata=one_of(CACHE_POLICIES))
-    commit: str = field(default="quota", metadata=one_of(COMMIT_POLICIES))
+    commit: str = field(default="quota", metadata=one_of([each.value for each in Commit]))
     threshold: float = 0.9
     factor: float = 1.0
-    score: str = field(default="maskgit_plus", metadata=one_of(SCORES))
+    score: str = field(default="maskgit_plus", metadata=one_of([each.value for each in Score]))
     stage: str = field(default="generation", metadata=one_of(STAGES))
 
     def __post_init__(self) -> None:
@@ -76,7 +73,7 @@ class Workload:
             )
         if self.batch < 1:
             raise TripathError(f"workload.batch: must be at least 1, got {self.batch}")
-        if self.stage == "sampling" and (self.blocks, self.steps) != (1, 1):
+        if self.samples_only and (self.blocks, self.steps) != (1, 1):
             raise TripathError(
                 f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
             )
@@ -96,6 +93,21 @@ class Workload:
     def steps_per_block(self) -> int:
         """Denoising steps scheduled for each block."""
         return self.steps // self.blocks
+
+    @property
+    def samples_only(self) -> bool:
+        """Only the sampling stage of one step is run, its logits given."""
+        return self.stage == "sampling"
+
+    @property
+    def caches(self) -> CachePolicy:
+        """The cache policy."""
+        return CACHE_POLICIES[self.cache]
+
+    @property
+    def commits(self) -> Commit:
+        """The commit policy."""
+        return Commit(self.commit)
 
     def quotas(self) -> list[int]:
         """Tokens committed at each step of a block: m // T each, the first m % T one more (LLaDA)."""
@@ -121,7 +133,7 @@ class Smoothing:
         pre_rope: Store keys before the rotation.
     """
 
-    scheme: str = field(default="plain", metadata=one_of(SMOOTHERS))
+    scheme: str = field(default="plain", metadata=one_of([each.value for each in Smoother]))
     alpha: float = 1.0
     power_of_two: bool = False
     keys: bool = True
@@ -133,23 +145,28 @@ class Smoothing:
         check_choices("numerics.smoothing", self)
         if not 0.0 < self.alpha <= 1.0:
             raise TripathError(f"numerics.smoothing.alpha: must be in (0, 1], got {self.alpha}")
-        if self.scheme == "hadamard" and self.pre_rope:
+        if self.smoother is Smoother.HADAMARD and self.pre_rope:
             raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE")
+
+    @property
+    def smoother(self) -> Smoother:
+        """The scheme."""
+        return Smoother(self.scheme)
 
     @property
     def sides(self) -> list[str]:
         """Whose channels are divided by factors, of `keys` and `values`."""
-        return [side for side in SIDES if self.scheme not in ("plain", "hadamard") and getattr(self, side)]
+        return [side for side in SIDES if self.smoother.divides and getattr(self, side)]
 
     @property
     def mixed(self) -> list[str]:
         """Whose channels a Hadamard matrix mixes, of `keys` and `values`."""
-        return [side for side in SIDES if self.scheme == "hadamard" and getattr(self, side)]
+        return [side for side in SIDES if self.smoother is Smoother.HADAMARD and getattr(self, side)]
 
     @property
     def measured(self) -> str:
         """When a program measures the channels: at each block's warm steps (each), at the first block's (once); empty: never."""
-        return {"baos": "each", "frozen": "once"}.get(self.scheme, "") if self.sides else ""
+        return {Smoother.BAOS: "each", Smoother.FROZEN: "once"}.get(self.smoother, "") if self.sides else ""
 
     @property
     def centres(self) -> bool:
@@ -192,13 +209,16 @@ class Numerics:
 def reference_only(workload: Workload, numerics: Numerics) -> str:
     """The first choice that no program carries out, as `key=value`: the reference path alone does. Empty: there is none."""
     smoothing = numerics.smoothing
-    static = smoothing.scheme == "static"  # its calibration is that of keys after RoPE, with their means
+    static = smoothing.smoother is Smoother.STATIC  # its calibration is that of keys after RoPE, with their means
     # Keys that are turned late pass Vector SRAM as rows: not blocks along tokens; their means are not given back there.
     rotatable = numerics.k_axis == "channels" and not static and not (smoothing.centre and "keys" in smoothing.sides)
     choices = {
-        "workload.commit": (workload.commit, ("quota", "threshold")),
-        "workload.score": (workload.score, ("maskgit_plus",)),
-        "numerics.smoothing.scheme": (smoothing.scheme, ("plain", "baos", "frozen", "static", "hadamard")),
+        "workload.commit": (workload.commit, [each.value for each in ON_MACHINE if isinstance(each, Commit)]),
+        "workload.score": (workload.score, [each.value for each in ON_MACHINE if isinstance(each, Score)]),
+        "numerics.smoothing.scheme": (
+            smoothing.scheme,
+            [each.value for each in ON_MACHINE if isinstance(each, Smoother)],
+        ),
         "numerics.smoothing.centre": (smoothing.centre, (False, not static)),
         "numerics.smoothing.pre_rope": (smoothing.pre_rope, (False, rotatable)),
         "numerics.confidences": (numerics.confidences, ("bf16",)),

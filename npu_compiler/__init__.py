@@ -1,7 +1,8 @@
 """From model, workload, hardware and numerics to a Program.
 
-`generation` is the top: blocks and steps. `forward` and `sampling` lower the phases, `lower` what they share, `rows`
-cuts the rows of a pass into chunks, `layout` places everything in memory, `emit` makes instructions of it.
+Passes, each a module. Operators become stages over buffers in a tree of loops (`stages`), lowered by `generation`, `forward`,
+`operators`, `attention`, `sampling`, `cache`, `smoothing` and `mixing` from the sizes of `tiling` and `rows`, the working sets of
+`buffers` and the tensors of `memory`. `allocation` gives buffers addresses, `tokens` orders stages, `emission` makes words.
 """
 
 from npu_compiler.generation import compile_program, schedule, target

@@ -2,19 +2,19 @@
 
 from npu.formats import FORMATS
 from npu.program import Tensor
-from npu_compiler.emit import Level
-from npu_compiler.layout import CONTRACTED, STREAM_SLOTS, CacheTile, axis_of, cache_tile
-from npu_compiler.lower import Context, Steps
+from npu_compiler.context import Context
 from npu_compiler.rows import Chunk, times
+from npu_compiler.stages import Level, Place, Steps
+from npu_compiler.tiling import CONTRACTED, CacheTile, axis_of, cache_tile
 
 
 def store_cache(c: Context, chunk: Chunk, layer: Level, buffer: str, offset: int, width: int) -> None:
     """The rows of a chunk, K from column `offset` of a buffer of `width` columns and V behind it, into the cache."""
-    e, model, group = c.e, c.model, c.layout.tiling.token_block
+    e, model, group = c.e, c.model, c.tiling.token_block
     unit, code = c.workload.block_length, FORMATS[c.numerics.kv].code
     with chunk.runs(e, unit) as (rows, local, canvas), e.loop(model.kv_heads) as head:
         for number, side in enumerate(CONTRACTED):
-            facts, by_token = c.layout.tensor(side), axis_of(c.numerics, side) == "channels"
+            facts, by_token = c.tensor(side), axis_of(c.numerics, side) == "channels"
             per_token = facts.row_bytes if by_token else facts.stride_bytes(3) // group
             place, steps = _rows_of_head(c, chunk, facts, per_token, canvas, layer, head)
             column = offset + number * model.kv_width
@@ -44,12 +44,12 @@ def _rows_of_head(
     steps = chunk.canvas_steps(per_token, facts.stride_bytes(1))
     steps += [(level, s * facts.stride_bytes(1) + r * per_token) for level, s, r in canvas]
     steps += [(layer, facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
-    return (c.layout.tiling.pad + chunk.span.first) * per_token, steps
+    return (c.tiling.pad + chunk.span.first) * per_token, steps
 
 
 def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, layer: Level) -> None:
     """Move the rows of a chunk, of all KV heads, between a tensor of keys by token in HBM and a buffer."""
-    facts, width = c.layout.tensor(tensor), c.model.kv_width
+    facts, width = c.tensor(tensor), c.model.kv_width
     with chunk.runs(c.e, c.workload.block_length) as (rows, local, canvas), c.e.loop(c.model.kv_heads) as head:
         place, steps = _rows_of_head(c, chunk, facts, facts.row_bytes, canvas, layer, head)
         outside = c.hbm(tensor, place, steps, rows=facts.row_bytes)
@@ -61,24 +61,13 @@ def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str,
 
 def tile_of(c: Context, side: str) -> CacheTile:
     """How tiles of `side` lie in Matrix SRAM."""
-    return cache_tile(c.model, c.numerics, c.layout.tiling, side)
+    return cache_tile(c.model, c.numerics, c.tiling, side)
 
 
-def tile_address(c: Context, side: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> int:
-    """Address register into the current tile of `side` in Matrix SRAM."""
-    return c.e.address(
-        c.layout.matrix[side] + offset, list(steps), rows=rows, ring=c.channels["keys_values"].ring,
-        length=STREAM_SLOTS, ring_stride=tile_of(c, side).size_bytes,
-    )  # fmt: skip
-
-
-def load_tile(
-    c: Context, side: str, chunk: Chunk, place: tuple[Level, Level, Level], part: Level, *,
-    wait: int | tuple[()] = (), signal: int | tuple[()] = (),
-) -> None:  # fmt: skip
-    """Tile `part` of `side` into Matrix SRAM; `place` is its layer, sequence of the chunk, and head."""
+def load_tile(c: Context, side: str, chunk: Chunk, at: tuple[Level, Level, Level], part: Level) -> None:
+    """Tile `part` of `side` into Matrix SRAM; `at` is its layer, sequence of the chunk, and head."""
     tile = tile_of(c, side)
-    e, tiling, facts, (layer, sequence, head) = c.e, c.layout.tiling, c.layout.tensor(tile.tensor), place
+    e, tiling, facts, (layer, sequence, head) = c.e, c.tiling, c.tensor(tile.tensor), at
     by_token, group, code = axis_of(c.numerics, side) == "channels", tiling.token_block, FORMATS[c.numerics.kv].code
     stored = facts.row_bytes * tiling.key_tile if by_token else facts.stride_bytes(3) * (tiling.key_tile // group)
     layer_bytes = facts.stride_bytes(0) if facts.shape[0] > 1 else 0  # rotated keys are those of one layer
@@ -88,28 +77,24 @@ def load_tile(
         (head, facts.stride_bytes(2)), (part, stored),
     ]  # fmt: skip
     if not tile.converted:
-        e.emit("H_LOAD_M", dst=tile_address(c, side), src=c.hbm(tile.tensor, 0, steps), rows=1, row_bytes=stored, wait=wait,
-               signal=signal)  # fmt: skip
+        e.emit("H_LOAD_M", dst=c.matrix(side), src=c.hbm(tile.tensor, 0, steps), rows=1, row_bytes=stored)
     elif by_token:
-        e.emit("H_LOAD_T", dst=tile_address(c, side, rows=tile.column_bytes), src=c.hbm(side, 0, steps, rows=facts.row_bytes),
-               rows=tiling.key_tile, cols=c.model.head_dim, format=code, block=c.log2_block, wait=wait,
-               signal=signal)  # fmt: skip
+        e.emit("H_LOAD_T", dst=c.matrix(side, rows=tile.column_bytes), src=c.hbm(side, 0, steps, rows=facts.row_bytes),
+               rows=tiling.key_tile, cols=c.model.head_dim, format=code, block=c.log2_block)  # fmt: skip
     else:
-        e.sync("dma_in", wait=wait)
         with e.loop(tiling.key_tile // group) as number:
-            target = tile_address(c, side, 0, [(number, group * tile.column_bytes)], rows=tile.column_bytes)
+            target = c.matrix(side, 0, [(number, group * tile.column_bytes)], rows=tile.column_bytes)
             source = c.hbm(side, 0, [*steps, (number, facts.stride_bytes(3))], rows=facts.row_bytes)
             e.emit("H_LOAD_T", dst=target, src=source, rows=c.model.head_dim, cols=group, format=code,
                    block=group.bit_length() - 1)  # fmt: skip
-        e.sync("dma_in", signal=signal)
 
 
-def multiply_tile(c: Context, side: str, n: Level, rows: int, acts: int) -> None:
+def multiply_tile(c: Context, side: str, n: Level, rows: int, acts: Place) -> None:
     """Accumulate rows times BLEN columns (number n) of the current tile of `side`."""
-    tiling, tile = c.layout.tiling, tile_of(c, side)
+    tiling, tile = c.tiling, tile_of(c, side)
     c.e.emit(
         "M_MM", rows=rows, cols=c.hardware.blen, k=c.model.head_dim if side == "keys" else tiling.key_tile,
         block=tile.log2_block, weight_format=FORMATS[tile.format].code, acts=acts,
-        weights=tile_address(c, side, 0, [(n, c.hardware.blen * tile.column_bytes)], rows=tile.column_bytes),
+        weights=c.matrix(side, 0, [(n, c.hardware.blen * tile.column_bytes)], rows=tile.column_bytes),
         block_stride=tile.block_bytes, act_format=FORMATS[c.numerics.activations].code,
     )  # fmt: skip

@@ -1,49 +1,32 @@
-"""The whole generation: blocks, denoising steps, cache policies; and the program made of it."""
+"""The whole generation: the passes in their order, and the tree of blocks, denoising steps and cache policies."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from dllm.model import ModelSpec
+from dllm.policies import Rows, Smoother
 from dllm.workload import SIDES, Numerics, Workload, reference_only
-from npu.errors import TripathError
+from npu.errors import CapacityError, TripathError
 from npu.hardware import HardwareConfig
-from npu.program import Program, words_of
+from npu.isa import Memory
+from npu.program import Program, Tensor, words_of
 from npu.program.trace import Trace
-from npu_compiler.emit import Emitter, Level
+from npu_compiler.allocation import Allocation, allocate
+from npu_compiler.buffers import Buffers, working_sets
+from npu_compiler.context import Context
+from npu_compiler.emission import emit
 from npu_compiler.forward import forward
-from npu_compiler.layout import CONSTANTS, STREAM_SLOTS, make_layout
-from npu_compiler.lower import Context
+from npu_compiler.memory import CONSTANTS, hbm_map
 from npu_compiler.mixing import load_hadamard
 from npu_compiler.rows import Span, block_span, full_span, suffix_span
 from npu_compiler.sampling import commit, lm_head, sample
-
-CHANNELS = (
-    ("weights", "dma_in", "matrix", STREAM_SLOTS),
-    ("keys_values", "dma_in", "matrix", STREAM_SLOTS),
-    ("gated", "matrix", "vector", STREAM_SLOTS),
-    ("logits", "matrix", "dma_out", STREAM_SLOTS),
-    ("logit_rows", "dma_in", "vector", STREAM_SLOTS),
-    ("ids", "dma_in", "dma_in", 1),
-    ("embedded", "dma_in", "dma_out", 1),
-    ("qkv_in", "dma_in", "vector", 1),
-    ("queries", "dma_in", "matrix", 1),
-    ("head_in", "dma_in", "vector", 1),
-    ("head_normed", "vector", "matrix", 1),
-)
-"""Buffers between two units: name, producer, consumer, slots."""
-
-HANDSHAKES = (
-    "qkv_normed", "scores", "weighted", "partial", "attended", "projected", "ffn_normed", "inner", "post_out",
-    "rotated", "kv_stored", "x_stored", "logits_stored", "tokens_loaded", "committed", "flag",
-)  # fmt: skip
-"""Semaphores without a buffer of their own: what is awaited also orders the reuse."""
-
-MEASURING_HANDSHAKES = ("factors_stored", "kv_scaled")
-ROTATING_HANDSHAKES = ("keys_rotated", "rotated_stored")
-MIXING_HANDSHAKES = ("hadamard_loaded", "unmixed")
+from npu_compiler.stages import Level, Tree
+from npu_compiler.tiling import Tiling, make_tiling
+from npu_compiler.tokens import Tokens, place_tokens
 
 
 def target(hardware: HardwareConfig) -> tuple[object, ...]:
-    """What of a piece of hardware its program depends on: the rest costs time, and may differ from run to run of one program."""
+    """The facts of a piece of hardware that its program depends on: the rest costs time, and may differ from run to run."""
     h = hardware
     return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows, h.hbm.capacity_bytes
 
@@ -58,23 +41,93 @@ def compile_program(
     Raises:
         TripathError: the combination is not possible, or a working set exceeds a memory (CapacityError).
     """
+    return compile_passes(model, workload, hardware, numerics, prompt_lengths).program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """What each pass made: sizes, the tree of stages, addresses, semaphores, and the program."""
+
+    tiling: Tiling
+    tree: Tree
+    allocation: Allocation
+    tokens: Tokens
+    program: Program
+
+
+def compile_passes(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
+) -> Compiled:
+    """As `compile_program`, with what each pass made.
+
+    Raises:
+        TripathError: as `compile_program`.
+    """
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:
         raise TripathError(
             f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"
         )
-    layout = make_layout(model, workload, hardware, numerics, prompt_lengths)
-    c = make_context(model, workload, hardware, numerics, layout)
-    e = c.e
+    largest = make_tiling(model, workload, hardware, numerics, prompt_lengths)
+    tiling, buffers, allocation = _fitting(model, workload, hardware, numerics, largest)
+    tensors = hbm_map(model, workload, numerics, tiling, hardware)
+    tree = _tree(model, workload, hardware, numerics, tiling, tensors, buffers)
+    tokens = place_tokens(tree.body, allocation.shared)
+    instructions, phases = emit(tree.body, tokens, allocation.addresses)
+    geometry = {"blen": hardware.blen, "mlen": hardware.mlen, "vlen": hardware.vlen, **allocation.used_bytes}
+    facts = {
+        "batch": workload.batch, "canvas": tiling.canvas, "prompt": tiling.prompt, "cache_tokens": tiling.cache_tokens,
+        "generation_length": workload.generation_length, "block_length": workload.block_length,
+        "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows,
+        "sampled": allocation.addresses[buffers[Memory.INT, "sampled"]],
+        "confidence": allocation.addresses[buffers[Memory.FP, "confidence"]],
+        "alpha_millionths": round(numerics.smoothing.alpha * 1e6),
+    }  # fmt: skip
+    if numerics.smoothing.smoother is Smoother.STATIC:  # the host fills the factors in
+        sides = numerics.smoothing.sides
+        facts["static_sides"] = sum(1 << bit for bit, side in enumerate(SIDES) if side in sides)
+        facts["power_of_two"] = int(numerics.smoothing.power_of_two)
+    program = Program(words=words_of(instructions), hbm=tensors, geometry=geometry, layout=facts, phases=phases)
+    return Compiled(tiling=tiling, tree=tree, allocation=allocation, tokens=tokens, program=program)
+
+
+def _fitting(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, largest: Tiling
+) -> tuple[Tiling, Buffers, Allocation]:
+    """The largest chunks whose working sets fit.
+
+    Raises:
+        CapacityError: not even one block of rows fits.
+    """
+    for rows in range(largest.chunk_rows, 0, -workload.block_length):
+        tiling = dataclasses.replace(largest, chunk_rows=rows)
+        buffers = working_sets(model, workload, hardware, numerics, tiling)
+        try:
+            return tiling, buffers, allocate(buffers, hardware)
+        except CapacityError:
+            if rows == workload.block_length:
+                raise
+    raise AssertionError("a chunk has at least the rows of a block")
+
+
+def _tree(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling,
+    tensors: Sequence[Tensor], buffers: Buffers,
+) -> Tree:  # fmt: skip
+    """The stages of the whole generation."""
+    e = Tree()
+    c = Context(
+        e=e, model=model, workload=workload, hardware=hardware, numerics=numerics, tiling=tiling,
+        tensors={tensor.name: tensor for tensor in tensors}, buffers=buffers,
+    )  # fmt: skip
     with e.phase("setup"):
-        e.emit("H_LOAD_F", dst=e.address(layout.fp["constants"]), src=c.hbm("constants"), n=len(CONSTANTS))
-        if c.centres:
-            e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
-        e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length,
-               signal=c.semaphores["set_up"])  # fmt: skip
-        e.sync("vector", wait=c.semaphores["set_up"])
-        if numerics.smoothing.mixed and workload.stage == "generation":
+        with e.stage("load constants"):
+            e.emit("H_LOAD_F", dst=c.fp(CONSTANTS[0]), src=c.hbm("constants"), n=len(CONSTANTS))
+            if c.centres:
+                e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
+            e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)
+        if numerics.smoothing.mixed and not workload.samples_only:
             load_hadamard(c)
     when = numerics.smoothing.measured
     if when == "once" and workload.blocks > 1:  # the first block measures, the others are a loop of their own
@@ -85,89 +138,51 @@ def compile_program(
     else:
         with e.loop(workload.blocks) as block:
             _block(c, block, measuring=bool(when))
-    instructions, phases = e.finish()
-    tiling = layout.tiling
-    geometry = {
-        "blen": hardware.blen, "mlen": hardware.mlen, "vlen": hardware.vlen,
-        **{f"{name}_bytes": used for name, used in layout.used_bytes.items()},
-    }  # fmt: skip
-    facts = {
-        "batch": workload.batch, "canvas": tiling.canvas, "prompt": tiling.prompt, "cache_tokens": tiling.cache_tokens,
-        "generation_length": workload.generation_length, "block_length": workload.block_length,
-        "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows, "sampled": layout.integer["sampled"],
-        "confidence": layout.fp["confidence"], "alpha_millionths": round(numerics.smoothing.alpha * 1e6),
-    }  # fmt: skip
-    if numerics.smoothing.scheme == "static":  # the host fills the factors in
-        sides = numerics.smoothing.sides
-        facts["static_sides"] = sum(1 << bit for bit, side in enumerate(SIDES) if side in sides)
-        facts["power_of_two"] = int(numerics.smoothing.power_of_two)
-    return Program(words=words_of(instructions), hbm=layout.tensors, geometry=geometry, layout=facts, phases=phases)
-
-
-def make_context(model, workload, hardware, numerics, layout) -> Context:
-    """Emitter, channels and semaphores of a new program."""
-    e = Emitter()
-    channels = {name: e.channel(name, source, sink, slots=slots) for name, source, sink, slots in CHANNELS}
-    # The QKV rows go from matrix to vector to DMA and free the buffer; hidden states from DMA to vector to DMA.
-    channels["qkv"] = e.channel("qkv", "matrix", "dma_out")
-    channels["post_in"] = e.channel("post_in", "dma_in", "dma_out")
-    semaphores = {name: e.semaphore(name) for name in HANDSHAKES}
-    if numerics.smoothing.sides:
-        semaphores["queries_scaled"] = e.semaphore("queries_scaled")
-    if numerics.smoothing.measured:
-        channels["smoothing"] = e.channel("smoothing", "vector", "dma_out")
-        channels["kv_in"] = e.channel("kv_in", "dma_in", "dma_out")
-        semaphores |= {name: e.semaphore(name) for name in MEASURING_HANDSHAKES}
-        if numerics.smoothing.centres:
-            channels["kv_centred"] = e.channel("kv_centred", "dma_in", "vector")
-            semaphores["raw_stored"] = e.semaphore("raw_stored")
-    if numerics.smoothing.pre_rope:
-        channels["keys_in"] = e.channel("keys_in", "dma_in", "dma_out")
-        semaphores |= {name: e.semaphore(name) for name in ROTATING_HANDSHAKES}
-    if numerics.smoothing.mixed:
-        channels["mixed"] = e.channel("mixed", "matrix", "vector", slots=STREAM_SLOTS)
-        semaphores |= {name: e.semaphore(name) for name in MIXING_HANDSHAKES}
-    semaphores["set_up"] = e.semaphore("set_up")
-    semaphores["tokens_stored"] = e.semaphore("tokens_stored", unit="dma_out", initial=1)
-    return Context(
-        e=e, model=model, workload=workload, hardware=hardware, numerics=numerics, layout=layout, channels=channels,
-        semaphores=semaphores,
-    )  # fmt: skip
+    return e
 
 
 def _block(c: Context, block: Level, *, measuring: bool) -> None:
     """The denoising steps of a block; where its warm steps are `measuring`, they look at the channels of K and V first."""
-    e, workload, tiling = c.e, c.workload, c.layout.tiling
-    canvas, once = full_span(workload, tiling), Level(number=None)
-    if workload.stage == "sampling":
+    e, workload, policy, once = c.e, c.workload, c.workload.caches, Level(number=None)
+    if workload.samples_only:
         sample(c, block)
         commit(c, block, once, 0)
-    elif workload.cache == "none":
+        return
+    first = span_of(c, policy.first, block)
+    if not policy.caches:
         with e.loop(workload.block_length, keep=True) as step:
-            _step(c, block, step, 0, canvas, measuring=measuring)
+            _step(c, block, step, 0, first, measuring=measuring)
             _leave_if_done(c, step)
-    else:
-        _step(c, block, once, 0, canvas, measuring=measuring)
-        with e.loop(workload.block_length, keep=True) as step:
-            _leave_if_done(c, step)
-            suffix = workload.cache == "prefix"
-            rows = suffix_span(workload, tiling, block) if suffix else block_span(workload, tiling)
-            _step(c, block, step, 1, rows, measuring=False)
+        return
+    _step(c, block, once, 0, first, measuring=measuring)
+    with e.loop(workload.block_length, keep=True) as step:
+        _leave_if_done(c, step)
+        _step(c, block, step, 1, span_of(c, policy.later, block), measuring=False)
+
+
+def span_of(c: Context, rows: Rows, block: Level) -> Span:
+    """The rows that a step forwards."""
+    match rows:
+        case Rows.CANVAS:
+            return full_span(c.workload, c.tiling)
+        case Rows.SUFFIX:
+            return suffix_span(c.workload, c.tiling, block)
+        case Rows.BLOCK:
+            return block_span(c.workload, c.tiling)
 
 
 def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
     """One denoising step over the rows of a span."""
     forward(c, span, block, measuring=measuring)
-    lm_head(c, block_span(c.workload, c.layout.tiling, back=int(c.model.shifted_logits)), block)
+    lm_head(c, block_span(c.workload, c.tiling, back=int(c.model.shifted_logits)), block)
     sample(c, block)
     commit(c, block, step, first_step)
 
 
 def _leave_if_done(c: Context, step: Level) -> None:
     """Leave the step loop when no sequence has a mask left in the block. The loop has more trips than it can use."""
-    assert step.number is not None
     with c.e.phase("commit"):
-        c.e.emit("C_BREAK_IF", level=step.number, flag=c.integer("remaining"), wait=c.semaphores["flag"])
+        c.e.leave_if_zero(step, c.integer("remaining"))
 
 
 def schedule(workload: Workload) -> Trace:

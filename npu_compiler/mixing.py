@@ -4,18 +4,16 @@ Q and K are multiplied by it, so that scores stay; V too, and attention's output
 """
 
 from npu.formats import FORMATS
-from npu_compiler.emit import Level
-from npu_compiler.lower import LOG2_ROW_BLOCK, Context
+from npu_compiler.context import LOG2_ROW_BLOCK, Context
 from npu_compiler.rows import Chunk, times
+from npu_compiler.stages import Level, Place
 
 
 def load_hadamard(c: Context) -> None:
     """The matrix into Matrix SRAM, where it stays."""
-    facts = c.layout.tensor("hadamard")
-    place = c.e.address(c.layout.matrix["hadamard"])
-    c.e.emit("H_LOAD_M", dst=place, src=c.hbm("hadamard"), rows=1, row_bytes=facts.size_bytes,
-             signal=c.semaphores["hadamard_loaded"])  # fmt: skip
-    c.e.sync("matrix", wait=c.semaphores["hadamard_loaded"])
+    with c.e.stage("load the Hadamard matrix"):
+        facts = c.tensor("hadamard")
+        c.e.emit("H_LOAD_M", dst=c.matrix("hadamard"), src=c.hbm("hadamard"), rows=1, row_bytes=facts.size_bytes)
 
 
 def mix_projected(c: Context, chunk: Chunk) -> None:
@@ -35,27 +33,21 @@ def mix_attended(c: Context, chunk: Chunk) -> None:
 
 def _mix(c: Context, chunk: Chunk, buffer: str, first: int, heads: int, pitch: int) -> None:
     """`heads` heads of a chunk's rows, from column `first` on, times the matrix: by the array, and back by the lanes."""
-    e, hd, rows, channel = c.e, c.model.head_dim, c.layout.tiling.row_tile, c.channels["mixed"]
-    column_bytes, bf16, columns = c.layout.tensor("hadamard").row_bytes, FORMATS["bf16"], c.hardware.blen
+    e, hd, rows, columns = c.e, c.model.head_dim, c.tiling.row_tile, c.hardware.blen
+    column_bytes, bf16 = c.tensor("hadamard").row_bytes, FORMATS["bf16"]
 
-    def result(level: Level, stride: int) -> int:
-        return c.vector("mixed", 0, [(level, stride)], rows=hd, ring="mixed", ring_stride=rows * hd)
+    def result(level: Level, stride: int) -> Place:
+        return c.vector("mixed", 0, [(level, stride)], rows=hd, slot_stride=rows * hd)
 
-    e.sync("vector", signal=c.semaphores["unmixed"])
-    e.sync("matrix", wait=c.semaphores["unmixed"])
     with e.loop(heads) as head, chunk.tiles(e, rows) as tiles:
-        place = [(head, hd), *times(tiles, pitch)]
-        e.sync("matrix", wait=channel.free)
-        with e.loop(hd // columns) as n:
-            weights = e.address(c.layout.matrix["hadamard"], [(n, columns * column_bytes)], rows=column_bytes)
-            e.emit("M_MM", weights=weights, acts=c.vector(buffer, first, place, rows=pitch), rows=rows, cols=columns, k=hd,
+        at = [(head, hd), *times(tiles, pitch)]
+        with e.stage("times the Hadamard matrix"), e.loop(hd // columns) as n:
+            weights = c.matrix("hadamard", 0, [(n, columns * column_bytes)], rows=column_bytes)
+            e.emit("M_MM", weights=weights, acts=c.vector(buffer, first, at, rows=pitch), rows=rows, cols=columns, k=hd,
                    block=LOG2_ROW_BLOCK, weight_format=bf16.code, act_format=bf16.code,
                    block_stride=bf16.record_bytes(1 << LOG2_ROW_BLOCK))  # fmt: skip
             e.emit("M_OUT", dst=result(n, columns), rows=rows, cols=columns)
-        e.sync("matrix", signal=channel.full)
-        e.sync("vector", wait=channel.full)
-        with e.loop(rows) as row:
-            target = c.vector(buffer, first, [*place, (row, pitch)])
+        with e.stage("copy back"), e.loop(rows) as row:
+            target = c.vector(buffer, first, [*at, (row, pitch)])
             e.emit("V_MUL_VF", dst=target, a=result(row, hd), scalar=c.fp("one"), n=hd)
-        e.sync("vector", signal=channel.free)
-        e.emit("A_NEXT", ring=channel.ring)
+        c.advance("mixed")

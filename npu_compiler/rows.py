@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dllm.workload import Workload
-from npu_compiler.emit import Emitter, Level, Trips
-from npu_compiler.layout import Tiling
+from npu_compiler.stages import Level, Tree, Trips
+from npu_compiler.tiling import Tiling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +100,7 @@ class Chunk:
         ]
 
     @contextmanager
-    def runs(
-        self, e: Emitter, unit: int
-    ) -> Iterator[tuple[int, list[tuple[Level, int]], list[tuple[Level, int, int]]]]:
+    def runs(self, e: Tree, unit: int) -> Iterator[tuple[int, list[tuple[Level, int]], list[tuple[Level, int, int]]]]:
         """Loops over runs of consecutive rows that one descriptor can take.
 
         Yields rows per run, local strides in rows, and (level, sequence stride, row stride) for canvas addresses. A
@@ -117,7 +115,7 @@ class Chunk:
                     yield unit, [(sequence, self.span.rows), (part, unit)], [(sequence, 1, 0), (part, 0, unit)]
 
     @contextmanager
-    def tiles(self, e: Emitter, size: int) -> Iterator[list[tuple[Level, int]]]:
+    def tiles(self, e: Tree, size: int) -> Iterator[list[tuple[Level, int]]]:
         """Loops over tiles of `size` rows; yields local strides in rows."""
         rows = self.span.chunk_rows
         if rows.fixed:
@@ -128,7 +126,7 @@ class Chunk:
                 yield [(sequence, self.span.rows), (tile, size)]
 
     @contextmanager
-    def each(self, e: Emitter, size: int) -> Iterator[list[tuple[Level, int]]]:
+    def each(self, e: Tree, size: int) -> Iterator[list[tuple[Level, int]]]:
         """Loops over single rows; yields local strides in rows."""
         if self.span.chunk_rows.fixed:
             with self.tiles(e, 1) as steps:
@@ -138,7 +136,7 @@ class Chunk:
                 yield [*steps, (row, 1)]
 
     @contextmanager
-    def each_of_sequence(self, e: Emitter, size: int) -> Iterator[tuple[Level, list[tuple[Level, int]]]]:
+    def each_of_sequence(self, e: Tree, size: int) -> Iterator[tuple[Level, list[tuple[Level, int]]]]:
         """Loops over the sequences of the chunk and their single rows; yields the former and local strides in rows."""
         rows = self.span.chunk_rows
         with e.loop(self.span.sequences) as sequence:

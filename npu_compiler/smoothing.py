@@ -13,10 +13,10 @@ each; `fold`, s of each query channel (a KV head's s once for each of its query 
 
 from npu.formats import FORMATS
 from npu_compiler.cache import store_cache
-from npu_compiler.emit import Level
-from npu_compiler.layout import CONTRACTED, smoothing_widths
-from npu_compiler.lower import LOG2_ROW_BLOCK, Context, Steps
+from npu_compiler.context import LOG2_ROW_BLOCK, Context
 from npu_compiler.rows import Chunk, Span, times
+from npu_compiler.stages import Level, Place, Steps
+from npu_compiler.tiling import CONTRACTED, smoothing_widths
 
 
 def clear_channels(c: Context) -> None:
@@ -39,7 +39,7 @@ def measure(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: int) -> N
 
 def _gather(c: Context, chunk: Chunk, mnemonic: str, target: str, buffer: str, offset: int, pitch: int) -> None:
     width = 2 * c.model.kv_width
-    with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
+    with chunk.each_of_sequence(c.e, c.tiling.row_tile) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
             total = c.vector(target, first, [*_to_sequence(c, chunk, target, sequence), *piece])
             row = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
@@ -48,48 +48,40 @@ def _gather(c: Context, chunk: Chunk, mnemonic: str, target: str, buffer: str, o
 
 def smooth(c: Context, span: Span, block: Level, layer: Level) -> None:
     """The second phase of a layer: the factors of all sequences, then K and V in their terms into the cache."""
-    e, channel, width = c.e, c.channels["kv_in"], 2 * c.model.kv_width
+    e, width = c.e, 2 * c.model.kv_width
     if c.centres:
         _centre(c, span, block)
     with e.loop(c.workload.batch) as sequence:
         _calibrate(c, layer, sequence)
-    e.sync("dma_out", signal=c.semaphores["factors_stored"])
-    e.sync("dma_in", wait=c.semaphores["factors_stored"])
     with c.chunks(span, block) as chunk:
-        e.sync("dma_in", wait=channel.free)
-        c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
-        load_factors(c, chunk, layer, "inverse")
-        if c.centres:
-            c.load_valid(chunk)
-        e.sync("dma_in", signal=channel.full)
-        e.sync("vector", wait=channel.full)
-        to_cache_domain(c, chunk, "kv", 0, width)
-        e.sync("vector", signal=c.semaphores["kv_scaled"])
-        e.sync("dma_out", wait=c.semaphores["kv_scaled"])
-        store_cache(c, chunk, layer, "kv", 0, width)
-        e.sync("dma_out", signal=channel.free)
+        with e.stage("load K, V"):
+            c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
+            load_factors(c, chunk, layer, "inverse")
+            if c.centres:
+                c.load_valid(chunk)
+        with e.stage("to the terms of the cache"):
+            to_cache_domain(c, chunk, "kv", 0, width)
+        with e.stage("store K, V"):
+            store_cache(c, chunk, layer, "kv", 0, width)
 
 
 def _centre(c: Context, span: Span, block: Level) -> None:
     """Sums of channels become means; then the maxima of K and V without them, read again."""
-    e, channel, width = c.e, c.channels["kv_centred"], 2 * c.model.kv_width
-    with e.loop(c.workload.batch) as sequence:
-        for first, piece, lanes in c.wide(width):
-            mean = c.vector("channel_mean", first, [(sequence, width), *piece])
-            e.emit("V_MUL_VF", dst=mean, a=mean, scalar=c.fp("inverse_tokens", 0, [(sequence, 1)]), n=lanes)
-    _clear(c, "channel_max")
-    e.sync("dma_out", signal=c.semaphores["raw_stored"])
-    e.sync("dma_in", wait=c.semaphores["raw_stored"])
+    e, width = c.e, 2 * c.model.kv_width
+    with e.stage("means of channels"):
+        with e.loop(c.workload.batch) as sequence:
+            for first, piece, lanes in c.wide(width):
+                mean = c.vector("channel_mean", first, [(sequence, width), *piece])
+                e.emit("V_MUL_VF", dst=mean, a=mean, scalar=c.fp("inverse_tokens", 0, [(sequence, 1)]), n=lanes)
+        _clear(c, "channel_max")
     with c.chunks(span, block) as chunk:
-        e.sync("dma_in", wait=channel.free)
-        c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
-        c.load_valid(chunk)
-        e.sync("dma_in", signal=channel.full)
-        e.sync("vector", wait=channel.full)
-        for side in c.numerics.smoothing.sides:
-            _subtract(c, chunk, side, ("channel_mean", 0), ("kv", 0, width))
-        _gather(c, chunk, "V_MAX_ABS_VV", "channel_max", "kv", 0, width)
-        e.sync("vector", signal=channel.free)
+        with e.stage("load K, V"):
+            c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
+            c.load_valid(chunk)
+        with e.stage("maxima without means"):
+            for side in c.numerics.smoothing.sides:
+                _subtract(c, chunk, side, ("channel_mean", 0), ("kv", 0, width))
+            _gather(c, chunk, "V_MAX_ABS_VV", "channel_max", "kv", 0, width)
 
 
 def _column(c: Context, side: str) -> int:
@@ -99,52 +91,51 @@ def _column(c: Context, side: str) -> int:
 
 def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
     """The factors of one sequence, from its channel maxima, into the tensor `smoothing`."""
-    e, model, settings, channel = c.e, c.model, c.numerics.smoothing, c.channels["smoothing"]
-    hd, group, facts = model.head_dim, model.heads // model.kv_heads, c.layout.tensor("smoothing")
+    e, model, settings = c.e, c.model, c.numerics.smoothing
+    hd, group, facts = model.head_dim, model.heads // model.kv_heads, c.tensor("smoothing")
     heads = len(settings.sides) * model.kv_heads
     first = 0 if settings.keys else model.kv_heads
 
-    def each(mnemonic: str, **operands: int | str) -> None:
+    def each(mnemonic: str, **operands: Place | int | str) -> None:
         """Once for each KV head that is smoothed, of K and then of V; names stand for what belongs to the head."""
         with e.loop(heads) as head:
-            place = [(head, hd)]
-            registers = {
-                "largest": c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), *place]),
-                "inverse": c.vector("smoothing", first * hd, place),
+            at = [(head, hd)]
+            places = {
+                "largest": c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), *at]),
+                "inverse": c.vector("smoothing", first * hd, at),
                 "top": c.fp("head_state", 0, [(head, 1)]), "mean": c.fp("head_state", heads, [(head, 1)]),
             }  # fmt: skip
-            values = {k: registers[v] if isinstance(v, str) else v for k, v in operands.items()}
-            e.emit(mnemonic, **values)
+            e.emit(mnemonic, **{k: places[v] if isinstance(v, str) else v for k, v in operands.items()})
 
-    e.sync("vector", wait=channel.free)
-    if settings.pre_rope and settings.keys:
-        _pair(c, sequence)
-    each("S_MOV_FP", dst="top", a=c.fp("zero"))
-    each("V_RED_MAX", dst="top", a="largest", n=hd)
-    each("S_MUL_FP", dst="top", a="top", b=c.fp("smallest_share"))
-    each("V_MAX_VF", dst="largest", a="largest", scalar="top", n=hd)
-    each("V_LOG2_V", dst="largest", a="largest", n=hd)
-    each("S_MOV_FP", dst="mean", a=c.fp("zero"))
-    each("V_RED_SUM", dst="mean", a="largest", n=hd)
-    each("S_MUL_FP", dst="mean", a="mean", b=c.fp("inverse_head_dim"))
-    each("V_SUB_VF", dst="largest", a="largest", scalar="mean", n=hd)
-    if settings.alpha != 1.0:
-        each("V_MUL_VF", dst="largest", a="largest", scalar=c.fp("alpha"), n=hd)
-    if settings.power_of_two:
-        each("V_ROUND_V", dst="largest", a="largest", n=hd)
-    each("V_EXP2_V", dst="inverse", a="largest", n=hd)
     inverse = smoothing_widths(model, settings)[0]
-    with e.loop(heads) as head, e.loop(group) as query:
-        fold = c.vector("smoothing", inverse + first * group * hd, [(head, group * hd), (query, hd)])
-        source = c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), (head, hd)])
-        e.emit("V_EXP2_V", dst=fold, a=source, n=hd)
-    each("V_RECI_V", dst="inverse", a="inverse", n=hd)
-    if c.centres:
-        _keep_means(c, sequence, inverse)
-    e.sync("vector", signal=channel.full)
-    e.emit("H_STORE_V", dst=c.hbm("smoothing", 0, [(layer, facts.stride_bytes(0)), (sequence, facts.row_bytes)]),
-           src=c.vector("smoothing"), rows=1, cols=facts.shape[-1], format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
-           wait=channel.full, signal=channel.free)  # fmt: skip
+    with e.stage("factors of channels"):
+        if settings.pre_rope and settings.keys:
+            _pair(c, sequence)
+        each("S_MOV_FP", dst="top", a=c.fp("zero"))
+        each("V_RED_MAX", dst="top", a="largest", n=hd)
+        each("S_MUL_FP", dst="top", a="top", b=c.fp("smallest_share"))
+        each("V_MAX_VF", dst="largest", a="largest", scalar="top", n=hd)
+        each("V_LOG2_V", dst="largest", a="largest", n=hd)
+        each("S_MOV_FP", dst="mean", a=c.fp("zero"))
+        each("V_RED_SUM", dst="mean", a="largest", n=hd)
+        each("S_MUL_FP", dst="mean", a="mean", b=c.fp("inverse_head_dim"))
+        each("V_SUB_VF", dst="largest", a="largest", scalar="mean", n=hd)
+        if settings.alpha != 1.0:
+            each("V_MUL_VF", dst="largest", a="largest", scalar=c.fp("alpha"), n=hd)
+        if settings.power_of_two:
+            each("V_ROUND_V", dst="largest", a="largest", n=hd)
+        each("V_EXP2_V", dst="inverse", a="largest", n=hd)
+        with e.loop(heads) as head, e.loop(group) as query:
+            fold = c.vector("smoothing", inverse + first * group * hd, [(head, group * hd), (query, hd)])
+            source = c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), (head, hd)])
+            e.emit("V_EXP2_V", dst=fold, a=source, n=hd)
+        each("V_RECI_V", dst="inverse", a="inverse", n=hd)
+        if c.centres:
+            _keep_means(c, sequence, inverse)
+    with e.stage("store factors"):
+        at = c.hbm("smoothing", 0, [(layer, facts.stride_bytes(0)), (sequence, facts.row_bytes)])
+        e.emit("H_STORE_V", dst=at, src=c.vector("smoothing"), rows=1, cols=facts.shape[-1], format=FORMATS["bf16"].code,
+               block=LOG2_ROW_BLOCK)  # fmt: skip
 
 
 def _pair(c: Context, sequence: Level) -> None:
@@ -161,7 +152,7 @@ def _keep_means(c: Context, sequence: Level, inverse: int) -> None:
     """The means of a sequence into its row of factors: of every channel, and of V's once for each query head."""
     model, hd, group, width = c.model, c.model.head_dim, c.model.heads // c.model.kv_heads, 2 * c.model.kv_width
 
-    def copy(target: int, source: int, lanes: int) -> None:
+    def copy(target: Place, source: Place, lanes: int) -> None:
         c.e.emit("V_MUL_VF", dst=target, a=source, scalar=c.fp("one"), n=lanes)
 
     for first, piece, lanes in c.wide(width):
@@ -176,7 +167,7 @@ def _keep_means(c: Context, sequence: Level, inverse: int) -> None:
 
 def load_factors(c: Context, chunk: Chunk, layer: Level, row: str) -> None:
     """The row `inverse` or `fold` of the chunk's sequences."""
-    facts, (inverse, fold) = c.layout.tensor("smoothing"), smoothing_widths(c.model, c.numerics.smoothing)
+    facts, (inverse, fold) = c.tensor("smoothing"), smoothing_widths(c.model, c.numerics.smoothing)
     first, width = (0, inverse) if row == "inverse" else (inverse, fold)
     steps = [(layer, facts.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * facts.row_bytes)]
     c.e.emit("H_LOAD_V", dst=c.vector(row, rows=width), src=c.hbm("smoothing", 2 * first, steps, rows=facts.row_bytes),
@@ -220,7 +211,7 @@ def _combine(
 ) -> None:  # fmt: skip
     """`width` columns of the chunk's rows (buffer, offset, pitch) with those of their sequence's row (buffer, offset)."""
     (row, behind), (buffer, offset, pitch) = factors, target
-    with chunk.each_of_sequence(c.e, c.layout.tiling.row_tile) as (sequence, rows):
+    with chunk.each_of_sequence(c.e, c.tiling.row_tile) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
             place = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
             factor = c.vector(row, behind + first, [*_to_sequence(c, chunk, row, sequence), *piece])

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.model import Batch, Probe, StudyModel
-from dllm.workload import CACHE_POLICIES, COMMIT_POLICIES, SCORES, Workload
+from dllm.policies import CACHE_POLICIES, Commit, Rows, Score
+from dllm.workload import Workload
 from npu.errors import TripathError
 
 DREAM_EPSILON = 1e-3
@@ -37,7 +38,8 @@ class Policy:
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, known in (("cache", CACHE_POLICIES), ("commit", COMMIT_POLICIES), ("score", SCORES)):
+        commits, scores = ([each.value for each in kind] for kind in (Commit, Score))
+        for name, known in (("cache", list(CACHE_POLICIES)), ("commit", commits), ("score", scores)):
             if getattr(self, name) not in known:
                 raise TripathError(f"workload.{name}: unknown {getattr(self, name)!r}, one of {', '.join(known)}")
         if self.generation_length % self.block_length or self.steps % self.blocks:
@@ -50,6 +52,10 @@ class Policy:
     def blocks(self) -> int:
         """Blocks of the generation."""
         return self.generation_length // self.block_length
+
+    def rows(self, step: int) -> Rows:
+        """The rows that a step of a block forwards."""
+        return CACHE_POLICIES[self.cache].rows(step)
 
     @classmethod
     def of(cls, workload: Workload) -> "Policy":
@@ -127,7 +133,7 @@ def decode(
             masked = tokens[:, place] == model.spec.mask_id
             if not masked.any():
                 break
-            rows = recomputed_rows(policy.cache, step, place, canvas)
+            rows = policy.rows(step).of(place.start, policy.block_length, canvas)
             hidden = model.forward(tokens, rows, batch, block=block)
             own = hidden[:, start - rows.start : start - rows.start + length]
             if model.spec.shifted_logits:
@@ -145,13 +151,6 @@ def decode(
     return Decoding(token_ids=tokens[:, canvas - policy.generation_length :], trip_counts=trips)
 
 
-def recomputed_rows(cache: str, step: int, place: slice, canvas: int) -> slice:
-    """Rows that a step forwards: all at a block's first step, later what the cache policy says."""
-    if step == 0 or cache == "none":
-        return slice(0, canvas)
-    return slice(place.start, canvas if cache == "prefix" else place.stop)
-
-
 def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:
     """Greedy token (lowest index wins ties) and confidence of each position.
 
@@ -166,13 +165,14 @@ def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:
     else:
         kind = torch.float64 if sampling == "fp64" else torch.float32
         probability, ids = logits.to(kind).softmax(-1), logits.argmax(-1)
-    if score == "maskgit_plus":
-        confidence = probability.amax(-1)
-    elif score == "topk_margin":
-        top = probability.topk(2, -1).values
-        confidence = top[..., 0] - top[..., 1]
-    else:
-        confidence = torch.special.xlogy(probability, probability).sum(-1)
+    match Score(score):
+        case Score.MASKGIT_PLUS:
+            confidence = probability.amax(-1)
+        case Score.TOPK_MARGIN:
+            top = probability.topk(2, -1).values
+            confidence = top[..., 0] - top[..., 1]
+        case Score.ENTROPY:
+            confidence = torch.special.xlogy(probability, probability).sum(-1)
     return ids, confidence.to(torch.bfloat16).to(torch.float32) if sampling == "bf16" else confidence
 
 
@@ -181,18 +181,19 @@ def commit(confidence: Tensor, masked: Tensor, policy: Policy, step: int) -> Ten
     order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order.indices).scatter_(-1, order.indices, _places(confidence))
     left = masked.sum(-1, keepdim=True)
-    if policy.commit == "quota":
-        share, extra = divmod(policy.block_length, policy.steps // policy.blocks)
-        scheduled = step < policy.steps // policy.blocks
-        count = torch.full_like(left, share + (step < extra) if scheduled else 0)
-    elif policy.commit == "threshold":
-        return ((confidence >= policy.threshold) | (rank == 0)) & masked
-    elif policy.commit == "factor":
-        n = _places(confidence) + 1
-        fits = ((n + 1) * (1 - order.values) < policy.factor) & (n <= left)
-        count = (fits * n).amax(-1, keepdim=True).clamp(min=1)
-    else:
-        count = _dream_count(left, step, policy.steps // policy.blocks)
+    match Commit(policy.commit):
+        case Commit.QUOTA:
+            share, extra = divmod(policy.block_length, policy.steps // policy.blocks)
+            scheduled = step < policy.steps // policy.blocks
+            count = torch.full_like(left, share + (step < extra) if scheduled else 0)
+        case Commit.THRESHOLD:
+            return ((confidence >= policy.threshold) | (rank == 0)) & masked
+        case Commit.FACTOR:
+            n = _places(confidence) + 1
+            fits = ((n + 1) * (1 - order.values) < policy.factor) & (n <= left)
+            count = (fits * n).amax(-1, keepdim=True).clamp(min=1)
+        case Commit.DREAM:
+            count = _dream_count(left, step, policy.steps // policy.blocks)
     return (rank < count) & masked
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from accuracy.quality.decode import Policy, StepView, commit, recomputed_rows, sample
+from accuracy.quality.decode import Policy, StepView, commit, sample
 from accuracy.quality.model import Arithmetic, Batch, StudyModel
 from accuracy.quality.schemes import KvScheme, channel_maxima, smoothing
 from dllm.model import ModelSpec
@@ -81,7 +81,7 @@ class Comparison:
             self._batch, self._warm = self._fresh(view), {}
             self._divergence.append(torch.zeros(2, len(view.canvas), dtype=torch.float64))
         assert self._batch is not None
-        rows = recomputed_rows(self.policy.cache, view.step, view.place, view.canvas.shape[1])
+        rows = self.policy.rows(view.step).of(view.place.start, self.policy.block_length, view.canvas.shape[1])
         hidden = self.reference.forward(view.canvas, rows, self._batch, block=view.block)
         start = view.place.start - rows.start
         logits = self.reference.logits(hidden[:, start : start + self.policy.block_length])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.quantise import fake_quantise
-from dllm.workload import AXES, SMOOTHERS, Numerics
+from dllm.policies import Smoother
+from dllm.workload import AXES, Numerics
 from npu.errors import TripathError
 
 SMALLEST_SHARE = 2.0**-14
@@ -41,8 +42,9 @@ class KvScheme:
     v_axis: str = "tokens"
 
     def __post_init__(self) -> None:
-        if self.smoother not in SMOOTHERS:
-            raise TripathError(f"numerics.smoothing.scheme: unknown {self.smoother!r}, one of {', '.join(SMOOTHERS)}")
+        known = [each.value for each in Smoother]
+        if self.smoother not in known:
+            raise TripathError(f"numerics.smoothing.scheme: unknown {self.smoother!r}, one of {', '.join(known)}")
         for axis in ("k_axis", "v_axis"):
             if getattr(self, axis) not in AXES:
                 raise TripathError(f"numerics.{axis}: unknown {getattr(self, axis)!r}, one of {', '.join(AXES)}")
@@ -61,8 +63,8 @@ class KvScheme:
 
     @property
     def smooths(self) -> bool:
-        """Whether channels are divided by s."""
-        return self.smoother not in ("plain", "hadamard")
+        """Channels are divided by s."""
+        return Smoother(self.smoother).divides
 
 
 def channel_maxima(x_BHTD: Tensor, real_BT: Tensor, *, pairs: bool = False) -> Tensor:

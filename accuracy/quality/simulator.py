@@ -105,7 +105,7 @@ def _check(
         raise TripathError(f"simulator.quality.planted: must be a number, got {planted!r}")
     if ranking not in (None, *CONFIDENCES):
         raise TripathError(f"simulator.quality.ranking: unknown {ranking!r}, one of {', '.join(CONFIDENCES)}")
-    if workload.stage != "generation":
+    if workload.samples_only:
         raise TripathError(f"workload.stage: {workload.stage} generates no text for quality to judge")
     if model.checkpoint is None:
         raise TripathError(f"paths: model {model.name} has no checkpoint whose quality could be measured")

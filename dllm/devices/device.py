@@ -125,7 +125,7 @@ def run_workload(device: Device, model: ModelSpec, workload: Workload, prompt_le
         count = sum(rows == other for other, _ in steps)
         shape = Shape(batch=workload.batch, canvas=canvas, block=workload.block_length, rows=rows)
         chosen = {"forward": "refine", "lm_head": "lm_head", "sampling": "sampling"}
-        if workload.stage == "sampling":
+        if workload.samples_only:
             chosen = {"sampling": "sampling"}
         operations = {name: device.phase(model, phase, shape) for name, phase in chosen.items()}
         for name, part in operations.items():

@@ -43,9 +43,9 @@ def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]
     canvas = prompt_length + workload.generation_length
     for block in range(workload.blocks):
         start = prompt_length + block * workload.block_length
-        later = {"none": canvas, "prefix": canvas - start, "dual": workload.block_length}[workload.cache]
         for step in range(workload.steps_per_block):
-            yield (canvas if step == 0 else later), canvas
+            rows = workload.caches.rows(step).of(start, workload.block_length, canvas)
+            yield rows.stop - rows.start, canvas
 
 
 def phase_operations(

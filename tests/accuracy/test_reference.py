@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from dllm.families import expected_shapes
 from dllm.model import ModelSpec
+from dllm.policies import CACHE_POLICIES
 from dllm.reference import (
     Generation,
     ReferenceModel,
     commit_quota,
     commit_threshold,
     generate,
-    recomputed_rows,
     sample,
     silu,
 )  # fmt: skip
@@ -213,7 +213,7 @@ def test_refine_steps_freeze_the_rest_of_the_cache(cache: str, kept: int) -> Non
     before = [{name: value.copy() for name, value in layer.items()} for layer in state]
     canvas = canvas.copy()
     canvas[kept + 3] = 33
-    rows = recomputed_rows(cache, 1, kept, 8, len(canvas))
+    rows = CACHE_POLICIES[cache].rows(1).of(kept, 8, len(canvas))
     model.forward(canvas, rows, state)
     frozen = np.ones(len(canvas), bool)
     frozen[rows] = False

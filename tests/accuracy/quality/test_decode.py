@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accuracy.quality.decode import Policy, commit, decode, layout, recomputed_rows, sample
+from accuracy.quality.decode import Policy, commit, decode, layout, sample
 from accuracy.quality.model import Arithmetic, StudyModel
 from dllm.workload import COMMIT_POLICIES, SCORES
 from npu.errors import TripathError
@@ -145,10 +145,12 @@ def test_scores_are_those_of_dream():
 
 
 def test_rows_that_the_cache_policies_recompute():
-    place = slice(16, 24)
-    assert recomputed_rows("dual", 0, place, 40) == recomputed_rows("none", 3, place, 40) == slice(0, 40)
-    assert recomputed_rows("prefix", 1, place, 40) == slice(16, 40)
-    assert recomputed_rows("dual", 1, place, 40) == place
+    def rows(cache, step):
+        return Policy(cache=cache).rows(step).of(16, 8, 40)
+
+    assert rows("dual", 0) == rows("prefix", 0) == rows("none", 0) == rows("none", 3) == slice(0, 40)
+    assert rows("prefix", 1) == slice(16, 40)
+    assert rows("dual", 1) == slice(16, 24)
 
 
 @pytest.mark.parametrize("change", [{"cache": "all"}, {"commit": "best"}, {"score": "luck"}, {"steps": 7}])

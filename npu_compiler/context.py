@@ -1,19 +1,21 @@
-"""Lowering shared by all phases: the builder's context, projections, RMSNorm, and loops over wide rows."""
+"""Lowering shared by all operators: addresses into buffers and tensors, loops over rows, moves, norms and projections."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from dllm.model import ModelSpec
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS, MX_BLOCK
 from npu.hardware import HardwareConfig
-from npu_compiler.emit import Channel, Emitter, Level
-from npu_compiler.layout import CONSTANTS, STREAM_SLOTS, Layout
+from npu.isa import Memory
+from npu.program import Tensor
+from npu_compiler.buffers import Buffers
+from npu_compiler.memory import CONSTANTS
 from npu_compiler.rows import Chunk, Span, times
+from npu_compiler.stages import Level, Place, Steps, Tree, place
+from npu_compiler.tiling import Tiling
 
-Steps = Sequence[tuple[Level, int]]
 LOG2_ROW_BLOCK = MX_BLOCK.bit_length() - 1
 """Block of rows in BF16, which have no scale: any that divides the row would do."""
 
@@ -26,16 +28,16 @@ def segments(width: int, limit: int) -> list[tuple[int, int, int]]:
 
 @dataclass(kw_only=True)
 class Context:
-    """Everything a lowering needs, and the channels between the units."""
+    """Everything a lowering needs, and the tree that it builds."""
 
-    e: Emitter
+    e: Tree
     model: ModelSpec
     workload: Workload
     hardware: HardwareConfig
     numerics: Numerics
-    layout: Layout
-    channels: dict[str, Channel]
-    semaphores: dict[str, int]
+    tiling: Tiling
+    tensors: dict[str, Tensor]
+    buffers: Buffers
 
     @property
     def vlen(self) -> int:
@@ -44,12 +46,12 @@ class Context:
 
     @property
     def smooths(self) -> bool:
-        """Whether the cache is smoothed."""
+        """The cache is smoothed."""
         return bool(self.numerics.smoothing.sides)
 
     @property
     def centres(self) -> bool:
-        """Whether each channel's mean is subtracted before."""
+        """Each channel's mean is subtracted before."""
         return self.numerics.smoothing.centres
 
     @property
@@ -57,28 +59,41 @@ class Context:
         """Logarithm of the elements that share a scale."""
         return self.numerics.block_size.bit_length() - 1
 
-    def vector(self, buffer: str, offset: int = 0, steps: Steps = (), *, rows: int = 0, ring: str | None = None,
-               ring_stride: int = 0) -> int:  # fmt: skip
-        """Address register into a buffer of Vector SRAM."""
-        number = self.channels[ring].ring if ring else None
-        return self.e.address(
-            self.layout.vector[buffer] + offset, list(steps), rows=rows, ring=number, length=STREAM_SLOTS,
-            ring_stride=ring_stride,
-        )  # fmt: skip
+    def tensor(self, name: str) -> Tensor:
+        """The HBM tensor of that name."""
+        return self.tensors[name]
 
-    def fp(self, name: str, offset: int = 0, steps: Steps = ()) -> int:
-        """Address register into FP SRAM; names of constants are known too."""
+    def vector(self, buffer: str, offset: int = 0, steps: Steps = (), *, rows: int = 0, slot_stride: int = 0) -> Place:
+        """A place in a buffer of Vector SRAM; `slot_stride` lies between the slots of one that belongs to a stream."""
+        return place(self.buffers[Memory.VECTOR, buffer], offset, steps, rows=rows, slot_stride=slot_stride)
+
+    def fp(self, name: str, offset: int = 0, steps: Steps = ()) -> Place:
+        """A place in FP SRAM; names of constants are known too."""
         if name in CONSTANTS:
-            return self.e.address(self.layout.fp["constants"] + CONSTANTS.index(name))
-        return self.e.address(self.layout.fp[name] + offset, list(steps))
+            return place(self.buffers[Memory.FP, "constants"], CONSTANTS.index(name))
+        return place(self.buffers[Memory.FP, name], offset, steps)
 
-    def integer(self, name: str, offset: int = 0, steps: Steps = ()) -> int:
-        """Address register into Int SRAM."""
-        return self.e.address(self.layout.integer[name] + offset, list(steps))
+    def integer(self, name: str, offset: int = 0, steps: Steps = ()) -> Place:
+        """A place in Int SRAM."""
+        return place(self.buffers[Memory.INT, name], offset, steps)
 
-    def hbm(self, name: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> int:
-        """Address register into a tensor in HBM; offsets and strides in bytes."""
-        return self.e.address(self.layout.tensor(name).address + offset, list(steps), rows=rows)
+    def matrix(self, name: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> Place:
+        """A place in a buffer of Matrix SRAM, in bytes."""
+        buffer = self.buffers[Memory.MATRIX, name]
+        slots = buffer.stream.slots if buffer.stream else 1
+        return place(buffer, offset, steps, rows=rows, slot_stride=buffer.elements // slots)
+
+    def hbm(self, name: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> Place:
+        """A place in a tensor in HBM; offsets and strides in bytes."""
+        return place(self.tensors[name], offset, steps, rows=rows)
+
+    def number(self, first: int, steps: Steps = ()) -> Place:
+        """A plain number that follows the loops, in place of an address."""
+        return place(None, first, steps)
+
+    def advance(self, stream: str) -> None:
+        """Go on to the next slot of a stream."""
+        self.e.advance(self.buffers.streams[stream])
 
     @contextmanager
     def chunks(self, span: Span, block: Level) -> Iterator[Chunk]:
@@ -101,7 +116,7 @@ class Context:
         In the buffer they lie `pitch` elements apart (None: `width`), from column `offset` on.
         """
         pitch = pitch or width
-        facts, unit = self.layout.tensor(tensor), self.workload.block_length
+        facts, unit = self.tensor(tensor), self.workload.block_length
         sequence_bytes = facts.stride_bytes(0)
         with chunk.runs(self.e, unit) as (rows, local, canvas):
             steps = chunk.canvas_steps(facts.row_bytes, sequence_bytes)
@@ -117,24 +132,25 @@ class Context:
         """1 for each row of a chunk, 0 for one of padding, to FP SRAM; where the span has padding."""
         if not chunk.span.has_padding:
             return
-        valid = self.layout.tensor("valid")
+        valid = self.tensor("valid")
         with chunk.runs(self.e, self.workload.block_length) as (rows, local, canvas):
             steps = chunk.canvas_steps(4, valid.row_bytes) + [(lv, s * valid.row_bytes + r * 4) for lv, s, r in canvas]
             self.e.emit("H_LOAD_F", dst=self.fp("valid", 0, local), src=self.hbm("valid", chunk.span.first * 4, steps),
                         n=rows)  # fmt: skip
 
-    def load_row(self, tensor: str, buffer: str, width: int, steps: Steps = ()) -> None:
-        """Load one BF16 row of `width` elements (norm weights)."""
+    def load_row(self, tensor: str, buffer: str, width: int, layer: Level | None = None, offset: int = 0) -> None:
+        """Load one BF16 row of `width` elements, of a layer or of what has none, to a buffer from column `offset` on."""
+        steps = [] if layer is None else [(layer, self.tensor(tensor).row_bytes)]
         self.e.emit(
-            "H_LOAD_V", dst=self.vector(buffer), src=self.hbm(tensor, 0, steps), rows=1, cols=width,
+            "H_LOAD_V", dst=self.vector(buffer, offset), src=self.hbm(tensor, 0, steps), rows=1, cols=width,
             format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
         )  # fmt: skip
 
     def rms_norm(self, chunk: Chunk, source: str, target: str, *, zero_padding: bool = False) -> None:
         """target := source / rms(source) * norm_weight for each row; rows of padding become zero if asked for."""
-        e, width, tile = self.e, self.model.hidden, self.layout.tiling.row_tile
+        e, width, tile = self.e, self.model.hidden, self.tiling.row_tile
 
-        def each(mnemonic: str, **operands: int | str) -> None:
+        def each(mnemonic: str, **operands: Place | str) -> None:
             with chunk.each(e, tile) as rows:
                 total = self.fp("square_sum", 0, rows)
                 e.emit(
@@ -165,49 +181,40 @@ class Context:
 
     def project(
         self, chunk: Chunk, *, weights: str, first_row: int = 0, outputs: int, inputs: int, acts: str, dst: str,
-        dst_width: int, steps: Steps = (), ring: str | None = None, ring_stride: int = 0,
+        dst_width: int, steps: Steps = (), slot_stride: int = 0,
     ) -> None:  # fmt: skip
         """dst[:, :outputs] := acts @ weights^T: panels of BLEN output columns stream through the array.
 
-        `steps` are strides of the weights in bytes (layer, slice); `ring` alternates dst between stream buffers.
+        `steps` are strides of the weights in bytes (layer, slice).
         """
-        e, tiling, channel = self.e, self.layout.tiling, self.channels["weights"]
-        columns, facts = self.hardware.blen, self.layout.tensor(weights)
-        panel, row_bytes, size = columns * facts.row_bytes, facts.row_bytes, FORMATS[self.numerics.weights]
-        block = self.numerics.block_size
+        e, columns, facts, size = self.e, self.hardware.blen, self.tensor(weights), FORMATS[self.numerics.weights]
+        panel, row_bytes, block = columns * facts.row_bytes, facts.row_bytes, self.numerics.block_size
         record = size.record_bytes(block)
-        slot = self.layout.matrix["weights"]
-        buffer_stride = columns * max(self.layout.tensor(name).row_bytes for name in ("w_qkv", "w_out", "w_down"))
-        slotted = partial(e.address, ring=channel.ring, length=STREAM_SLOTS, ring_stride=buffer_stride)
         with e.loop(outputs // columns) as n:
-            source = self.hbm(weights, first_row * row_bytes, [*steps, (n, panel)])
-            e.emit("H_LOAD_M", dst=slotted(slot), src=source, rows=1, row_bytes=panel,
-                   wait=channel.free, signal=channel.full)  # fmt: skip
-            e.sync("matrix", wait=channel.full)
-            with chunk.tiles(e, tiling.row_tile) as rows:
+            with e.stage(f"load {weights}"):
+                source = self.hbm(weights, first_row * row_bytes, [*steps, (n, panel)])
+                e.emit("H_LOAD_M", dst=self.matrix("weights"), src=source, rows=1, row_bytes=panel)
+            with e.stage(f"times {weights}"), chunk.tiles(e, self.tiling.row_tile) as rows:
                 for offset, count, k in segments(inputs, self.hardware.mlen):
                     with e.loop(count) as piece:
+                        at = self.matrix(
+                            "weights", offset // block * record, [(piece, k // block * record)], rows=row_bytes
+                        )
                         e.emit(
-                            "M_MM",
-                            weights=slotted(
-                                slot + offset // block * record,
-                                [(piece, k // block * record)],
-                                rows=row_bytes,
-                            ),
-                            acts=self.vector(acts, offset, [(piece, k), *times(rows, inputs)], rows=inputs),
-                            rows=tiling.row_tile, cols=columns, k=k, block=self.log2_block, weight_format=size.code,
+                            "M_MM", weights=at, acts=self.vector(acts, offset, [(piece, k), *times(rows, inputs)], rows=inputs),
+                            rows=self.tiling.row_tile, cols=columns, k=k, block=self.log2_block, weight_format=size.code,
                             act_format=FORMATS[self.numerics.activations].code, block_stride=record,
                         )  # fmt: skip
-                out = self.vector(dst, 0, [(n, columns), *times(rows, dst_width)], rows=dst_width, ring=ring,
-                                  ring_stride=ring_stride)  # fmt: skip
-                e.emit("M_OUT", dst=out, rows=tiling.row_tile, cols=columns)
-            e.sync("matrix", signal=channel.free)
-            e.emit("A_NEXT", ring=channel.ring)
+                out = self.vector(
+                    dst, 0, [(n, columns), *times(rows, dst_width)], rows=dst_width, slot_stride=slot_stride
+                )
+                e.emit("M_OUT", dst=out, rows=self.tiling.row_tile, cols=columns)
+            self.advance("weights")
 
     def add_rows(self, chunk: Chunk, target: str, source: str, width: int) -> None:
         """target += source for each row."""
         for offset, piece, lanes in self.wide(width):
-            with chunk.each(self.e, self.layout.tiling.row_tile) as rows:
+            with chunk.each(self.e, self.tiling.row_tile) as rows:
                 steps = [*piece, *times(rows, width)]
                 total = self.vector(target, offset, steps)
                 self.e.emit("V_ADD_VV", dst=total, a=total, b=self.vector(source, offset, steps), n=lanes)

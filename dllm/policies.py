@@ -1,0 +1,84 @@
+"""Decoding policies as values: which rows a denoising step forwards, which positions become tokens, how they are ranked.
+
+Compiler, references and device models read the same rows. Whoever decides by a policy matches on all of its values.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Rows(Enum):
+    """Rows of the canvas that a denoising step forwards; their K and V are written into the cache."""
+
+    CANVAS = "all rows"
+    SUFFIX = "from the block to the end"
+    BLOCK = "the block alone"
+
+    def of(self, start: int, block_length: int, canvas: int) -> slice:
+        """The rows, where the block begins at row `start` of a canvas."""
+        return {
+            Rows.CANVAS: slice(0, canvas), Rows.SUFFIX: slice(start, canvas), Rows.BLOCK: slice(start, start + block_length),
+        }[self]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachePolicy:
+    """The rows that the first step of a block forwards, and those of its later steps; all rows attend to the whole cache."""
+
+    first: Rows = Rows.CANVAS
+    later: Rows
+
+    @property
+    def caches(self) -> bool:
+        """Later steps rely on what the first one left in the cache."""
+        return self.later is not self.first
+
+    def rows(self, step: int) -> Rows:
+        """The rows that a step of a block forwards, counted from 0."""
+        return self.later if step else self.first
+
+
+CACHE_POLICIES = {
+    "none": CachePolicy(later=Rows.CANVAS), "prefix": CachePolicy(later=Rows.SUFFIX), "dual": CachePolicy(later=Rows.BLOCK),
+}  # fmt: skip
+"""By their names in `workload.cache` (prefix and dual: Fast-dLLM, arXiv:2505.22618)."""
+
+
+class Commit(Enum):
+    """Which masked positions of a block become tokens after a step."""
+
+    QUOTA = "quota"
+    THRESHOLD = "threshold"
+    FACTOR = "factor"
+    DREAM = "dream"
+
+
+class Score(Enum):
+    """What positions are ranked by."""
+
+    MASKGIT_PLUS = "maskgit_plus"
+    TOPK_MARGIN = "topk_margin"
+    ENTROPY = "entropy"
+
+
+class Smoother(Enum):
+    """What is done to the channels of K and V before they are rounded into the cache."""
+
+    PLAIN = "plain"
+    BAOS = "baos"
+    FROZEN = "frozen"
+    STATIC = "static"
+    ORACLE = "oracle"
+    HADAMARD = "hadamard"
+
+    @property
+    def divides(self) -> bool:
+        """Every channel is divided by a factor."""
+        return self in (Smoother.BAOS, Smoother.FROZEN, Smoother.STATIC, Smoother.ORACLE)
+
+
+ON_MACHINE = frozenset({
+    Commit.QUOTA, Commit.THRESHOLD, Score.MASKGIT_PLUS, Smoother.PLAIN, Smoother.BAOS, Smoother.FROZEN, Smoother.STATIC,
+    Smoother.HADAMARD,
+})  # fmt: skip
+"""What programs carry out; the rest runs on the reference path alone."""

@@ -1,0 +1,156 @@
+"""Sizes that lowering works with: tiles, chunks, and how a tile of the cache lies in Matrix SRAM."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dllm.model import ModelSpec
+from dllm.workload import Numerics, Smoothing, Workload
+from npu.errors import TripathError
+from npu.formats import FORMATS, MX_BLOCK
+from npu.hardware import HardwareConfig
+
+MAX_CHUNK_ROWS = 256
+STREAM_SLOTS = 2
+"""Buffers of a double-buffered stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiling:
+    """Sizes that lowering works with.
+
+    `canvas` is the padded length S of a sequence in tokens (a multiple of the block length); keys live in a cache of
+    `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A row tile has `row_tile` rows; `slice`
+    columns are produced at a time where a wide result streams on (FFN, logits). `stage`: what the program is of.
+    """
+
+    canvas: int
+    prompt: int
+    key_tile: int
+    cache_tokens: int
+    token_block: int
+    row_tile: int
+    slice: int
+    chunk_rows: int
+    batch: int
+    stage: str
+
+    @property
+    def pad(self) -> int:
+        """Cache positions before the first row of the canvas."""
+        return self.cache_tokens - self.canvas
+
+    def sequences(self, rows: int) -> int:
+        """Most sequences that a chunk of `rows` rows has rows of."""
+        return min(self.batch, rows // self.row_tile)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheTile:
+    """A tile of keys or values in Matrix SRAM, loaded from `tensor`: the weights of a tile product.
+
+    Columns lie `column_bytes` apart, blocks of 2^log2_block elements of a column `block_bytes` apart. `converted`: blocks
+    in HBM run along the other axis, so the load transposes them and makes them BF16.
+    """
+
+    tensor: str
+    converted: bool
+    format: str
+    size_bytes: int
+    column_bytes: int
+    block_bytes: int
+    log2_block: int
+
+
+CONTRACTED = {"keys": "channels", "values": "tokens"}
+"""The axis that the product of attention contracts: where the blocks of a cache run, no conversion is needed."""
+
+
+def cache_tile(model: ModelSpec, numerics: Numerics, tiling: Tiling, side: str) -> CacheTile:
+    """How a tile of `side` (keys, values) lies in Matrix SRAM."""
+    columns, length, block = (
+        (tiling.key_tile, model.head_dim, numerics.block_size)
+        if side == "keys"
+        else (model.head_dim, tiling.key_tile, tiling.token_block)
+    )
+    converted = axis_of(numerics, side) != CONTRACTED[side]
+    rotated = side == "keys" and numerics.smoothing.pre_rope
+    name = "bf16" if converted or rotated else numerics.kv
+    record = FORMATS[name].record_bytes(block)
+    column_bytes = length // block * record
+    # Keys, and what is converted, lie column by column; values as they are stored: the blocks of a group of tokens.
+    apart = side == "values" and not converted
+    return CacheTile(
+        tensor="rotated_keys" if rotated else side, converted=converted, format=name, size_bytes=columns * column_bytes,
+        column_bytes=record if apart else column_bytes, block_bytes=columns * record if apart else record,
+        log2_block=block.bit_length() - 1,
+    )  # fmt: skip
+
+
+def axis_of(numerics: Numerics, side: str) -> str:
+    """Along what the blocks of `side` run in HBM."""
+    return numerics.k_axis if side == "keys" else numerics.v_axis
+
+
+def key_tile_tokens(canvas: int, smallest: int, largest: int) -> int:
+    """Keys per attention tile: the power of two with the least work, an empty tile costing as much as 64 keys."""
+    sizes = [smallest << i for i in range(16) if smallest << i <= largest]
+    return min(sizes, key=lambda size: (-(-canvas // size) * (size + 64), -size))
+
+
+def make_tiling(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
+) -> Tiling:
+    """Tile sizes of a workload on a machine; the rows of a chunk are those of the whole pass, or MAX_CHUNK_ROWS.
+
+    Raises:
+        TripathError: the canvas exceeds the model's context, or widths do not fit the array.
+    """
+    block, size = workload.block_length, numerics.block_size
+    if len(prompt_lengths) != workload.batch:
+        raise TripathError(f"workload.batch: {workload.batch} sequences but {len(prompt_lengths)} prompts")
+    if min(prompt_lengths) < 1:
+        raise TripathError("workload.prompt: the prompt is empty, at least 1 token is needed")
+    longest = max(prompt_lengths)
+    if longest + workload.generation_length > model.max_sequence:
+        raise TripathError(
+            f"workload.prompt: {longest} tokens and workload.generation_length {workload.generation_length} exceed the "
+            f"model's context of {model.max_sequence} tokens"
+        )
+    if model.head_dim % hardware.blen or model.hidden % hardware.blen or model.ffn % hardware.blen:
+        raise TripathError(f"hardware.blen: {hardware.blen} does not divide model.head_dim {model.head_dim}")
+    if hardware.vlen % hardware.blen:
+        raise TripathError(f"hardware.blen: {hardware.blen} does not divide hardware.vlen {hardware.vlen}")
+    if model.head_dim > min(hardware.vlen, hardware.mlen):
+        raise TripathError(
+            f"model.head_dim: {model.head_dim} exceeds hardware.vlen {hardware.vlen} or hardware.mlen {hardware.mlen}"
+        )
+    if numerics.smoothing.mixed and model.head_dim & (model.head_dim - 1):
+        raise TripathError(f"model.head_dim: the Hadamard scheme needs a power of two, got {model.head_dim}")
+    if hardware.mlen % size or any(width % size for width in (model.head_dim, model.hidden, model.ffn)):
+        raise TripathError(
+            f"numerics.block_size: {size} does not divide model.head_dim {model.head_dim}, model.hidden, model.ffn or "
+            f"hardware.mlen {hardware.mlen}"
+        )
+    prompt = -(-longest // block) * block
+    canvas = prompt + workload.generation_length
+    smallest = max(MX_BLOCK, block, hardware.blen)  # a tile of MX_BLOCK keys at least, whatever their blocks
+    if smallest > min(hardware.mlen, hardware.vlen):
+        raise TripathError(f"hardware.mlen: a key tile of {smallest} tokens exceeds it or hardware.vlen")
+    key_tile = key_tile_tokens(canvas, smallest, min(hardware.mlen, hardware.vlen))
+    return Tiling(
+        canvas=canvas, prompt=prompt, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
+        token_block=min(size, block), row_tile=min(hardware.blen, block),
+        slice=min(hardware.vlen, model.ffn, model.vocab), batch=workload.batch, stage=workload.stage,
+        chunk_rows=min(MAX_CHUNK_ROWS, max(block, canvas * workload.batch)) // block * block,
+    )  # fmt: skip
+
+
+def smoothing_widths(model: ModelSpec, smoothing: Smoothing) -> tuple[int, int]:
+    """Elements of the two rows of factors (`npu_compiler.smoothing`): for what goes into the cache, and for attention."""
+    return (2 + 2 * smoothing.centres) * model.kv_width, (2 + smoothing.centres) * model.query_width
+
+
+def panel_bytes(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics) -> int:
+    """Bytes of the largest panel: BLEN columns of weights over the longest contraction."""
+    longest = max(model.hidden, model.query_width, model.ffn)
+    return hardware.blen * FORMATS[numerics.weights].row_bytes(longest, numerics.block_size)

@@ -1,0 +1,628 @@
+"""Tokens: every dependence between stages of different units becomes a signal and a wait, the fewest that order them all.
+
+Two stages depend on each other where one writes what the other touches: a buffer, one that shares its bytes, a tensor in HBM.
+Their innermost common body holds an *edge*: the unit that comes first signals behind the child of that body in which its stage
+is, the other waits before the child with its own. Where the second comes first in the body, the edge is carried by the
+loop and begins with a token. The slots of a stream are handed over by a pair of semaphores for all its fills and drains.
+
+An edge is left out where the others imply it. What implies it is *knowledge*: a unit that waited for a signal knows everything
+complete that the signalling unit had done, or knew, when it signalled, since units retire in order. DMA units do not order what
+they have in flight themselves, so they may have to wait for their own signal; the front end dispatches in order, so what it
+waited for all units know.
+
+The race check (`cycle/races.py`) shares nothing with this module: it judges the program.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from npu.errors import ProgramError
+from npu.isa import Memory
+from npu.isa.spec import SEMAPHORES
+from npu.program import Tensor
+from npu_compiler.stages import Advance, Break, Buffer, Loop, Node, Op, Stage, Stream, ops_of
+
+FRONTEND = "frontend"
+SELF_ORDERED = ("matrix", "vector", FRONTEND)
+"""Units that complete in order what they start in order, as far as their own next instruction can see."""
+UNITS = (FRONTEND, "matrix", "vector", "dma_in", "dma_out")
+Resource = Buffer | Tensor
+Child = Loop | Stage | Break
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A unit touches a resource, in a child of a body.
+
+    `known`: units that know it complete when the child is over; `learns`: units from whose knowledge at the child's begin its
+    unit knows before it. `moves`: levels of loops whose every iteration touches a part of its own.
+    """
+
+    unit: str
+    resource: Resource
+    write: bool
+    known: frozenset[str]
+    learns: frozenset[str]
+    moves: frozenset[int]
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return self.unit, id(self.resource), self.write, self.known, self.learns, self.moves
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Access) and self._key == other._key
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A child as its body sees it: its accesses, and which unit's knowledge becomes whose inside of it."""
+
+    accesses: frozenset[Access]
+    passes: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edge:
+    """In one body: `giver` signals behind child `after`, `taker` waits before child `before`."""
+
+    giver: str
+    after: int
+    taker: str
+    before: int
+    carried: bool
+    resource: Resource
+
+
+@dataclass(kw_only=True, eq=False)
+class Semaphore:
+    """Who signals and who waits where; `initial` tokens are there before the program starts."""
+
+    name: str
+    giver: str
+    taker: str
+    initial: int
+    signals: list[Node]
+    waits: list[Node]
+    resources: set[int] = field(default_factory=set)
+    number: int = 0
+
+
+@dataclass(kw_only=True)
+class Tokens:
+    """The semaphores of a program, by the nodes at which they are given and taken."""
+
+    semaphores: list[Semaphore]
+
+    def __post_init__(self) -> None:
+        self._waits, self._signals = defaultdict(list), defaultdict(list)
+        for semaphore in self.semaphores:
+            for node in semaphore.waits:
+                self._waits[id(node), semaphore.taker].append(semaphore.number)
+            for node in semaphore.signals:
+                self._signals[id(node), semaphore.giver].append(semaphore.number)
+
+    def waits(self, node: Node, unit: str) -> list[int]:
+        """What `unit` waits for before a node."""
+        return self._waits.get((id(node), unit), [])
+
+    def signals(self, node: Node, unit: str) -> list[int]:
+        """What `unit` signals behind a node."""
+        return self._signals.get((id(node), unit), [])
+
+    def initial(self, unit: str) -> list[int]:
+        """What `unit` signals before the program starts, a semaphore once for each of its tokens."""
+        return [s.number for s in self.semaphores if s.giver == unit for _ in range(s.initial)]
+
+
+def place_tokens(body: Sequence[Node], shared: Callable[[Buffer, Buffer], bool]) -> Tokens:
+    """The semaphores of a tree; `shared` says of two buffers whether they have bytes in common.
+
+    Trees of one shape have the same semaphores, which are found once.
+
+    Raises:
+        ProgramError: more semaphores are needed than there are.
+    """
+    nodes = list(_all_nodes(body))
+    shape = _shape(body), _overlaps(body, shared)
+    if shape not in _FOUND:
+        if len(_FOUND) >= MOST_SHAPES:
+            _FOUND.clear()
+        place = {id(node): number for number, node in enumerate(nodes)}
+        _FOUND[shape] = tuple(
+            _Found(each.name, each.giver, each.taker, each.initial, tuple(place[id(node)] for node in each.signals),
+                   tuple(place[id(node)] for node in each.waits))
+            for each in _semaphores(body, shared)
+        )  # fmt: skip
+    return Tokens(semaphores=[
+        Semaphore(
+            name=each.name, giver=each.giver, taker=each.taker, initial=each.initial,
+            signals=[nodes[number] for number in each.signals], waits=[nodes[number] for number in each.waits], number=number,
+        )
+        for number, each in enumerate(_FOUND[shape], 1)
+    ])  # fmt: skip
+
+
+class _Found(NamedTuple):
+    """A semaphore of all trees of a shape, its nodes as their numbers in program order."""
+
+    name: str
+    giver: str
+    taker: str
+    initial: int
+    signals: tuple[int, ...]
+    waits: tuple[int, ...]
+
+
+_FOUND: dict[object, tuple[_Found, ...]] = {}
+MOST_SHAPES = 256
+
+
+def _semaphores(body: Sequence[Node], shared: Callable[[Buffer, Buffer], bool]) -> list[Semaphore]:
+    placer = _Placer(shared=shared)
+    placer.analyse(body, None)
+    semaphores = [*placer.streams(body), *_merged(body, placer.rotated(body))]
+    if len(semaphores) > SEMAPHORES:
+        raise ProgramError(f"compiler: {len(semaphores)} semaphores are needed, there are {SEMAPHORES}")
+    return semaphores
+
+
+def _all_nodes(body: Sequence[Node]) -> Iterator[Node]:
+    """Loops outside of stages, stages, breaks and advances in program order."""
+    for node in body:
+        yield node
+        if isinstance(node, Loop):
+            yield from _all_nodes(node.body)
+
+
+def _shape(body: Sequence[Node]) -> tuple[object, ...]:
+    """All of a tree that its semaphores depend on, but for the bytes that buffers share."""
+    found: list[object] = []
+    for node in body:
+        match node:
+            case Loop():
+                found.append((node.level, _shape(node.body)))
+            case Stage():
+                found.append(
+                    (node.unit, frozenset((r.name, isinstance(r, Buffer), *rest) for r, *rest in _touched(node)))
+                )
+            case Advance():
+                found.append(node.stream.name)
+            case Break():
+                found.append(None)
+            case Op():
+                raise AssertionError(f"{node.mnemonic} outside of a stage")
+    return tuple(found)
+
+
+def _overlaps(body: Sequence[Node], shared: Callable[[Buffer, Buffer], bool]) -> frozenset[tuple[str, str, Memory]]:
+    """The pairs of buffers of one memory that have bytes in common."""
+    used = {id(at.target): at.target for op in ops_of(body) for w in (False, True) for at in op.touched(written=w)}
+    buffers = [each for each in used.values() if isinstance(each, Buffer)]
+    return frozenset(
+        (a.name, b.name, a.memory)
+        for a in buffers
+        for b in buffers
+        if a is not b and a.memory is b.memory and shared(a, b)
+    )
+
+
+def _children(body: Sequence[Node]) -> list[Child]:
+    return [node for node in body if isinstance(node, Loop | Stage | Break)]
+
+
+def _break_of(children: Sequence[Child]) -> int | None:
+    return next((number for number, child in enumerate(children) if isinstance(child, Break)), None)
+
+
+@dataclass(kw_only=True)
+class _Turn:
+    """A slot of a stream in one body: the children that fill it and those that drain it, by number."""
+
+    stream: Stream
+    producer: str
+    fills: list[int]
+    consumer: str
+    drains: list[int]
+
+
+@dataclass(kw_only=True)
+class _Placer:
+    shared: Callable[[Buffer, Buffer], bool]
+    edges: dict[int, list[Edge]] = field(default_factory=dict)
+    """Of each body, by the identity of its loop (0: the whole tree)."""
+    bodies: dict[int, list[Child]] = field(default_factory=dict)
+    inside: dict[int, int] = field(default_factory=dict)
+    """The body in which a loop stands."""
+
+    def analyse(self, body: Sequence[Node], loop: Loop | None) -> Summary:
+        """Find the edges of a body and of all bodies in it."""
+        children, key = _children(body), id(loop) if loop else 0
+        self.bodies[key] = children
+        parts = []
+        for child in children:
+            if isinstance(child, Loop):
+                self.inside[id(child)] = key
+            parts.append(self.summary(child))
+        streams = [
+            Edge(turn.producer, turn.fills[-1], turn.consumer, turn.drains[0], carried=False, resource=_ANY)
+            for turn in _turns(body, children)
+        ]
+        level = loop.level if loop else None
+        flow = _Flow(parts=parts, level=level, leaves_at=_break_of(children), conflict=self.conflict)
+        self.edges[key] = flow.needed(streams)
+        return flow.summary([*streams, *self.edges[key]])
+
+    def summary(self, child: Child) -> Summary:
+        """A child's accesses and the knowledge that goes from unit to unit in it."""
+        match child:
+            case Loop():
+                return self.analyse(child.body, child)
+            case Stage():
+                known = frozenset([child.unit] if child.unit in SELF_ORDERED else [])
+                own = frozenset([child.unit])
+                accesses = (
+                    Access(child.unit, at, written, known, own, moves) for at, written, moves in _touched(child)
+                )
+                return Summary(frozenset(accesses), frozenset())
+            case Break():
+                assert child.flag.target is not None
+                own, known = frozenset([FRONTEND]), frozenset(UNITS)
+                access = Access(FRONTEND, child.flag.target, False, known, own, frozenset())
+                return Summary(frozenset([access]), frozenset((FRONTEND, unit) for unit in UNITS))
+
+    def conflict(self, first: Access, second: Access) -> bool:
+        """The order of two accesses matters, and nothing else than an edge gives it."""
+        a, b = first.resource, second.resource
+        if not (first.write or second.write):
+            return False
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            return a is b
+        if a.stream is not None and a.stream is b.stream:
+            return False  # its fills and drains take turns
+        return a is b or (a.memory is b.memory and self.shared(a, b))
+
+    def streams(self, body: Sequence[Node]) -> list[Semaphore]:
+        """Two semaphores for each stream: a slot is full, a slot is free."""
+        found: dict[Stream, tuple[Semaphore, Semaphore]] = {}
+        for nodes in _all_bodies(body):
+            children = _children(nodes)
+            for turn in _turns(nodes, children):
+                name, slots = turn.stream.name, turn.stream.slots
+                full, free = found.setdefault(turn.stream, (
+                    Semaphore(name=f"{name}.full", giver=turn.producer, taker=turn.consumer, initial=0, signals=[], waits=[]),
+                    Semaphore(name=f"{name}.free", giver=turn.consumer, taker=turn.producer, initial=slots, signals=[], waits=[]),
+                ))  # fmt: skip
+                assert (full.giver, full.taker) == (turn.producer, turn.consumer), f"stream {name} changes its units"
+                free.waits.append(children[turn.fills[0]])
+                full.signals.append(children[turn.fills[-1]])
+                full.waits.append(children[turn.drains[0]])
+                free.signals.append(children[turn.drains[-1]])
+        return [semaphore for pair in found.values() for semaphore in pair]
+
+    def rotated(self, body: Sequence[Node]) -> list[Semaphore]:
+        """A semaphore for each edge; a token that enters a loop, goes round in it and leaves it is one."""
+        made: dict[Edge, Semaphore] = {}
+        for key, edges in self.edges.items():
+            children = self.bodies[key]
+            for edge in edges:
+                made[edge] = Semaphore(
+                    name=_name(edge), giver=edge.giver, taker=edge.taker, initial=int(edge.carried),
+                    signals=[children[edge.after]], waits=[children[edge.before]], resources={id(edge.resource)},
+                )  # fmt: skip
+        for key, edges in self.edges.items():
+            for edge in edges:
+                if edge.carried and key in self.inside:
+                    self._rotate(body, made, key, edge)
+        return list(dict.fromkeys(made.values()))
+
+    def _rotate(self, body: Sequence[Node], made: dict[Edge, Semaphore], key: int, edge: Edge) -> None:
+        """Let the token of a carried edge come from the edge into its loop, and go on to the edge out of it."""
+        outer, children = self.inside[key], self.bodies[key]
+        loop = next(child for child in self.bodies[outer] if id(child) == key)
+        at = self.bodies[outer].index(loop)
+        around = [each for each in self.edges[outer] if (each.giver, each.taker) == (edge.giver, edge.taker)]
+        enter = next((each for each in around if each.before == at), None)
+        leave = next((each for each in around if each.after == at), None)
+        stop = _break_of(children)
+        once_more = stop is not None and edge.before <= stop < edge.after
+        early = any(edge.taker in _units(child) for child in children[: edge.before])
+        if enter is None or (leave is None) != once_more or early:
+            assert not once_more, f"{_name(edge)}: nothing gives the token for the way out of the loop"
+            return
+        parts: list[Semaphore] = list(dict.fromkeys([made[edge], made[enter], *([made[leave]] if leave else [])]))
+        signals: list[Node] = [node for part in parts for node in part.signals]
+        waits: list[Node] = [node for part in parts for node in part.waits]
+        waits.remove(loop)
+        if leave is not None:
+            signals.remove(loop)
+        whole = Semaphore(
+            name=made[edge].name, giver=edge.giver, taker=edge.taker, initial=sum(part.initial for part in parts) - 1,
+            signals=signals, waits=waits, resources={each for part in parts for each in part.resources},
+        )  # fmt: skip
+        if _Alternation(semaphores=[whole], related=True).holds(body):
+            made.update({each: whole for each, semaphore in made.items() if semaphore in parts})
+        else:
+            assert not once_more, f"{_name(edge)}: the token for the way out of the loop does not take turns"
+
+
+def _units(child: Child) -> set[str]:
+    """Units that have something to do in a child."""
+    match child:
+        case Stage():
+            return {child.unit}
+        case Break():
+            return {FRONTEND}
+        case Loop():
+            return set().union(*map(_units, _children(child.body)))
+
+
+_ANY = Tensor(name="slots", address=0, shape=(), format="int32", block=1, writable=True)
+"""The resource of a stream's own hand-over."""
+
+
+def _name(edge: Edge) -> str:
+    return f"{edge.resource.name}: {edge.giver} to {edge.taker}"
+
+
+def _touched(stage: Stage) -> Iterator[tuple[Resource, bool, frozenset[int]]]:
+    """What a stage reads and writes, and with which loops it moves; tensors that no program writes do not matter."""
+    for op in stage.ops():
+        for written in (False, True):
+            for at in op.touched(written=written):
+                if at.target is not None and (isinstance(at.target, Buffer) or at.target.writable):
+                    yield at.target, written, frozenset(level for level, _ in at.strides)
+
+
+def _all_bodies(body: Sequence[Node]) -> Iterator[Sequence[Node]]:
+    yield body
+    for node in body:
+        if isinstance(node, Loop):
+            yield from _all_bodies(node.body)
+
+
+def _turns(body: Sequence[Node], children: Sequence[Child]) -> list[_Turn]:
+    """The turns of all streams that advance in a body, in their order."""
+    found, starts = [], defaultdict(int)
+    numbers = {id(child): number for number, child in enumerate(children)}
+    for end, node in enumerate(body):
+        if not isinstance(node, Advance):
+            continue
+        start, starts[node.stream] = starts[node.stream], end + 1
+        writers: dict[str, list[int]] = defaultdict(list)
+        readers: dict[str, list[int]] = defaultdict(list)
+        for child in body[start:end]:
+            if isinstance(child, Loop | Stage):
+                for unit, written in _stream_accesses(child, node.stream):
+                    (writers if written else readers)[unit].append(numbers[id(child)])
+        (producer, fills), *more = writers.items()
+        drains = {unit: at for unit, at in readers.items() if unit != producer}
+        assert len(drains) == 1, f"stream {node.stream.name} has {len(drains)} consumers"
+        assert not [unit for unit, _ in more if unit not in drains], f"stream {node.stream.name} has two producers"
+        ((consumer, places),) = drains.items()
+        places = sorted({*places, *(at for unit, numbers_of in more for at in numbers_of if unit == consumer)})
+        found.append(
+            _Turn(stream=node.stream, producer=producer, fills=sorted(set(fills)), consumer=consumer, drains=places)
+        )
+    return found
+
+
+def _stream_accesses(child: Loop | Stage, stream: Stream) -> Iterator[tuple[str, bool]]:
+    """Units that touch the buffers of a stream in a child, in order; a turn inside of a deeper loop counts there."""
+    if isinstance(child, Stage):
+        for op in child.ops():
+            for written in (True, False):
+                if any(at.stream is stream for at in op.touched(written=written)):
+                    yield child.unit, written
+        return
+    if any(isinstance(node, Advance) and node.stream is stream for node in child.body):
+        return
+    for node in child.body:
+        if isinstance(node, Loop | Stage):
+            yield from _stream_accesses(node, stream)
+
+
+@dataclass(kw_only=True)
+class _Flow:
+    """The children of one body, and who knows what of them at which point of an iteration and of the next.
+
+    `level` is that of the body's loop; None: the body is run once.
+    """
+
+    parts: Sequence[Summary]
+    level: int | None
+    leaves_at: int | None
+    conflict: Callable[[Access, Access], bool]
+
+    def __post_init__(self) -> None:
+        self.count = len(self.parts)
+        self.pairs = list(self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[int, int, Access, Access]]:
+        """Conflicts as (child, later child in this or (plus `count`) the next iteration, access, access), the nearest first."""
+        count = self.count
+        for later in range(1, count if self.level is None else 2 * count):
+            for first in range(min(later, count) - 1, max(-1, later - count - 1), -1):
+                for b in self.parts[later % count].accesses:
+                    for a in self.parts[first].accesses:
+                        apart = later >= count and self.level in a.moves and self.level in b.moves
+                        ordered = a.unit == b.unit and a.unit in SELF_ORDERED
+                        if not apart and not ordered and self.conflict(a, b):
+                            yield first, later, a, b
+
+    def needed(self, streams: Sequence[Edge]) -> list[Edge]:
+        """The edges that order every conflict together with those of streams, none of which the others imply."""
+        edges: list[Edge] = []
+        while (missing := self.unordered([*streams, *edges])) is not None:
+            first, later, a, b = missing
+            edges.append(Edge(a.unit, first, b.unit, later % self.count, later >= self.count, a.resource))
+        for edge in list(edges):
+            rest = [each for each in edges if each is not edge]
+            if self.unordered([*streams, *rest]) is None:
+                edges = rest
+        return edges
+
+    def unordered(self, edges: Sequence[Edge]) -> tuple[int, int, Access, Access] | None:
+        """The first conflict that edges leave without an order."""
+        known: dict[tuple[int, str, frozenset[str]], list[frozenset[str]]] = {}
+        for pair in self.pairs:
+            first, later, a, b = pair
+            key = first, a.unit, a.known
+            if key not in known:
+                known[key], _ = self.knowing(first, a.unit, a.known, edges)
+            if not b.learns & known[key][later]:
+                return pair
+        return None
+
+    def knowing(
+        self, first: int, own: str, known: frozenset[str], edges: Sequence[Edge]
+    ) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
+        """Who knows, before and behind each child of two iterations, that an access in child `first` is complete.
+
+        Signals of `own`, whose access it is, tell of it even while `own` itself may not rely on it. `first` is -1 for what
+        was complete before the iteration.
+        """
+        count = self.count
+        knows, told = set(known), set()
+        before, behind = ([frozenset()] * (2 * count) for _ in range(2))
+        for time in range(max(first, 0), 2 * count):
+            at = time % count
+            if time > first:
+                for edge in edges:
+                    if edge.before == at:
+                        given = time - at + edge.after - (count if edge.carried else 0)
+                        if (edge, given) in told:
+                            knows.add(edge.taker)
+                before[time] = frozenset(knows)
+                for source, target in self.parts[at].passes:
+                    if source in knows or source == own:
+                        knows.add(target)
+            behind[time] = frozenset(knows)
+            told |= {(edge, time) for edge in edges if edge.after == at and (edge.giver in knows or edge.giver == own)}
+        return before, behind
+
+    def summary(self, edges: Sequence[Edge]) -> Summary:
+        """The whole body as a child of the one around it."""
+        stop = self.leaves_at
+        head = stop is not None and stop < self.count - 1
+        # A loop that is left in the middle ends there, one iteration later; before that it may not run at all.
+        over = self.count + stop if head and stop is not None else self.count - 1
+        certain = stop if head and stop is not None else self.count - 1
+        begun = {unit: self.knowing(-1, "", frozenset([unit]), edges) for unit in UNITS}
+        passes = {(unit, other) for unit, (_, behind) in begun.items() for other in behind[certain] if other != unit}
+        accesses, known = set(), {}
+        for number, part in enumerate(self.parts):
+            for a in part.accesses:
+                if (key := (number, a.unit, a.known)) not in known:
+                    known[key] = self.knowing(number, a.unit, a.known, edges)[1][over]
+                learns = frozenset(unit for unit, (before, _) in begun.items() if before[number] & a.learns)
+                accesses.add(Access(a.unit, a.resource, a.write, known[key], learns, a.moves))
+        return Summary(frozenset(accesses), frozenset(passes))
+
+
+def _merged(body: Sequence[Node], semaphores: Sequence[Semaphore]) -> list[Semaphore]:
+    """Semaphores of which those between the same units are one where their tokens take turns."""
+    kept: list[Semaphore] = []
+    for semaphore in semaphores:
+        for other in kept:
+            same = (other.giver, other.taker) == (semaphore.giver, semaphore.taker)
+            if same and _take_turns(body, other, semaphore):
+                other.signals += semaphore.signals
+                other.waits += semaphore.waits
+                other.initial = max(other.initial, semaphore.initial)
+                other.resources |= semaphore.resources
+                break
+        else:
+            kept.append(semaphore)
+    return kept
+
+
+def _take_turns(body: Sequence[Node], first: Semaphore, second: Semaphore) -> bool:
+    """One semaphore can do for two: signals and waits of both alternate, and no wait gets a later signal for nothing.
+
+    With an initial token each, one is enough where both are about the same resource.
+    """
+    related = bool(first.resources & second.resources)
+    if first.initial and second.initial and not related:
+        return False
+    return _Alternation(semaphores=[first, second], related=related).holds(body)
+
+
+@dataclass(kw_only=True)
+class _Alternation:
+    """A check that signals and waits of semaphores, taken as one, take turns in program order: there is one token at most.
+
+    `related`: they are about the same resource, so that a wait may take the token of another's signal.
+    """
+
+    semaphores: Sequence[Semaphore]
+    related: bool
+
+    def __post_init__(self) -> None:
+        self.eventful: dict[int, bool] = {}
+        self.waits = {id(node): each for each in self.semaphores for node in each.waits}
+        self.signals = {id(node): each for each in self.semaphores for node in each.signals}
+        self.distinct = all(
+            len(by_node) == sum(map(len, lists))
+            for by_node, lists in (
+                (self.waits, [each.waits for each in self.semaphores]),
+                (self.signals, [each.signals for each in self.semaphores]),
+            )
+        )
+        self.token = next((each for each in self.semaphores if each.initial), None)
+
+    def holds(self, body: Sequence[Node]) -> bool:
+        """There is never more than one token, and each wait finds one that is good for it."""
+        return self.distinct and all(each.initial <= 1 for each in self.semaphores) and self.walk(body)
+
+    def walk(self, body: Sequence[Node]) -> bool:
+        """The rule holds in a body, walked in program order."""
+        for node in body:
+            if not self.take(node) or (isinstance(node, Loop) and not self.around(node)) or not self.give(node):
+                return False
+        return True
+
+    def has_events(self, loop: Loop) -> bool:
+        """Something in a loop waits or signals."""
+        if id(loop) not in self.eventful:
+            self.eventful[id(loop)] = any(
+                id(node) in self.waits or id(node) in self.signals or (isinstance(node, Loop) and self.has_events(node))
+                for node in loop.body
+            )
+        return self.eventful[id(loop)]
+
+    def around(self, loop: Loop) -> bool:
+        """The rule holds in two iterations of a loop and, where it is left in the middle, on the way there."""
+        if not self.has_events(loop):
+            return True
+        stop = next((number for number, node in enumerate(loop.body) if isinstance(node, Break)), None)
+        empty = self.token is None
+        for _ in range(2):
+            if not self.walk(loop.body) or (self.token is None) != empty:
+                return False
+        middle = stop is not None and stop < len(loop.body) - 1
+        return not middle or self.walk(loop.body[: (stop or 0) + 1])
+
+    def take(self, node: Node) -> bool:
+        """A wait finds the token."""
+        waiting = self.waits.get(id(node))
+        if waiting is None:
+            return True
+        if self.token is None or not (self.token is waiting or self.related):
+            return False
+        self.token = None
+        return True
+
+    def give(self, node: Node) -> bool:
+        """A signal comes after the token before it was taken."""
+        signalling = self.signals.get(id(node))
+        if signalling is None:
+            return True
+        if self.token is not None:
+            return False
+        self.token = signalling
+        return True

@@ -474,7 +474,8 @@ class _Flow:
             key = first, a.unit, a.known
             if key not in known:
                 known[key], _ = self.knowing(first, a.unit, a.known, edges)
-            if not b.learns & known[key][later]:
+            heard = a.unit in b.learns and a.unit != b.unit  # by a signal of its own inside of the child
+            if not heard and not b.learns & known[key][later]:
                 return pair
         return None
 

@@ -1,6 +1,6 @@
-"""Addresses of the buffers in each SRAM, with capacity errors that name phase and limit."""
+"""Addresses of the buffers in each SRAM: one behind the other where they fit, else those never alive together share bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from npu.errors import CapacityError
@@ -8,6 +8,7 @@ from npu.hardware import HardwareConfig
 from npu.isa import BYTES_PER_ADDRESS, Memory
 from npu.units import format_bytes
 from npu_compiler.buffers import Buffers
+from npu_compiler.lifetimes import Span, overlap
 from npu_compiler.stages import Buffer
 
 CAPACITIES = {
@@ -28,22 +29,57 @@ class Allocation:
         return a < b + second.elements and b < a + first.elements
 
 
-def allocate(buffers: Buffers, hardware: HardwareConfig) -> Allocation:
-    """Every buffer behind the one before it.
+def allocate(
+    buffers: Buffers, hardware: HardwareConfig, alive: Mapping[Buffer, Sequence[Span]] | None = None
+) -> Allocation:
+    """Every buffer behind the one before it; where a memory is too small, by `alive`, the spans in which each is alive.
 
     Raises:
         CapacityError: naming the phase whose buffer does not fit, the bytes, and the limit.
     """
     addresses: dict[Buffer, int] = {}
-    used = dict.fromkeys(CAPACITIES, 0)
-    for buffer in buffers.by_name.values():
-        memory = buffer.memory
-        addresses[buffer], used[memory] = used[memory], used[memory] + buffer.elements
-        needed, limit = used[memory] * BYTES_PER_ADDRESS[memory], getattr(hardware.sram, CAPACITIES[memory])
-        if needed > limit:
+    used: dict[str, int] = {}
+    for memory, name in CAPACITIES.items():
+        members = [each for each in buffers.by_name.values() if each.memory is memory]
+        limit = getattr(hardware.sram, name) // BYTES_PER_ADDRESS[memory]
+        places = _in_a_row(members)
+        if alive is not None and _end(places) > limit:
+            places = _by_lifetime(members, alive)
+        addresses |= places
+        used[name] = _end(places) * BYTES_PER_ADDRESS[memory]
+        if _end(places) > limit:
+            over = next(each for each in members if places[each] + each.elements > limit)
             raise CapacityError(
-                f"hardware.sram.{CAPACITIES[memory]}: working set {format_bytes(needed)} exceeds {format_bytes(limit)} "
-                f"(phase {buffer.phase}, hardware {hardware.name})"
+                f"hardware.sram.{name}: working set {format_bytes(used[name])} exceeds "
+                f"{format_bytes(getattr(hardware.sram, name))} (phase {over.phase}, hardware {hardware.name})"
             )
-    used_bytes = {CAPACITIES[memory]: count * BYTES_PER_ADDRESS[memory] for memory, count in used.items()}
-    return Allocation(addresses=addresses, used_bytes=used_bytes)
+    return Allocation(addresses=addresses, used_bytes=used)
+
+
+def _end(places: Mapping[Buffer, int]) -> int:
+    return max((at + buffer.elements for buffer, at in places.items()), default=0)
+
+
+def _in_a_row(members: Sequence[Buffer]) -> dict[Buffer, int]:
+    places, end = {}, 0
+    for buffer in members:
+        places[buffer], end = end, end + buffer.elements
+    return places
+
+
+def _by_lifetime(members: Sequence[Buffer], alive: Mapping[Buffer, Sequence[Span]]) -> dict[Buffer, int]:
+    """The largest first, each at the lowest address at which nothing lies that is alive with it."""
+    places: dict[Buffer, int] = {}
+    for buffer in sorted(members, key=lambda each: -each.elements):
+        taken = sorted(
+            (at, at + other.elements)
+            for other, at in places.items()
+            if other.elements and overlap(alive.get(buffer, ()), alive.get(other, ()))
+        )
+        at = 0
+        for begin, end in taken:
+            if at + buffer.elements <= begin:
+                break
+            at = max(at, end)
+        places[buffer] = at
+    return places

@@ -16,6 +16,7 @@ from npu_compiler.buffers import Buffers, working_sets
 from npu_compiler.context import Context
 from npu_compiler.emission import emit
 from npu_compiler.forward import forward
+from npu_compiler.lifetimes import lifetimes
 from npu_compiler.memory import CONSTANTS, hbm_map
 from npu_compiler.mixing import load_hadamard
 from npu_compiler.rows import Span, block_span, full_span, suffix_span
@@ -70,9 +71,8 @@ def compile_passes(
             f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"
         )
     largest = make_tiling(model, workload, hardware, numerics, prompt_lengths)
-    tiling, buffers, allocation = _fitting(model, workload, hardware, numerics, largest)
-    tensors = hbm_map(model, workload, numerics, tiling, hardware)
-    tree = _tree(model, workload, hardware, numerics, tiling, tensors, buffers)
+    fitting = _fitting(model, workload, hardware, numerics, largest)
+    tiling, tree, buffers, allocation = fitting.tiling, fitting.tree, fitting.buffers, fitting.allocation
     tokens = place_tokens(tree.body, allocation.shared)
     instructions, phases = emit(tree.body, tokens, allocation.addresses)
     geometry = {"blen": hardware.blen, "mlen": hardware.mlen, "vlen": hardware.vlen, **allocation.used_bytes}
@@ -88,27 +88,72 @@ def compile_passes(
         sides = numerics.smoothing.sides
         facts["static_sides"] = sum(1 << bit for bit, side in enumerate(SIDES) if side in sides)
         facts["power_of_two"] = int(numerics.smoothing.power_of_two)
-    program = Program(words=words_of(instructions), hbm=tensors, geometry=geometry, layout=facts, phases=phases)
+    program = Program(words=words_of(instructions), hbm=fitting.tensors, geometry=geometry, layout=facts, phases=phases)
     return Compiled(tiling=tiling, tree=tree, allocation=allocation, tokens=tokens, program=program)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Attempt:
+    """A program with chunks of so many rows, as far as its addresses."""
+
+    tiling: Tiling
+    tensors: tuple[Tensor, ...]
+    tree: Tree
+    buffers: Buffers
+    allocation: Allocation
 
 
 def _fitting(
     model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, largest: Tiling
-) -> tuple[Tiling, Buffers, Allocation]:
-    """The largest chunks whose working sets fit.
+) -> _Attempt:
+    """The largest chunks whose working sets fit, by lifetime where that makes a pass of fewer chunks.
+
+    Buffers that share bytes wait for each other, so they do only where more rows pay for it.
 
     Raises:
         CapacityError: not even one block of rows fits.
     """
-    for rows in range(largest.chunk_rows, 0, -workload.block_length):
+
+    def attempt(rows: int, *, sharing: bool) -> _Attempt:
         tiling = dataclasses.replace(largest, chunk_rows=rows)
         buffers = working_sets(model, workload, hardware, numerics, tiling)
-        try:
-            return tiling, buffers, allocate(buffers, hardware)
-        except CapacityError:
-            if rows == workload.block_length:
-                raise
-    raise AssertionError("a chunk has at least the rows of a block")
+        if not sharing:
+            allocate(buffers, hardware)  # which takes no tree, so what is too large is known at once
+        tensors = hbm_map(model, workload, numerics, tiling, hardware)
+        tree = _tree(model, workload, hardware, numerics, tiling, tensors, buffers)
+        allocation = allocate(buffers, hardware, lifetimes(tree.body) if sharing else None)
+        return _Attempt(tiling=tiling, tensors=tensors, tree=tree, buffers=buffers, allocation=allocation)
+
+    def largest_that_fits(*, sharing: bool, above: int) -> _Attempt | CapacityError:
+        refused = CapacityError("")
+        for rows in range(largest.chunk_rows, above, -workload.block_length):
+            if sharing and rows in same:
+                continue
+            try:
+                return attempt(rows, sharing=sharing)
+            except CapacityError as error:
+                refused = error
+        return refused
+
+    same: set[int] = set()
+    apart = largest_that_fits(sharing=False, above=0)
+    if isinstance(apart, _Attempt):
+        cut = _cuts(workload, apart.tiling)
+        rows_of = range(apart.tiling.chunk_rows, largest.chunk_rows + 1, workload.block_length)
+        same = {rows for rows in rows_of if _cuts(workload, dataclasses.replace(largest, chunk_rows=rows)) == cut}
+    sharing = largest_that_fits(sharing=True, above=apart.tiling.chunk_rows if isinstance(apart, _Attempt) else 0)
+    for found in (sharing, apart):
+        if isinstance(found, _Attempt):
+            return found
+    assert isinstance(sharing, CapacityError)
+    raise sharing
+
+
+def _cuts(workload: Workload, tiling: Tiling) -> list[tuple[int, int]]:
+    """Sequences and rows of the chunks of every pass that a program makes."""
+    block = Level(number=0)
+    rows = (workload.caches.first, workload.caches.later)
+    return [(span.sequences, span.rows) for span in (span_of(workload, tiling, each, block) for each in rows)]
 
 
 def _tree(
@@ -148,7 +193,7 @@ def _block(c: Context, block: Level, *, measuring: bool) -> None:
         sample(c, block)
         commit(c, block, once, 0)
         return
-    first = span_of(c, policy.first, block)
+    first = span_of(workload, c.tiling, policy.first, block)
     if not policy.caches:
         with e.loop(workload.block_length, keep=True) as step:
             _step(c, block, step, 0, first, measuring=measuring)
@@ -157,18 +202,18 @@ def _block(c: Context, block: Level, *, measuring: bool) -> None:
     _step(c, block, once, 0, first, measuring=measuring)
     with e.loop(workload.block_length, keep=True) as step:
         _leave_if_done(c, step)
-        _step(c, block, step, 1, span_of(c, policy.later, block), measuring=False)
+        _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
 
 
-def span_of(c: Context, rows: Rows, block: Level) -> Span:
+def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Level) -> Span:
     """The rows that a step forwards."""
     match rows:
         case Rows.CANVAS:
-            return full_span(c.workload, c.tiling)
+            return full_span(workload, tiling)
         case Rows.SUFFIX:
-            return suffix_span(c.workload, c.tiling, block)
+            return suffix_span(workload, tiling, block)
         case Rows.BLOCK:
-            return block_span(c.workload, c.tiling)
+            return block_span(workload, tiling)
 
 
 def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:

@@ -206,7 +206,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     paths, own = values.get("paths"), build(ModelSpec, "model", model)
     comparisons, settings = read_validation(values["validation"])
     references = [row for row in settings.references if _applies(row.when, values)]
-    hardware = build(HardwareConfig, "hardware", values["hardware"])
+    hardware = build(HardwareConfig, "hardware", _with_timing(values["hardware"]))
     experiment = Experiment(
         model=own, workload=build(Workload, "workload", workload), hardware=hardware,
         numerics=build(Numerics, "numerics", values["numerics"]), settings=replace(settings, references=references),
@@ -224,6 +224,16 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
+
+
+def _with_timing(hardware: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The group `hardware` with a timing row for each instruction, where some stand under their operation class."""
+    from npu.isa.presets import by_instruction
+
+    timing = hardware.get("timing")
+    if not isinstance(timing, dict) or not all(isinstance(row, dict) for row in timing.values()):
+        return hardware  # refused where it is built
+    return {**hardware, "timing": by_instruction(timing)}
 
 
 def _model(name: str) -> "ModelSpec":

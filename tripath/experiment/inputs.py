@@ -11,7 +11,7 @@ from dllm.workload import Numerics, Workload, reference_only
 from npu.energy import Technology
 from npu.errors import TripathError
 from npu.hardware import HardwareConfig
-from tripath.paths import FROM_PATHS, PATHS, Fact, Path, giver_of, own_path
+from tripath.paths import FROM_PATHS, PATHS, Fact, Path, giver_name, giver_of, own_path
 from tripath.validation import HostSettings, Settings
 from tripath.validation.measurements import Measurement
 
@@ -75,8 +75,8 @@ class Experiment:
         rows = self.rows
         for row in rows:
             for fact in row.needs & FROM_PATHS:
-                giver = giver_of(fact, PATHS.values())
-                if giver is not None and giver_of(fact, rows) is None:
+                if giver_of(fact, rows) is None:
+                    giver = PATHS[giver_name(fact)]
                     shared = " and ".join(each.argument for each in row.needs & giver.gives)
                     raise TripathError(
                         f"paths: {row.name} needs {giver.name} beside it, whose {shared} it is compared with"

@@ -106,6 +106,13 @@ def giver_of(fact: Fact, rows: Iterable[Path]) -> Path | None:
     return next((row for row in rows if fact in row.gives), None)
 
 
+def giver_name(fact: Fact) -> str:
+    """The name of the first path of the package that gives a fact, which one must."""
+    giver = giver_of(fact, PATHS.values())
+    assert giver is not None
+    return giver.name
+
+
 def in_order(rows: Iterable[Path]) -> list[Path]:
     """The rows, each after all that give what it needs, else as they stand.
 

@@ -14,13 +14,11 @@ from pathlib import Path
 import yaml
 
 from npu.errors import TripathError, print_error
-from tripath.paths import PATHS, Fact
+from tripath.paths import Fact, giver_name
 from tripath.sweeps.folders import job_reports, value_at
 
 WORST = 5
-ESTIMATE, EXACT = (
-    next(row.name for row in PATHS.values() if fact in row.gives) for fact in (Fact.ESTIMATE, Fact.TIMES)
-)
+ESTIMATE, EXACT = giver_name(Fact.ESTIMATE), giver_name(Fact.TIMES)
 AXES = (
     "model.name", "workload.cache", "hardware.execution", "hardware.blen", "hardware.mlen", "hardware.vlen",
     "hardware.hbm.channels", "workload.batch", "workload.prompt_length", "workload.generation_length",

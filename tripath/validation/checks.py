@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from npu.errors import TripathError
 from npu.metrics import Result
-from tripath.paths import PATHS, Fact, gives
+from tripath.paths import Fact, giver_name, gives
 from tripath.validation.discrepancy import Discrepancy
 from tripath.validation.settings import IDEAL, Settings
 
@@ -126,10 +126,9 @@ def check_fidelity(results: Results, settings: Settings) -> Iterator[Discrepancy
 
 def check_differences(results: Results, _: Settings) -> Iterator[Discrepancy]:
     """Who runs beside witnesses starts and ends every instruction as one of them does, and leaves the other's bits."""
-    witnesses = {fact: row.name for row in PATHS.values() for fact in row.gives & (Fact.BITS | Fact.TIMES)}
     for path in _that_give(Fact.DIFFERENCES, results):
         metrics = results[path].metrics
-        expected = {name: (witnesses[WITNESS_OF.get(name, Fact.BITS)], 0.0) for name in metrics
+        expected = {name: (giver_name(WITNESS_OF.get(name, Fact.BITS)), 0.0) for name in metrics
                     if name.startswith("differing_")}  # fmt: skip
         for exact in _that_give(Fact.TIMES, results):
             expected["makespan_cycles"] = exact, results[exact].metrics["makespan_cycles"]

@@ -1,6 +1,7 @@
 # make run: set up .venv from the lock file and run the main job. make test: run the tests; make test-system: those that start,
 # kill or install whole processes. make check: lint and types.
-# make docs: the pages of docs/ as a site, in site/. make generate: what is made of the sources (docs/isa.md, docs/configuration.md, rtl/package.sv).
+# make docs: the pages of docs/ as a site, in site/. make generate: what is made of the sources
+# (accuracy/dispatch.py, docs/isa.md, conf/hardware/timing, rtl/tripath_pkg.sv, docs/configuration.md).
 # make synth: areas and clock of the RTL (docs/rtl.md). make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -34,10 +35,13 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
+# In the order in which one needs another; dispatch.py is not imported on the way, so an instruction may have come, gone or changed its name.
 generate: .venv/.test
+	PYTHONPATH=. $(BIN)/python -P accuracy/dispatch_source.py
 	$(BIN)/python -m npu.isa.manual
+	$(BIN)/python -m npu.isa.presets
+	PYTHONPATH=. $(BIN)/python -P rtl/package.py
 	$(BIN)/python -m tripath.command.manual
-	$(BIN)/python -m rtl.package
 
 synth: .venv/.run
 	@$(BIN)/python -m rtl.synthesis

@@ -1,6 +1,7 @@
 // Address registers that step by themselves: each keeps its address, and how far each of its loops and its ring took it.
 // Which of them a change meets is found in one cycle, they move in the next.
 module address_steps
+  import tripath_pkg::*;
   import core_pkg::*;
 #(
     parameter int COUNT = 1

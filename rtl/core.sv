@@ -100,6 +100,7 @@ module core
   logic [3:0][15:0] latency;
   entry_t [3:0] coming;
   logic started, empty;
+  logic [2:0] unknown;  // an instruction that its unit does not know
   always_ff @(posedge clock)
     if (reset) begin
       now <= '0;
@@ -116,7 +117,7 @@ module core
   front_end front (
       .clock, .reset, .run, .serial, .depth, .fetch_address, .word, .pop, .idle, .push, .entry,
       .token(some[word[13:8]]), .take(front_take), .take_number(front_take_number), .flag_address, .flag,
-      .control, .pc(control_pc), .done, .empty
+      .control, .pc(control_pc), .done, .empty, .fault(unknown[0])
   );
   for (genvar q = 0; q < 4; q++) begin : queues
     queue places (
@@ -153,7 +154,7 @@ module core
   matrix_unit matrix (
       .clock, .reset, .start(pop[0] && !is_sync(head[0].word[7:0])), .in(head[0]), .weights_read, .scale_address,
       .code_address, .scale_data, .code_data, .acts_read, .acts_address, .acts_data, .out_write, .out_address,
-      .out_count, .out_data
+      .out_count, .out_data, .fault(unknown[1])
   );
 
   // ---- vector and scalar ----
@@ -185,7 +186,8 @@ module core
       .write_address(vector_write_address), .write_count(vector_write_count), .write_data(vector_write_data),
       .fp_read_address, .fp_read_now, .fp_wide_read, .fp_wide_data, .fp_write, .fp_write_address, .fp_write_data,
       .int_read_address, .int_read_now(int_read_now[0]), .int_wide_read, .int_wide_address, .int_wide_data, .int_write,
-      .int_write_address, .int_write_data, .int_wide_write, .int_wide_write_address, .int_wide_write_data
+      .int_write_address, .int_write_data, .int_wide_write, .int_wide_write_address, .int_wide_write_data,
+      .fault(unknown[2])
   );
 
   // ---- DMA ----
@@ -268,5 +270,5 @@ module core
 
   assign start = {pop[3] && is_sync(head[3].word[7:0]), pop[2] && is_sync(head[2].word[7:0]), pop[1:0]};
   assign quiet = done && empty && idle == '1;
-  assign fault = overflow || retire_fault != 0 || in_fault || out_fault || dma_fault;
+  assign fault = overflow || retire_fault != 0 || in_fault || out_fault || dma_fault || unknown != 0;
 endmodule

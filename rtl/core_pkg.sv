@@ -1,9 +1,6 @@
 // What the parts of the core hand to each other.
 package core_pkg;
   import tripath_pkg::*;
-  localparam int REGISTERS = 192;
-  localparam int SLOTS = 4;
-  localparam int PROGRAM_WORDS = 4096;
   localparam int RECORD = 32;  // elements of the longest block
   localparam int RECORD_BYTES = RECORD + 1;
   localparam int GROUPS = MLEN / 8;

@@ -286,6 +286,7 @@ module dma_control
         place = complete[q] ? BITS'(latest - 1'b1) : latest;
         signal0[q] <= head[q].word[25:20];
         signal1[q] <= head[q].word[31:26];
+        if (moves[q] && !is_known(q != 0, head[q].word[7:0])) fault <= 1'b1;
         if (complete[q]) begin
           for (int i = 0; i + 1 < PLACES; i++) owed[q][i] <= owed[q][i+1];
           if (credit[q] == 0 && !finished[q]) fault <= 1'b1;  // the data came later than the contract says

@@ -125,8 +125,8 @@ module dma_in
       word_data <= raw[15:0];
       for (int i = 0; i < RECORD; i++)
         case (of.format)
-          FP32: plain[i] <= i < 4 ? float_pkg::to_bf16(raw[4*(i%4)+:4]) : 16'd0;
-          BF16:
+          FORMAT_FP32: plain[i] <= i < 4 ? float_pkg::to_bf16(raw[4*(i%4)+:4]) : 16'd0;
+          FORMAT_BF16:
           if (of.opcode == OP_H_GATHER_V) plain[i] <= i < 8 ? raw[2*(i%8)+:2] : 16'd0;
           else plain[i] <= i < 8 ? float_pkg::to_bf16({raw[2*(i%8)+:2], 16'd0}) : 16'd0;
           default: plain[i] <= 16'd0;
@@ -138,11 +138,11 @@ module dma_in
   logic [RECORD-1:0][7:0] codes;
   always_comb
     for (int i = 0; i < RECORD; i++)
-      codes[i] = of.format == MXINT4 ? 8'($signed(raw[1+i/2][4*(i%2)+:4])) : raw[1+i];
+      codes[i] = of.format == FORMAT_MXINT4 ? 8'($signed(raw[1+i/2][4*(i%2)+:4])) : raw[1+i];
   dequantisers #(
       .COUNT(RECORD)
   ) values (
-      .clock, .enable(taken && is_block_scaled(of.format)), .narrow(of.format == MXINT4), .code(codes), .scale(raw[0]),
+      .clock, .enable(taken && is_block_scaled(of.format)), .narrow(of.format == FORMAT_MXINT4), .code(codes), .scale(raw[0]),
       .value(decoded)
   );
   assign vector_data = scaled_block ? decoded : plain;

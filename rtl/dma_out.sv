@@ -75,8 +75,8 @@ module dma_out
     if (k3.words) bytes3 = words3;
     else
       case (k3.format)
-        FP32: for (int i = 0; i < 4; i++) bytes3[4*i+:4] = {values3[i], 16'd0};
-        BF16: for (int i = 0; i < 8; i++) bytes3[2*i+:2] = float_pkg::to_bf16({values3[i], 16'd0});
+        FORMAT_FP32: for (int i = 0; i < 4; i++) bytes3[4*i+:4] = {values3[i], 16'd0};
+        FORMAT_BF16: for (int i = 0; i < 8; i++) bytes3[2*i+:2] = float_pkg::to_bf16({values3[i], 16'd0});
         default: ;
       endcase
   end
@@ -101,7 +101,7 @@ module dma_out
     if (v3) begin
       plain4 <= bytes3;
       scale4 <= scale3;
-      format4 <= k3.words ? BF16 : k3.format;
+      format4 <= k3.words ? FORMAT_BF16 : k3.format;
       count4 <= k3.bytes;
     end
   end
@@ -109,14 +109,14 @@ module dma_out
   quantisers #(
       .COUNT(RECORD)
   ) codes (
-      .clock, .enable(v3 && is_block_scaled(k3.format)), .narrow(k3.format == MXINT4), .x(values3),
+      .clock, .enable(v3 && is_block_scaled(k3.format)), .narrow(k3.format == FORMAT_MXINT4), .x(values3),
       .scale({RECORD{scale3}}), .code(codes4)
   );
   always_comb begin
     bytes4 = '0;
     case (format4)
-      MXINT8: bytes4 = {codes4, scale4};
-      MXINT4: begin
+      FORMAT_MXINT8: bytes4 = {codes4, scale4};
+      FORMAT_MXINT4: begin
         bytes4[0] = scale4;
         for (int i = 0; i < RECORD; i++) bytes4[1+i/2][4*(i%2)+:4] = codes4[i][3:0];
       end

@@ -3,7 +3,6 @@ package dma_pkg;
   import tripath_pkg::*;
   import core_pkg::*;
 
-  localparam logic [3:0] FP32 = 4'd0, BF16 = 4'd1, MXINT8 = 4'd2, MXINT4 = 4'd3;
   typedef struct packed {
     logic [7:0] opcode;
     logic [31:0] hbm;
@@ -19,15 +18,24 @@ package dma_pkg;
     logic [2:0] block;
   } descriptor_t;
 
+  // Whether a queue (1: stores) knows an instruction.
+  function automatic logic is_known(input logic store, input logic [7:0] opcode);
+    case (opcode)
+      OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_T, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V: is_known = !store;
+      OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I: is_known = store;
+      default: is_known = 1'b0;
+    endcase
+  endfunction
+
   function automatic logic is_block_scaled(input logic [3:0] format);
-    is_block_scaled = format == MXINT8 || format == MXINT4;
+    is_block_scaled = format == FORMAT_MXINT8 || format == FORMAT_MXINT4;
   endfunction
 
   function automatic logic [31:0] bytes_of(input logic [31:0] elements, input logic [3:0] format, input logic [2:0] block);
     case (format)
-      FP32: bytes_of = elements << 2;
-      BF16: bytes_of = elements << 1;
-      MXINT8: bytes_of = elements + (elements >> block);
+      FORMAT_FP32: bytes_of = elements << 2;
+      FORMAT_BF16: bytes_of = elements << 1;
+      FORMAT_MXINT8: bytes_of = elements + (elements >> block);
       default: bytes_of = (elements >> 1) + (elements >> block);
     endcase
   endfunction
@@ -84,7 +92,7 @@ package dma_pkg;
         row_bytes = {14'd0, words.n, 2'd0};
       end
       OP_H_GATHER_V: begin
-        d.format = BF16;
+        d.format = FORMAT_BF16;
         d.rows = gather.rows;
         d.cols = {4'd0, gather.cols};
         rows = gather.rows;

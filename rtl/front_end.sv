@@ -26,7 +26,8 @@ module front_end
     output logic control,  // a control instruction retires
     output pc_t pc,
     output logic done,
-    output logic empty  // nothing is on its way to a queue
+    output logic empty,  // nothing is on its way to a queue
+    output logic fault  // a control instruction that is none
 );
   typedef logic [31:0] count_t;
   c_loop_t loop_word;
@@ -148,6 +149,13 @@ module front_end
     fetch_address = reset ? 16'd0 : next_pc;
   end
   assign done = !running && !reset;
+  always_ff @(posedge clock)
+    case (opcode)
+      OP_C_LOOP, OP_C_LOOP_R, OP_C_NEXT, OP_C_BREAK_IF, OP_C_AFFINE, OP_C_END, OP_A_BASE, OP_A_STEP, OP_A_ROWS, OP_A_RING,
+      OP_A_NEXT:
+      fault <= 1'b0;
+      default: fault <= !reset && control;
+    endcase
 
   always_ff @(posedge clock)
     if (reset) begin

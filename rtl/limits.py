@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from npu.errors import TripathError
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
-from npu.isa import Instruction
+from npu.isa import TABLE, Instruction, OpClass, Unit
 from npu.program import Program
 from npu.program.tables import address_registers
 
@@ -17,6 +17,8 @@ SLOTS = 4
 """Loop levels with which one address register can move."""
 REGISTERS = 192
 """Address registers of the core."""
+PROGRAM_WORDS = 4096
+"""Words of its program memory."""
 BEHIND = 10
 """Cycles that HBM of the RTL is behind the contract: in so many stages it works out what a descriptor moves."""
 
@@ -47,26 +49,28 @@ def check_hardware(hardware: HardwareConfig) -> None:
     for holds, key, rule in rules:
         if not holds:
             raise TripathError(f"hardware.{key}: the RTL's {rule} (hardware {hardware.name})")
-    for mnemonic, least in _least_latencies(hardware.vlen).items():
+    least = _least_cycles(hardware.vlen)
+    for spec in TABLE.values():
+        if spec.op_class is None or spec.op_class not in least:
+            continue
+        latency, interval = least[spec.op_class]
         for what, value, low in (
-            ("latency", hardware.latency_cycles(mnemonic), least[0]),
-            ("interval", hardware.interval_cycles(mnemonic), least[1]),
+            ("latency", hardware.latency_cycles(spec.mnemonic), latency),
+            ("interval", hardware.interval_cycles(spec.mnemonic), interval),
         ):
             if value < low:
-                raise TripathError(f"hardware.timing.{mnemonic}: the RTL needs a {what} of {low} cycles, got {value}")
+                raise TripathError(
+                    f"hardware.timing.{spec.mnemonic}: the RTL needs a {what} of {low} cycles, got {value}"
+                )
 
 
-def _least_latencies(vlen: int) -> dict[str, tuple[int, int]]:
-    """Latency and interval that the pipelines need at least."""
-    vector = ("V_ADD_VV", "V_SUB_VV", "V_MUL_VV", "V_MAX_VV", "V_ADD_VF", "V_SUB_VF", "V_MUL_VF", "V_MAX_VF", "V_EXP_V",
-              "V_RECI_V", "V_ROPE_V", "V_MAX_ABS_VV", "V_LOG2_V", "V_EXP2_V")  # fmt: skip
-    scalar = ("S_ADD_FP", "S_SUB_FP", "S_MUL_FP", "S_EXP_FP", "S_RECI_FP", "S_RSQRT_FP")
-    short = ("V_FILL_VF", "V_ROUND_V", "V_CMP_GE_VF", "V_CMP_EQ_INT", "V_SELECT_INT", "S_MAP_V_FP")
+def _least_cycles(vlen: int) -> dict[OpClass, tuple[int, int]]:
+    """Latency and interval that the pipelines need at least; of other classes any will do."""
     levels = vlen.bit_length() - 1
     return {
-        "M_MM": (34, 8), "M_OUT": (27, 8), **dict.fromkeys(vector, (11, 1)), **dict.fromkeys(scalar, (10, 1)),
-        **dict.fromkeys(short, (3, 1)), **dict.fromkeys(("V_RED_MAX", "V_RED_MAX_IDX", "V_RED_COUNT"), (5, 1)),
-        **dict.fromkeys(("V_RED_SUM", "V_RED_SUMSQ"), (9 + 2 * levels, 1)), "V_TOPK_MASK": (vlen + 3, vlen),
+        OpClass.TILE_PRODUCT: (34, 8), OpClass.TILE_OUT: (27, 8), OpClass.ELEMENTWISE: (11, 1),
+        OpClass.TRANSCENDENTAL: (11, 1), OpClass.SCALAR: (10, 1), OpClass.LANE_MOVE: (3, 1), OpClass.REDUCE: (5, 1),
+        OpClass.REDUCE_SUM: (9 + 2 * levels, 1), OpClass.TOP_K: (vlen + 3, vlen),
     }  # fmt: skip
 
 
@@ -76,6 +80,8 @@ def check_program(program: Program, hardware: HardwareConfig) -> None:
     Raises:
         TripathError: naming the instruction.
     """
+    if len(program.words) > PROGRAM_WORDS:
+        raise TripathError(f"rtl: the program has {len(program.words)} words, the core holds {PROGRAM_WORDS}")
     for number, instruction in enumerate(program.instructions):
         for holds, rule in _rules(instruction, hardware):
             if not holds:
@@ -89,17 +95,17 @@ def check_program(program: Program, hardware: HardwareConfig) -> None:
 
 
 def _rules(instruction: Instruction, hardware: HardwareConfig) -> Iterator[tuple[bool, str]]:
-    o, name = instruction.operands, instruction.mnemonic
-    if name == "M_MM":
+    o, spec = instruction.operands, instruction.spec
+    if spec.op_class is OpClass.TILE_PRODUCT:
         formats = o["weight_format"], o["act_format"]
         yield all(code in ARRAY_FORMATS for code in formats), "needs formats mxint8 or mxint4 at the array"
         yield o["block"] in BLOCKS, "needs blocks of 8, 16 or 32"
     if "format" in o:
         yield o["format"] in DMA_FORMATS, "needs a format of fp32, bf16, mxint8 and mxint4"
         yield 2 <= o["block"] <= 5, "needs blocks of 4 to 32"
-    if name.startswith(("V_", "S_")) and "n" in o:
+    if spec.unit in (Unit.VECTOR, Unit.SCALAR) and "n" in o:
         yield 1 <= o["n"] <= hardware.vlen, f"needs 1 to {hardware.vlen} lanes"
-    if name == "V_ROPE_V":
+    if "head_dim" in o:
         yield o["head_dim"] in (2, 4, 8, 16, 32, 64, 128, 256), "needs a head of a power of two"
-    if name == "A_RING":
+    if spec.mnemonic == "A_RING":
         yield o["length"] > 0, "needs a ring of at least one buffer"

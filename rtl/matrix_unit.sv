@@ -25,7 +25,8 @@ module matrix_unit
     output logic out_write,
     output logic [31:0] out_address,
     output logic [7:0] out_count,
-    output logic [BLEN-1:0][15:0] out_data
+    output logic [BLEN-1:0][15:0] out_data,
+    output logic fault  // an instruction that this unit does not know
 );
   localparam int CHAIN = 2 * GROUPS;
   localparam int MATRIX_BITS = $clog2(MATRIX_BYTES), VECTOR_BITS = $clog2(VECTOR_ELEMENTS);
@@ -58,6 +59,7 @@ module matrix_unit
   m_out_t out;
   assign mm = in.word;
   assign out = in.word;
+  always_ff @(posedge clock) fault <= !reset && start && in.word[7:0] != OP_M_MM && in.word[7:0] != OP_M_OUT;
 
   // ---- instructions: columns first, six cycles later rows ----
   work_t columns, rows;
@@ -85,8 +87,8 @@ module matrix_unit
         columns.cols <= in.word[7:0] == OP_M_MM ? mm.cols : out.cols;
         columns.k <= mm.k;
         columns.block <= mm.block;
-        columns.weights4 <= mm.weight_format == 4'd3;
-        columns.acts4 <= mm.act_format == 4'd3;
+        columns.weights4 <= mm.weight_format == FORMAT_MXINT4;
+        columns.acts4 <= mm.act_format == FORMAT_MXINT4;
         columns.block_stride <= mm.block_stride;
       end
       if (rows_active) begin

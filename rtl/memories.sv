@@ -149,7 +149,7 @@ endmodule
 
 // Program memory: the host writes it before the start.
 module program_sram
-  import core_pkg::*;
+  import tripath_pkg::*;
 (
     input logic clock,
     input logic [15:0] address,

@@ -8,12 +8,13 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from npu.formats import FORMATS
 from npu.hardware import QUEUED_UNITS, HardwareConfig
-from npu.isa import TABLE, InstructionSpec, Memory, Unit
-from npu.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, WORD_BITS
+from npu.isa import TABLE, InstructionSpec, Memory, OpClass, Unit
+from npu.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, TIMED_UNITS, WORD_BITS
 from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
 from npu.program.tables import QUEUE_OF_UNIT
-from rtl.limits import BEHIND, check_hardware
+from rtl.limits import BEHIND, PROGRAM_WORDS, REGISTERS, SLOTS, check_hardware
 
 FILE = Path(__file__).parent / "tripath_pkg.sv"
 SIZES = {"SIZE_N": "n", "SIZE_HEAD": "head_dim", "SIZE_ONE": None}
@@ -49,9 +50,12 @@ def _parameters(hardware: HardwareConfig) -> Iterator[str]:
         "MOST_QUEUED": max(hardware.queue_depth.values()), "BREAK_CYCLES": front.break_cycles,
         "AFFINE_CYCLES": front.affine_cycles, "DISPATCH_CYCLES": front.dispatch_cycles, "LOOP_LEVELS": LOOP_LEVELS,
         "INTEGER_REGISTERS": INTEGER_REGISTERS, "RINGS": RINGS, "SEMAPHORES": SEMAPHORES, "LOCKS": LOCKS,
+        "REGISTERS": REGISTERS, "SLOTS": SLOTS, "PROGRAM_WORDS": PROGRAM_WORDS,
     }  # fmt: skip
     for name, value in values.items():
         yield f"  localparam int {name} = {value};"
+    for name, row in FORMATS.items():
+        yield f"  localparam logic [3:0] FORMAT_{name.upper()} = 4'd{row.code};"
     yield f"  typedef enum logic [1:0] {{{', '.join(QUEUE_NAMES)}}} queue_t;"
     for number, name in enumerate(QUEUED_UNITS):
         yield f"  localparam int DEPTH_{name.upper()} = {hardware.queue_depth[name]};  // of queue {number}"
@@ -85,15 +89,16 @@ def _timing(hardware: HardwareConfig) -> Iterator[str]:
     yield from _function("queue_t", "queue_of", {
         op: QUEUE_NAMES[QUEUE_OF_UNIT[s.unit]] for op, s in TABLE.items() if s.unit is not Unit.FRONTEND
     }, QUEUE_NAMES[0])  # fmt: skip
-    timed = {op: s.mnemonic for op, s in TABLE.items() if s.unit in (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR)}
+    timed = {op: s.mnemonic for op, s in TABLE.items() if s.unit in TIMED_UNITS}
     latencies = {op: hardware.latency_cycles(name) for op, name in timed.items()}
     intervals = {op: hardware.interval_cycles(name) for op, name in timed.items()}
     yield from _function("logic [15:0]", "latency_of", {op: f"16'd{value}" for op, value in latencies.items()}, "16'd1")
     yield from _function("logic [15:0]", "interval_of", {op: f"16'd{v}" for op, v in intervals.items()}, "16'd1")
     vector = [latencies[op] for op in timed if TABLE[op].unit is not Unit.MATRIX]
     yield f"  localparam int LONGEST = {max(vector)};  // latency in the vector queue"
-    syncs = [op for op, s in TABLE.items() if s.unit is not Unit.FRONTEND and not s.operands]
-    yield from _function("logic", "is_sync", dict.fromkeys(syncs, "1'b1"), "1'b0")
+    for op_class in OpClass:
+        members = [op for op, s in TABLE.items() if s.op_class is op_class]
+        yield from _function("logic", f"is_{op_class.lower()}", dict.fromkeys(members, "1'b1"), "1'b0")
 
 
 def _function(kind: str, name: str, cases: dict[int, str], default: str) -> Iterator[str]:

@@ -38,7 +38,7 @@ module records
     case (d.opcode)
       OP_H_LOAD_M: log_of = 3'd5;
       OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I: log_of = 3'd2;
-      default: log_of = is_block_scaled(d.format) ? d.block : d.format == BF16 ? 3'd3 : 3'd2;
+      default: log_of = is_block_scaled(d.format) ? d.block : d.format == FORMAT_BF16 ? 3'd3 : 3'd2;
     endcase
   endfunction
   function automatic logic [5:0] bytes_of_record(input descriptor_t d, input logic [5:0] many);
@@ -47,9 +47,9 @@ module records
       OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I: bytes_of_record = many << 2;
       default:
       case (d.format)
-        FP32: bytes_of_record = many << 2;
-        BF16: bytes_of_record = many << 1;
-        MXINT8: bytes_of_record = many + 6'd1;
+        FORMAT_FP32: bytes_of_record = many << 2;
+        FORMAT_BF16: bytes_of_record = many << 1;
+        FORMAT_MXINT8: bytes_of_record = many + 6'd1;
         default: bytes_of_record = (many >> 1) + 6'd1;
       endcase
     endcase

@@ -21,6 +21,19 @@ package tripath_pkg;
   localparam int RINGS = 16;
   localparam int SEMAPHORES = 63;
   localparam int LOCKS = 5;
+  localparam int REGISTERS = 192;
+  localparam int SLOTS = 4;
+  localparam int PROGRAM_WORDS = 4096;
+  localparam logic [3:0] FORMAT_FP32 = 4'd0;
+  localparam logic [3:0] FORMAT_BF16 = 4'd1;
+  localparam logic [3:0] FORMAT_MXINT8 = 4'd2;
+  localparam logic [3:0] FORMAT_MXINT4 = 4'd3;
+  localparam logic [3:0] FORMAT_MXFP8_E4M3 = 4'd4;
+  localparam logic [3:0] FORMAT_MXFP8_E5M2 = 4'd5;
+  localparam logic [3:0] FORMAT_MXFP6_E2M3 = 4'd6;
+  localparam logic [3:0] FORMAT_MXFP6_E3M2 = 4'd7;
+  localparam logic [3:0] FORMAT_MXFP4_E2M1 = 4'd8;
+  localparam logic [3:0] FORMAT_FP16 = 4'd9;
   typedef enum logic [1:0] {Q_MATRIX, Q_VECTOR, Q_DMA_IN, Q_DMA_OUT} queue_t;
   localparam int DEPTH_MATRIX = 8;  // of queue 0
   localparam int DEPTH_VECTOR = 8;  // of queue 1
@@ -179,6 +192,78 @@ package tripath_pkg;
     case (opcode)
       OP_H_LOAD_SYNC, OP_H_STORE_SYNC, OP_M_SYNC, OP_V_SYNC: is_sync = 1'b1;
       default: is_sync = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_tile_product(input logic [7:0] opcode);
+    case (opcode)
+      OP_M_MM: is_tile_product = 1'b1;
+      default: is_tile_product = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_tile_out(input logic [7:0] opcode);
+    case (opcode)
+      OP_M_OUT: is_tile_out = 1'b1;
+      default: is_tile_out = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_elementwise(input logic [7:0] opcode);
+    case (opcode)
+      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV: is_elementwise = 1'b1;
+      default: is_elementwise = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_transcendental(input logic [7:0] opcode);
+    case (opcode)
+      OP_V_EXP_V, OP_V_RECI_V, OP_V_LOG2_V, OP_V_EXP2_V: is_transcendental = 1'b1;
+      default: is_transcendental = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_lane_move(input logic [7:0] opcode);
+    case (opcode)
+      OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT: is_lane_move = 1'b1;
+      default: is_lane_move = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_reduce(input logic [7:0] opcode);
+    case (opcode)
+      OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT: is_reduce = 1'b1;
+      default: is_reduce = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_reduce_sum(input logic [7:0] opcode);
+    case (opcode)
+      OP_V_RED_SUM, OP_V_RED_SUMSQ: is_reduce_sum = 1'b1;
+      default: is_reduce_sum = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_top_k(input logic [7:0] opcode);
+    case (opcode)
+      OP_V_TOPK_MASK: is_top_k = 1'b1;
+      default: is_top_k = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_scalar(input logic [7:0] opcode);
+    case (opcode)
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: is_scalar = 1'b1;
+      default: is_scalar = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_scalar_move(input logic [7:0] opcode);
+    case (opcode)
+      OP_S_MOV_FP, OP_S_SET_INT: is_scalar_move = 1'b1;
+      default: is_scalar_move = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_load(input logic [7:0] opcode);
+    case (opcode)
+      OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T: is_load = 1'b1;
+      default: is_load = 1'b0;
+    endcase
+  endfunction
+  function automatic logic is_store(input logic [7:0] opcode);
+    case (opcode)
+      OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I: is_store = 1'b1;
+      default: is_store = 1'b0;
     endcase
   endfunction
   localparam int PORTS = 4;

@@ -42,7 +42,8 @@ module vector_unit
     output logic [1:0][31:0] int_write_data,
     output logic [VLEN-1:0] int_wide_write,
     output logic [31:0] int_wide_write_address,
-    output logic [VLEN-1:0][31:0] int_wide_write_data
+    output logic [VLEN-1:0][31:0] int_wide_write_data,
+    output logic fault  // an instruction that this unit does not know
 );
   localparam int LEVELS = $clog2(VLEN);
   localparam int FIRST = 6;  // stage in which a product leaves its lane
@@ -204,23 +205,24 @@ module vector_unit
       OP_V_RECI_V, OP_S_RECI_FP: lane_op_of = LANE_RECIPROCAL;
       OP_S_RSQRT_FP: lane_op_of = LANE_RSQRT;
       OP_V_ROPE_V: lane_op_of = LANE_ROPE;
-      default: lane_op_of = LANE_MULTIPLY;
+      OP_V_MUL_VV, OP_V_MUL_VF, OP_S_MUL_FP, OP_V_RED_SUMSQ: lane_op_of = LANE_MULTIPLY;
+      default: lane_op_of = LANE_UNKNOWN;
     endcase
   endfunction
   function automatic logic on_lanes(input logic [7:0] what);
+    on_lanes = is_elementwise(what) || is_transcendental(what);
+  endfunction
+  // What needs no lane, by name: each has stages of its own below.
+  function automatic logic on_its_own(input logic [7:0] what);
     case (what)
-      OP_V_ADD_VV, OP_V_ADD_VF, OP_V_SUB_VV, OP_V_SUB_VF, OP_V_MUL_VV, OP_V_MUL_VF, OP_V_MAX_VV, OP_V_MAX_VF,
-      OP_V_MAX_ABS_VV, OP_V_EXP_V, OP_V_EXP2_V, OP_V_LOG2_V, OP_V_RECI_V, OP_V_ROPE_V:
-      on_lanes = 1'b1;
-      default: on_lanes = 1'b0;
+      OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT, OP_S_MAP_V_FP, OP_V_RED_MAX,
+      OP_V_RED_MAX_IDX, OP_V_RED_COUNT, OP_V_TOPK_MASK, OP_S_MOV_FP, OP_S_SET_INT:
+      on_its_own = 1'b1;
+      default: on_its_own = 1'b0;
     endcase
   endfunction
-  function automatic logic on_scalar(input logic [7:0] what);
-    case (what)
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: on_scalar = 1'b1;
-      default: on_scalar = 1'b0;
-    endcase
-  endfunction
+  always_ff @(posedge clock)
+    fault <= !reset && start && !on_its_own(opcode) && lane_op_of(opcode) == LANE_UNKNOWN;
 
   logic [9:1] on_vector, on_scalar_, on_sum;
   logic by_scalar;
@@ -231,14 +233,11 @@ module vector_unit
   logic [31:0] scalar_product, scalar_result;
   logic [8:0] half1;
 
-  function automatic logic is_sum(input logic [7:0] what);
-    is_sum = what == OP_V_RED_SUM || what == OP_V_RED_SUMSQ;
-  endfunction
   always_comb begin
     for (int i = 1; i <= 9; i++) begin
       on_vector[i] = valid[i] && on_lanes(slot[i].opcode);
-      on_sum[i] = valid[i] && i < FIRST && is_sum(slot[i].opcode);
-      on_scalar_[i] = valid[i] && on_scalar(slot[i].opcode);
+      on_sum[i] = valid[i] && i < FIRST && is_reduce_sum(slot[i].opcode);
+      on_scalar_[i] = valid[i] && is_scalar(slot[i].opcode);
     end
     op1 = lane_op_of(s1.opcode);
     by_scalar = s1.opcode == OP_V_ADD_VF || s1.opcode == OP_V_SUB_VF || s1.opcode == OP_V_MUL_VF || s1.opcode == OP_V_MAX_VF;
@@ -250,7 +249,7 @@ module vector_unit
       u1[i] = read_data[0][LEVELS'(9'(i) ^ half1)];
       v1[i] = read_data[1][LEVELS'(half1 + (9'(i) & (half1 - 9'd1)))];
       // The maximum of a number and itself is what it was.
-      if (is_sum(s1.opcode)) y1[i] = {x1[i], 16'd0};
+      if (is_reduce_sum(s1.opcode)) y1[i] = {x1[i], 16'd0};
       if (s1.opcode == OP_V_ROPE_V) y1[i] = {read_data[1][LEVELS'(9'(i) & (half1 - 9'd1))], 16'd0};
     end
   end
@@ -363,7 +362,7 @@ module vector_unit
   always_ff @(posedge clock) for (int i = 0; i < VLEN; i++) there[i] <= i < slot[FIRST-1].n;
   always_comb for (int i = 0; i < VLEN; i++) leaves[i] = there[i] ? products[i] : ABSENT;
   logic [LAST:1] sums;  // stages with a sum
-  always_comb for (int i = 1; i <= LAST; i++) sums[i] = valid[i] && is_sum(slot[i].opcode);
+  always_comb for (int i = 1; i <= LAST; i++) sums[i] = valid[i] && is_reduce_sum(slot[i].opcode);
   // Adder WIDTH + i adds lanes i and i + WIDTH of the level that leaves WIDTH lanes; adder 1 is the tree's root, adder 0
   // adds what was there before.
   logic [VLEN-1:0][1:0] tree_enable;

@@ -25,7 +25,7 @@ from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath.command import cli
 from tripath.experiment.prompts import read_prompts
 from tripath.report import console
-from tripath.run.job import run_paths
+from tripath.run.pipeline import run_paths
 
 QUICK = ("experiment=quick",)
 

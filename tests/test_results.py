@@ -15,7 +15,8 @@ from npu.program import Program
 from npu.program.trace import Trace
 from tests.conftest import compose_experiment
 from tripath.report.run_report import page_of, report_of
-from tripath.run.job import Prepared, known_runs, outcome_of, prepare, run_path, run_paths
+from tripath.run.job import Prepared, outcome_of, prepare
+from tripath.run.pipeline import known_runs, run_path, run_paths
 from tripath.run.results import Cache, decode, digest_of, encode, folder_digest
 
 CORRUPTIONS = 1000

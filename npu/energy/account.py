@@ -18,7 +18,7 @@ from npu.energy.area import (
 from npu.energy.technology import Technology, multiply_pj, power_law
 from npu.formats import FORMAT_OF_CODE, FORMATS
 from npu.hardware import HardwareConfig
-from npu.isa import BY_MNEMONIC, Memory, Unit
+from npu.isa import TABLE, Memory, OpClass, Unit
 from npu.metrics import Table
 from npu.program import Program, fact_of_program
 from npu.program.tables import bytes_per_instruction, tabulate
@@ -124,7 +124,8 @@ class _Events:
 def _macs(program: Program) -> dict[tuple[str, str, int], np.ndarray]:
     """Multiply-accumulates per instruction of each (weight format, activation format, block length)."""
     tables, found = tabulate(program), {}
-    for number in np.flatnonzero(tables.opcode == BY_MNEMONIC["M_MM"].opcode).tolist():
+    products = [opcode for opcode, spec in TABLE.items() if spec.op_class is OpClass.TILE_PRODUCT]
+    for number in np.flatnonzero(np.isin(tables.opcode, products)).tolist():
         o = program.instructions[number].operands
         weights, activations = (FORMAT_OF_CODE[o[key]].name for key in ("weight_format", "act_format"))
         row = found.setdefault((weights, activations, 1 << o["block"]), np.zeros(len(tables.macs)))

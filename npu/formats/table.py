@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npu.errors import TripathError
+
 MX_BLOCK = 32
 SCALE_BYTES = 1
 SCALE_BIAS = 127
+STORED_BITS = (4, 6, 8, 16, 32)
+"""Widths of an element that `rounding` packs into bytes and reads back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +24,9 @@ class Format:
 
     Block-scaled formats saturate at `max_value`; the others overflow to infinity as IEEE 754 says. `infinity` tells
     whether the all-ones exponent is set aside for infinities and NaN: E5M2 has such codes and rounding never makes them.
+
+    Raises:
+        TripathError: a width that storage does not hold.
     """
 
     name: str
@@ -32,6 +39,11 @@ class Format:
     integer: bool = False
     block_scaled: bool = False
     infinity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in STORED_BITS:
+            known = ", ".join(map(str, STORED_BITS))
+            raise TripathError(f"formats: {self.name}: storage holds elements of {known} bits, got {self.bits}")
 
     def record_bytes(self, elements: int) -> int:
         """Bytes of one stored block of `elements`: the scale byte, if any, then the packed elements."""

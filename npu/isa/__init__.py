@@ -13,11 +13,12 @@ from npu.isa.spec import (
     Instruction,
     InstructionSpec,
     Memory,
+    OpClass,
     Unit,
 )
 from npu.isa.text import assemble, disassemble
 
 __all__ = [
-    "BYTES_PER_ADDRESS", "BY_MNEMONIC", "TABLE", "Footprint", "Instruction", "InstructionSpec", "Memory", "Unit",
+    "BYTES_PER_ADDRESS", "BY_MNEMONIC", "TABLE", "Footprint", "Instruction", "InstructionSpec", "Memory", "OpClass", "Unit",
     "assemble", "control", "disassemble", "dma", "matrix", "scalar", "vector",
 ]  # fmt: skip

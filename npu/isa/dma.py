@@ -25,6 +25,7 @@ from npu.isa.spec import (
     MATRIX_ROWS,
     VECTOR_ROWS,
     Footprint,
+    OpClass,
     Operands,
     Unit,
     instruction,
@@ -58,7 +59,7 @@ def load_word(memory, address):
     return word - (np.int64(1) << 32) if word >> 31 else word
 
 
-@instruction(opcode=0x50, unit=Unit.DMA_IN,
+@instruction(opcode=0x50, unit=Unit.DMA_IN, op_class=OpClass.LOAD,
              operands={"dst": MATRIX_ROWS, "src": HBM_ROWS, "rows": ROWS, "row_bytes": unsigned(24)},
              reads=(touch("src", "row_bytes", "rows"),), writes=(touch("dst", "row_bytes", "rows"),),
              legal=lambda o: o["rows"] * o["row_bytes"] > 0)  # fmt: skip
@@ -69,7 +70,7 @@ def h_load_m(hbm, matrix, dst, dst_stride, src, src_stride, rows, row_bytes):
             matrix[dst + row * dst_stride + i] = hbm[src + row * src_stride + i]
 
 
-@instruction(opcode=0x51, unit=Unit.DMA_IN,
+@instruction(opcode=0x51, unit=Unit.DMA_IN, op_class=OpClass.LOAD,
              operands={"dst": VECTOR_ROWS, "src": HBM_ROWS, "rows": ROWS, "cols": COLS, "format": FORMAT, "block": BLOCK},
              reads=(Footprint(operand="src", rows=lambda o: o["rows"], size=_row_bytes),),
              writes=(touch("dst", "cols", "rows"),), legal=_legal)  # fmt: skip
@@ -86,7 +87,7 @@ def h_load_v(hbm, vector, dst, dst_stride, src, src_stride, rows, cols, format, 
                 vector[dst + row * dst_stride + b * size + i] = round_bf16(scaled(elements[i], exponent))
 
 
-@instruction(opcode=0x52, unit=Unit.DMA_IN, operands={"dst": FP, "src": HBM, "n": unsigned(16)},
+@instruction(opcode=0x52, unit=Unit.DMA_IN, op_class=OpClass.LOAD, operands={"dst": FP, "src": HBM, "n": unsigned(16)},
              reads=(Footprint(operand="src", size=lambda o: 4 * o["n"]),), writes=(touch("dst", "n"),))  # fmt: skip
 def h_load_f(hbm, fp, dst, src, n):
     """fp[dst] := n FP32 values of hbm[src]."""
@@ -94,7 +95,7 @@ def h_load_f(hbm, fp, dst, src, n):
         fp[dst + i] = float_of(load_word(hbm, src + 4 * i) & 0xFFFFFFFF)
 
 
-@instruction(opcode=0x53, unit=Unit.DMA_IN, operands={"dst": INT, "src": HBM, "n": unsigned(16)},
+@instruction(opcode=0x53, unit=Unit.DMA_IN, op_class=OpClass.LOAD, operands={"dst": INT, "src": HBM, "n": unsigned(16)},
              reads=(Footprint(operand="src", size=lambda o: 4 * o["n"]),), writes=(touch("dst", "n"),))  # fmt: skip
 def h_load_i(hbm, integer, dst, src, n):
     """integer[dst] := n int32 values of hbm[src]."""
@@ -102,7 +103,7 @@ def h_load_i(hbm, integer, dst, src, n):
         integer[dst + i] = load_word(hbm, src + 4 * i)
 
 
-@instruction(opcode=0x54, unit=Unit.DMA_IN,
+@instruction(opcode=0x54, unit=Unit.DMA_IN, op_class=OpClass.LOAD,
              operands={"dst": VECTOR_ROWS, "table": HBM_ROWS, "index": INT, "cols": COLS, "rows": ROWS},
              reads=(Footprint(operand="table", rows=lambda o: o["rows"], size=lambda o: 2 * o["cols"]),
                     touch("index", "rows")),
@@ -116,7 +117,7 @@ def h_gather_v(hbm, vector, integer, dst, dst_stride, table, table_stride, index
             vector[dst + row * dst_stride + i] = float_of(word << 16)
 
 
-@instruction(opcode=0x55, unit=Unit.DMA_IN,
+@instruction(opcode=0x55, unit=Unit.DMA_IN, op_class=OpClass.LOAD,
              operands={"dst": MATRIX_ROWS, "src": HBM_ROWS, "rows": ROWS, "cols": COLS, "format": FORMAT, "block": BLOCK},
              reads=(Footprint(operand="src", rows=lambda o: o["rows"], size=_row_bytes),),
              writes=(Footprint(operand="dst", rows=lambda o: o["cols"], size=lambda o: 2 * o["rows"]),),
@@ -140,12 +141,12 @@ def h_load_t(hbm, matrix, dst, dst_stride, src, src_stride, rows, cols, format, 
                 matrix[place + 1] = word >> 8
 
 
-@instruction(opcode=0x5F, unit=Unit.DMA_IN)
+@instruction(opcode=0x5F, unit=Unit.DMA_IN, op_class=OpClass.SYNC)
 def h_load_sync():
     """Nothing but its semaphores: a token may be taken or given between two loops."""
 
 
-@instruction(opcode=0x60, unit=Unit.DMA_OUT,
+@instruction(opcode=0x60, unit=Unit.DMA_OUT, op_class=OpClass.STORE,
              operands={"dst": HBM_ROWS, "src": VECTOR_ROWS, "rows": ROWS, "cols": COLS, "format": FORMAT, "block": BLOCK},
              reads=(touch("src", "cols", "rows"),),
              writes=(Footprint(operand="dst", rows=lambda o: o["rows"], size=_row_bytes),), legal=_legal)  # fmt: skip
@@ -161,7 +162,7 @@ def h_store_v(hbm, vector, dst, dst_stride, src, src_stride, rows, cols, format,
             address += record_bytes(size, format)
 
 
-@instruction(opcode=0x61, unit=Unit.DMA_OUT,
+@instruction(opcode=0x61, unit=Unit.DMA_OUT, op_class=OpClass.STORE,
              operands={"dst": HBM, "src": VECTOR_ROWS, "cols": COLS, "format": FORMAT, "block": BLOCK},
              reads=(Footprint(operand="src", rows=lambda o: 1 << o["block"], size=lambda o: o["cols"]),),
              writes=(Footprint(operand="dst", size=_column_bytes),),
@@ -180,7 +181,8 @@ def h_store_t(hbm, vector, dst, src, src_stride, cols, format, block):
         store_block(hbm, dst + col * record_bytes(size, format), elements, exponent, size, format)
 
 
-@instruction(opcode=0x62, unit=Unit.DMA_OUT, operands={"dst": HBM, "src": INT, "n": unsigned(16)},
+@instruction(opcode=0x62, unit=Unit.DMA_OUT, op_class=OpClass.STORE,
+             operands={"dst": HBM, "src": INT, "n": unsigned(16)},
              reads=(touch("src", "n"),), writes=(Footprint(operand="dst", size=lambda o: 4 * o["n"]),))  # fmt: skip
 def h_store_i(hbm, integer, dst, src, n):
     """hbm[dst] := n int32 values of integer[src]."""
@@ -190,6 +192,6 @@ def h_store_i(hbm, integer, dst, src, n):
             hbm[dst + 4 * i + byte] = (word >> (8 * byte)) & 0xFF
 
 
-@instruction(opcode=0x6F, unit=Unit.DMA_OUT)
+@instruction(opcode=0x6F, unit=Unit.DMA_OUT, op_class=OpClass.SYNC)
 def h_store_sync():
     """Nothing but its semaphores: a token may be taken or given between two loops."""

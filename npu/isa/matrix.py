@@ -5,7 +5,7 @@ from numba import njit
 
 from npu.formats import FORMAT_OF_CODE
 from npu.formats.rounding import halves, load_block, quantise_block, round_bf16
-from npu.isa.spec import MATRIX_ROWS, VECTOR_ROWS, Footprint, Operands, Unit, instruction, touch, unsigned
+from npu.isa.spec import MATRIX_ROWS, VECTOR_ROWS, Footprint, OpClass, Operands, Unit, instruction, touch, unsigned
 
 LANES = 16
 """Columns of weights whose dot products run side by side: what the compiler makes SIMD instructions of."""
@@ -61,6 +61,7 @@ def _weight_run(o: Operands) -> int:
 @instruction(
     opcode=0x10,
     unit=Unit.MATRIX,
+    op_class=OpClass.TILE_PRODUCT,
     operands={
         "weights": MATRIX_ROWS, "acts": VECTOR_ROWS, "rows": unsigned(8), "cols": unsigned(8), "k": unsigned(14),
         "block": unsigned(3), "weight_format": unsigned(4), "act_format": unsigned(4), "block_stride": unsigned(16),
@@ -118,6 +119,7 @@ def m_mm(
 @instruction(
     opcode=0x11,
     unit=Unit.MATRIX,
+    op_class=OpClass.TILE_OUT,
     operands={"dst": VECTOR_ROWS, "rows": unsigned(8), "cols": unsigned(8)},
     writes=(touch("dst", "cols", "rows"),),
     legal=lambda o: o["rows"] * o["cols"] > 0,
@@ -130,6 +132,6 @@ def m_out(vector, accumulator, dst, dst_stride, rows, cols):
             accumulator[row, col] = np.float32(0.0)
 
 
-@instruction(opcode=0x12, unit=Unit.MATRIX)
+@instruction(opcode=0x12, unit=Unit.MATRIX, op_class=OpClass.SYNC)
 def m_sync():
     """Nothing but its semaphores: a token may be taken or given between two loops."""

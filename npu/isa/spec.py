@@ -7,7 +7,7 @@ work) and the semantics (its body). Bodies stay inside what Numba compiles.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from functools import lru_cache
 
 from numba import njit
@@ -44,6 +44,32 @@ class Memory(IntEnum):
     FP = 3
     INT = 4
 
+
+class OpClass(StrEnum):
+    """What a queued instruction does, whatever its operands: timing presets, energy and the RTL go by it."""
+
+    SYNC = "SYNC"
+    TILE_PRODUCT = "TILE_PRODUCT"
+    TILE_OUT = "TILE_OUT"
+    ELEMENTWISE = "ELEMENTWISE"
+    """An operation of FP32 in each lane."""
+    TRANSCENDENTAL = "TRANSCENDENTAL"
+    """A table with interpolation in each lane."""
+    LANE_MOVE = "LANE_MOVE"
+    """Lanes are filled, compared, selected or rounded: no arithmetic of FP32."""
+    REDUCE = "REDUCE"
+    """A tree over lanes that rounds nothing: maximum, count."""
+    REDUCE_SUM = "REDUCE_SUM"
+    """A tree of additions."""
+    TOP_K = "TOP_K"
+    SCALAR = "SCALAR"
+    SCALAR_MOVE = "SCALAR_MOVE"
+    LOAD = "LOAD"
+    STORE = "STORE"
+
+
+TIMED_UNITS = (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR)
+"""Units whose instructions take the cycles that a preset says; those of a DMA unit follow from bytes."""
 
 BYTES_PER_ADDRESS = {Memory.HBM: 1, Memory.MATRIX: 1, Memory.VECTOR: 2, Memory.FP: 4, Memory.INT: 4}
 
@@ -117,6 +143,7 @@ class InstructionSpec:
     legal: Callable[[Operands], bool]
     body: Callable[..., None]
     manual: str
+    op_class: OpClass | None
 
     @property
     def addresses(self) -> list[str]:
@@ -139,6 +166,7 @@ def instruction(
     macs: Callable[[Operands], int] = lambda _: 0,
     lanes: Callable[[Operands], int] = lambda _: 0,
     legal: Callable[[Operands], bool] = lambda _: True,
+    op_class: OpClass | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Enter the decorated function into the instruction table and hand back its compiled form.
 
@@ -164,10 +192,12 @@ def instruction(
         for footprint in (*reads, *writes):
             if footprint.operand not in fields or not fields[footprint.operand].address:
                 raise ProgramError(f"isa: footprint of {mnemonic} names {footprint.operand!r}, which is no address")
+        if (unit is Unit.FRONTEND) != (op_class is None):
+            raise ProgramError(f"isa: {mnemonic} of unit {unit.name} has operation class {op_class}")
         spec = InstructionSpec(
             mnemonic=mnemonic, opcode=opcode, unit=unit, operands=fields, memories=memories, reads=reads,
             writes=writes, macs=macs, lanes=lanes, legal=legal, body=njit(cache=True)(function),
-            manual=inspect.cleandoc(function.__doc__ or ""),
+            manual=inspect.cleandoc(function.__doc__ or ""), op_class=op_class,
         )  # fmt: skip
         TABLE[opcode] = BY_MNEMONIC[mnemonic] = spec
         return spec.body

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from npu.formats.rounding import round_bf16
-from npu.isa.spec import FP, INDEX, INT, VECTOR, Unit, instruction, touch, unsigned
+from npu.isa.spec import FP, INDEX, INT, VECTOR, OpClass, Unit, instruction, touch, unsigned
 from npu.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal
 
 N = unsigned(16)
@@ -29,7 +29,8 @@ def tree_sum(values):
     return values[0]
 
 
-@instruction(opcode=0x20, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+@instruction(opcode=0x20, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_add_vv(vector, dst, a, b, n):
     """vector[dst] := vector[a] + vector[b]."""
@@ -37,7 +38,8 @@ def v_add_vv(vector, dst, a, b, n):
         vector[dst + i] = round_bf16(vector[a + i] + vector[b + i])
 
 
-@instruction(opcode=0x21, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+@instruction(opcode=0x21, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_mul_vv(vector, dst, a, b, n):
     """vector[dst] := vector[a] * vector[b]."""
@@ -45,7 +47,8 @@ def v_mul_vv(vector, dst, a, b, n):
         vector[dst + i] = round_bf16(vector[a + i] * vector[b + i])
 
 
-@instruction(opcode=0x22, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+@instruction(opcode=0x22, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_max_vv(vector, dst, a, b, n):
     """vector[dst] := max(vector[a], vector[b]); on 0/1 masks this is OR."""
@@ -53,7 +56,8 @@ def v_max_vv(vector, dst, a, b, n):
         vector[dst + i] = max(vector[a + i], vector[b + i])
 
 
-@instruction(opcode=0x23, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+@instruction(opcode=0x23, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
              reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_add_vf(vector, fp, dst, a, scalar, n):
     """vector[dst] := vector[a] + fp[scalar]."""
@@ -61,7 +65,8 @@ def v_add_vf(vector, fp, dst, a, scalar, n):
         vector[dst + i] = round_bf16(vector[a + i] + fp[scalar])
 
 
-@instruction(opcode=0x24, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+@instruction(opcode=0x24, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
              reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_sub_vf(vector, fp, dst, a, scalar, n):
     """vector[dst] := vector[a] - fp[scalar]."""
@@ -69,7 +74,8 @@ def v_sub_vf(vector, fp, dst, a, scalar, n):
         vector[dst + i] = round_bf16(vector[a + i] - fp[scalar])
 
 
-@instruction(opcode=0x25, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+@instruction(opcode=0x25, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
              reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_mul_vf(vector, fp, dst, a, scalar, n):
     """vector[dst] := vector[a] * fp[scalar]."""
@@ -77,7 +83,8 @@ def v_mul_vf(vector, fp, dst, a, scalar, n):
         vector[dst + i] = round_bf16(vector[a + i] * fp[scalar])
 
 
-@instruction(opcode=0x26, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+@instruction(opcode=0x26, unit=Unit.VECTOR, op_class=OpClass.TRANSCENDENTAL,
+             operands={"dst": VECTOR, "a": VECTOR, "n": N},
              reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_exp_v(vector, dst, a, n):
     """vector[dst] := e^vector[a], by the table of `transcendental`."""
@@ -85,7 +92,8 @@ def v_exp_v(vector, dst, a, n):
         vector[dst + i] = round_bf16(exponential(vector[a + i]))
 
 
-@instruction(opcode=0x27, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+@instruction(opcode=0x27, unit=Unit.VECTOR, op_class=OpClass.TRANSCENDENTAL,
+             operands={"dst": VECTOR, "a": VECTOR, "n": N},
              reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_reci_v(vector, dst, a, n):
     """vector[dst] := 1 / vector[a], by the table of `transcendental`."""
@@ -93,7 +101,7 @@ def v_reci_v(vector, dst, a, n):
         vector[dst + i] = round_bf16(reciprocal(vector[a + i]))
 
 
-@instruction(opcode=0x28, unit=Unit.VECTOR, operands={"dst": VECTOR, "scalar": FP, "n": N},
+@instruction(opcode=0x28, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE, operands={"dst": VECTOR, "scalar": FP, "n": N},
              reads=(touch("scalar", 1),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_fill_vf(vector, fp, dst, scalar, n):
     """vector[dst] := fp[scalar] in every lane."""
@@ -101,7 +109,7 @@ def v_fill_vf(vector, fp, dst, scalar, n):
         vector[dst + i] = round_bf16(fp[scalar])
 
 
-@instruction(opcode=0x29, unit=Unit.VECTOR,
+@instruction(opcode=0x29, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
              operands={"dst": VECTOR, "a": VECTOR, "table": VECTOR, "n": N, "head_dim": unsigned(9)},
              reads=(touch("a", "n"), touch("table", "head_dim")), writes=(touch("dst", "n"),),
              lanes=lambda o: o["n"], legal=lambda o: o["head_dim"] > 0 and o["n"] % o["head_dim"] == 0)  # fmt: skip
@@ -120,7 +128,8 @@ def v_rope_v(vector, dst, a, table, n, head_dim):
             vector[dst + head * head_dim + half + i] = round_bf16(np.float32(high * cosine) + np.float32(low * sine))
 
 
-@instruction(opcode=0x2A, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+@instruction(opcode=0x2A, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_sub_vv(vector, dst, a, b, n):
     """vector[dst] := vector[a] - vector[b]."""
@@ -128,7 +137,8 @@ def v_sub_vv(vector, dst, a, b, n):
         vector[dst + i] = round_bf16(vector[a + i] - vector[b + i])
 
 
-@instruction(opcode=0x2B, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+@instruction(opcode=0x2B, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
              reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_max_vf(vector, fp, dst, a, scalar, n):
     """vector[dst] := max(vector[a], fp[scalar])."""
@@ -136,7 +146,8 @@ def v_max_vf(vector, fp, dst, a, scalar, n):
         vector[dst + i] = round_bf16(max(vector[a + i], fp[scalar]))
 
 
-@instruction(opcode=0x2C, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
+@instruction(opcode=0x2C, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+             operands={"dst": VECTOR, "a": VECTOR, "b": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("b", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_max_abs_vv(vector, dst, a, b, n):
     """vector[dst] := max(vector[a], |vector[b]|): a running maximum of absolute values."""
@@ -144,7 +155,8 @@ def v_max_abs_vv(vector, dst, a, b, n):
         vector[dst + i] = max(vector[a + i], abs(vector[b + i]))
 
 
-@instruction(opcode=0x2D, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+@instruction(opcode=0x2D, unit=Unit.VECTOR, op_class=OpClass.TRANSCENDENTAL,
+             operands={"dst": VECTOR, "a": VECTOR, "n": N},
              reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_log2_v(vector, dst, a, n):
     """vector[dst] := log2 of vector[a], by the table of `transcendental`; -127 of zero."""
@@ -152,7 +164,8 @@ def v_log2_v(vector, dst, a, n):
         vector[dst + i] = round_bf16(logarithm2(vector[a + i]))
 
 
-@instruction(opcode=0x2E, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+@instruction(opcode=0x2E, unit=Unit.VECTOR, op_class=OpClass.TRANSCENDENTAL,
+             operands={"dst": VECTOR, "a": VECTOR, "n": N},
              reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_exp2_v(vector, dst, a, n):
     """vector[dst] := 2^vector[a], by the table of `transcendental`; exact for integers."""
@@ -160,7 +173,7 @@ def v_exp2_v(vector, dst, a, n):
         vector[dst + i] = round_bf16(power_of_two(vector[a + i]))
 
 
-@instruction(opcode=0x2F, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "n": N},
+@instruction(opcode=0x2F, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE, operands={"dst": VECTOR, "a": VECTOR, "n": N},
              reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_round_v(vector, dst, a, n):
     """vector[dst] := the integer nearest to vector[a], ties to even."""
@@ -168,7 +181,7 @@ def v_round_v(vector, dst, a, n):
         vector[dst + i] = np.rint(vector[a + i])
 
 
-@instruction(opcode=0x30, unit=Unit.VECTOR, operands={"dst": FP, "a": VECTOR, "n": N},
+@instruction(opcode=0x30, unit=Unit.VECTOR, op_class=OpClass.REDUCE, operands={"dst": FP, "a": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: o["n"])  # fmt: skip
 def v_red_max(vector, fp, dst, a, n):
     """fp[dst] := max(fp[dst], vector[a])."""
@@ -176,21 +189,22 @@ def v_red_max(vector, fp, dst, a, n):
         fp[dst] = max(fp[dst], vector[a + i])
 
 
-@instruction(opcode=0x31, unit=Unit.VECTOR, operands={"dst": FP, "a": VECTOR, "n": N},
+@instruction(opcode=0x31, unit=Unit.VECTOR, op_class=OpClass.REDUCE_SUM, operands={"dst": FP, "a": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: o["n"])  # fmt: skip
 def v_red_sum(vector, fp, dst, a, n):
     """fp[dst] += sum of vector[a], by the fixed tree in FP32."""
     fp[dst] = fp[dst] + tree_sum(vector[a : a + n].copy())
 
 
-@instruction(opcode=0x32, unit=Unit.VECTOR, operands={"dst": FP, "a": VECTOR, "n": N},
+@instruction(opcode=0x32, unit=Unit.VECTOR, op_class=OpClass.REDUCE_SUM, operands={"dst": FP, "a": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: 2 * o["n"])  # fmt: skip
 def v_red_sumsq(vector, fp, dst, a, n):
     """fp[dst] += sum of the squares of vector[a], by the fixed tree in FP32."""
     fp[dst] = fp[dst] + tree_sum(vector[a : a + n] * vector[a : a + n])
 
 
-@instruction(opcode=0x33, unit=Unit.VECTOR, operands={"best": FP, "place": INT, "a": VECTOR, "n": N, "first": INDEX},
+@instruction(opcode=0x33, unit=Unit.VECTOR, op_class=OpClass.REDUCE,
+             operands={"best": FP, "place": INT, "a": VECTOR, "n": N, "first": INDEX},
              reads=(touch("a", "n"), touch("best", 1), touch("place", 1)),
              writes=(touch("best", 1), touch("place", 1)), lanes=lambda o: o["n"])  # fmt: skip
 def v_red_max_idx(vector, fp, integer, best, place, a, n, first):
@@ -202,7 +216,8 @@ def v_red_max_idx(vector, fp, integer, best, place, a, n, first):
             integer[place] = first + i
 
 
-@instruction(opcode=0x34, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
+@instruction(opcode=0x34, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE,
+             operands={"dst": VECTOR, "a": VECTOR, "scalar": FP, "n": N},
              reads=(touch("a", "n"), touch("scalar", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_cmp_ge_vf(vector, fp, dst, a, scalar, n):
     """vector[dst] := 1 where vector[a] >= fp[scalar], else 0."""
@@ -210,7 +225,8 @@ def v_cmp_ge_vf(vector, fp, dst, a, scalar, n):
         vector[dst + i] = np.float32(1.0) if vector[a + i] >= fp[scalar] else np.float32(0.0)
 
 
-@instruction(opcode=0x35, unit=Unit.VECTOR, operands={"dst": VECTOR, "a": INT, "key": INT, "n": N},
+@instruction(opcode=0x35, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE,
+             operands={"dst": VECTOR, "a": INT, "key": INT, "n": N},
              reads=(touch("a", "n"), touch("key", 1)), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_cmp_eq_int(vector, integer, dst, a, key, n):
     """vector[dst] := 1 where integer[a] = integer[key], else 0."""
@@ -218,7 +234,7 @@ def v_cmp_eq_int(vector, integer, dst, a, key, n):
         vector[dst + i] = np.float32(1.0) if integer[a + i] == integer[key] else np.float32(0.0)
 
 
-@instruction(opcode=0x36, unit=Unit.VECTOR,
+@instruction(opcode=0x36, unit=Unit.VECTOR, op_class=OpClass.TOP_K,
              operands={"dst": VECTOR, "a": VECTOR, "mask": VECTOR, "count": INT, "n": N},
              reads=(touch("a", "n"), touch("mask", "n"), touch("count", 1)), writes=(touch("dst", "n"),),
              lanes=lambda o: o["n"])  # fmt: skip
@@ -240,7 +256,7 @@ def v_topk_mask(vector, integer, dst, a, mask, count, n):
         vector[dst + i] = np.float32(1.0) if chosen[i] else np.float32(0.0)
 
 
-@instruction(opcode=0x37, unit=Unit.VECTOR,
+@instruction(opcode=0x37, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE,
              operands={"dst": INT, "mask": VECTOR, "on_true": INT, "on_false": INT, "n": N},
              reads=(touch("mask", "n"), touch("on_true", "n"), touch("on_false", "n")), writes=(touch("dst", "n"),),
              lanes=lambda o: o["n"])  # fmt: skip
@@ -251,7 +267,7 @@ def v_select_int(vector, integer, dst, mask, on_true, on_false, n):
         integer[dst + i] = integer[source + i]
 
 
-@instruction(opcode=0x38, unit=Unit.VECTOR, operands={"dst": INT, "mask": VECTOR, "n": N},
+@instruction(opcode=0x38, unit=Unit.VECTOR, op_class=OpClass.REDUCE, operands={"dst": INT, "mask": VECTOR, "n": N},
              reads=(touch("mask", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: o["n"])  # fmt: skip
 def v_red_count(vector, integer, dst, mask, n):
     """integer[dst] += number of lanes with vector[mask] != 0."""
@@ -260,6 +276,6 @@ def v_red_count(vector, integer, dst, mask, n):
             integer[dst] += 1
 
 
-@instruction(opcode=0x3F, unit=Unit.VECTOR)
+@instruction(opcode=0x3F, unit=Unit.VECTOR, op_class=OpClass.SYNC)
 def v_sync():
     """Nothing but its semaphores: a token may be taken or given between two loops."""

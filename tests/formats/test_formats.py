@@ -1,5 +1,7 @@
 """Formats against ml_dtypes and gfloat: elements exhaustively, blocks against an independent vectorised formula."""
 
+import dataclasses
+
 import gfloat
 import gfloat.formats
 import ml_dtypes
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from npu.errors import TripathError
 from npu.formats import FORMATS
 from npu.formats.rounding import (
     decode_rows,
@@ -19,6 +22,7 @@ from npu.formats.rounding import (
     round_bf16,
     round_element,
 )
+from npu.formats.table import STORED_BITS, Format
 
 SCALED = [fmt for fmt in FORMATS.values() if fmt.block_scaled]
 GFLOAT = {
@@ -213,3 +217,15 @@ def test_exponent_is_floor_log2():
     for value in np.float32([1.0, 1.5, 2.0, 0.75, 3.9e-30, 1e30]):
         assert exponent_of(value) == int(np.floor(np.log2(np.float64(value))))
     assert float_of(0x3F800000) == 1.0
+
+
+@pytest.mark.parametrize("bits", range(1, 40))
+def test_a_row_with_a_width_that_storage_cannot_hold_is_refused_as_it_is_made(bits):
+    row = {**{field.name: getattr(FORMATS["mxint8"], field.name) for field in dataclasses.fields(Format)}, "bits": bits}
+    if bits in STORED_BITS:
+        assert Format(**row).bits == bits
+    else:
+        with pytest.raises(
+            TripathError, match=f"formats: mxint8: storage holds elements of 4, 6, 8, 16, 32 bits, got {bits}"
+        ):
+            Format(**row)

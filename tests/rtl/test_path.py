@@ -83,7 +83,7 @@ def test_a_byte_that_differs_is_counted_but_not_the_payload_of_a_nan():
 @pytest.mark.parametrize("fault", ["times", "bits"])
 def test_a_difference_fails_the_checks(default_experiment, fault):
     from npu.metrics import Result
-    from tripath.validation.checks import check_rtl
+    from tripath.validation.checks import check_differences
 
     metrics = {
         "makespan_cycles": 5.0,
@@ -91,5 +91,5 @@ def test_a_difference_fails_the_checks(default_experiment, fault):
         "differing_bytes.hbm": float(fault == "bits"),
     }
     result = Result(simulator="rtl", program_digest="", trace_digest="", metrics=metrics, counts={})
-    rows = list(check_rtl({"rtl": result}, default_experiment.settings))
+    rows = list(check_differences({"rtl": result}, default_experiment.settings))
     assert [row.passed for row in rows] == [fault != "times", fault != "bits"]

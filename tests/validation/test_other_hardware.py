@@ -10,7 +10,7 @@ from npu.metrics import Result
 from tests.conftest import compose_experiment
 from tripath.experiment import Outcome
 from tripath.report.console import verdict_line
-from tripath.run.comparison import with_other_hardware
+from tripath.run.comparison import with_comparisons
 from tripath.validation import HostSettings, check_published, read_measurements
 from tripath.validation.calibration import (
     ATTENTION,
@@ -54,14 +54,14 @@ def outcome_of(experiment, results):
 
 
 def test_claims_are_held_against_the_simulated_machine(paper):
-    a6000 = with_other_hardware(paper, outcome_of(paper, {}), print).devices["a6000"]
+    a6000 = with_comparisons(paper, outcome_of(paper, {}), print).devices["a6000"]
     metrics = {
         "seconds": 1.0, "tokens_per_second": 4.91 * a6000["tokens_per_second"], "makespan_cycles": 100.0,
         "tokens_per_joule": 23.3 * a6000["tokens_per_joule"], "sampling_share": 0.1, "energy_joules": 1.0,
         "phase_cycles.sampling": 3.0, "phase_cycles.commit": 1.0,
     }  # fmt: skip
     ideal = Result(simulator="cycle", program_digest="p", trace_digest="t", metrics=metrics, counts={})
-    outcome = with_other_hardware(paper, outcome_of(paper, {"cycle": ideal}), print)
+    outcome = with_comparisons(paper, outcome_of(paper, {"cycle": ideal}), print)
     claims = {row.metric: row for row in outcome.discrepancies if row.scope in ("npu", "a6000")}
     assert claims["tokens_per_second_over_a6000"].relative_error == pytest.approx(0.0)
     assert claims["tokens_per_joule_over_a6000"].relative_error == pytest.approx(0.0)
@@ -102,9 +102,9 @@ def test_calibration_recovers_the_rates_that_made_it():
 
 def test_this_machine_is_measured_and_its_files_are_read_back(tmp_path):
     base = compose_experiment("experiment=validate_host")
-    settings = dataclasses.replace(base.settings, host=HostSettings(canvases=[12, 24], blocks=[8], repeats=1, rounds=1))
-    experiment = dataclasses.replace(base, model=SMALL, settings=settings)
-    outcome = with_other_hardware(experiment, outcome_of(experiment, {}), lambda _: None)
+    timed = HostSettings(canvases=[12, 24], blocks=[8], repeats=1, rounds=1)
+    experiment = dataclasses.replace(base, model=SMALL, host=timed)
+    outcome = with_comparisons(experiment, outcome_of(experiment, {}), lambda _: None)
     assert outcome.status == "passed", "what is measured here is reported, and fails no run"
     assert {row.metric for row in outcome.discrepancies} == {f"host.{phase}" for phase in PHASES if phase != "step"} | {
         "host.median_error"

@@ -22,8 +22,8 @@ from npu.program import Program
 from npu.program.trace import Trace
 from npu_compiler import schedule
 from tripath.experiment import Experiment
-from tripath.experiment.inputs import TRACE_GIVERS
-from tripath.run.job import INPUT_ERRORS, PathRun, run_path
+from tripath.paths import Fact
+from tripath.run.pipeline import INPUT_ERRORS, PathRun, rows_of, run_path
 from tripath.run.results import Cache, default_folder
 
 CACHE_MODES = ("on", "off")
@@ -110,7 +110,7 @@ class WorkerLostError(RuntimeError):
     """A task's worker died, again and again."""
 
 
-def _run_giver(*arguments: Any) -> tuple[PathRun, Trace]:  # noqa: ANN401  those of run_path
+def _run_with_trace(*arguments: Any) -> tuple[PathRun, Trace | None]:  # noqa: ANN401  those of run_path
     """The run of a path, and its trace as a value of its own."""
     run = run_path(*arguments)
     return run, run.trace
@@ -166,28 +166,25 @@ class Cluster:
     ) -> dict[str, PathRun]:
         """Run the paths of `experiment` side by side; the program goes to the object store once.
 
-        The timing paths start at once, on the workload's schedule, or where another path gives a trace, when it has.
+        Who needs a trace starts at once, on the workload's schedule, or where another path gives a trace, when it has.
 
         Raises:
             TripathError: the cluster cannot be reached, or a simulator refuses its input.
         """
-        progress(dict.fromkeys(experiment.paths, "waits for Ray"))
+        rows, giver = rows_of(experiment), experiment.trace_giver
+        progress(dict.fromkeys((row.name for row in rows), "waits for Ray"))
         self._wait()
         import ray
 
         shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
+        task, trace = _remote(_run_with_trace, num_cpus=1, num_returns=2), ray.put(schedule(experiment.workload))
         pending: dict[str, ray.ObjectRef] = {}
-        giver = experiment.trace_giver
-        if giver:
-            task = _remote(_run_giver, num_cpus=1, num_returns=2)
-            pending[giver], trace = cast("Sequence[ray.ObjectRef]", task.remote(giver, *shared, None, cache))
-        else:
-            trace = ray.put(schedule(experiment.workload))
-        for name in experiment.paths:
-            if name != giver:
-                replayed = None if name in TRACE_GIVERS else trace
-                pending[name] = _remote(run_path, num_cpus=1).remote(name, *shared, replayed, cache)
-        return _collect({name: pending[name] for name in experiment.paths}, giver, progress)
+        for row in rows:
+            replayed = trace if Fact.TRACE in row.needs else None
+            pending[row.name], own = cast("Sequence[ray.ObjectRef]", task.remote(row.name, *shared, replayed, cache))
+            trace = own if row.name == giver else trace
+        waits = dict.fromkeys((row.name for row in rows if giver and Fact.TRACE in row.needs), giver)
+        return _collect(pending, waits, progress)
 
     def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
@@ -278,14 +275,14 @@ def _value(reference: Any) -> object:  # noqa: ANN401  a reference of Ray
         return WorkerLostError(f"its worker died, also when tried again ({type(error).__name__}); out of memory?")
 
 
-def _collect(pending: Mapping[str, Any], giver: str | None, progress: Progress) -> dict[str, PathRun]:
-    """Wait for all tasks; the first error ends the others."""
+def _collect(pending: Mapping[str, Any], waits: Mapping[str, str | None], progress: Progress) -> dict[str, PathRun]:
+    """Wait for all tasks; the first error ends the others. `waits` names the path whose trace one waits for."""
     import ray
 
     values: dict[str, PathRun] = {}
     left = dict(pending)
     while left:
-        progress({name: _state(name, giver, values) for name in pending})
+        progress({name: _state(name, waits.get(name), values) for name in pending})
         done, _ = ray.wait(list(left.values()), num_returns=1, timeout=POLL_SECONDS)
         for name in [name for name, reference in left.items() if reference in done]:
             value = _value(left.pop(name))
@@ -296,14 +293,14 @@ def _collect(pending: Mapping[str, Any], giver: str | None, progress: Progress) 
                     raise TripathError(str(value)) from None
                 raise value
             values[name] = cast("PathRun", value)
-    progress({name: _state(name, giver, values) for name in pending})
+    progress({name: _state(name, waits.get(name), values) for name in pending})
     return {name: values[name] for name in pending}
 
 
 def _state(name: str, giver: str | None, values: Mapping[str, PathRun]) -> str:
     if name in values:
         return "done, from the cache" if values[name].cached else f"done in {values[name].wall_seconds:.1f} s"
-    if name not in TRACE_GIVERS and giver is not None and giver not in values:
+    if giver is not None and giver not in values:
         return f"waits for {giver}'s trace"
     return "runs"
 

@@ -185,7 +185,7 @@ def _main(config: DictConfig) -> None:
 def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
     experiment, default_prompt = build_experiment(config)
-    if experiment.settings.baseline:
+    if config.validation.get("baseline"):
         raise TripathError("validation.baseline: is that of a sweep, add --multirun (with hydra/launcher=cluster)")
     from tripath.cluster.launch import Launch
     from tripath.tracking.store import Tracking
@@ -193,9 +193,9 @@ def _job(config: DictConfig, folder: Path) -> int:
     launch, tracking = build(Launch, "launch", config.launch), build(Tracking, "tracking", config.tracking)
     from tripath.report.console import error_out, out, print_outcome, progress
     from tripath.report.run_report import write_files
-    from tripath.run.job import known_runs, outcome_of, prepare, read_measured
+    from tripath.run.job import outcome_of, prepare
+    from tripath.run.pipeline import known_runs
 
-    read_measured(experiment)  # what cannot be read is refused before anything starts
     prepared = prepare(experiment, default_prompt)
     if prepared.prompts and prepared.prompts.unknown_words:
         words = ", ".join(prepared.prompts.unknown_words[:8])
@@ -210,8 +210,6 @@ def _job(config: DictConfig, folder: Path) -> int:
     with progress() as show:
         if cluster is not None:
             runs = cluster.run(program, experiment, tokens, show)
-        if experiment.settings.streams:
-            show({"streams": "run through the DRAM model"})
         outcome = outcome_of(experiment, prepared, runs or {}, show)
         if store:
             show({"mlflow": "opens the store"})
@@ -324,12 +322,11 @@ def _job_of(
 ) -> "tuple[Job, tuple[Launch, Tracking, str | None]]":
     """A job of a sweep, and the settings that all its jobs share."""
     from tripath.cluster.launch import Launch
-    from tripath.run.job import Job, read_measured
+    from tripath.run.job import Job
     from tripath.sweeps.summary import name_of
     from tripath.tracking.store import Tracking
 
     experiment, default_prompt = build_experiment(values)
-    read_measured(experiment)
     row_only = bool(values.get("row_only"))
     job = Job(
         number=number, name=name_of(swept) or f"job {number}", folder=folder,
@@ -340,7 +337,7 @@ def _job_of(
     shared = (
         build(Launch, "launch", values["launch"]),
         build(Tracking, "tracking", values["tracking"]),
-        experiment.settings.baseline,
+        values["validation"].get("baseline"),
     )
     return job, shared
 

@@ -28,7 +28,6 @@ from tripath.command.building import build
 if TYPE_CHECKING:
     from dllm.model import ModelSpec
     from tripath.experiment import Experiment
-    from tripath.validation import Settings
 
 PACKAGE = "pkg://"
 INTERPOLATION, ENVIRONMENT = "${", "${oc.env:"
@@ -163,10 +162,10 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     from dllm.workload import Numerics, Workload, reference_only
     from npu.energy import Technology
     from npu.hardware import HardwareConfig
+    from tripath.command.comparisons import read_validation
     from tripath.experiment import Experiment
-    from tripath.experiment.inputs import QUALITY
     from tripath.experiment.prompts import read_prompts_file
-    from tripath.validation import Settings
+    from tripath.paths import Fact
 
     values = cast("Values", OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config)
     groups = {
@@ -205,44 +204,51 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
             raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
         model["layers"] = len(sliced)
     paths, own = values.get("paths"), build(ModelSpec, "model", model)
-    settings = build(Settings, "validation", values["validation"])
+    comparisons, settings = read_validation(values["validation"])
     references = [row for row in settings.references if _applies(row.when, values)]
+    hardware = build(HardwareConfig, "hardware", _with_timing(values["hardware"]))
     experiment = Experiment(
-        model=own, workload=build(Workload, "workload", workload), hardware=build(HardwareConfig, "hardware", values["hardware"]),
+        model=own, workload=build(Workload, "workload", workload), hardware=hardware,
         numerics=build(Numerics, "numerics", values["numerics"]), settings=replace(settings, references=references),
-        technology=build(Technology, "technology", values["technology"]), **_other_hardware(values, settings, own),
+        technology=build(Technology, "technology", values["technology"]),
+        **comparisons.objects(values, hardware, own, _model),
         paths=[str(path) for path in paths] if isinstance(paths, list) else [str(paths)], options=values["simulator"],
     )  # fmt: skip
-    if QUALITY in experiment.paths:
-        if find_spec("torch") is None:
-            raise NotInstalledError("paths: quality needs torch, which is not installed; pip install 'tripath[study]'")
-        if reference_only(
-            experiment.workload, experiment.numerics
-        ):  # no program: the paths that would run it are left out
-            experiment = replace(experiment, paths=[QUALITY])
+    for row in experiment.rows:
+        if row.library and find_spec(row.library) is None:
+            needs = f"needs {row.library}, which is not installed; pip install 'tripath[study]'"
+            raise NotInstalledError(f"paths: {row.name} {needs}")
+    without_program = [row.name for row in experiment.rows if Fact.PROGRAM not in row.needs]
+    if without_program and reference_only(experiment.workload, experiment.numerics):
+        experiment = replace(experiment, paths=without_program)  # no program carries the choice out
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
 
 
-def _other_hardware(values: Values, settings: "Settings", own: "ModelSpec") -> dict[str, Any]:
-    """Device models, measurements, and the models that these and published figures name; `own` is that of the run."""
-    from dllm.devices import Device
-    from dllm.model import ModelSpec
-    from tripath.validation import check_names, published_models, read_measurements
+def _with_timing(hardware: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The group `hardware` with a timing row for each instruction, where some stand under their operation class."""
+    from npu.isa.presets import by_instruction
 
-    measurements = [] if settings.measurements is None else read_measurements(settings.measurements)
-    devices = {str(name): build(Device, f"devices.{name}", node) for name, node in values["devices"].items()}
-    check_names(measurements, devices, values["hardware"].get("name") if values.get("paths") else None)
-    names = {row.model for row in measurements} | (published_models() if settings.published else set())
-    models = {own.name: own}
-    for name in sorted(names - {own.name}):
-        try:
-            loaded = _composed(f"model={name}")
-        except HydraException as error:
-            raise TripathError(f"validation.measurements: {one_line(error)}") from None
-        models[name] = build(ModelSpec, "model", {**dict(loaded.model), "checkpoint": None})
-    return {"devices": devices, "measurements": measurements, "models": models}
+    timing = hardware.get("timing")
+    if not isinstance(timing, dict) or not all(isinstance(row, dict) for row in timing.values()):
+        return hardware  # refused where it is built
+    return {**hardware, "timing": by_instruction(timing)}
+
+
+def _model(name: str) -> "ModelSpec":
+    """The model of another file of its group, without a checkpoint.
+
+    Raises:
+        TripathError: there is no such file.
+    """
+    from dllm.model import ModelSpec
+
+    try:
+        loaded = _composed(f"model={name}")
+    except HydraException as error:
+        raise TripathError(f"validation.measurements: {one_line(error)}") from None
+    return build(ModelSpec, "model", {**dict(loaded.model), "checkpoint": None})
 
 
 def _applies(when: Mapping[str, object], values: Values) -> bool:

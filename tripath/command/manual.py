@@ -7,18 +7,13 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import accuracy
-import analytical
-import cycle
-import rtl
-from accuracy import quality
 from dllm.devices import Device
 from dllm.model import ModelSpec
 from dllm.workload import Numerics, Workload
@@ -26,26 +21,23 @@ from npu.choices import choices_of
 from npu.energy import Technology
 from npu.hardware import HardwareConfig
 from tripath.cluster.launch import Launch
+from tripath.command.comparisons import Comparisons
 from tripath.command.composition import Values, compose_values
-from tripath.experiment.inputs import PATHS, QUALITY
+from tripath.paths import PATHS
 from tripath.sweeps.search import Search
 from tripath.tracking.store import Tracking
 from tripath.validation import Settings
 from tripath.validation.settings import HostSettings
 
-GROUPS: Mapping[str, tuple[str, type]] = {
+GROUPS: Mapping[str, tuple[str, *tuple[type, ...]]] = {
     "model": ("The shape of a model, and where its weights are", ModelSpec),
     "hardware": ("The facts of one core", HardwareConfig),
     "workload": ("What is generated", Workload),
     "numerics": ("Formats", Numerics),
-    "validation": ("How far two witnesses may disagree", Settings),
+    "validation": ("How far two witnesses may disagree", Settings, Comparisons),
     "launch": ("Where tasks run, and what is kept", Launch),
     "tracking": ("MLflow", Tracking),
 }
-SIMULATORS: Mapping[str, Callable[..., object]] = {
-    "analytical": analytical.simulate, "cycle": cycle.simulate, "accuracy": accuracy.simulate, QUALITY: quality.simulate,
-    "rtl": rtl.simulate,
-}  # fmt: skip
 MOST_ENTRIES = 6
 """Of a mapping that a cell shows."""
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "null"}
@@ -77,8 +69,9 @@ def manual() -> str:
     values = compose_values("launch.cache_folder=null")  # whatever the environment says
     chosen = ", ".join(f"`{group}={_default_file(group)}`" for group in ("model", "hardware", "workload", "numerics"))
     parts = [INTRODUCTION.format(chosen=chosen, paths=", ".join(PATHS))]
-    for group, (title, kind) in GROUPS.items():
-        parts += [f"## {group}\n\n{title}.\n", _files(group), _table(_rows(group, kind, values[group]))]
+    for group, (title, *kinds) in GROUPS.items():
+        rows = [line for kind in kinds for line in _rows(group, kind, values[group])]
+        parts += [f"## {group}\n\n{title}.\n", _files(group), _table(rows)]
     host, technology = _rows("validation.host", HostSettings, {}), values["technology"]
     parts += [
         "## validation.host\n\nWhat `experiment=validate_host` times.\n", _table(host),
@@ -137,8 +130,8 @@ def _rows(key: str, kind: type, values: Mapping[str, Any]) -> list[Line]:
 def _options(values: Values) -> list[Line]:
     """A line for each option of a path: those are arguments of its function that have a default and a value in conf/."""
     lines = []
-    for name, simulate in SIMULATORS.items():
-        texts, hints = documented(simulate), typing.get_type_hints(simulate)
+    for name, row in PATHS.items():
+        texts, hints = documented(row.simulate), typing.get_type_hints(row.simulate)
         lines += [
             (f"simulator.{name}.{option}", _type(hints[option]), _shown(value), texts.get(option, ""))
             for option, value in values[name].items()

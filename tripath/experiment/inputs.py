@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dllm.devices import Device
 from dllm.model import ModelSpec
@@ -10,23 +11,24 @@ from dllm.workload import Numerics, Workload, reference_only
 from npu.energy import Technology
 from npu.errors import TripathError
 from npu.hardware import HardwareConfig
-from tripath.validation import Settings
+from tripath.paths import FROM_PATHS, PATHS, Fact, Path, giver_name, giver_of, own_path
+from tripath.validation import HostSettings, Settings
 from tripath.validation.measurements import Measurement
 
-QUALITY = "quality"
-"""The path that runs no program: held-out problems on the reference path."""
-TRACE_GIVERS = ("accuracy", QUALITY)
-"""Paths whose trace the timing paths replay, the first that runs; none: the workload's schedule."""
-PATHS = ("analytical", "cycle", *TRACE_GIVERS, "rtl")
+if TYPE_CHECKING:
+    from cycle.streams import Stream
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
     """The inputs of a run. `options` holds the options of each simulator by name; without `technology` there is no energy.
 
-    Without `paths` no program is compiled: the run consists of checks that need none, of streams and of other hardware.
-    `quality` needs none either. A simulator with the option `module` is a path of the user's own, which lives in that module.
-    `devices` are models of other hardware, `measurements` what someone timed, `models` what these and published figures name.
+    Where no path needs a program none is compiled: the run then consists of `quality`, or of comparisons that need none.
+    A simulator with the option `module` is a path of the user's own, which lives in that module.
+
+    What else is compared: `streams` with the DRAM model, the workload on the devices that `compared` names, device models with
+    `published` figures, `measurements` that someone timed, and this CPU as `host` says. `devices` are all models of other
+    hardware, `models` what measurements and published figures name.
     """
 
     model: ModelSpec
@@ -39,7 +41,11 @@ class Experiment:
     technology: Technology | None = None
     devices: Mapping[str, Device] = dataclasses.field(default_factory=dict)
     models: Mapping[str, ModelSpec] = dataclasses.field(default_factory=dict)
+    streams: "Sequence[Stream]" = ()
+    compared: Sequence[str] = ()
+    published: bool = False
     measurements: Sequence[Measurement] = ()
+    host: HostSettings | None = None
 
     def __post_init__(self) -> None:
         for name, options in self.options.items():
@@ -47,48 +53,60 @@ class Experiment:
                 raise TripathError(f"simulator.{name}: needs a mapping, got {options!r}")
         paths = (*PATHS, *(name for name, options in self.options.items() if (options or {}).get("module")))
         unknown = [path for path in self.paths if path not in paths]
-        settings = self.settings
-        asked = (
-            settings.streams,
-            settings.host,
-            self.measurements or None,
-            settings.published or None,
-            settings.devices or None,
-        )
-        nothing = not self.paths and all(what is None for what in asked)
         if unknown:
             raise TripathError(f"paths: unknown {unknown[0]!r}, one of {', '.join(paths)}")
-        if nothing or len(set(self.paths)) != len(self.paths):
+        others = self.streams or self.compared or self.published or self.measurements or self.host
+        if not (self.paths or others) or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(paths)}, got {list(self.paths)}")
-        for name in settings.devices:
+        for name in self.compared:
             if name not in self.devices:
                 raise TripathError(f"validation.devices: no device {name!r}, one of {', '.join(self.devices)}")
-        if settings.devices and self.workload.prompt_length is None:
+        if self.compared and self.workload.prompt_length is None:
             raise TripathError("validation.devices: needs workload.prompt_length, the tokens of a prompt")
         for name in self.options:
             if name not in paths:
                 raise TripathError(
                     f"simulator.{name}: no such simulator, one of {', '.join(paths)}; your own needs module"
                 )
-        if "rtl" in self.paths and "accuracy" not in self.paths:
-            raise TripathError("paths: rtl needs accuracy beside it, whose trace and bits it is compared with")
-        if self.trace_giver and self.model.checkpoint is None:
+        self._check_needs()
+
+    def _check_needs(self) -> None:
+        """Refuse a path that lacks what another must give, or a checkpoint."""
+        rows = self.rows
+        for row in rows:
+            for fact in row.needs & FROM_PATHS:
+                if giver_of(fact, rows) is None:
+                    giver = PATHS[giver_name(fact)]
+                    shared = " and ".join(each.argument for each in row.needs & giver.gives)
+                    raise TripathError(
+                        f"paths: {row.name} needs {giver.name} beside it, whose {shared} it is compared with"
+                    )
+        if self.model.checkpoint is None and any(Fact.WEIGHTS in row.needs for row in rows):
+            without = ",".join(row.name for row in PATHS.values() if Fact.WEIGHTS not in row.needs)
             raise TripathError(
-                f"paths: model {self.model.name} has no checkpoint to execute; use paths=[analytical,cycle] or give "
+                f"paths: model {self.model.name} has no checkpoint to execute; use paths=[{without}] or give "
                 "model.checkpoint"
             )
 
     @property
+    def rows(self) -> list[Path]:
+        """The rows of the chosen paths, those of the package first, in their order there."""
+        own = [name for name in self.paths if name not in PATHS]
+        shipped = [row for name, row in PATHS.items() if name in self.paths]
+        return [*shipped, *(own_path(name, str((self.options[name] or {})["module"])) for name in own)]
+
+    @property
     def trace_giver(self) -> str | None:
-        """The path whose trace the timing paths replay; None: they take the workload's schedule."""
-        return next((name for name in TRACE_GIVERS if name in self.paths), None)
+        """The path whose trace the others replay; None: they take the workload's schedule."""
+        giver = giver_of(Fact.TRACE, self.rows)
+        return giver.name if giver else None
 
     @property
     def runs_program(self) -> bool:
         """Whether a path runs a program."""
-        return any(name != QUALITY for name in self.paths)
+        return any(Fact.PROGRAM in row.needs for row in self.rows)
 
     @property
     def reference_only(self) -> str:
-        """The choice for which `quality` alone runs, as no program carries it out; empty where there is none."""
-        return reference_only(self.workload, self.numerics) if list(self.paths) == [QUALITY] else ""
+        """The choice for which no program is run, as none carries it out; empty where there is none."""
+        return "" if self.runs_program or not self.paths else reference_only(self.workload, self.numerics)

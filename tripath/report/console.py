@@ -1,7 +1,7 @@
 """What a run prints: progress while it works, then text, tables and where to look."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from npu.metrics import Table as Rows
 from tripath.experiment import Experiment, Outcome
+from tripath.paths import PATHS
 from tripath.report.headline import energy_line, headline, verdicts
 
 LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase", "note", "given")
@@ -113,12 +114,11 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         )
         if line := energy_line(outcome):
             out.print(line, soft_wrap=True)
-        if "accuracy" in outcome.results:
-            _print_accuracy(outcome.results["accuracy"].metrics)
     if outcome.reference_only:
         out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True, markup=False)
-    if "quality" in outcome.results:
-        _print_quality(outcome.results["quality"].metrics)
+    for row in PATHS.values():
+        if row.sentence and row.name in outcome.results:
+            out.print(f"{row.name}: {row.sentence(outcome.results[row.name].metrics)}", soft_wrap=True)
     took = [f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items() if name not in outcome.cached]
     if took:
         out.print(Text(f"simulated in {', '.join(took)}", style="dim"))
@@ -151,23 +151,6 @@ def verdict_line(outcome: Outcome) -> str:
     if missed:
         verdict += f" but {missed} of a kind that is only reported (validation.fail_on)"
     return verdict
-
-
-def _print_accuracy(metrics: Mapping[str, float]) -> None:
-    out.print(
-        f"accuracy: {metrics['generated_tokens']:.0f} tokens, agreement with the FP32 reference "
-        f"{metrics['token_agreement']:.3f}, logit KL {metrics['logit_kl']:.2g} nats",
-        soft_wrap=True,
-    )
-
-
-def _print_quality(metrics: Mapping[str, float]) -> None:
-    out.print(
-        f"quality: {metrics['solved']:.0f} of {metrics['problems']:.0f} held-out problems solved, exact match "
-        f"{metrics['exact_match']:.3f} ({metrics['exact_match_low']:.3f} to {metrics['exact_match_high']:.3f}), "
-        f"{metrics['steps_per_block']:.2f} steps per block, logit KL {metrics['logit_kl']:.2g} nats",
-        soft_wrap=True,
-    )
 
 
 def table_of(title: str, rows: Rows) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from npu.metrics import Table
 from npu.units import format_seconds
 from tripath.experiment import Experiment, Outcome
-from tripath.experiment.inputs import TRACE_GIVERS
+from tripath.paths import Fact, cycles_of, gives, most_exact
 from tripath.validation import WHOLE_RUN, Discrepancy
 
 
@@ -13,10 +13,9 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
     """One row per timing path, as text: what a reader looks at first."""
     rows = []
     for name, result in outcome.results.items():
-        if name in TRACE_GIVERS:
+        metrics, cycles = result.metrics, cycles_of(result.metrics)
+        if Fact.CYCLES not in gives(name) or cycles is None:
             continue
-        metrics = result.metrics
-        cycles = metrics["estimated_cycles" if "estimated_cycles" in metrics else "makespan_cycles"]
         row = [name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz)]
         row.append(_number(metrics["tokens_per_second"]) if "tokens_per_second" in metrics else "")
         if "sampling_share" in metrics:
@@ -28,11 +27,11 @@ def headline(experiment: Experiment, outcome: Outcome) -> Table:
 
 
 def energy_line(outcome: Outcome) -> str:
-    """Energy, power and area of the run in one line, by the cycle path where it ran; empty without a technology."""
-    timed = [outcome.results[name].metrics for name in ("cycle", "analytical") if name in outcome.results]
-    if not timed or "energy_joules" not in timed[0]:
+    """Energy, power and area of the run in one line, by the most exact path; empty without a technology."""
+    path, prefix = most_exact(outcome.results), "block_energy_joules."
+    if path is None or "energy_joules" not in outcome.results[path].metrics:
         return ""
-    metrics, prefix = timed[0], "block_energy_joules."
+    metrics = outcome.results[path].metrics
     blocks = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     largest = sorted(blocks, key=lambda name: -blocks[name])[:3]
     shares = ", ".join(f"{name} {blocks[name] / metrics['energy_joules']:.0%}" for name in largest)

@@ -1,41 +1,48 @@
 """The pictures of a run: roofline, stall breakdown, timeline."""
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from npu.metrics import UNITS, Result
 from tripath.experiment import Experiment, Outcome
+from tripath.paths import PATHS, Picture
 
 COLOURS = {"busy": "#3b6ea5", "frontend": "#bcbcbc", "semaphore_matrix": "#f2cf8f", "semaphore_vector": "#e0a030",
            "semaphore_dma_in": "#b87a10", "semaphore_dma_out": "#7d5206", "operand": "#c0504d",
            "dram_bandwidth": "#7a4ea3", "dram_latency": "#a98bc6", "dram_row": "#d06fb0", "dram_refresh": "#5b2a6e",
            "queue_full": "#8c8c8c", "serial": "#6b8e6b", "shared_queue": "#9fc5e8", "drained": "#eeeeee"}  # fmt: skip
-MARKERS = {"cycle": "o", "analytical": "x"}
 MARGINS = {"left": 0.13, "right": 0.97, "bottom": 0.13, "top": 0.92}
 """Of the roofline, as shares of the picture: fitting them to the text takes longer than all of an analytical run."""
 
 
+def pictures_of(path: str) -> Sequence[Picture]:
+    """The pictures that are drawn of a path's result; none of a user's own."""
+    return PATHS[path].pictures if path in PATHS else ()
+
+
 def draw_pictures(folder: Path, experiment: Experiment, outcome: Outcome) -> list[Path]:
-    """Roofline of the timing paths that ran; stall breakdown and first cycles of the cycle path."""
-    if not set(MARKERS) & set(outcome.results):
+    """The pictures of the paths that ran: one roofline of all that have one, the others singly."""
+    results = {name: result for name, result in outcome.results.items() if pictures_of(name)}
+    if not results:
         return []
     import matplotlib as mpl
 
     mpl.use("Agg")
     pictures = []
-    if any(outcome.results[name].counts["macs"] for name in MARKERS if name in outcome.results):
-        pictures.append(_roofline(folder / "roofline.png", experiment, outcome))
-    if "cycle" in outcome.results:
-        result = outcome.results["cycle"]
-        pictures += [_stalls(folder / "stalls.png", result), _timeline(folder / "timeline.png", result)]
+    roofs = {name: result for name, result in results.items() if Picture.ROOFLINE in pictures_of(name)}
+    if any(result.counts["macs"] for result in roofs.values()):
+        pictures.append(_roofline(folder / f"{Picture.ROOFLINE.value}.png", experiment, roofs))
+    for name, result in results.items():
+        singly = [picture for picture in pictures_of(name) if picture in OF_ONE_RESULT]
+        pictures += [OF_ONE_RESULT[picture](folder / f"{picture.value}.png", result) for picture in singly]
     return pictures
 
 
-def _roofline(path: Path, experiment: Experiment, outcome: Outcome) -> Path:
+def _roofline(path: Path, experiment: Experiment, timed: Mapping[str, Result]) -> Path:
     from matplotlib import pyplot as plt
 
     hardware = experiment.hardware
-    timed = {name: result for name, result in outcome.results.items() if name in MARKERS}
     counts = next(iter(timed.values())).counts
     peak, bandwidth = hardware.blen * hardware.mlen, hardware.peak_bytes_per_cycle
     intensity = counts["macs"] / (counts["hbm_read_bytes"] + counts["hbm_write_bytes"])
@@ -44,11 +51,10 @@ def _roofline(path: Path, experiment: Experiment, outcome: Outcome) -> Path:
     figure, axes = plt.subplots(figsize=(6, 4), gridspec_kw=MARGINS)
     axes.loglog([low, ridge, high], [low * bandwidth, peak, peak], color="black", label="roof of this hardware")
     for name, result in timed.items():
-        cycles = result.metrics["makespan_cycles" if name == "cycle" else "estimated_cycles"]
-        reached = counts["macs"] / cycles
+        reached = counts["macs"] / result.metrics[PATHS[name].cost]
         share = reached / min(peak, intensity * bandwidth)
         label = f"{name}: {reached:.3g} MAC/cycle, {share:.0%} of the roof"
-        axes.loglog([intensity], [reached], MARKERS[name], label=label)
+        axes.loglog([intensity], [reached], PATHS[name].style[0], label=label)
     axes.set(xlabel="arithmetic intensity (MAC per HBM byte)", ylabel="MAC per cycle",
              title=f"Roofline: {experiment.model.name} on {hardware.name}")  # fmt: skip
     for axis in (axes.xaxis, axes.yaxis):
@@ -107,3 +113,7 @@ def _timeline(path: Path, result: Result) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+OF_ONE_RESULT: Mapping[Picture, Callable[[Path, Result], Path]] = {Picture.STALLS: _stalls, Picture.TIMELINE: _timeline}
+"""What draws a picture of a single result."""

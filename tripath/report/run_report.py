@@ -11,6 +11,7 @@ from npu.files import write_atomically
 from npu.metrics import Result, Table
 from npu.units import format_bytes
 from tripath.experiment import Experiment, Generated, Outcome
+from tripath.paths import PATHS, Picture, most_exact
 from tripath.report.headline import energy_line, headline, verdicts
 from tripath.report.page import (
     Markup,
@@ -26,7 +27,7 @@ from tripath.report.page import (
     verdict,
 )
 from tripath.report.perfetto import FILE, write_trace
-from tripath.report.pictures import draw_pictures
+from tripath.report.pictures import draw_pictures, pictures_of
 from tripath.tracking.record import FILE as FILE_OF_RECORD
 from tripath.tracking.record import git_commit, record_of, to_json
 
@@ -104,9 +105,10 @@ def write_files(
     for file, content in files.items():
         (folder / file).write_bytes(content)
     pictures, traces = draw_pictures(folder, experiment, outcome), []
-    if "cycle" in outcome.results:
-        process = f"{experiment.model.name} on {experiment.hardware.name}"
-        traces.append(write_trace(folder / FILE, outcome.results["cycle"].tables["timeline"], process))
+    for path, result in outcome.results.items():
+        if Picture.TIMELINE in pictures_of(path):
+            process = f"{experiment.model.name} on {experiment.hardware.name}"
+            traces.append(write_trace(folder / FILE, result.tables["timeline"], process))
     page, record, report = (folder / name for name in ("report.html", FILE_OF_RECORD, "report.json"))
     page.write_text(page_of(experiment, outcome, pictures, configuration, command), encoding="utf-8")
     logged = [*files, *(file.name for file in (*pictures, *traces, page, report))]
@@ -171,25 +173,26 @@ def _those_that(rows: Table, what: str) -> Table:
 def _where_time_goes(results: Mapping[str, Result], pictures: Mapping[str, Path]) -> list[str]:
     """Phases, then the pictures that there are."""
     parts: list[str] = []
-    cycle = results.get("cycle")
-    if cycle:
-        rows = cycle.tables["phases"].rows
-        total = sum(float(str(row[1])) for row in rows)
-        shares = [(float(str(row[1])) / total, row) for row in rows]
-        parts += [
-            heading("Phases"), caption("What the cycles of the run belong to, and how long each unit was busy in them."),
-            table(Table(
-                columns=["phase", "share", "", *cycle.tables["phases"].columns[1:]],
-                rows=[[row[0], f"{share:.1%}", bar(share), *row[1:]] for share, row in shares],
-            )),
-        ]  # fmt: skip
-    elif "analytical" in results:
-        what = "What each phase asks of each unit; the largest bounds it."
-        parts += [heading("Phases"), caption(what), table(results["analytical"].tables["phases"])]
+    path = most_exact(results)
+    if path is not None:
+        for shown in PATHS[path].tables:
+            rows = results[path].tables[shown.table]
+            shares = _with_shares(rows) if shown.shares else rows
+            parts += [heading(shown.table.capitalize()), caption(shown.caption), table(shares)]
     for stem in [*CAPTIONS, *(stem for stem in pictures if stem not in CAPTIONS)]:
         if stem in pictures:
             parts += [heading(stem.capitalize()), picture(pictures[stem], CAPTIONS.get(stem, ""))]
     return parts
+
+
+def _with_shares(rows: Table) -> Table:
+    """The rows with the share that each has in the sum of the second column."""
+    total = sum(float(str(row[1])) for row in rows.rows)
+    shares = [(float(str(row[1])) / total, row) for row in rows.rows]
+    return Table(
+        columns=[rows.columns[0], "share", "", *rows.columns[1:]],
+        rows=[[row[0], f"{share:.1%}", bar(share), *row[1:]] for share, row in shares],
+    )
 
 
 def _denoising(generated: Generated, length: int) -> list[str]:

@@ -1,78 +1,171 @@
-"""A run against other hardware: device models on the same workload, published figures, measurements, this machine."""
+"""What a run is held against besides itself, as rows: device models, published figures, measurements, streams, this CPU."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dllm.devices import run_workload
+from dllm.devices import Device, run_workload
+from dllm.model import ModelSpec
+from dllm.workload import Workload
 from npu.errors import TripathError
-from npu.metrics import Table
+from npu.hardware import HardwareConfig
+from npu.metrics import Result, Table
+from npu.program import Program
 from npu.units import format_seconds
 from tripath.experiment import Experiment, Outcome
-from tripath.validation import Discrepancy, Reference, check_measurements, check_published
+from tripath.paths import Fact, Path, gives, in_order, most_exact
+from tripath.validation import (
+    Discrepancy,
+    HostSettings,
+    Reference,
+    Tolerance,
+    check_measurements,
+    check_published,
+    check_streams,
+)
 from tripath.validation.measurements import Measurement, Simulated, write_measurements
 
+if TYPE_CHECKING:
+    from cycle.streams import Stream
+
 Show = Callable[[dict[str, str]], None]
+Figures = Mapping[str, Mapping[str, float]]
+"""Metrics by device."""
 NPU = "npu"
-"""The simulated hardware among the devices."""
+"""What reports call the simulated hardware among the devices."""
 SAMPLING = ("sampling", "commit")
 HOST_TOLERANCE = 0.15
 HOST_REASON = "the goal of the CPU model; other work on the machine slows phases and calibration unlike"
 
 
-def with_other_hardware(experiment: Experiment, outcome: Outcome, show: Show) -> Outcome:
-    """The outcome with what `validation.devices`, `published`, `measurements` and `host` ask for."""
-    settings = experiment.settings
-    rows: list[Discrepancy] = []
-    devices: dict[str, dict[str, float]] = {}
-    tables: dict[str, Table] = {}
-    files: dict[str, str] = {}
-    if settings.devices:
-        devices = _figures(experiment, outcome)
-        tables["devices"] = _device_table(devices)
-        rows += _references(settings.references, devices)
-    if settings.published:
-        rows += check_published(experiment.devices, experiment.models)
-    if experiment.measurements:
-        run = _simulated(experiment, outcome)
-        rows += check_measurements(
-            experiment.measurements, experiment.devices, experiment.models, run, settings.measured
-        )
-    if settings.host is not None:
-        show({"host": "is calibrated and timed"})
-        found, tables["host"], files = _host(experiment)
-        rows += found
-    return replace(outcome, discrepancies=[*outcome.discrepancies, *rows], devices=devices, tables=tables, files=files)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What a comparison found: discrepancies, metrics by device, and tables and files (name, text) for the run's folder."""
+
+    checks: Sequence[Discrepancy] = ()
+    figures: Figures = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: "Findings") -> "Findings":
+        return Findings(
+            checks=[*self.checks, *other.checks], figures={**self.figures, **other.figures},
+            tables={**self.tables, **other.tables}, files={**self.files, **other.files},
+        )  # fmt: skip
 
 
-def _figures(experiment: Experiment, outcome: Outcome) -> dict[str, dict[str, float]]:
-    """Metrics of each device, and of the simulated hardware against each."""
-    workload, model = experiment.workload, experiment.model
+def comparisons(experiment: Experiment) -> list[Path]:
+    """A row for each comparison that the experiment asks for; its name is the key of the configuration that asks."""
+    e, devices = experiment, "dllm.devices"
+    rows = [
+        Path(name=f"devices.{name}", module=devices, needs=Fact.MODEL | Fact.WORKLOAD, gives=Fact.FIGURES, here=True,
+             run=partial(_device, name, e.devices[name]))
+        for name in e.compared
+    ]  # fmt: skip
+    if e.compared:
+        rows.append(Path(
+            name="validation.devices", module=devices, needs=Fact.RESULTS | Fact.FIGURES, gives=Fact.CHECKS, here=True,
+            run=partial(_beside_devices, e.settings.references),
+        ))  # fmt: skip
+    if e.streams:
+        rows.append(Path(
+            name="validation.streams", module="tripath.validation.streams", needs=Fact(0), gives=Fact.CHECKS,
+            run=partial(_streams, e.streams), content=e.streams,
+        ))  # fmt: skip
+    if e.published:
+        rows.append(Path(
+            name="validation.published", module=devices, needs=Fact(0), gives=Fact.CHECKS, here=True,
+            run=partial(_published, e.devices, e.models),
+        ))  # fmt: skip
+    if e.measurements:
+        rows.append(Path(
+            name="validation.measurements", module=devices, gives=Fact.CHECKS, here=True,
+            needs=Fact.PROGRAM | Fact.HARDWARE | Fact.MODEL | Fact.RESULTS,
+            run=partial(_measured, e.measurements, e.devices, e.models, e.settings.measured),
+        ))  # fmt: skip
+    if e.host is not None:
+        rows.append(Path(
+            name="validation.host", module="tripath.validation.host", needs=Fact.MODEL, gives=Fact.CHECKS, here=True,
+            run=partial(_host, e.host),
+        ))  # fmt: skip
+    return rows
+
+
+def with_comparisons(experiment: Experiment, outcome: Outcome, show: Show, found: Iterable[Findings] = ()) -> Outcome:
+    """The outcome with what tasks have `found`, and with what the comparisons find that run here."""
+    facts: dict[Fact, Any] = {
+        Fact.PROGRAM: outcome.program, Fact.HARDWARE: experiment.hardware, Fact.MODEL: experiment.model,
+        Fact.WORKLOAD: experiment.workload, Fact.RESULTS: outcome.results,
+    }  # fmt: skip
+    whole = sum(found, Findings())
+    for row in in_order([row for row in comparisons(experiment) if row.here]):
+        assert row.run is not None
+        show({row.name: "runs"})
+        facts[Fact.FIGURES] = whole.figures
+        whole += row.run(**{fact.argument: facts[fact] for fact in row.needs})
+    return replace(
+        outcome, discrepancies=[*outcome.discrepancies, *whole.checks], devices=whole.figures, tables=whole.tables,
+        files=whole.files,
+    )  # fmt: skip
+
+
+def _streams(streams: "Sequence[Stream]") -> Findings:
+    return Findings(checks=check_streams(streams))
+
+
+def _device(name: str, device: Device, *, model: ModelSpec, workload: Workload) -> Findings:
     assert workload.prompt_length is not None
-    found: dict[str, dict[str, float]] = {}
-    for name in experiment.settings.devices:
-        found[name] = dict(run_workload(experiment.devices[name], model, workload, workload.prompt_length).metrics)
-    path = next((name for name in ("cycle", "analytical") if name in outcome.results), None)
+    return Findings(figures={name: run_workload(device, model, workload, workload.prompt_length).metrics})
+
+
+def _published(devices: Mapping[str, Device], models: Mapping[str, ModelSpec]) -> Findings:
+    return Findings(checks=check_published(devices, models))
+
+
+def _measured(
+    rows: Sequence[Measurement], devices: Mapping[str, Device], models: Mapping[str, ModelSpec], tolerance: Tolerance, *,
+    program: Program | None, hardware: HardwareConfig, model: ModelSpec, results: Mapping[str, Result],
+) -> Findings:  # fmt: skip
+    run = None if program is None else Simulated(
+        hardware=hardware.name, clock_hz=hardware.clock_hz, model=model.name, batch=program.layout["batch"],
+        canvas=program.layout["canvas"], block=program.layout["block_length"], results=results,
+    )  # fmt: skip
+    return Findings(checks=check_measurements(rows, devices, models, run, tolerance))
+
+
+def _beside_devices(references: Sequence[Reference], *, results: Mapping[str, Result], figures: Figures) -> Findings:
+    """The simulated hardware beside the devices, and the references to any of them."""
+    own = _own_figures(results, figures)
+    devices = {**own, **figures}
+    checks = list(_references(references, devices))
+    return Findings(checks=checks, figures=own, tables={"devices": _device_table(devices)})
+
+
+def _own_figures(results: Mapping[str, Result], devices: Figures) -> Figures:
+    """Metrics of the simulated hardware by its most exact path, also against each device; none where no path has a time."""
+    path = most_exact(results)
     if path is None:
-        return found
-    metrics = outcome.results[path].metrics
+        return {}
+    metrics = results[path].metrics
     own = {name: metrics[name] for name in (
         "seconds", "tokens_per_second", "tokens_per_joule", "energy_joules", "average_power_watts", "sampling_share",
     ) if name in metrics}  # fmt: skip
-    if path == "cycle":
+    if Fact.TIMES in gives(path):
         sampling = sum(metrics.get(f"phase_cycles.{phase}", 0.0) for phase in SAMPLING)
         own["sampling_stage_share"] = sampling / metrics["makespan_cycles"]
         own["other_share"] = 1 - own["sampling_stage_share"]
-    for name, row in found.items():
+    for name, row in devices.items():
         for metric in ("tokens_per_second", "tokens_per_joule"):
             if metric in own:
                 own[f"{metric}_over_{name}"] = own[metric] / row[metric]
-    return {NPU: own, **found}
+    return {NPU: own}
 
 
-def _device_table(devices: Mapping[str, Mapping[str, float]]) -> Table:
+def _device_table(devices: Figures) -> Table:
     columns = [
         "device",
         "time",
@@ -96,38 +189,29 @@ def _device_table(devices: Mapping[str, Mapping[str, float]]) -> Table:
     return Table(columns=columns, rows=rows)
 
 
-def _references(references: Sequence[Reference], devices: Mapping[str, Mapping[str, float]]) -> list[Discrepancy]:
-    """The references whose path is a device, or `npu`."""
-    rows = []
+def _references(references: Sequence[Reference], devices: Figures) -> Iterator[Discrepancy]:
+    """The references whose path is a device, or `npu`.
+
+    Raises:
+        TripathError: it has no such metric.
+    """
     for reference in references:
         path, name = reference.metric.split(".", 1)
         if path not in devices:
             continue
         if name not in devices[path]:
             raise TripathError(f"validation.references: {path} has no metric {name}")
-        rows.append(Discrepancy(
+        yield Discrepancy(
             metric=name, scope=path, kind="reference", expected=reference.expected, expected_source=reference.source,
             observed=devices[path][name], observed_source=path, tolerance=reference.tolerance, reason=reference.reason,
-        ))  # fmt: skip
-    return rows
+        )  # fmt: skip
 
 
-def _simulated(experiment: Experiment, outcome: Outcome) -> Simulated | None:
-    if outcome.program is None:
-        return None
-    layout = outcome.program.layout
-    return Simulated(
-        hardware=experiment.hardware.name, clock_hz=experiment.hardware.clock_hz, model=experiment.model.name,
-        batch=layout["batch"], canvas=layout["canvas"], block=layout["block_length"], results=outcome.results,
-    )  # fmt: skip
-
-
-def _host(experiment: Experiment) -> tuple[list[Discrepancy], Table, dict[str, str]]:
+def _host(settings: HostSettings, *, model: ModelSpec) -> Findings:
     """This machine: a discrepancy for each phase and for all, every size in a table, and the measurements as files."""
     from tripath.validation.host import measure_host, predicted_seconds
 
-    assert experiment.settings.host is not None
-    run, model = measure_host(experiment.model, experiment.settings.host), experiment.model
+    run = measure_host(model, settings)
     ratios: dict[str, list[float]] = {}
     rows = []
     for timing in run.timings:
@@ -158,4 +242,4 @@ def _host(experiment: Experiment) -> tuple[list[Discrepancy], Table, dict[str, s
               "numbers": {k: dict(v) for k, v in run.device.numbers.items()},
               "curves": {k: [list(p) for p in v] for k, v in run.device.curves.items()}}  # fmt: skip
     files = {"host.csv": write_measurements(measured), "host.yaml": yaml.safe_dump(device, sort_keys=False)}
-    return found, Table(columns=columns, rows=rows), files
+    return Findings(checks=found, tables={"host": Table(columns=columns, rows=rows)}, files=files)

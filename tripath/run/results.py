@@ -137,7 +137,7 @@ def _folder_digest(root: Path, states: tuple[tuple[Path, int, int], ...]) -> str
 
 
 def _fields(value: Any) -> object:  # noqa: ANN401  whatever JSON has no form for
-    """What JSON holds of a dataclass, a mapping, a sequence, or a scalar of NumPy."""
+    """What JSON holds of a dataclass, a mapping, a sequence, a scalar of NumPy, or of an array its digest."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -146,4 +146,6 @@ def _fields(value: Any) -> object:  # noqa: ANN401  whatever JSON has no form fo
         return list(value)
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
     raise TypeError(f"digest: no content of a {type(value).__name__} is known")

@@ -14,9 +14,11 @@ from pathlib import Path
 import yaml
 
 from npu.errors import TripathError, print_error
+from tripath.paths import Fact, giver_name
 from tripath.sweeps.folders import job_reports, value_at
 
 WORST = 5
+ESTIMATE, EXACT = giver_name(Fact.ESTIMATE), giver_name(Fact.TIMES)
 AXES = (
     "model.name", "workload.cache", "hardware.execution", "hardware.blen", "hardware.mlen", "hardware.vlen",
     "hardware.hbm.channels", "workload.batch", "workload.prompt_length", "workload.generation_length",
@@ -55,23 +57,23 @@ def read_estimates(folder: Path) -> list[Estimate]:
     found = []
     for report in job_reports(folder):
         simulators = json.loads(report.read_text(encoding="utf-8"))["simulators"]
-        if not {"analytical", "cycle"} <= set(simulators):
+        if not {ESTIMATE, EXACT} <= set(simulators):
             continue
         config = yaml.safe_load((report.parent / "config.yaml").read_text(encoding="utf-8"))
-        metrics = simulators["analytical"]["metrics"] | simulators["cycle"]["metrics"]
-        makespan = metrics["cycle.makespan_cycles"]
-        busiest = max(QUEUES, key=lambda unit: metrics.get(f"cycle.busy_cycles.{unit}", 0.0))
-        prefix = f"cycle.stall_cycles.{busiest}."
+        metrics = simulators[ESTIMATE]["metrics"] | simulators[EXACT]["metrics"]
+        makespan = metrics[f"{EXACT}.makespan_cycles"]
+        busiest = max(QUEUES, key=lambda unit: metrics.get(f"{EXACT}.busy_cycles.{unit}", 0.0))
+        prefix = f"{EXACT}.stall_cycles.{busiest}."
         stalls = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
         cause = max(stalls, key=lambda name: stalls[name], default="")
         found.append(Estimate(
             axes={axis: value_at(config, axis) for axis in AXES}, makespan=makespan,
-            estimated=metrics["analytical.estimated_cycles"], bound=metrics["analytical.lower_bound_cycles"],
-            busiest=busiest, busy_share=metrics[f"cycle.busy_cycles.{busiest}"] / makespan, stall=cause,
+            estimated=metrics[f"{ESTIMATE}.estimated_cycles"], bound=metrics[f"{ESTIMATE}.lower_bound_cycles"],
+            busiest=busiest, busy_share=metrics[f"{EXACT}.busy_cycles.{busiest}"] / makespan, stall=cause,
             stall_share=stalls.get(cause, 0.0) / makespan,
         ))  # fmt: skip
     if not found:
-        raise TripathError(f"{folder}: no run of analytical and cycle below (NUMBER/report.json)")
+        raise TripathError(f"{folder}: no run of {ESTIMATE} and {EXACT} below (NUMBER/report.json)")
     return found
 
 

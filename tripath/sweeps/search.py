@@ -17,6 +17,7 @@ import numpy as np
 from npu.choices import check_choices, one_of
 from npu.errors import TripathError
 from npu.metrics import Table
+from tripath.paths import Fact, giver_name
 from tripath.sweeps.summary import Row
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 SAMPLERS = ("grid", "optuna")
-PROPOSED, CONFIRMED = "analytical.", "cycle."
+PROPOSED, CONFIRMED = f"{giver_name(Fact.ESTIMATE)}.", f"{giver_name(Fact.TIMES)}."
 """Metrics of the path that proposes have their like in the path that confirms."""
-QUALITY = "quality."
+QUALITY = f"{giver_name(Fact.QUALITY)}."
 """Metrics of a design's formats, from the file `quality`."""
 DESIGNS, FRONT, PICTURE = "designs.csv", "pareto.md", "pareto.png"
 PATIENCE = 20

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from npu.metrics import Table
+from tripath.paths import EXACTNESS, PATHS
 
-COSTS = ("cycle.makespan_cycles", "analytical.estimated_cycles", "accuracy.logit_kl", "quality.logit_kl")
+_BY_EXACTNESS = sorted(PATHS.values(), key=lambda row: [fact not in row.gives for fact in EXACTNESS])
+COSTS = tuple(f"{row.name}.{row.cost}" for row in _BY_EXACTNESS if row.cost)
 """What a table is ordered by unless it is said, the first that there is."""
-SHOWN = (
-    "cycle.makespan_cycles", "analytical.estimated_cycles", "accuracy.token_agreement", "quality.exact_match",
-    "cycle.tokens_per_second", "analytical.tokens_per_second",
-)  # fmt: skip
+SHOWN = tuple(
+    f"{row.name}.{metrics[place]}"
+    for place in range(max(len(row.headline) for row in _BY_EXACTNESS))
+    for row in _BY_EXACTNESS
+    if len(metrics := row.headline) > place
+)
+"""What a table shows: the first of each path's headline, then the second."""
 MOST_COLUMNS, MOST_ROWS, MOST_LINES = 3, 40, 12
 DESCENDING = "-"
 LONGEST_NOTE = 60

@@ -14,6 +14,8 @@ from pathlib import Path
 import yaml
 
 from npu.errors import TripathError, print_error
+from tripath.paths import PATHS as ROWS
+from tripath.paths import Fact
 from tripath.sweeps.folders import job_reports, value_at
 
 AXES = {
@@ -21,7 +23,7 @@ AXES = {
     "hardware.mlen": "MLEN", "hardware.hbm.channels": "HBM channels",
 }  # fmt: skip
 """What may be swept, and how that axis of the picture is named."""
-PATHS = {"analytical": "estimated_cycles", "cycle": "makespan_cycles"}
+PATHS = {name: row.cost for name, row in ROWS.items() if row.gives & (Fact.ESTIMATE | Fact.TIMES)}
 """Timing paths, and the cost that each gives."""
 HALF = 0.5
 """Sampling dominates where its share is larger."""
@@ -125,7 +127,7 @@ def _draw(path: Path, axis: str, others: Sequence[str], lines: Mapping[tuple[flo
             drawn = [point for point in line if f"{name}.cycles" in point]
             if not drawn:
                 continue
-            x, marker, label = [point[axis] for point in drawn], "o-" if name == "cycle" else "x--", f"{name} {own}"
+            x, marker, label = [point[axis] for point in drawn], ROWS[name].style, f"{name} {own}"
             cost.plot(x, [point[f"{name}.cycles"] for point in drawn], marker, label=label)
             share.plot(x, [100 * point[f"{name}.sampling_share"] for point in drawn], marker, label=label)
             at = crossover(_shares(line, axis, name))

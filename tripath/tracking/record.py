@@ -12,6 +12,7 @@ from typing import Any
 
 from npu.errors import TripathError
 from tripath.experiment import Experiment, Outcome
+from tripath.paths import Fact, gives
 from tripath.validation import WHOLE_RUN
 
 FILE = "record.json"
@@ -47,7 +48,7 @@ class Record:
 def record_of(
     experiment: Experiment, outcome: Outcome, *, files: Sequence[str] = (), name: str | None = None
 ) -> Record:
-    """The record of a run that left `files`, with a child for each simulator, of which cycle has the pictures too."""
+    """The record of a run that left `files`, with a child for each simulator; who gives times has the pictures too."""
     pictures = [file for file in files if file.endswith(".png")]
     tags = tags_of(experiment, outcome)
     children = [
@@ -62,7 +63,7 @@ def record_of(
                 for title, table in result.tables.items()
                 if title not in LEFT_OUT
             },
-            files=pictures if simulator == "cycle" else [],
+            files=pictures if Fact.TIMES in gives(simulator) else [],
         )
         for simulator, result in outcome.results.items()
     ]  # fmt: skip

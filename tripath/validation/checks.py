@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 from npu.errors import TripathError
 from npu.metrics import Result
+from tripath.paths import Fact, giver_name, gives
 from tripath.validation.discrepancy import Discrepancy
 from tripath.validation.settings import IDEAL, Settings
 
 Results = Mapping[str, Result]
 """Results by name of the path."""
 
+WITNESS_OF = {"differing_instructions": Fact.TIMES}
+"""Which fact of another path a difference is from, where it is not its bits."""
 SAME_EVENTS = 1e-9
 """Relative difference of two sums of the same terms in another order."""
 
@@ -62,84 +65,78 @@ def check_counts(results: Results, _: Settings) -> Iterator[Discrepancy]:
 
 def check_busy_cycles(results: Results, _: Settings) -> Iterator[Discrepancy]:
     """Cycles in which a unit is occupied follow from counts and the hardware's intervals, so they are counts too."""
-    if not {"analytical", "cycle"} <= set(results):
-        return
-    analytical, cycle = results["analytical"].metrics, results["cycle"].metrics
-    for name in sorted(set(analytical) & set(cycle)):
-        if name.startswith("busy_cycles."):
-            yield Discrepancy(
-                metric=name, scope="program", kind="count", expected=analytical[name], expected_source="analytical",
-                observed=cycle[name], observed_source="cycle", tolerance=0.0,
-                reason="retired instructions times their intervals",
-            )  # fmt: skip
+    for estimate, exact in _estimated(results):
+        estimated, timed = results[estimate].metrics, results[exact].metrics
+        for name in sorted(set(estimated) & set(timed)):
+            if name.startswith("busy_cycles."):
+                yield Discrepancy(
+                    metric=name, scope="program", kind="count", expected=estimated[name], expected_source=estimate,
+                    observed=timed[name], observed_source=exact, tolerance=0.0,
+                    reason="retired instructions times their intervals",
+                )  # fmt: skip
 
 
 def check_bound(results: Results, _: Settings) -> Iterator[Discrepancy]:
-    """No schedule beats the analytical lower bound."""
-    if {"analytical", "cycle"} <= set(results):
+    """No schedule beats the lower bound in closed form."""
+    for estimate, exact in _estimated(results):
         yield Discrepancy(
             metric="makespan_cycles", scope="program", kind="bound",
-            expected=results["analytical"].metrics["lower_bound_cycles"],
-            expected_source="analytical.lower_bound_cycles",
-            observed=results["cycle"].metrics["makespan_cycles"], observed_source="cycle", tolerance=0.0,
+            expected=results[estimate].metrics["lower_bound_cycles"],
+            expected_source=f"{estimate}.lower_bound_cycles",
+            observed=results[exact].metrics["makespan_cycles"], observed_source=exact, tolerance=0.0,
             reason="no schedule beats the lower bound",
         )  # fmt: skip
 
 
 def check_estimate(results: Results, settings: Settings) -> Iterator[Discrepancy]:
-    """The analytical estimate is near the cycle path's makespan."""
-    if {"analytical", "cycle"} <= set(results):
+    """The estimate in closed form is near the makespan that every instruction's times make."""
+    for estimate, exact in _estimated(results):
         yield Discrepancy(
             metric="makespan_cycles", scope="program", kind="estimate",
-            expected=results["cycle"].metrics["makespan_cycles"], expected_source="cycle",
-            observed=results["analytical"].metrics["estimated_cycles"], observed_source="analytical.estimated_cycles",
+            expected=results[exact].metrics["makespan_cycles"], expected_source=exact,
+            observed=results[estimate].metrics["estimated_cycles"], observed_source=f"{estimate}.estimated_cycles",
             tolerance=settings.estimate.value, reason=settings.estimate.reason,
         )  # fmt: skip
 
 
 def check_energy(results: Results, settings: Settings) -> Iterator[Discrepancy]:
     """Both timing paths charge the same events alike, and their times differ no more than the estimate may."""
-    if not {"analytical", "cycle"} <= set(results):
-        return
     tolerances = {
         "dynamic_energy_joules": (SAME_EVENTS, "the same events at the same energies; only the order of sums differs"),
         "energy_joules": (settings.energy.value, settings.energy.reason),
     }
-    for name, (tolerance, reason) in tolerances.items():
-        if all(name in results[path].metrics for path in ("analytical", "cycle")):
+    for (estimate, exact), (name, (tolerance, reason)) in itertools.product(_estimated(results), tolerances.items()):
+        if all(name in results[path].metrics for path in (estimate, exact)):
             yield Discrepancy(
-                metric=name, scope="program", kind="estimate", expected=results["cycle"].metrics[name],
-                expected_source="cycle", observed=results["analytical"].metrics[name], observed_source="analytical",
+                metric=name, scope="program", kind="estimate", expected=results[exact].metrics[name],
+                expected_source=exact, observed=results[estimate].metrics[name], observed_source=estimate,
                 tolerance=tolerance, reason=reason,
             )  # fmt: skip
 
 
 def check_fidelity(results: Results, settings: Settings) -> Iterator[Discrepancy]:
-    """The executor stays near the unquantised reference."""
-    if "accuracy" not in results:
-        return
-    for name, tolerance in settings.fidelity.items():
+    """Who generates tokens stays near the unquantised reference."""
+    for path, (name, tolerance) in itertools.product(_that_give(Fact.TOKENS, results), settings.fidelity.items()):
         yield Discrepancy(
             metric=name, scope="generation", kind="fidelity", expected=IDEAL[name], expected_source="FP32 reference",
-            observed=results["accuracy"].metrics[name], observed_source="accuracy", tolerance=tolerance.value,
+            observed=results[path].metrics[name], observed_source=path, tolerance=tolerance.value,
             reason=tolerance.reason,
         )  # fmt: skip
 
 
-def check_rtl(results: Results, _: Settings) -> Iterator[Discrepancy]:
-    """The RTL starts and ends every instruction when the cycle path says so, and leaves the executor's bits."""
-    if "rtl" not in results:
-        return
-    metrics = results["rtl"].metrics
-    expected = {name: ("cycle" if name == "differing_instructions" else "accuracy", 0.0) for name in metrics
-                if name.startswith("differing_")}  # fmt: skip
-    if "cycle" in results:
-        expected["makespan_cycles"] = "cycle", results["cycle"].metrics["makespan_cycles"]
-    for name, (source, value) in expected.items():
-        yield Discrepancy(
-            metric=name, scope="program", kind="count", expected=value, expected_source=source, observed=metrics[name],
-            observed_source="rtl", tolerance=0.0, reason="the same machine, described once more",
-        )  # fmt: skip
+def check_differences(results: Results, _: Settings) -> Iterator[Discrepancy]:
+    """Who runs beside witnesses starts and ends every instruction as one of them does, and leaves the other's bits."""
+    for path in _that_give(Fact.DIFFERENCES, results):
+        metrics = results[path].metrics
+        expected = {name: (giver_name(WITNESS_OF.get(name, Fact.BITS)), 0.0) for name in metrics
+                    if name.startswith("differing_")}  # fmt: skip
+        for exact in _that_give(Fact.TIMES, results):
+            expected["makespan_cycles"] = exact, results[exact].metrics["makespan_cycles"]
+        for name, (source, value) in expected.items():
+            yield Discrepancy(
+                metric=name, scope="program", kind="count", expected=value, expected_source=source, observed=metrics[name],
+                observed_source=path, tolerance=0.0, reason="the same machine, described once more",
+            )  # fmt: skip
 
 
 def check_references(results: Results, settings: Settings) -> Iterator[Discrepancy]:
@@ -162,10 +159,20 @@ def check_references(results: Results, settings: Settings) -> Iterator[Discrepan
 
 
 CHECKS: tuple[Callable[[Results, Settings], Iterator[Discrepancy]], ...] = (
-    check_counts, check_busy_cycles, check_bound, check_estimate, check_energy, check_fidelity, check_rtl,
+    check_counts, check_busy_cycles, check_bound, check_estimate, check_energy, check_fidelity, check_differences,
     check_references,
 )  # fmt: skip
 """Every check, in the order in which people read them."""
+
+
+def _that_give(fact: Fact, results: Results) -> list[str]:
+    """The paths that ran and give a fact."""
+    return [name for name in results if fact in gives(name)]
+
+
+def _estimated(results: Results) -> list[tuple[str, str]]:
+    """Every pair of a path that estimates and one that times each instruction."""
+    return list(itertools.product(_that_give(Fact.ESTIMATE, results), _that_give(Fact.TIMES, results)))
 
 
 def _family(name: str) -> str:

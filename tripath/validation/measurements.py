@@ -55,11 +55,9 @@ class Simulated:
     results: Mapping[str, Result]
 
     def seconds(self, phase: str) -> dict[str, float]:
-        """Seconds of a phase by path; only the cycle path knows those of a phase."""
-        if phase == "generation":
-            return {name: row.metrics["seconds"] for name, row in self.results.items() if "seconds" in row.metrics}
-        cycles = self.results["cycle"].metrics.get(f"phase_cycles.{phase}") if "cycle" in self.results else None
-        return {} if cycles is None else {"cycle": cycles / self.clock_hz}
+        """Seconds of a phase by path, of those that know it."""
+        metric, scale = ("seconds", 1.0) if phase == "generation" else (f"phase_cycles.{phase}", self.clock_hz)
+        return {name: row.metrics[metric] / scale for name, row in self.results.items() if metric in row.metrics}
 
 
 def read_measurements(file: str) -> list[Measurement]:

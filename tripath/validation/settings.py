@@ -96,35 +96,23 @@ class HostSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Tolerances by check, and what else is compared.
+    """Tolerances by check.
 
     Attributes:
         fail_on: Kinds whose failure fails the run.
         estimate: Of the analytical estimate, relative to the cycle path; at most 0.15.
         fidelity: Of each fidelity metric, absolute, from that of a decoder that equals the reference; at most 0.5.
         references: Figures measured elsewhere.
-        streams: A file of memory streams to run through the DRAM model; published: the one in the package; null: none.
-        baseline: What all metrics of a sweep must be: a JSON file, or the name of one in the package; null: anything.
-        devices: Device models that run the same workload.
-        published: Compare these with their published figures.
-        measurements: A CSV file of someone's own measurements; null: none.
         energy: Of the joules, relative to the cycle path; at most 0.15.
         measured: Of measurements, relative; at most 0.25.
-        host: Time this CPU; null: it is not timed.
     """
 
     fail_on: Sequence[str] = field(metadata=one_of(KINDS))
     estimate: Tolerance
     fidelity: Mapping[str, Tolerance]
     references: Sequence[Reference] = field(default_factory=list)
-    streams: str | None = None
-    baseline: str | None = None
-    devices: Sequence[str] = field(default_factory=list)
-    published: bool = False
-    measurements: str | None = None
     energy: Tolerance = field(default_factory=lambda: Tolerance(value=0.10, reason=ENERGY_REASON))
     measured: Tolerance = field(default_factory=lambda: Tolerance(value=0.15, reason=MEASURED_REASON))
-    host: HostSettings | None = None
 
     def __post_init__(self) -> None:
         check_choices("validation", self)

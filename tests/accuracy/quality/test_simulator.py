@@ -11,7 +11,8 @@ from dllm.workload import reference_only
 from npu.errors import TripathError
 from npu_compiler import compile_program, schedule
 from tests.conftest import compose_experiment
-from tripath.run.job import known_runs, prepare, run_paths
+from tripath.run.job import prepare
+from tripath.run.pipeline import known_runs, run_paths
 from tripath.run.results import Cache
 
 SMALL = ("experiment=quick", "simulator.quality.problems=4", "simulator.quality.compared=2", "workload.generation_length=8",

@@ -1,0 +1,70 @@
+"""The group `validation` of a configuration: tolerances, and what else is compared, as the objects that an experiment takes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cycle.streams import read_streams
+from dllm.devices import Device
+from dllm.model import ModelSpec
+from npu.errors import TripathError
+from npu.hardware import HardwareConfig
+from tripath.command.building import TARGET, build
+from tripath.validation import HostSettings, Settings, check_names, published_models, read_measurements
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparisons:
+    """What else is compared, under the keys of `validation`.
+
+    Attributes:
+        streams: A file of memory streams to run through the DRAM model; published: the one in the package; null: none.
+        baseline: What all metrics of a sweep must be: a JSON file, or the name of one in the package; null: anything.
+        devices: Device models that run the same workload.
+        published: Compare these with their published figures.
+        measurements: A CSV file of someone's own measurements; null: none.
+        host: Time this CPU; null: it is not timed.
+    """
+
+    streams: str | None = None
+    baseline: str | None = None
+    devices: Sequence[str] = field(default_factory=list)
+    published: bool = False
+    measurements: str | None = None
+    host: HostSettings | None = None
+
+    def objects(
+        self, values: Mapping[str, Any], hardware: HardwareConfig, own: ModelSpec, model_of: Callable[[str], ModelSpec]
+    ) -> dict[str, Any]:
+        """The fields of an experiment that follow; `own` is the model of the run, `model_of` finds others by name.
+
+        Raises:
+            TripathError: a file cannot be read, or names a device or model that does not exist.
+        """
+        measurements = [] if self.measurements is None else read_measurements(self.measurements)
+        devices = {str(name): build(Device, f"devices.{name}", node) for name, node in values["devices"].items()}
+        check_names(measurements, devices, values["hardware"].get("name") if values.get("paths") else None)
+        names = {row.model for row in measurements} | (published_models() if self.published else set())
+        return {
+            "streams": [] if self.streams is None else read_streams(self.streams, hardware.hbm),
+            "compared": self.devices, "published": self.published, "measurements": measurements, "host": self.host,
+            "devices": devices,
+            "models": {own.name: own, **{name: model_of(name) for name in sorted(names - {own.name})}},
+        }  # fmt: skip
+
+
+def read_validation(node: Mapping[str, Any]) -> tuple[Comparisons, Settings]:
+    """The two parts of the group `validation`.
+
+    Raises:
+        TripathError: an unknown key, or a value that breaks a rule.
+    """
+    compared = [each.name for each in dataclasses.fields(Comparisons)]
+    known = [*(each.name for each in dataclasses.fields(Settings)), *compared]
+    for key in node:
+        if key not in (TARGET, *known):
+            raise TripathError(f"validation.{key}: no such key, one of {', '.join(known)}")
+    tolerances = {key: value for key, value in node.items() if key not in compared}
+    comparisons = {key: value for key, value in node.items() if key in compared}
+    return build(Comparisons, "validation", comparisons), build(Settings, "validation", tolerances)

@@ -1,0 +1,126 @@
+"""What a path states of itself: nothing else in the package knows its name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, Flag, auto
+from importlib import import_module
+from typing import Any
+
+
+class Fact(Flag):
+    """Something that a path needs, or gives to others and to the checks."""
+
+    PROGRAM = auto()
+    HARDWARE = auto()
+    MODEL = auto()
+    WORKLOAD = auto()
+    NUMERICS = auto()
+    PROMPTS = auto()
+    TECHNOLOGY = auto()
+    WEIGHTS = auto()
+    """A checkpoint that the model names."""
+    TRACE = auto()
+    """Where loops were left and which rows were gathered; where no path gives it, the workload's schedule stands in."""
+    BITS = auto()
+    """Memories before the first and after the last instruction."""
+    TIMES = auto()
+    """Start and end of each instruction; they follow from program, hardware and trace, so whoever needs them works them out."""
+    ESTIMATE = auto()
+    """Cycles in closed form, and a bound that no schedule beats."""
+    CYCLES = auto()
+    """One figure for the whole program, `makespan_cycles` or `estimated_cycles`."""
+    COUNTS = auto()
+    """Event counts, which all paths share."""
+    TOKENS = auto()
+    """Generated tokens, and how far they are from the unquantised reference."""
+    DIFFERENCES = auto()
+    """What is unlike the witnesses that the path runs beside: metrics `differing_*`, each 0."""
+    QUALITY = auto()
+    """Held-out problems solved."""
+    RESULTS = auto()
+    """What all paths of the run found."""
+    FIGURES = auto()
+    """Metrics of other hardware on the same workload."""
+    CHECKS = auto()
+    """Discrepancies of its own."""
+
+    @property
+    def argument(self) -> str:
+        """The parameter of a path's function that takes it."""
+        return str(self.name).lower()
+
+
+INPUTS = (
+    Fact.PROGRAM | Fact.HARDWARE | Fact.MODEL | Fact.WORKLOAD | Fact.NUMERICS | Fact.PROMPTS | Fact.TECHNOLOGY | Fact.TRACE
+)  # fmt: skip
+"""What the function of a path is handed."""
+FROM_PATHS = Fact.BITS | Fact.TOKENS
+"""What has no stand-in: a path that runs beside must give it."""
+
+
+class Picture(Enum):
+    """A picture that is drawn of a result (tripath.report.pictures)."""
+
+    ROOFLINE = "roofline"
+    STALLS = "stalls"
+    TIMELINE = "timeline"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A table of a result that the page of a run shows ahead of all others.
+
+    Attributes:
+        table: Its name.
+        caption: How to read it.
+        shares: Its second column adds up to the whole, and is shown as shares of it too.
+    """
+
+    table: str
+    caption: str
+    shares: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Path:
+    """A path: what it needs and gives, how it runs, what a reader sees of it.
+
+    Attributes:
+        name: What `paths` and metrics call it.
+        module: Where it lives; its results are kept under the sources of that module.
+        needs: Facts that it is handed, or that others must give.
+        gives: Facts that others may need, and by which the checks choose it.
+        run: Called with the facts that it needs by name, and with its options; None: `simulate` of the module.
+        content: What else decides its results; they are kept under it.
+        cost: Metric by which jobs of a sweep are ordered; empty: by none of this path.
+        headline: Metrics that the table of a sweep shows.
+        style: Marker and line in pictures.
+        tables: Tables that the page of a run shows first.
+        pictures: Pictures of its result.
+        sentence: Its metrics in a line for the terminal.
+        light: It takes milliseconds, so that jobs of a sweep go together.
+        here: It runs where the run is put together and is not kept: it takes no longer than a task costs, or is about that
+            machine.
+        library: A library that must be installed, with `tripath[study]`.
+    """
+
+    name: str
+    module: str
+    needs: Fact
+    gives: Fact
+    run: Callable[..., Any] | None = None
+    content: object = None
+    cost: str = ""
+    headline: Sequence[str] = ()
+    style: str = "o-"
+    tables: Sequence[Shown] = ()
+    pictures: Sequence[Picture] = ()
+    sentence: Callable[[Mapping[str, float]], str] | None = None
+    light: bool = False
+    here: bool = False
+    library: str = ""
+
+    @property
+    def simulate(self) -> Callable[..., Any]:
+        """The function of its module; its parameters with a default, of those that are no facts, are the path's options."""
+        return import_module(self.module).simulate

@@ -1,0 +1,208 @@
+"""The paths of an experiment, each after those that it needs: run, or taken from the cache of results.
+
+Nothing here knows where it runs: `tripath.cluster.launch` spreads it out.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from npu.errors import TripathError
+from npu.metrics import Result, Table
+from npu.program import Program
+from npu.program.trace import Trace
+from npu.sources import digest_of_sources
+from npu_compiler import schedule
+from tripath.experiment import Experiment
+from tripath.paths import INPUTS, PATHS, Fact, Path, cycles_of, in_order
+from tripath.run.comparison import Findings, comparisons
+from tripath.run.results import Cache, digest_of, folder_digest
+from tripath.validation import Discrepancy
+
+INPUT_ERRORS = (TripathError, OSError)
+"""What a user can act on; other errors are defects."""
+WORKED_OUT = Fact.BITS | Fact.TIMES
+"""Facts too large to keep: whoever needs them works them out anew, and depends on the sources of who gives them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PathRun:
+    """What one path found, on which trace, in how many seconds when it was computed, and whether the cache had it.
+
+    A path that simulates has a `result`, a comparison `findings`. `token_ids` (per sequence), `trip_counts` (denoising steps
+    per block) and `commit_steps` (per sequence) are of the paths that execute.
+    """
+
+    result: Result | None
+    trace: Trace | None
+    wall_seconds: float
+    cached: bool = False
+    token_ids: Sequence[Sequence[int]] | None = None
+    trip_counts: Sequence[int] | None = None
+    commit_steps: Sequence[Sequence[int]] | None = None
+    findings: Findings = field(default_factory=Findings)
+
+
+def rows_of(experiment: Experiment) -> list[Path]:
+    """All rows of an experiment that are kept and may run in a task, each after those that it needs."""
+    return in_order([row for row in (*experiment.rows, *comparisons(experiment)) if not row.here])
+
+
+def run_path(
+    name: str,
+    program: Program | None,
+    experiment: Experiment,
+    prompts: Sequence[Sequence[int]],
+    trace: Trace | None,
+    cache: Cache,
+) -> PathRun:
+    """Run one path, or take what the cache has. `trace` is replayed by who needs one; some give another.
+
+    Raises:
+        TripathError: an option that the path lacks, or it refuses its input.
+    """
+    row = next(row for row in rows_of(experiment) if row.name == name)
+    arguments, digest = _inputs(row, program, experiment, prompts, trace)
+    known = _known(row, program, cache, digest)
+    if known is not None:
+        return known
+    began = time.perf_counter()
+    found = (row.run or row.simulate)(**arguments)
+    seconds = time.perf_counter() - began
+    if isinstance(found, Findings):
+        run = PathRun(result=None, trace=None, wall_seconds=seconds, findings=found)
+    else:
+        run = _of_simulator(found, trace, seconds)
+        if Fact.CYCLES in row.gives and (run.result is None or cycles_of(run.result.metrics) is None):
+            raise TripathError(f"simulator.{name}: its metrics need makespan_cycles or estimated_cycles")
+    cache.put(digest, {field.name: getattr(run, field.name) for field in fields(run)})
+    return run
+
+
+def _of_simulator(found: Any, trace: Trace | None, seconds: float) -> PathRun:  # noqa: ANN401  a result, or an outcome with one
+    generated: dict[str, Any] = {
+        name: getattr(found, name, None) for name in ("token_ids", "trip_counts", "commit_steps")
+    }
+    result = found if isinstance(found, Result) else found.result
+    return PathRun(result=result, trace=getattr(found, "trace", trace), wall_seconds=seconds, **generated)
+
+
+def known_runs(
+    program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
+) -> dict[str, PathRun] | None:
+    """All paths of an experiment as the cache has them; None if it lacks one."""
+    for row in rows_of(experiment):
+        _inputs(row, program, experiment, prompts, schedule(experiment.workload))  # refused before any starts
+
+    def known(row: Path, trace: Trace | None) -> PathRun | None:
+        return _known(row, program, cache, _inputs(row, program, experiment, prompts, trace)[1])
+
+    return _each(experiment, known)
+
+
+def run_paths(
+    program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
+) -> dict[str, PathRun]:
+    """All paths of an experiment one after the other, each after those that it needs."""
+    runs = _each(experiment, lambda row, trace: run_path(row.name, program, experiment, prompts, trace, cache))
+    assert runs is not None
+    return runs
+
+
+def _each(experiment: Experiment, take: Callable[[Path, Trace | None], PathRun | None]) -> dict[str, PathRun] | None:
+    """What `take` has of each row, in order, given the trace that it replays; None where it has nothing of one."""
+    runs: dict[str, PathRun] = {}
+    trace: Trace | None = schedule(experiment.workload)
+    for row in rows_of(experiment):
+        found = take(row, trace)
+        if found is None:
+            return None
+        runs[row.name] = found
+        trace = found.trace if row.name == experiment.trace_giver else trace
+    return runs
+
+
+def _inputs(
+    row: Path, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
+) -> tuple[dict[str, Any], str]:
+    """What a path is called with, and the digest of all of it and of its sources.
+
+    Raises:
+        TripathError: an option that the path lacks.
+    """
+    model = experiment.model
+    facts: dict[Fact, Any] = {
+        Fact.PROGRAM: program, Fact.HARDWARE: experiment.hardware, Fact.MODEL: model, Fact.WORKLOAD: experiment.workload,
+        Fact.NUMERICS: experiment.numerics, Fact.PROMPTS: prompts, Fact.TECHNOLOGY: experiment.technology, Fact.TRACE: trace,
+    }  # fmt: skip
+    inputs = {fact.argument: facts[fact] for fact in row.needs & INPUTS}
+    content = dict(inputs)
+    if Fact.MODEL in row.needs:
+        weights = None if model.checkpoint is None else folder_digest(model.checkpoint)
+        content |= {"model": replace(model, checkpoint=None), "weights": weights}
+    if Fact.PROGRAM in row.needs:
+        assert program is not None
+        content["program"] = program.digest, program.phases
+    options = _options(row, experiment)
+    witnesses = [other.module for other in PATHS.values() if other.gives & row.needs & WORKED_OUT]
+    sources = digest_of_sources(row.module, *witnesses)
+    return {**inputs, **options}, digest_of(row.name, content, options, row.content, sources)
+
+
+def _options(row: Path, experiment: Experiment) -> dict[str, object]:
+    """The options of a path that the experiment gives.
+
+    Raises:
+        TripathError: the path lacks one.
+    """
+    options = dict(experiment.options.get(row.name) or {})
+    if row.name not in PATHS:
+        options.pop("module", None)
+    if not options:
+        return {}
+    known, handed = inspect.signature(row.simulate).parameters, [fact.argument for fact in row.needs]
+    possible = [key for key, each in known.items() if key not in handed and each.default is not each.empty]
+    for option in options:
+        if option not in possible:
+            raise TripathError(
+                f"simulator.{row.name}: unknown option {option!r}, one of {', '.join(possible) or 'none'}"
+            )
+    return options
+
+
+def _known(row: Path, program: Program | None, cache: Cache, digest: str) -> PathRun | None:
+    """What the cache has under `digest`, if it is of this path and program."""
+    content = cache.get(digest)
+    if content is None:
+        return None
+    try:
+        run = PathRun(**{
+            **content, "cached": True, "result": _result(content["result"]), "trace": _trace(content["trace"]),
+            "findings": _findings(content["findings"]),
+        })  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        return None
+    if Fact.CHECKS in row.gives:
+        return run if run.result is None else None
+    if run.result is None or run.trace is None:
+        return None
+    of_program = program.digest if program is not None and Fact.PROGRAM in row.needs else ""
+    whole = run.result.simulator == row.name and run.result.program_digest == of_program
+    return run if whole and run.result.trace_digest == run.trace.digest else None
+
+
+def _result(content: Mapping[str, Any] | None) -> Result | None:
+    if content is None:
+        return None
+    return Result(**{**content, "tables": {name: Table(**table) for name, table in content["tables"].items()}})
+
+
+def _trace(content: Mapping[str, Any] | None) -> Trace | None:
+    return None if content is None else Trace(breaks=tuple(content["breaks"]), gathers=tuple(content["gathers"]))
+
+
+def _findings(content: Mapping[str, Any]) -> Findings:
+    tables = {name: Table(**table) for name, table in content["tables"].items()}
+    return Findings(**{**content, "checks": [Discrepancy(**row) for row in content["checks"]], "tables": tables})

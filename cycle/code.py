@@ -39,15 +39,16 @@ LOCK = record("cell", "width", "size", "write")
 """An interlocked access: first cell of its memory in the scoreboard, addresses a cell, addresses touched, written or not."""
 
 INSTRUCTION = record(
-    "opcode", "unit", "queue", "direction", "phase", "interval_cycles", "latency_cycles", ("wait", (2,)),
+    "opcode", "control", "unit", "queue", "direction", "phase", "interval_cycles", "latency_cycles", ("wait", (2,)),
     ("wait_cause", (2,)), ("signal", (2,)), "moves", "hbm_rows", "hbm_bytes", "period", "exits", "level", "cost",
     "exit_cost", "address_cost", "addresses", ("register", (LOCKS,)), "locks", ("lock", LOCK, (LOCKS,)),
 )  # fmt: skip
-"""`direction`: READ, WRITE or NEITHER. `wait`, `signal`: two semaphores (0: none); `wait_cause`: what waiting for each counts
-as. `moves`: whether it accesses HBM (a DMA instruction may be only a sync), with so many rows of so many bytes. `period`,
-`exits` (C_NEXT only): see `periods`. `level`: first operand. `cost`: cycles of the front end; `exit_cost`: those of a C_NEXT
-that leaves; `address_cost`: how many of them step addresses. `addresses`: how many addresses matter for time, and the
-`register`s that they come from: of the access to HBM, or of the `locks` in order."""
+"""`control`: a ControlKind, 0 of what is queued. `direction`: READ, WRITE or NEITHER. `wait`, `signal`: two semaphores (0:
+none); `wait_cause`: what waiting for each counts as. `moves`: whether it accesses HBM (a DMA instruction may be only a sync),
+with so many rows of so many bytes. `period`, `exits` (of what closes a loop): see `periods`. `level`: first operand. `cost`:
+cycles of the front end; `exit_cost`: those of what closes a loop and leaves it; `address_cost`: how many of them step addresses.
+`addresses`: how many addresses matter for time, and the `register`s that they come from: of the access to HBM, or of the `locks`
+in order."""
 
 FACTS = record("serial", "dispatch", "outstanding", "burst_bytes", ("turnaround", (2,)), "refresh_for",
                "refresh_every", ("depth", (len(QUEUED_UNITS),)))  # fmt: skip
@@ -62,7 +63,8 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
     """
     tables = tabulate(program)
     code = np.zeros(len(program.words), INSTRUCTION)
-    code["opcode"], code["unit"], code["queue"] = tables.opcode, tables.unit, QUEUE_OF_UNIT[tables.unit]
+    code["opcode"], code["control"], code["unit"] = tables.opcode, tables.control, tables.unit
+    code["queue"] = QUEUE_OF_UNIT[tables.unit]
     code["phase"], code["level"], code["direction"] = program.phase_of(), tables.operands[:, 0], NEITHER
     for queue, direction in DIRECTION_OF_QUEUE.items():
         code["direction"][code["queue"] == queue] = direction
@@ -79,13 +81,23 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
     first_cell, width = scoreboard(program, hardware)
     queues = code["queue"].tolist()
     for number, accesses in enumerate(tables.accesses.tolist()):
-        row, queue = code[number], queues[number]
-        for memory, write, register, rows, size in accesses:
-            if queue == VECTOR and memory >= 0:
-                _lock(row, register, (first_cell[memory], width[memory], size), write)
-            elif queue in DMA_QUEUES and memory == Memory.HBM:
-                if row["moves"]:
-                    raise ProgramError(f"program: instruction {number} has two accesses to HBM")
+        if queues[number] == VECTOR:
+            locks: dict[tuple[int, int, int, int], int] = {}  # reading and writing the same place is one access
+            for memory, write, register, _, size in accesses:
+                if memory >= 0:
+                    place = register, first_cell[memory], width[memory], size
+                    locks[place] = locks.get(place, 0) | write
+            if locks:
+                row = code[number]
+                row["addresses"] = row["locks"] = len(locks)
+                row["register"][: len(locks)] = [place[0] for place in locks]
+                row["lock"][: len(locks)] = [(*place[1:], write) for place, write in locks.items()]
+        elif queues[number] in DMA_QUEUES:
+            hbm = [(register, rows, size) for memory, _, register, rows, size in accesses if memory == Memory.HBM]
+            if len(hbm) > 1:
+                raise ProgramError(f"program: instruction {number} has two accesses to HBM")
+            for register, rows, size in hbm:
+                row = code[number]
                 row["moves"], row["hbm_rows"], row["hbm_bytes"] = 1, rows, size
                 row["addresses"], row["register"][0] = 1, register
     return code
@@ -93,23 +105,13 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
 
 def _control_costs(program: Program, frontend: FrontEnd, code: np.ndarray) -> None:
     """Fill in `cost`, `exit_cost` and `address_cost`."""
-    for number, instruction in enumerate(program.instructions):
-        queued = instruction.spec.unit is not Unit.FRONTEND
-        code["cost"][number] = frontend.issue_cycles if queued else frontend.control_cycles_of(instruction.mnemonic)
+    code["cost"] = [
+        frontend.issue_cycles if instruction.spec.control is None else frontend.control_cycles_of(instruction.mnemonic)
+        for instruction in program.instructions
+    ]
     code["address_cost"] = frontend.address_step_cycles * address_steps(program)
     code["cost"] += code["address_cost"]
     code["exit_cost"] = frontend.exit_cycles + code["address_cost"]
-
-
-def _lock(row: np.void, register: int, access: tuple[int, int, int], write: int) -> None:
-    """Add an interlocked access to an instruction; reading and writing the same place is one access."""
-    for known, lock in zip(row["register"], row["lock"][: row["locks"]], strict=False):
-        if (known, lock["cell"], lock["width"], lock["size"]) == (register, *access):
-            lock["write"] |= write
-            return
-    row["register"][row["locks"]], row["lock"][row["locks"]] = register, (*access, write)
-    row["locks"] += 1
-    row["addresses"] += 1
 
 
 def scoreboard(program: Program, hardware: HardwareConfig) -> tuple[dict[int, int], dict[int, int]]:

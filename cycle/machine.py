@@ -34,55 +34,11 @@ from cycle.memory import line_of
 from cycle.state import LOG
 from cycle.transfers import absolute_refresh
 from cycle.unowned import unowned
-from npu.isa import BY_MNEMONIC
-from npu.isa.control import (
-    a_base,
-    a_next,
-    a_ring,
-    a_rows,
-    a_step,
-    address_of,
-    c_affine,
-    c_break_if,
-    c_end,
-    c_loop,
-    c_loop_r,
-    c_next,
-)
+from npu.isa.control import address_of, c_break_if, c_next, control_step
+from npu.isa.spec import ControlKind
 
-OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE, UNKNOWN = range(5)
-QUEUED = 0x10
-
-OP_LOOP, OP_LOOP_R, OP_NEXT, OP_BREAK, OP_AFFINE, OP_END, OP_BASE, OP_STEP, OP_ROWS, OP_RING, OP_ADVANCE = (
-    BY_MNEMONIC[name].opcode
-    for name in ("C_LOOP", "C_LOOP_R", "C_NEXT", "C_BREAK_IF", "C_AFFINE", "C_END", "A_BASE", "A_STEP", "A_ROWS",
-                 "A_RING", "A_NEXT")
-)  # fmt: skip
-
-
-@njit(cache=True)
-def control_step(opcode, o, control):
-    """Run a control instruction other than C_BREAK_IF."""
-    if opcode == OP_NEXT:
-        c_next(control, o[0])
-    elif opcode == OP_LOOP:
-        c_loop(control, o[0], o[1], o[2])
-    elif opcode == OP_LOOP_R:
-        c_loop_r(control, o[0], o[1], o[2])
-    elif opcode == OP_ADVANCE:
-        a_next(control, o[0])
-    elif opcode == OP_AFFINE:
-        c_affine(control, o[0], o[1], o[2], o[3])
-    elif opcode == OP_BASE:
-        a_base(control, o[0], o[1])
-    elif opcode == OP_STEP:
-        a_step(control, o[0], o[1], o[2])
-    elif opcode == OP_ROWS:
-        a_rows(control, o[0], o[1])
-    elif opcode == OP_RING:
-        a_ring(control, o[0], o[1], o[2], o[3])
-    elif opcode == OP_END:
-        c_end(control)
+OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE, UNKNOWN, NO_BODY = range(6)
+LOOP, NEXT, BREAK = int(ControlKind.LOOP), int(ControlKind.NEXT), int(ControlKind.BREAK)
 
 
 @njit(cache=True)
@@ -151,14 +107,13 @@ def _front_end(code, operands, facts, costs, control, breaks, state, statistics,
                 return moved
             machine.pending = -1
             _stand(machine, counters, unit.retire + facts.dispatch, SERIAL)
-        op = row.opcode
-        if op < QUEUED:
+        if row.control:
             cost, level = row.cost, row.level
-            if op == OP_NEXT:
+            if row.control == NEXT:
                 c_next(control, level)
                 if control.pc[0] > pc:
                     cost = row.exit_cost
-            elif op == OP_BREAK:
+            elif row.control == BREAK:
                 if row.wait[0]:
                     if state.semaphore[row.wait[0]].count == 0:
                         return moved
@@ -171,9 +126,10 @@ def _front_end(code, operands, facts, costs, control, breaks, state, statistics,
                 else:
                     control.pc[0] += 1
             else:
-                if op == OP_LOOP or op == OP_LOOP_R:
+                if row.control == LOOP:
                     enter_loop(level, machine.now, snapshots.level)
-                control_step(op, operands[pc], control)
+                if not control_step(control, row.opcode, operands[pc]):
+                    return -NO_BODY
             statistics.retired[pc] += 1
             machine.now += cost
             counters.busy[UNIT_FRONTEND] += cost

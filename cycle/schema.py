@@ -7,6 +7,7 @@ names, and what compares moments walks the list (`watch_rings`): it is written f
 from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 
@@ -51,12 +52,17 @@ class Field:
     ring: bool = False
 
     @property
+    def words(self) -> int:
+        """How many integers it has."""
+        return prod(self.shape) * (RING.itemsize // 8 if self.ring else 1)
+
+    @property
     def column(self) -> tuple:
         """The field in a dtype."""
         return self.name, RING if self.ring else np.int64, self.shape
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """An array of the state: of records with `fields`, or of integers (one field without a name).
 
@@ -72,7 +78,7 @@ class Part:
     fields: tuple[Field, ...]
     ring: tuple[str, str] | None = None
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype:
         """The type of an element."""
         if self.fields[0].name:
@@ -146,8 +152,7 @@ def watch_of(parts: Sequence[Part]) -> Watch:
 
 def _words(fields: Sequence[Field]) -> Iterator[tuple[int, Field]]:
     """Each field behind its first word."""
-    sizes = (np.dtype([field.column]).itemsize // 8 for field in fields)
-    return zip(accumulate(sizes, initial=0), fields, strict=False)
+    return zip(accumulate((field.words for field in fields), initial=0), fields, strict=False)
 
 
 @njit(cache=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from cycle.code import CAUSES, code_of, facts_of
 from cycle.fastforward import new_snapshots
-from cycle.machine import DEADLOCK, OK, TRACE_SHORT, UNKNOWN, run
+from cycle.machine import DEADLOCK, NO_BODY, OK, OUT_OF_RANGE, TRACE_SHORT, UNKNOWN, run
 from cycle.memory import DescriptorCosts
 from cycle.periods import mark_loops
 from cycle.races import check_races
@@ -21,6 +21,11 @@ from npu.program.tables import event_counts, tabulate
 from npu.program.trace import Trace
 
 MAXIMUM_EVENTS = 100_000
+FAULTS = {
+    DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop",
+    OUT_OF_RANGE: "a semaphore overflows", NO_BODY: "the cycle path cannot run what stands",
+}  # fmt: skip
+"""What each status of the machine means."""
 SAMPLING_PHASES = ("lm_head", "sampling", "commit")
 
 
@@ -103,8 +108,7 @@ def _replay(
             costs.fill(int(state.machine["missing"][0]))
     if status != OK:
         name = program.instructions[fault].mnemonic
-        reason = {DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop"}
-        raise ProgramError(f"program: {reason.get(status, 'a semaphore overflows')} at instruction {fault} ({name})")
+        raise ProgramError(f"program: {FAULTS[status]} at instruction {fault} ({name})")
     return state, statistics, timeline[: int(state.machine["events"][0])]
 
 

@@ -166,7 +166,7 @@ def test_analytical_knows_nothing_of_a_defect_in_cycle(clean, monkeypatch, defec
 
 def test_analytical_with_a_wrong_trip_count(clean, monkeypatch):
     original = tree.TripCounts.of
-    monkeypatch.setattr(tree.TripCounts, "of", lambda self, loop: original(self, loop) + (loop.base == 512 // 64))
+    monkeypatch.setattr(tree.TripCounts, "of", lambda self, loop: original(self, loop) + (loop.trips.base == 512 // 64))
     experiment, program, *others = clean
     fresh = dataclasses.replace(program)  # what was counted without the defect is a fact of the other
     assert ("count", "instructions.V_RED_MAX_IDX") in failures((experiment, fresh, *others))

@@ -77,7 +77,7 @@ from npu.isa.vector import (
 
 @njit(cache=True)
 def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
-    """Run the body of `opcode` with operands `o`; address registers are resolved here."""
+    """Run the body of `opcode` with operands `o`; address registers are resolved here. False: there is none."""
     if opcode == 0x01:
         c_loop(control, o[0], o[1], o[2])
     elif opcode == 0x02:
@@ -198,3 +198,6 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         h_store_i(hbm, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x6f:
         h_store_sync()
+    else:
+        return False
+    return True

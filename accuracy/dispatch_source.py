@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from npu.isa import TABLE, Unit
+from npu.isa import TABLE
 from npu.isa.control import address_of
 from npu.isa.spec import InstructionSpec
 
@@ -18,14 +18,14 @@ from numba import njit
 
 @njit(cache=True)
 def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
-    """Run the body of `opcode` with operands `o`; address registers are resolved here."""
+    """Run the body of `opcode` with operands `o`; address registers are resolved here. False: there is none."""
 '''
 
 
 def _call(spec: InstructionSpec) -> str:
     arguments = list(spec.memories)
     for position, operand in enumerate(spec.operands.values()):
-        if operand.address and spec.unit is not Unit.FRONTEND:
+        if operand.address and spec.control is None:
             arguments.append(f"address_of(control, o[{position}])")
             if operand.rows:
                 arguments.append(f"control.row_stride[o[{position}]]")
@@ -48,6 +48,7 @@ def source() -> str:
     for opcode, spec in sorted(TABLE.items()):
         lines += [f"    {word} opcode == {opcode:#04x}:\n", f"        {_call(spec)}\n"]
         word = "elif"
+    lines.append("    else:\n        return False\n    return True\n")
     return "".join(lines)
 
 

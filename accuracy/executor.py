@@ -12,30 +12,30 @@ from accuracy.dispatch import dispatch
 from npu.errors import ProgramError
 from npu.isa import BY_MNEMONIC
 from npu.isa.control import Control, address_of, new_control
-from npu.isa.spec import SEMAPHORES
+from npu.isa.spec import SEMAPHORES, ControlKind
 from npu.program import Program
 from npu.program.tables import Tables, tabulate
 
-FIRST_QUEUED_OPCODE = 0x10
-BREAK = BY_MNEMONIC["C_BREAK_IF"].opcode
+BREAK = int(ControlKind.BREAK)
 GATHER = BY_MNEMONIC["H_GATHER_V"].opcode
 GATHER_TABLE, GATHER_INDEX, GATHER_COLS, GATHER_ROWS = (
     list(BY_MNEMONIC["H_GATHER_V"].operands).index(name) for name in ("table", "index", "cols", "rows")
 )
-DONE, PAUSED, NO_TOKEN, NO_ROW = 0, 1, 2, 3
+DONE, PAUSED, NO_TOKEN, NO_ROW, NO_BODY = range(5)
 SLICE = 1 << 20
 """Instructions between two looks at the outside (progress, interrupts)."""
 
 
 @njit(cache=True)
-def _run(opcode, operands, waits, signals, control, hbm, matrix, vector, fp, integer, accumulator, tokens, retired,
+def _run(opcode, kinds, operands, waits, signals, control, hbm, matrix, vector, fp, integer, accumulator, tokens, retired,
          breaks, gathers, filled, resume, budget):  # fmt: skip
     """Run until the end, a C_BREAK_IF (unless it is the instruction resumed from), or `budget` instructions."""
     while control.pc[0] >= 0:
         pc = control.pc[0]
         op = opcode[pc]
+        kind = kinds[pc]
         o = operands[pc]
-        if budget == 0 or (op == BREAK and not resume):
+        if budget == 0 or (kind == BREAK and not resume):
             return PAUSED
         resume = False
         budget -= 1
@@ -44,28 +44,26 @@ def _run(opcode, operands, waits, signals, control, hbm, matrix, vector, fp, int
             if waits[pc, slot] and tokens[waits[pc, slot]] < 0:
                 return NO_TOKEN
         retired[pc] += 1
-        if op == BREAK:
+        runs = True
+        if kind == BREAK:
             level = o[0]
             if filled[0] == breaks.size:
                 return NO_ROW
-            if integer[address_of(control, o[1])] == 0 or control.index[level] + 1 == control.trips[level]:
+            runs = integer[address_of(control, o[1])] == 0 or control.index[level] + 1 == control.trips[level]
+            if runs:
                 breaks[filled[0]] = control.index[level]
                 filled[0] += 1
-                dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator)
-            else:
-                control.pc[0] += 1
-        elif op < FIRST_QUEUED_OPCODE:
-            dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator)
-        else:
-            if op == GATHER:
-                for row in range(o[GATHER_ROWS]):
-                    number = integer[address_of(control, o[GATHER_INDEX]) + row]
-                    place = address_of(control, o[GATHER_TABLE]) + number * control.row_stride[o[GATHER_TABLE]]
-                    if place < 0 or place + 2 * o[GATHER_COLS] > hbm.size or filled[1] == gathers.size:
-                        return NO_ROW
-                    gathers[filled[1]] = number
-                    filled[1] += 1
-            dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator)
+        elif op == GATHER:
+            for row in range(o[GATHER_ROWS]):
+                number = integer[address_of(control, o[GATHER_INDEX]) + row]
+                place = address_of(control, o[GATHER_TABLE]) + number * control.row_stride[o[GATHER_TABLE]]
+                if place < 0 or place + 2 * o[GATHER_COLS] > hbm.size or filled[1] == gathers.size:
+                    return NO_ROW
+                gathers[filled[1]] = number
+                filled[1] += 1
+        if runs and not dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator):
+            return NO_BODY
+        if not runs or not kind:
             control.pc[0] += 1
         for slot in range(2):
             tokens[signals[pc, slot]] += 1
@@ -117,7 +115,7 @@ class Machine:
         """Run at most SLICE instructions, to the next C_BREAK_IF or the end; whether it stands at a break."""
         t = self.tables
         status = _run(
-            t.opcode, t.operands, t.waits, t.signals, self.control, self.hbm, self.matrix, self.vector, self.fp,
+            t.opcode, t.control, t.operands, t.waits, t.signals, self.control, self.hbm, self.matrix, self.vector, self.fp,
             self.integer, self.accumulator, self.tokens, self.retired, self.breaks, self.gathers, self.filled,
             self._at_break, SLICE,
         )  # fmt: skip
@@ -125,9 +123,10 @@ class Machine:
         faults = {
             NO_TOKEN: "waits for ever",
             NO_ROW: "fetches a row that HBM does not have, or is one too many to record",
+            NO_BODY: "has no body here",
         }
         if status in faults:
             raise ProgramError(f"program: instruction {pc} ({self.program.instructions[pc].mnemonic}) {faults[status]}")
         self.finished = status == DONE
-        self._at_break = not self.finished and int(self.tables.opcode[pc]) == BREAK
+        self._at_break = not self.finished and int(self.tables.control[pc]) == BREAK
         return self._at_break

@@ -16,18 +16,18 @@ import numpy as np
 from numba import njit
 
 from analytical.facts import Costs, queues
-from analytical.tree import Loop, loop_tree
 from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.isa import Memory
 from npu.isa.spec import LOOP_LEVELS
-from npu.program import Program, fact_of_program
+from npu.program import Program, fact_of_program, loop_tree
+from npu.program.looptree import Loop
 from npu.program.tables import Access, address_registers, tabulate
 
 INTERLOCKED = QUEUED_UNITS.index("vector")
 """The queue whose unit makes an instruction wait for its operands."""
 
 Nests = namedtuple("Nests", "nests parts low high memory write first last strides")
-"""`nests` int64 [m, 8]: node, its parts (from, to, in `parts`), loop level, trip count, numbers of C_LOOP and C_NEXT (-1 of a
+"""`nests` int64 [m, 8]: node, its parts (from, to, in `parts`), loop level, trip count, `head` and `next` (-1 of a
 run), whether the unit is interlocked; a nest stands behind those that are parts of it. A node is an instruction or a loop by
 its number, or a run: nodes of one unit that follow each other, behind the instructions. `low`, `high` int64 [nodes]: the
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
@@ -54,10 +54,10 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
     runs: Runs = {}
 
     def add(node: int, body: Sequence[int | Loop], place: Sequence[int], unit: int) -> None:
-        """A nest, behind those that it consists of; `place` is level, trips, C_LOOP, C_NEXT."""
+        """A nest, behind those that it consists of; `place` is level, trips, head, next."""
         for inner in body:
             if isinstance(inner, Loop):
-                add(inner.head, inner.body, (inner.level, inner.base, inner.head, inner.next), unit)
+                add(inner.head, inner.body, (inner.level, inner.trips.base, inner.head, inner.next), unit)
         first = len(parts)
         parts.extend(map(number_of, body))
         rows.append([node, first, len(parts), *place, unit == INTERLOCKED])
@@ -74,12 +74,12 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
                 add(number, [node for node, _ in run], (-1, 1, -1, -1), unit)
                 runs[number_of(node)] = number, len(run), unit
 
-    walk(loop_tree(program))
+    walk(loop_tree(program).body)
     return _with_touches(program, np.array(rows, np.int64).reshape(-1, 8), np.array(parts, np.int64), len(runs)), runs
 
 
 def number_of(node: "int | Loop") -> int:
-    """The number of an instruction, or of a loop's C_LOOP."""
+    """The number of an instruction, or of a loop's head."""
     return node if isinstance(node, int) else node.head
 
 
@@ -88,7 +88,7 @@ def _unit_of(node: "int | Loop", known: dict[int, int]) -> int:
     if isinstance(node, int):
         return known[node]
     found = {_unit_of(inner, known) for inner in node.body}
-    fixed = not node.leaves_early and node.of_level < 0 and node.base >= 1
+    fixed = not node.leaves_early and node.trips.level < 0 and node.trips.base >= 1
     known[node.head] = found.pop() if fixed and len(found) == 1 else -1
     return known[node.head]
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from analytical.memory import memory_facts, occupied_cycles
 from npu.hardware import QUEUED_UNITS, HardwareConfig
-from npu.isa import BY_MNEMONIC, TABLE, Memory, Unit
-from npu.program import Program, fact_of_program
-from npu.program.structure import LOOPS
-from npu.program.tables import FRONTEND, QUEUE_OF_UNIT, Access, Register, address_registers, address_steps, tabulate
+from npu.isa import TABLE, Memory, Unit
+from npu.isa.spec import ControlKind
+from npu.program import Program, fact_of_program, loop_tree
+from npu.program.tables import QUEUE_OF_UNIT, Access, Register, address_registers, address_steps, tabulate
 
 DMA = (QUEUED_UNITS.index("dma_in"), QUEUED_UNITS.index("dma_out"))
 _BEYOND = 1 << 40
@@ -29,12 +29,12 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Facts:
-    """What of the costs is the program's alone: `opcodes` that occur, and which of them each instruction has; the loop heads
-    whose loop has a C_BREAK_IF; `patterns` of the accesses to HBM and the instructions that have each."""
+    """What of the costs is the program's alone: `opcodes` that occur, and which of them each instruction has; the heads
+    of loops that are left early; `patterns` of the accesses to HBM and the instructions that have each."""
 
     opcodes: list[int]
     which: np.ndarray
-    left_by_break: list[int]
+    left_early: list[int]
     patterns: dict[tuple[int, int, int, int], list[int]]
 
 
@@ -46,20 +46,15 @@ def queues(program: Program) -> np.ndarray:
 
 @fact_of_program
 def _facts(program: Program) -> _Facts:
-    tables, registers, ends, queue = tabulate(program), address_registers(program), program.loop_ends(), queues(program)
+    tables, registers, queue = tabulate(program), address_registers(program), queues(program)
     opcodes, which = np.unique(tables.opcode, return_inverse=True)
-    breaks = np.flatnonzero(tables.opcode == BY_MNEMONIC["C_BREAK_IF"].opcode).tolist()
-    levels = tables.operands[:, 0]
     patterns: dict[tuple[int, int, int, int], list[int]] = {}
     for number, slot in np.argwhere(tables.accesses[:, :, Access.MEMORY] == Memory.HBM).tolist():
         _, _, name, rows, size = tables.accesses[number, slot].tolist()
         patterns.setdefault((int(queue[number]), *_run(registers[name], rows, size)), []).append(number)
     return _Facts(
         opcodes=opcodes.tolist(), which=which, patterns=patterns,
-        left_by_break=[
-            start for start, end in ends.items()
-            if any(start < place < end and levels[place] == levels[start] for place in breaks)
-        ],
+        left_early=[loop.head for loop in loop_tree(program).loops if loop.leaves_early],
     )  # fmt: skip
 
 
@@ -79,7 +74,7 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
     rows = np.array([_of_opcode(opcode, hardware) for opcode in facts.opcodes], float)
     interval, latency, front_end = rows[facts.which].T.copy()
     ideal = interval.copy()
-    front_end[facts.left_by_break] = hardware.frontend.loop_cycles
+    front_end[facts.left_early] = hardware.frontend.loop_cycles
     front_end += hardware.frontend.address_step_cycles * address_steps(program)
     burst = hardware.hbm.burst_bytes
     for (queue, runs, size, step), numbers in facts.patterns.items():
@@ -94,9 +89,9 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
 def _of_opcode(opcode: int, hardware: HardwareConfig) -> tuple[float, float, float]:
     """Interval, latency and cycles of the front end of an instruction, that of DMA as if it moved nothing (a sync)."""
     spec, frontend = TABLE[opcode], hardware.frontend
-    if spec.mnemonic in LOOPS:  # what leaving costs is paid on entry: each happens once
+    if spec.control is ControlKind.LOOP:  # what leaving costs is paid on entry: each happens once
         return 0, 0, frontend.loop_cycles + frontend.exit_cycles - frontend.next_cycles
-    if spec.unit is FRONTEND:
+    if spec.control is not None:
         return 0, 0, frontend.control_cycles_of(spec.mnemonic)
     if spec.unit in _DMA:
         return 0, 1, frontend.issue_cycles

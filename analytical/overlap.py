@@ -20,10 +20,11 @@ from numba import njit
 
 from analytical.chains import Runs, Values, nests_of, number_of
 from analytical.facts import queues
-from analytical.tree import Loop, TripCounts, indexed_loops, loop_tree, loops_of
+from analytical.tree import TripCounts, indexed_loops
 from npu.errors import ProgramError
 from npu.hardware import QUEUED_UNITS
-from npu.program import Program, fact_of_program
+from npu.program import Program, fact_of_program, loop_tree
+from npu.program.looptree import Loop, loops_of
 from npu.program.tables import tabulate
 
 NEVER = -np.inf
@@ -79,7 +80,7 @@ class _Writer:
         self._outer = {loop.head for loop in indexed_loops(self.program)}
         self._shapes: dict[int, tuple[list[int], list[Loop]]] = {}
         self._maps: dict[tuple, int] = {}
-        self._counts = {loop.head: self.trips.of(loop).tolist() for loop in loops_of(loop_tree(self.program))}
+        self._counts = {loop.head: self.trips.of(loop).tolist() for loop in loop_tree(self.program).loops}
 
     def walk(self, nodes: Sequence["int | Loop"], state: _State, index: int, depth: int = 1) -> None:
         """Nodes one after the other, in iteration `index` of the indexed loop."""
@@ -113,7 +114,7 @@ class _Writer:
     def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
         self._line(CONTROL, loop.head, 0, NONE, NONE)
         if loop.head in self._outer:
-            for _, same in groupby(range(loop.base), key=lambda index: self._inside(loop, index)):
+            for _, same in groupby(range(loop.trips.base), key=lambda index: self._inside(loop, index)):
                 first, *others = same
                 self._power(loop, 1 + len(others), state, first, depth)
             return
@@ -166,7 +167,7 @@ class _Writer:
         if loop.head not in self._shapes:
             inside = range(loop.head, loop.next)
             used = {semaphore for number in inside for semaphore in (*self._waits[number], *self._signals[number])}
-            varying = [inner for inner in loops_of(loop.body) if inner.leaves_early or inner.of_level >= 0]
+            varying = [inner for inner in loops_of(loop.body) if inner.leaves_early or inner.trips.level >= 0]
             self._shapes[loop.head] = sorted(used), varying
         return self._shapes[loop.head]
 
@@ -186,7 +187,7 @@ def score_of(program: Program, trips: TripCounts) -> Score:
         ProgramError: a semaphore is awaited before it is signalled, or a loop does not leave it as it found it.
     """
     writer = _Writer(program=program, trips=trips)
-    writer.walk(loop_tree(program), _State(), 0)
+    writer.walk(loop_tree(program).body, _State(), 0)
     return Score(
         lines=np.array(writer.lines, np.int64).reshape(-1, 7), places=np.array(writer.places, np.int64),
         inputs=np.array(writer.inputs, np.int64), depth=writer.depth, rows=writer.rows,

@@ -1,89 +1,19 @@
-"""The loop tree of a program, and how often each instruction retires, in closed form.
+"""How often each loop of a program goes round and each instruction retires, in closed form.
 
 A trip count is a constant, affine in the index of one enclosing loop, or given by the trace for a loop that is left
 early. So multiplicities are sums of products of trip counts; nothing is executed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 
 from npu.errors import ProgramError
-from npu.program import Program, fact_of_program
+from npu.program import Program, fact_of_program, loop_tree
+from npu.program.looptree import Loop, loops_of
 from npu.program.trace import Trace
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Loop:
-    """A loop: `trips` = base + factor * index[level]; `exit` is the position in `body` of its C_BREAK_IF, if any.
-
-    `head` and `next` are the numbers of its C_LOOP and C_NEXT; `body` holds instruction numbers and loops.
-    """
-
-    head: int
-    next: int
-    level: int
-    base: int
-    factor: int = 0
-    of_level: int = -1
-    exit: int | None = None
-    body: list["int | Loop"] = field(default_factory=list)
-
-    @property
-    def leaves_early(self) -> bool:
-        """Whether its number of iterations comes from the trace."""
-        return self.exit is not None
-
-    @property
-    def left_at(self) -> int:
-        """The number of its C_BREAK_IF, or of its C_NEXT."""
-        found = self.next if self.exit is None else self.body[self.exit]
-        assert isinstance(found, int)
-        return found
-
-
-@fact_of_program
-def loop_tree(program: Program) -> list["int | Loop"]:
-    """Top-level instructions and loops of a program, in order."""
-    root: list[int | Loop] = []
-    stack: list[Loop] = []
-    affine: dict[int, tuple[int, int, int]] = {}
-    for number, instruction in enumerate(program.instructions):
-        body, o = (stack[-1].body if stack else root), instruction.operands
-        match instruction.mnemonic:
-            case "C_LOOP":
-                loop = Loop(head=number, next=number + o["length"], level=o["level"], base=o["trips"])
-                body.append(loop)
-                stack.append(loop)
-            case "C_LOOP_R":
-                base, factor, level = affine[o["register"]]
-                loop = Loop(
-                    head=number, next=number + o["length"], level=o["level"], base=base, factor=factor, of_level=level
-                )
-                body.append(loop)
-                stack.append(loop)
-            case "C_NEXT":
-                stack.pop()
-            case "C_BREAK_IF":
-                if stack[-1].level != o["level"]:
-                    raise ProgramError(f"program: C_BREAK_IF leaves an outer loop (instruction {number}), not analysed")
-                stack[-1].exit = len(body)
-                body.append(number)
-            case _:
-                if instruction.mnemonic == "C_AFFINE":
-                    affine[o["register"]] = (o["base"], o["factor"], o["level"])
-                body.append(number)
-    return root
-
-
-def loops_of(nodes: list["int | Loop"]) -> Iterator[Loop]:
-    """All loops below."""
-    for node in nodes:
-        if isinstance(node, Loop):
-            yield node
-            yield from loops_of(node.body)
 
 
 @fact_of_program
@@ -93,11 +23,11 @@ def indexed_loops(program: Program) -> list[Loop]:
     Raises:
         ProgramError: one of them lies in another.
     """
-    loops = list(loops_of(loop_tree(program)))
-    levels = {loop.of_level for loop in loops if loop.of_level >= 0}
+    loops = list(loop_tree(program).loops)
+    levels = {loop.trips.level for loop in loops if loop.trips.level >= 0}
     found = [
         loop for loop in loops
-        if (loop.level in levels and any(inner.of_level == loop.level for inner in loops_of(loop.body)))
+        if (loop.level in levels and any(inner.trips.level == loop.level for inner in loops_of(loop.body)))
         or any(isinstance(node, Loop) and node.leaves_early for node in loop.body)
     ]  # fmt: skip
     if any(outer.head < inner.head < outer.next for outer in found for inner in found):
@@ -122,9 +52,7 @@ class TripCounts:
         indices = self.regions[number][2]
         if loop.leaves_early:
             return np.array(self.exits[number], np.int64)
-        if not loop.factor:
-            return np.full(indices, max(loop.base, 0))
-        return np.maximum(loop.base + loop.factor * np.arange(indices), 0)
+        return np.maximum(loop.trips.base + loop.trips.factor * np.arange(indices), 0)
 
 
 def trip_counts(program: Program, trace: Trace) -> TripCounts:
@@ -144,13 +72,13 @@ def trip_counts(program: Program, trace: Trace) -> TripCounts:
 @fact_of_program
 def _regions(program: Program) -> tuple[tuple[tuple[int, int, int], ...], list[int]]:
     """The regions of `TripCounts`, and how many exits of a trace belong to each."""
-    outer, root = indexed_loops(program), loop_tree(program)
-    left = [loop.base * any(inner.leaves_early for inner in loops_of(loop.body)) for loop in outer]
+    outer, root = indexed_loops(program), loop_tree(program).body
+    left = [loop.trips.base * any(inner.leaves_early for inner in loops_of(loop.body)) for loop in outer]
     alone = sum(isinstance(node, Loop) and node.leaves_early for node in root)
     if alone > 1 or (alone and any(left)):
         raise ProgramError("program: a loop of no other is left early beside others, not analysed")
     whole = (-1, len(program.words), 1)
-    return (*((loop.head, loop.next, loop.base) for loop in outer), whole), [*left, alone]
+    return (*((loop.head, loop.next, loop.trips.base) for loop in outer), whole), [*left, alone]
 
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:
@@ -160,14 +88,14 @@ def retirements(program: Program, trace: Trace) -> np.ndarray:
 
 @fact_of_program
 def _retired(program: Program, trips: TripCounts) -> np.ndarray:
-    root, outer = loop_tree(program), {loop.head for loop in indexed_loops(program)}
+    root, outer = loop_tree(program).body, {loop.head for loop in indexed_loops(program)}
     counts = np.ones(len(program.words), np.int64)
 
-    def walk(nodes: list[int | Loop], weight: np.ndarray) -> None:
+    def walk(nodes: Sequence[int | Loop], weight: np.ndarray) -> None:
         for loop in nodes:
             if isinstance(loop, int):
                 continue
-            inside = np.ones(loop.base, np.int64) if loop.head in outer else weight * trips.of(loop)
+            inside = np.ones(loop.trips.base, np.int64) if loop.head in outer else weight * trips.of(loop)
             counts[loop.head + 1 : loop.next + 1] = inside.sum()
             if loop.exit is None:
                 walk(loop.body, inside)

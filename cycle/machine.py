@@ -9,210 +9,82 @@ docs/timing.md states every rule; `fastforward` skips iterations that would repe
 import numpy as np
 from numba import njit
 
-from cycle.fastforward import Snapshots, at_loop_end, cells_of, enter_loop, is_due
-from cycle.memory import BURSTS, DATA, KNOWN, REFRESHES, ROW_CHANGES, TAIL, line_of
-from cycle.state import (
-    ADDRESS,
-    ADDRESS_COST,
-    ARRIVAL,
+from cycle.code import (
     BANDWIDTH,
-    BUS_FREE,
-    BUS_WRITES,
-    BUSY,
-    COST,
-    COUNT,
-    CYCLES,
-    DEPTH,
-    DISPATCH,
-    DMA_IN,
-    DMA_OUT,
+    COMPUTE_QUEUES,
+    DMA_QUEUES,
     DRAINED,
-    ENTERED,
-    ENTRY,
-    EVENTS,
-    EXIT_COST,
-    FLIGHT,
-    FLIGHTS,
-    FREE,
     FRONTEND,
-    FRONTIER,
-    GIVEN,
-    HBM,
-    HBM_BYTES,
-    HBM_ROWS,
-    HEAD,
-    INTERVAL_CYCLES,
-    ISSUED,
     LATENCY,
-    LATENCY_CYCLES,
-    LEVEL,
-    LOCK,
-    LOCK_COLUMNS,
-    LOCK_COUNT,
-    LOCK_REGISTER,
-    LOCK_WRITE,
-    LOG,
-    LOG_END,
-    LOG_PC,
-    LOG_PLACE,
-    LOG_RETIRE,
-    LOGGED,
-    MATRIX,
-    MISSING,
-    MOVES,
-    N_CAUSES,
-    NOW,
-    OPCODE,
+    NEITHER,
     OPERAND,
-    OUTSTANDING,
-    PENDING,
-    PERIOD,
-    PHASE,
-    PLACE,
-    QUEUE,
     QUEUE_FULL,
     REFRESH,
-    REFRESH_EVERY,
-    REFRESH_FOR,
-    RETIRE,
     ROW,
     SERIAL,
-    SERIAL_MODE,
     SHARED_QUEUE,
-    SIGNAL,
-    SLOT_FREE,
-    STALL,
-    TAKEN,
-    TOKEN,
-    TOKENS,
-    TRAFFIC_BURSTS,
-    TRAFFIC_BYTES,
-    TURN_TO_READ,
-    TURN_TO_WRITE,
-    UNIT,
-    UNIT_DMA_IN,
-    UNIT_DMA_OUT,
-    UNIT_MATRIX,
+    UNIT_FRONTEND,
+    UNIT_OF_QUEUE,
     UNIT_SCALAR,
     UNIT_VECTOR,
     VECTOR,
-    WAIT,
-    WAIT_CAUSE,
-    WINDOW_FROM,
-    WINDOW_TO,
-    State,
-    Statistics,
 )
+from cycle.fastforward import at_loop_end, cells_of, enter_loop, is_due
+from cycle.memory import line_of
+from cycle.state import LOG
 from cycle.transfers import absolute_refresh
 from cycle.unowned import unowned
-from npu.isa import BY_MNEMONIC
-from npu.isa.control import (
-    Control,
-    a_base,
-    a_next,
-    a_ring,
-    a_rows,
-    a_step,
-    address_of,
-    c_affine,
-    c_break_if,
-    c_end,
-    c_loop,
-    c_loop_r,
-    c_next,
-)
+from npu.isa.control import address_of, c_break_if, c_next, control_step
+from npu.isa.spec import ControlKind
 
-OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE, UNKNOWN = range(5)
-QUEUED = 0x10
-
-OP_LOOP, OP_LOOP_R, OP_NEXT, OP_BREAK, OP_AFFINE, OP_END, OP_BASE, OP_STEP, OP_ROWS, OP_RING, OP_ADVANCE = (
-    BY_MNEMONIC[name].opcode
-    for name in ("C_LOOP", "C_LOOP_R", "C_NEXT", "C_BREAK_IF", "C_AFFINE", "C_END", "A_BASE", "A_STEP", "A_ROWS",
-                 "A_RING", "A_NEXT")
-)  # fmt: skip
+OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE, UNKNOWN, NO_BODY = range(6)
+LOOP, NEXT, BREAK = int(ControlKind.LOOP), int(ControlKind.NEXT), int(ControlKind.BREAK)
 
 
 @njit(cache=True)
-def control_step(opcode, o, control):
-    """Run a control instruction other than C_BREAK_IF."""
-    if opcode == OP_NEXT:
-        c_next(control, o[0])
-    elif opcode == OP_LOOP:
-        c_loop(control, o[0], o[1], o[2])
-    elif opcode == OP_LOOP_R:
-        c_loop_r(control, o[0], o[1], o[2])
-    elif opcode == OP_ADVANCE:
-        a_next(control, o[0])
-    elif opcode == OP_AFFINE:
-        c_affine(control, o[0], o[1], o[2], o[3])
-    elif opcode == OP_BASE:
-        a_base(control, o[0], o[1])
-    elif opcode == OP_STEP:
-        a_step(control, o[0], o[1], o[2])
-    elif opcode == OP_ROWS:
-        a_rows(control, o[0], o[1])
-    elif opcode == OP_RING:
-        a_ring(control, o[0], o[1], o[2], o[3])
-    elif opcode == OP_END:
-        c_end(control)
-
-
-@njit(cache=True)
-def run(code, operands, facts, costs, control, breaks, state, statistics, timeline, snapshots):
+def run(code, operands, hardware, costs, control, breaks, state, statistics, timeline, snapshots):
     """Replay the program to its end. Returns (status, instruction at fault).
 
-    UNKNOWN means that line MISSING of the table of memory `costs` must be filled before the next call goes on.
-    `timeline` [events, 6] receives the instructions that start in the recorded window.
+    UNKNOWN means that the line `missing` of the table of `costs` must be filled before the next call goes on.
+    `timeline` receives the instructions that start in the recorded window.
     """
-    code, operands, facts, breaks = unowned(code), unowned(operands), unowned(facts), unowned(breaks)
-    timeline, costs = unowned(timeline), unowned(costs)
-    control = Control(
-        unowned(control.pc), unowned(control.index), unowned(control.trips), unowned(control.start),
-        unowned(control.stop), unowned(control.register), unowned(control.base), unowned(control.row_stride),
-        unowned(control.stride), unowned(control.ring), unowned(control.ring_stride), unowned(control.ring_length),
-        unowned(control.ring_position),
-    )  # fmt: skip
-    state = State(
-        unowned(state.scalars), unowned(state.unit), unowned(state.queue), unowned(state.semaphore), unowned(state.log),
-        unowned(state.ready),
-    )  # fmt: skip
-    statistics = Statistics(unowned(statistics.retired), unowned(statistics.phase))
-    snapshots = Snapshots(
-        unowned(snapshots.loop), unowned(snapshots.head), unowned(snapshots.strict), unowned(snapshots.clipped),
-        unowned(snapshots.exact), unowned(snapshots.place), unowned(snapshots.register), unowned(snapshots.retired),
-        unowned(snapshots.phase),
-    )  # fmt: skip
-    scalars, unit, queue = state.scalars, state.unit, state.queue
+    code, operands, costs, breaks = unowned(code), unowned(operands), unowned(costs), unowned(breaks)
+    control, state, statistics = unowned(control), unowned(state), unowned(statistics)
+    timeline, snapshots = unowned(timeline), unowned(snapshots)
+    facts, machine, queue = hardware[0], state.machine[0], state.queue
     while True:
         moved = _front_end(code, operands, facts, costs, control, breaks, state, statistics, timeline, snapshots)
         if moved < 0:
             return -moved, control.pc[0]
-        for q in (MATRIX, VECTOR):
-            while unit[q, COUNT] > 0 and _has_tokens(code[queue[q, unit[q, HEAD], ENTRY]], state.semaphore):
+        for q in COMPUTE_QUEUES:
+            waiting = state.unit[q].waiting
+            while waiting.count > 0 and _has_tokens(code[queue[q, waiting.first].entry], state.semaphore):
                 if not _commit(q, code, facts, costs, state, statistics, timeline):
-                    return OUT_OF_RANGE, queue[q, unit[q, HEAD], ENTRY]
+                    return OUT_OF_RANGE, queue[q, waiting.first].entry
                 moved = 1
         if moved > 0:
             continue
         q = _earliest_descriptor(code, state)
         if q < 0:
-            if control.pc[0] < 0 and unit[:, COUNT].sum() == 0:
-                break
             stuck = control.pc[0]
-            for other in range(4):
-                if unit[other, COUNT] > 0:
-                    stuck = queue[other, unit[other, HEAD], ENTRY]
+            for other in range(state.unit.size):
+                waiting = state.unit[other].waiting
+                if waiting.count > 0:
+                    stuck = queue[other, waiting.first].entry
+            if stuck < 0:
+                break
             return DEADLOCK, stuck
-        place = queue[q, unit[q, HEAD]]
-        if code[place[ENTRY], MOVES]:
-            scalars[MISSING] = line_of(costs, code[place[ENTRY]], place, facts)
-            if not costs[scalars[MISSING], KNOWN]:
-                return UNKNOWN, place[ENTRY]
+        place = queue[q, state.unit[q].waiting.first]
+        row = code[place.entry]
+        if row.moves:
+            machine.missing = line_of(costs, row, place, facts)
+            if not costs[machine.missing].known:
+                return UNKNOWN, place.entry
         if not _commit(q, code, facts, costs, state, statistics, timeline):
-            return OUT_OF_RANGE, queue[q, unit[q, HEAD], ENTRY]
-    if scalars[NOW] > scalars[FRONTIER]:
-        statistics.phase[0, CYCLES] += scalars[NOW] - scalars[FRONTIER]
-        scalars[FRONTIER] = scalars[NOW]
+            return OUT_OF_RANGE, place.entry
+    if machine.now > machine.frontier:
+        statistics.phase[0].cycles += machine.now - machine.frontier
+        machine.frontier = machine.now
     _drain(state, statistics.phase)
     return OK, 0
 
@@ -223,83 +95,69 @@ def _front_end(code, operands, facts, costs, control, breaks, state, statistics,
 
     Returns 1 if anything was processed, 0 if not, or minus the status of a fault.
     """
-    scalars, unit, semaphore = state.scalars, state.unit, state.semaphore
+    machine, entered = state.machine[0], statistics.entered
     moved = 0
     while control.pc[0] >= 0:
         pc = control.pc[0]
-        row, counters = code[pc], statistics.phase[code[pc, PHASE]]
-        if scalars[PENDING] >= 0:
-            q = scalars[PENDING]
-            if unit[q, COUNT] > 0:
+        row = code[pc]
+        counters = statistics.phase[row.phase]
+        if machine.pending >= 0:
+            unit = state.unit[machine.pending]
+            if unit.waiting.count > 0:
                 return moved
-            scalars[PENDING] = -1
-            wait = unit[q, RETIRE] + facts[DISPATCH] - scalars[NOW]
-            if wait > 0:
-                counters[STALL + SERIAL] += wait
-                scalars[NOW] += wait
-        op = row[OPCODE]
-        if op < QUEUED:
-            cost, level = row[COST], row[LEVEL]
-            if op == OP_NEXT:
+            machine.pending = -1
+            _stand(machine, counters, unit.retire + facts.dispatch, SERIAL)
+        if row.control:
+            cost, level = row.cost, row.level
+            if row.control == NEXT:
                 c_next(control, level)
                 if control.pc[0] > pc:
-                    cost = row[EXIT_COST]
-            elif op == OP_BREAK:
-                awaited = row[WAIT]
-                if awaited:
-                    if semaphore[awaited, TAKEN] == semaphore[awaited, GIVEN]:
+                    cost = row.exit_cost
+            elif row.control == BREAK:
+                if row.wait[0]:
+                    if state.semaphore[row.wait[0]].count == 0:
                         return moved
-                    wait = semaphore[awaited, TOKEN + semaphore[awaited, TAKEN] % TOKENS] - scalars[NOW]
-                    semaphore[awaited, TAKEN] += 1
-                    if wait > 0:
-                        counters[STALL + row[WAIT_CAUSE]] += wait
-                        scalars[NOW] += wait
-                if scalars[ENTERED] >= breaks.size:
+                    _stand(machine, counters, _take(state, row.wait[0]), row.wait_cause[0])
+                if entered[0] >= breaks.size:
                     return -TRACE_SHORT
-                if control.index[level] == breaks[scalars[ENTERED]]:
-                    scalars[ENTERED] += 1
+                if control.index[level] == breaks[entered[0]]:
+                    entered[0] += 1
                     c_break_if(control, level, 0)
                 else:
                     control.pc[0] += 1
             else:
-                if op == OP_LOOP or op == OP_LOOP_R:
-                    enter_loop(level, scalars[NOW], snapshots.loop)
-                control_step(op, operands[pc], control)
+                if row.control == LOOP:
+                    enter_loop(level, machine.now, snapshots.level)
+                if not control_step(control, row.opcode, operands[pc]):
+                    return -NO_BODY
             statistics.retired[pc] += 1
-            scalars[NOW] += cost
-            counters[BUSY] += cost
-            counters[ADDRESS] += row[ADDRESS_COST]
+            machine.now += cost
+            counters.busy[UNIT_FRONTEND] += cost
+            counters.address_cycles += row.address_cost
             moved = 1
-            if row[PERIOD] > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.loop):
+            if row.period > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.level):
                 at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots)
             continue
-        q = row[QUEUE]
-        if unit[q, COUNT] == facts[DEPTH + q]:
+        q = row.queue
+        waiting = state.unit[q].waiting
+        if waiting.count == waiting.size:
             return moved
-        slot = unit[q, HEAD] + unit[q, COUNT]
-        if slot >= facts[DEPTH + q]:
-            slot -= facts[DEPTH + q]
-        place = state.queue[q, slot]
-        wait = place[SLOT_FREE] - scalars[NOW]
-        if wait > 0:
-            counters[STALL + QUEUE_FULL] += wait
-            scalars[NOW] += wait
-        scalars[NOW] += row[COST]
-        counters[BUSY] += row[COST]
-        place[ENTRY], place[ARRIVAL] = pc, scalars[NOW] + facts[DISPATCH]
-        if q == VECTOR:
-            for lock in range(row[LOCK_COUNT]):
-                place[PLACE + lock] = address_of(control, row[LOCK + lock * LOCK_COLUMNS + LOCK_REGISTER])
-        elif row[HBM] >= 0:
-            place[PLACE] = address_of(control, row[HBM])
-            place[PLACE + 1] = control.row_stride[row[HBM]]
-        unit[q, COUNT] += 1
+        place = state.queue[q, slot_of(waiting, waiting.count)]
+        _stand(machine, counters, place.free, QUEUE_FULL)
+        machine.now += row.cost
+        counters.busy[UNIT_FRONTEND] += row.cost
+        place.entry, place.arrival = pc, machine.now + facts.dispatch
+        for k in range(row.addresses):
+            place.address[k] = address_of(control, row.register[k])
+        if row.moves:
+            place.row_stride = control.row_stride[row.register[0]]
+        waiting.count += 1
         control.pc[0] += 1
         moved = 1
-        if facts[SERIAL_MODE]:
-            scalars[PENDING] = q
+        if facts.serial:
+            machine.pending = q
         if (
-            q <= VECTOR and unit[q, COUNT] == 1 and _has_tokens(row, semaphore)
+            row.direction == NEITHER and waiting.count == 1 and _has_tokens(row, state.semaphore)
             and not _commit(q, code, facts, costs, state, statistics, timeline)
         ):  # fmt: skip
             return -OUT_OF_RANGE
@@ -307,32 +165,57 @@ def _front_end(code, operands, facts, costs, control, breaks, state, statistics,
 
 
 @njit(cache=True)
+def _stand(machine, counters, until, cause):
+    """The front end stands still for a cause, if the time that it waits for is yet to come."""
+    wait = until - machine.now
+    if wait > 0:
+        counters.stall[UNIT_FRONTEND, cause] += wait
+        machine.now += wait
+
+
+@njit(cache=True)
+def slot_of(ring, number):
+    """The place of a ring's element, counted from its oldest."""
+    slot = ring.first + number
+    return slot - ring.size if slot >= ring.size else slot
+
+
+@njit(cache=True)
 def _has_tokens(row, semaphore):
     """Whether every token that an instruction waits for is known (a semaphore named twice needs two)."""
-    first, second = row[WAIT], row[WAIT + 1]
-    if first and semaphore[first, GIVEN] - semaphore[first, TAKEN] < (2 if first == second else 1):
+    first, second = row.wait[0], row.wait[1]
+    if first and semaphore[first].count < (2 if first == second else 1):
         return False
-    return not (second and semaphore[second, GIVEN] == semaphore[second, TAKEN])
+    return not (second and semaphore[second].count == 0)
+
+
+@njit(cache=True)
+def _take(state, number):
+    """Take a token of a semaphore: when it was given."""
+    ring = state.semaphore[number]
+    given = state.token[number, ring.first]
+    ring.first, ring.count = slot_of(ring, 1), ring.count - 1
+    return given
 
 
 @njit(cache=True)
 def _earliest_descriptor(code, state):
     """The DMA queue whose head can issue first (reads first among equals), or -1."""
     chosen, earliest = -1, np.int64(0)
-    for q in (DMA_IN, DMA_OUT):
+    for q in DMA_QUEUES:
         unit = state.unit[q]
-        place = state.queue[q, unit[HEAD]]
-        row = code[place[ENTRY]]
-        if unit[COUNT] == 0 or not _has_tokens(row, state.semaphore):
+        place = state.queue[q, unit.waiting.first]
+        row = code[place.entry]
+        if unit.waiting.count == 0 or not _has_tokens(row, state.semaphore):
             continue
-        start = max(place[ARRIVAL], unit[ISSUED] + 1)
-        if row[MOVES]:
-            start = max(start, unit[FLIGHT + unit[FLIGHTS]])
+        start = max(place.arrival, unit.issued + 1)
+        if row.moves:
+            start = max(start, state.flight[q, unit.flight.first])
         for wait in range(2):
-            awaited = row[WAIT + wait]
-            if awaited:
-                ahead = wait if row[WAIT] == row[WAIT + 1] else 0
-                start = max(start, state.semaphore[awaited, TOKEN + (state.semaphore[awaited, TAKEN] + ahead) % TOKENS])
+            number = row.wait[wait]
+            if number:
+                ahead = wait if row.wait[0] == row.wait[1] else 0
+                start = max(start, state.token[number, slot_of(state.semaphore[number], ahead)])
         if chosen < 0 or start < earliest:
             chosen, earliest = q, start
     return chosen
@@ -341,95 +224,91 @@ def _earliest_descriptor(code, state):
 @njit(cache=True)
 def _commit(q, code, facts, costs, state, statistics, timeline):
     """Give the head of a queue its start and end; false if a semaphore holds more tokens than it can."""
-    scalars, unit, semaphore = state.scalars, state.unit[q], state.semaphore
-    place = state.queue[q, unit[HEAD]]
-    pc = place[ENTRY]
-    row, counters = code[pc], statistics.phase[code[pc, PHASE]]
-    start, cause = max(unit[FREE], place[ARRIVAL]), FRONTEND
+    machine, unit = state.machine[0], state.unit[q]
+    place = state.queue[q, unit.waiting.first]
+    pc = place.entry
+    row = code[pc]
+    counters = statistics.phase[row.phase]
+    start, cause = max(unit.free, place.arrival), FRONTEND
     awaited = np.int64(0)
     for wait in range(2):
-        number = row[WAIT + wait]
-        if number:
-            at = semaphore[number, TOKEN + semaphore[number, TAKEN] % TOKENS]
-            semaphore[number, TAKEN] += 1
-            awaited = max(awaited, at)
-            if at > start:
-                start, cause = at, row[WAIT_CAUSE + wait]
+        if row.wait[wait]:
+            given = _take(state, row.wait[wait])
+            awaited = max(awaited, given)
+            if given > start:
+                start, cause = given, row.wait_cause[wait]
     size = np.int64(0)
-    if q <= VECTOR:
-        if q == VECTOR:
-            ready = _operands_ready(row, place, state.ready)
-            if ready > start:
-                start, cause = ready, OPERAND
-        occupied, end = row[INTERVAL_CYCLES], start + row[LATENCY_CYCLES]
-        if facts[SERIAL_MODE]:
+    if row.direction == NEITHER:
+        ready = _operands_ready(row, place, state.ready)
+        if ready > start:
+            start, cause = ready, OPERAND
+        occupied, end = row.interval_cycles, start + row.latency_cycles
+        if facts.serial:
             occupied = end - start
-        counters[BUSY + row[UNIT]] += occupied
-        place[SLOT_FREE] = start + facts[DISPATCH]
+        counters.busy[row.unit] += occupied
+        place.free = start + facts.dispatch
     else:
-        issue = max(unit[ISSUED] + 1, awaited, place[ARRIVAL])
-        if row[MOVES]:
-            window_free = unit[FLIGHT + unit[FLIGHTS]]
+        issue = max(unit.issued + 1, awaited, place.arrival)
+        if row.moves:
+            window_free = state.flight[q, unit.flight.first]
             if window_free > start:
                 start, cause = window_free, LATENCY
-            bus_free, writes = scalars[BUS_FREE], np.int64(q == DMA_OUT)
-            if bus_free and writes != scalars[BUS_WRITES]:
-                bus_free += facts[TURN_TO_WRITE if writes else TURN_TO_READ]
+            bus_free = machine.bus_free
+            if bus_free and row.direction != machine.bus_writes:
+                bus_free += facts.turnaround[row.direction]
             if bus_free > start:
                 cause = BANDWIDTH
             issue = max(issue, window_free)
             start = max(issue, bus_free)
-            size = row[HBM_ROWS] * row[HBM_BYTES]
+            size = row.hbm_rows * row.hbm_bytes
             cost = costs[line_of(costs, row, place, facts)]
-            data, row_cycles, refresh = cost[DATA], cost[ROW_CHANGES], cost[REFRESHES]
-            if facts[REFRESH_EVERY]:
-                refresh = absolute_refresh(start, data + row_cycles, facts[REFRESH_FOR], facts[REFRESH_EVERY])
-            occupied = data + row_cycles + refresh
-            end = start + occupied + cost[TAIL]
-            scalars[BUS_FREE], scalars[BUS_WRITES] = start + occupied, writes
-            unit[FLIGHT + unit[FLIGHTS]] = end
-            unit[FLIGHTS] = (unit[FLIGHTS] + 1) % facts[OUTSTANDING]
-            counters[TRAFFIC_BYTES + q - DMA_IN] += size
-            counters[TRAFFIC_BURSTS + q - DMA_IN] += cost[BURSTS]
-            if facts[SERIAL_MODE]:
-                data, occupied = end - start - row_cycles - refresh, end - start
-            counters[BUSY + row[UNIT]] += data
-            counters[STALL + row[UNIT] * N_CAUSES + ROW] += row_cycles
-            counters[STALL + row[UNIT] * N_CAUSES + REFRESH] += refresh
+            data, refresh = cost.data, cost.refreshes
+            if facts.refresh_every:
+                refresh = absolute_refresh(start, data + cost.row_changes, facts.refresh_for, facts.refresh_every)
+            occupied = data + cost.row_changes + refresh
+            end = start + occupied + cost.tail
+            machine.bus_free, machine.bus_writes = start + occupied, row.direction
+            state.flight[q, unit.flight.first] = end
+            unit.flight.first = slot_of(unit.flight, 1)
+            counters.traffic_bytes[row.direction] += size
+            counters.traffic_bursts[row.direction] += cost.bursts
+            if facts.serial:
+                data, occupied = end - start - cost.row_changes - refresh, end - start
+            counters.busy[row.unit] += data
+            counters.stall[row.unit, ROW] += cost.row_changes
+            counters.stall[row.unit, REFRESH] += refresh
         else:  # a sync takes no memory: it may pass while the transfer before it still runs
             start, end = issue, issue + 1
-            occupied = facts[SERIAL_MODE]
-            counters[BUSY + row[UNIT]] += occupied
-        unit[ISSUED] = issue
-        place[SLOT_FREE] = issue + facts[DISPATCH]
-    gap = start - unit[FREE]
+            occupied = facts.serial
+            counters.busy[row.unit] += occupied
+        unit.issued = issue
+        place.free = issue + facts.dispatch
+    gap = start - unit.free
     if gap > 0:
-        standing = UNIT_VECTOR if row[UNIT] == UNIT_SCALAR else row[UNIT]
-        counters[STALL + standing * N_CAUSES + cause] += gap
-    unit[FREE] = max(unit[FREE], start + occupied)
-    unit[RETIRE] = max(unit[RETIRE], end)
+        standing = UNIT_VECTOR if row.unit == UNIT_SCALAR else row.unit
+        counters.stall[standing, cause] += gap
+    unit.free = max(unit.free, start + occupied)
+    unit.retire = max(unit.retire, end)
     if q == VECTOR:
-        _record(row, place, end, unit[RETIRE], state)
+        _record(row, place, end, unit.retire, state)
     for signal in range(2):
-        number = row[SIGNAL + signal]
+        number = row.signal[signal]
         if number:
-            if semaphore[number, GIVEN] - semaphore[number, TAKEN] >= TOKENS:
+            ring = state.semaphore[number]
+            if ring.count == ring.size:
                 return False
-            semaphore[number, TOKEN + semaphore[number, GIVEN] % TOKENS] = unit[RETIRE]
-            semaphore[number, GIVEN] += 1
+            state.token[number, slot_of(ring, ring.count)] = unit.retire
+            ring.count += 1
     statistics.retired[pc] += 1
-    if end > scalars[FRONTIER]:
-        counters[CYCLES] += end - scalars[FRONTIER]
-        scalars[FRONTIER] = end
-    if scalars[WINDOW_FROM] <= start < scalars[WINDOW_TO] and scalars[EVENTS] < timeline.shape[0]:
-        event = timeline[scalars[EVENTS]]
-        event[0], event[1], event[2] = pc, row[UNIT], place[ARRIVAL]
-        event[3], event[4], event[5] = start, end, size
-        scalars[EVENTS] += 1
-    unit[HEAD] += 1
-    if unit[HEAD] == facts[DEPTH + q]:
-        unit[HEAD] = 0
-    unit[COUNT] -= 1
+    if end > machine.frontier:
+        counters.cycles += end - machine.frontier
+        machine.frontier = end
+    if machine.window_from <= start < machine.window_to and machine.events < timeline.size:
+        event = timeline[machine.events]
+        event.instruction, event.unit, event.dispatched = pc, row.unit, place.arrival
+        event.start, event.end, event.bytes = start, end, size
+        machine.events += 1
+    unit.waiting.first, unit.waiting.count = slot_of(unit.waiting, 1), unit.waiting.count - 1
     return True
 
 
@@ -437,8 +316,8 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
 def _operands_ready(row, place, ready):
     """Latest completion of earlier instructions of the unit that wrote what this one reads or writes."""
     latest = np.int64(0)
-    for lock in range(row[LOCK_COUNT]):
-        first, last = cells_of(row, lock, place[PLACE + lock])
+    for k in range(row.locks):
+        first, last = cells_of(row.lock[k], place.address[k])
         for cell in range(first, last + 1):
             latest = max(latest, ready[cell])
     return latest
@@ -447,25 +326,27 @@ def _operands_ready(row, place, ready):
 @njit(cache=True)
 def _record(row, place, end, retire, state):
     """Note when what a vector or scalar instruction writes will be there, in the scoreboard and in the log."""
-    entry = state.log[state.scalars[LOGGED] % LOG]
-    state.scalars[LOGGED] += 1
-    entry[LOG_PC], entry[LOG_END], entry[LOG_RETIRE] = place[ENTRY], end, retire
-    for lock in range(row[LOCK_COUNT]):
-        entry[LOG_PLACE + lock] = place[PLACE + lock]
-        if row[LOCK + lock * LOCK_COLUMNS + LOCK_WRITE]:
-            first, last = cells_of(row, lock, place[PLACE + lock])
+    machine = state.machine[0]
+    result = state.log[0, machine.logged % LOG]
+    machine.logged += 1
+    result.entry, result.end, result.retire = place.entry, end, retire
+    for k in range(row.locks):
+        result.address[k] = place.address[k]
+        if row.lock[k].write:
+            first, last = cells_of(row.lock[k], place.address[k])
             for cell in range(first, last + 1):
                 state.ready[cell] = max(state.ready[cell], end)
 
 
 @njit(cache=True)
-def _drain(state, phase):
+def _drain(state, phases):
     """What units wait for after their last instruction, and what vector and scalar do while the other has the queue."""
-    makespan = state.scalars[FRONTIER]
-    for q, unit in ((MATRIX, UNIT_MATRIX), (VECTOR, UNIT_VECTOR), (DMA_IN, UNIT_DMA_IN), (DMA_OUT, UNIT_DMA_OUT)):
-        phase[-1, STALL + unit * N_CAUSES + DRAINED] += makespan - state.unit[q, FREE]
-    phase[-1, STALL + DRAINED] += makespan - state.scalars[NOW]
-    vector, scalar = STALL + UNIT_VECTOR * N_CAUSES, STALL + UNIT_SCALAR * N_CAUSES
-    phase[:, scalar : scalar + N_CAUSES] = phase[:, vector : vector + N_CAUSES]
-    phase[:, scalar + SHARED_QUEUE] = phase[:, BUSY + UNIT_VECTOR]
-    phase[:, vector + SHARED_QUEUE] = phase[:, BUSY + UNIT_SCALAR]
+    makespan, last = state.machine[0].frontier, phases[-1]
+    for q in range(state.unit.size):
+        last.stall[UNIT_OF_QUEUE[q], DRAINED] += makespan - state.unit[q].free
+    last.stall[UNIT_FRONTEND, DRAINED] += makespan - state.machine[0].now
+    for phase in phases:
+        for cause in range(DRAINED + 1):
+            phase.stall[UNIT_SCALAR, cause] = phase.stall[UNIT_VECTOR, cause]
+        phase.stall[UNIT_SCALAR, SHARED_QUEUE] = phase.busy[UNIT_VECTOR]
+        phase.stall[UNIT_VECTOR, SHARED_QUEUE] = phase.busy[UNIT_SCALAR]

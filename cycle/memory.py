@@ -9,13 +9,15 @@ from fractions import Fraction
 import numpy as np
 from numba import njit
 
-from cycle.state import BURST_BYTES, DMA_OUT, HBM_BYTES, HBM_ROWS, PLACE, QUEUE
+from cycle.schema import record
 from cycle.transfers import bursts_of, dma_memory_of, transfer
 from npu.hardware import HardwareConfig
 
-KNOWN, ROWS, SIZE, STRIDE, OFFSET, WRITE, BURSTS, DATA, ROW_CHANGES, REFRESHES, TAIL, COLUMNS = range(12)
-"""Columns of the table: whether the line is taken; the key; bursts; cycles of the bus that move data, that banks and rows
-cost, that refresh costs; cycles from there to the last result."""
+DESCRIPTOR = record(
+    "known", "rows", "size", "stride", "offset", "write", "bursts", "data", "row_changes", "refreshes", "tail"
+)
+"""A line of the table: whether it is taken; the key (`write`: the direction); bursts; cycles of the bus that move data, that
+banks and rows cost, that refresh costs; cycles from there to the last result."""
 
 LINES = 1 << 12
 MOST_LINES = LINES * 3 // 4
@@ -23,39 +25,40 @@ MOST_LINES = LINES * 3 // 4
 
 @njit(cache=True)
 def line_of(costs, row, place, facts):
-    """Line of the descriptor (row of the code, place in its queue) in the table, or of where it belongs."""
-    stride = place[PLACE + 1] if row[HBM_ROWS] > 1 else 0
-    offset, write = place[PLACE] % facts[BURST_BYTES], np.int64(row[QUEUE] == DMA_OUT)
-    mixed = ((row[HBM_ROWS] * 31 + row[HBM_BYTES]) * 31 + stride) * 31 + offset * 2 + write
-    line = (mixed ^ (mixed >> 13)) % LINES
-    while costs[line, KNOWN] and not (
-        costs[line, ROWS] == row[HBM_ROWS] and costs[line, SIZE] == row[HBM_BYTES] and costs[line, STRIDE] == stride
-        and costs[line, OFFSET] == offset and costs[line, WRITE] == write
+    """Line of the descriptor (its instruction, its place in the queue) in the table, or of where it belongs."""
+    stride = place.row_stride if row.hbm_rows > 1 else 0
+    offset, write = place.address[0] % facts.burst_bytes, row.direction
+    mixed = ((row.hbm_rows * 31 + row.hbm_bytes) * 31 + stride) * 31 + offset * 2 + write
+    number = (mixed ^ (mixed >> 13)) % LINES
+    line = costs[number]
+    while line.known and not (
+        line.rows == row.hbm_rows and line.size == row.hbm_bytes and line.stride == stride and line.offset == offset
+        and line.write == write
     ):  # fmt: skip
-        line = (line + 1) % LINES
-    if not costs[line, KNOWN]:
-        costs[line, ROWS], costs[line, SIZE], costs[line, STRIDE] = row[HBM_ROWS], row[HBM_BYTES], stride
-        costs[line, OFFSET], costs[line, WRITE] = offset, write
-    return line
+        number = (number + 1) % LINES
+        line = costs[number]
+    if not line.known:
+        line.rows, line.size, line.stride, line.offset, line.write = row.hbm_rows, row.hbm_bytes, stride, offset, write
+    return number
 
 
-class Memory:
-    """The HBM of a piece of hardware, in core cycles. `costs` is the table that the machine reads."""
+class DescriptorCosts:
+    """What descriptors cost on the HBM of a piece of hardware, in core cycles. `table` is what the machine reads."""
 
     def __init__(self, hardware: HardwareConfig) -> None:
         self._hbm = hardware.hbm
         self._bursts = dma_memory_of(self._hbm) if self._hbm.model == "bursts" else None
         self._cycle = self._hbm.core_cycles_per_memory_cycle(hardware.clock_hz)
-        self.costs = np.zeros((LINES, COLUMNS), np.int64)
+        self.table = np.zeros(LINES, DESCRIPTOR)
 
     def turnaround_cycles(self) -> tuple[int, int]:
-        """Cycles between a read and a write behind it, and the other way round."""
+        """Cycles between a write and a read behind it, and the other way round."""
         if self._bursts is None:
             return 0, 0
         t = self._hbm.timings
         return (
-            _up((t["nCL"] + t["nBL"] + 2 - t["nCWL"]) * self._cycle),
             _up((t["nCWL"] + t["nBL"] + t["nWTRL"]) * self._cycle),
+            _up((t["nCL"] + t["nBL"] + 2 - t["nCWL"]) * self._cycle),
         )
 
     def refresh_cycles(self) -> tuple[int, int]:
@@ -64,16 +67,17 @@ class Memory:
             return 0, 0
         return _up(self._hbm.timings["nRFC"] * self._cycle), int(self._hbm.timings["nREFI"] * self._cycle)
 
-    def fill(self, line: int) -> None:
+    def fill(self, number: int) -> None:
         """Find out what the descriptor of a line costs."""
-        if int(self.costs[:, KNOWN].sum()) >= MOST_LINES:
-            key = self.costs[line].copy()
-            self.costs[:] = 0
-            self.costs[line] = key
-        rows, size, stride, offset, write = map(int, self.costs[line, ROWS : WRITE + 1])
-        values = self._simple(rows, size, stride, offset, write) if self._bursts is None else None
-        self.costs[line, BURSTS:] = values or self._detailed(rows, size, stride, offset, write)
-        self.costs[line, KNOWN] = 1
+        line = self.table[number]
+        if int(self.table["known"].sum()) >= MOST_LINES:
+            key = line.copy()
+            self.table[:] = 0
+            self.table[number] = key
+        shape = (int(line[name]) for name in ("rows", "size", "stride", "offset", "write"))
+        values = self._simple(*shape) if self._bursts is None else self._detailed(*shape)
+        line["bursts"], line["data"], line["row_changes"], line["refreshes"], line["tail"] = values
+        line["known"] = 1
 
     def _simple(self, rows: int, size: int, stride: int, offset: int, write: int) -> tuple[int, ...]:
         hbm = self._hbm

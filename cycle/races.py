@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from cycle.machine import OP_BREAK, OP_LOOP, OP_LOOP_R, QUEUED, control_step
 from npu.errors import ProgramError
 from npu.hardware import QUEUED_UNITS
 from npu.isa import Memory
-from npu.isa.control import address_of, c_break_if, new_control
-from npu.program import Program
-from npu.program.structure import LOOPS
+from npu.isa.control import address_of, c_break_if, control_step, new_control
+from npu.isa.spec import ControlKind
+from npu.program import Program, loop_tree
 from npu.program.tables import QUEUE_OF_UNIT, tabulate
 
 GRANULE = (1, 16, 4, 1, 1)
@@ -30,7 +29,8 @@ GRANULE = (1, 16, 4, 1, 1)
 ITERATIONS = 2
 ALL = 1 << 40
 MAX_TOKENS = 64
-RACE, FINE = 1, 0
+FINE, RACE, STUCK, NO_BODY = range(4)
+LOOP, BREAK = int(ControlKind.LOOP), int(ControlKind.BREAK)
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """No promise of memory for what is never touched (mman.h; Python names it from 3.13 on)."""
 
@@ -69,13 +69,15 @@ def find_race(program: Program) -> Race | None:
     limits = _limits(program)
     found = np.zeros(4, np.int64)
     status = _walk(
-        tables.opcode, QUEUE_OF_UNIT[tables.unit], tables.operands, tables.waits, tables.signals, tables.accesses, limits,
-        new_control(), shadows[0], shadows[1], shadows[2], shadows[3], shadows[4], np.array(GRANULE), found,
+        tables.opcode, tables.control, QUEUE_OF_UNIT[tables.unit], tables.operands, tables.waits, tables.signals,
+        tables.accesses, limits, new_control(), shadows[0], shadows[1], shadows[2], shadows[3], shadows[4],
+        np.array(GRANULE), found,
     )  # fmt: skip
     if status == FINE:
         return None
     if status != RACE:
-        raise ProgramError(f"program: instruction {found[1]} waits for ever")
+        what = {STUCK: "waits for ever", NO_BODY: "is none that the race check can follow"}[status]
+        raise ProgramError(f"program: instruction {found[1]} ({program.instructions[found[1]].mnemonic}) {what}")
     return Race(first=int(found[0]), second=int(found[1]), memory=Memory(int(found[2])).name, address=int(found[3]))
 
 
@@ -106,23 +108,21 @@ def _zeros(kind: type, *shape: int) -> np.ndarray:
 
 
 def _limits(program: Program) -> np.ndarray:
-    """Iterations to walk of the loop that each C_LOOP opens: all where no semaphore is touched in its body, else a few,
-    and one more where a ring advances directly in it."""
-    limits, stack = np.full(len(program.words), ALL, np.int64), []
-    for number, instruction in enumerate(program.instructions):
-        if instruction.mnemonic in LOOPS:
-            stack.append(number)
-        elif instruction.mnemonic == "C_NEXT":
-            stack.pop()
-        elif instruction.mnemonic == "A_NEXT" and stack:
-            limits[stack[-1]] = ITERATIONS + 1
-        if instruction.waits or instruction.signals:
-            limits[stack] = np.where(limits[stack] == ALL, ITERATIONS, limits[stack])
+    """Iterations to walk of each loop, by the instruction that opens it: all where no semaphore is touched in its body, else a
+    few, and one more where a ring advances directly in it."""
+    limits, instructions = np.full(len(program.words), ALL, np.int64), program.instructions
+    for loop in loop_tree(program).loops:
+        if any(isinstance(node, int) and instructions[node].spec.control is ControlKind.ADVANCE for node in loop.body):
+            limits[loop.head] = ITERATIONS + 1
+        elif any(instructions[number].waits or instructions[number].signals for number in (loop.head, *loop.numbers)):
+            limits[loop.head] = ITERATIONS
     return limits
 
 
 @njit(cache=True)
-def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0, s1, s2, s3, s4, granules, found):
+def _walk(
+    opcode, kinds, queue, operands, waits, signals, accesses, limits, control, s0, s1, s2, s3, s4, granules, found
+):
     knows = np.zeros((4, 4), np.int64)
     front = np.zeros(4, np.int64)
     number = np.zeros(4, np.int64)
@@ -130,23 +130,23 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
     given, taken = np.zeros(64, np.int64), np.zeros(64, np.int64)
     while control.pc[0] >= 0:
         pc = control.pc[0]
-        op = opcode[pc]
+        kind = kinds[pc]
         q = queue[pc]
         for slot in range(2):
             semaphore = waits[pc, slot]
             if semaphore:
                 if given[semaphore] == taken[semaphore]:
                     found[1] = pc
-                    return 2
+                    return STUCK
                 for u in range(4):
                     known = tokens[semaphore, taken[semaphore] % MAX_TOKENS, u]
-                    if op < QUEUED:
+                    if kind:
                         front[u] = max(front[u], known)
                     else:
                         knows[q, u] = max(knows[q, u], known)
                 taken[semaphore] += 1
-        if op < QUEUED:
-            if op == OP_BREAK:
+        if kind:
+            if kind == BREAK:
                 level = operands[pc, 0]
                 flag = address_of(control, operands[pc, 1]) // granules[4]
                 other = _conflict(s4, flag, -1, False, front)
@@ -158,8 +158,10 @@ def _walk(opcode, queue, operands, waits, signals, accesses, limits, control, s0
                 else:
                     control.pc[0] += 1
             else:
-                control_step(op, operands[pc], control)
-                if op == OP_LOOP or op == OP_LOOP_R:
+                if not control_step(control, opcode[pc], operands[pc]):
+                    found[1] = pc
+                    return NO_BODY
+                if kind == LOOP:
                     level = operands[pc, 0]
                     control.trips[level] = min(control.trips[level], limits[pc])
             continue

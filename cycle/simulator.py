@@ -5,45 +5,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from cycle.fastforward import mark_loops, new_snapshots
-from cycle.machine import DEADLOCK, OK, TRACE_SHORT, UNKNOWN, run
-from cycle.memory import Memory
+from cycle.code import CAUSES, code_of, facts_of
+from cycle.fastforward import new_snapshots
+from cycle.machine import DEADLOCK, NO_BODY, OK, OUT_OF_RANGE, TRACE_SHORT, UNKNOWN, run
+from cycle.memory import DescriptorCosts
+from cycle.periods import mark_loops
 from cycle.races import check_races
-from cycle.state import (
-    ADDRESS,
-    BUSY,
-    CAUSES,
-    CYCLES,
-    EVENT_COLUMNS,
-    EVENTS,
-    FRONTIER,
-    MISSING,
-    N_CAUSES,
-    REFRESH_EVERY,
-    REFRESH_FOR,
-    SKIPPED,
-    STALL,
-    TRAFFIC_BURSTS,
-    TRAFFIC_BYTES,
-    TURN_TO_READ,
-    TURN_TO_WRITE,
-    State,
-    Statistics,
-    code_of,
-    facts_of,
-    new_state,
-    new_statistics,
-)
+from cycle.state import EVENT, State, Statistics, new_state
 from npu.energy import Technology, account
 from npu.errors import ProgramError, TripathError
 from npu.hardware import HardwareConfig
-from npu.isa.control import new_control
 from npu.metrics import UNITS, Result, Table
 from npu.program import Program
 from npu.program.tables import event_counts, tabulate
 from npu.program.trace import Trace
 
 MAXIMUM_EVENTS = 100_000
+FAULTS = {
+    DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop",
+    OUT_OF_RANGE: "a semaphore overflows", NO_BODY: "the cycle path cannot run what stands",
+}  # fmt: skip
+"""What each status of the machine means."""
 SAMPLING_PHASES = ("lm_head", "sampling", "commit")
 
 
@@ -71,15 +53,15 @@ def simulate(
         program, hardware, trace, window=window, race_check=race_check, fast_forward=fast_forward,
         most_events=MAXIMUM_EVENTS,
     )  # fmt: skip
-    makespan, skipped = int(state.scalars[FRONTIER]), int(state.scalars[SKIPPED])
+    makespan, skipped = int(state.machine["frontier"][0]), int(state.machine["skipped"][0])
     check_attribution(statistics, makespan)
     result = _result(program, hardware, trace, statistics, makespan, skipped, events)
     if technology is None:
         return result
     energy = account(
         program, statistics.retired, hardware=hardware, technology=technology,
-        phase_seconds=statistics.phase[:, CYCLES] / hardware.clock_hz,
-        hbm_bytes=statistics.phase[:, TRAFFIC_BYTES : TRAFFIC_BYTES + 2].sum(axis=1),
+        phase_seconds=statistics.phase["cycles"] / hardware.clock_hz,
+        hbm_bytes=statistics.phase["traffic_bytes"].sum(axis=1),
     )  # fmt: skip
     return replace(result, metrics={**result.metrics, **energy.metrics}, tables={**result.tables, **energy.tables})
 
@@ -95,7 +77,7 @@ def instruction_times(program: Program, *, hardware: HardwareConfig, trace: Trac
     _, _, events = _replay(
         program, hardware, trace, window=(0, 1 << 62), race_check=False, fast_forward=False, most_events=most_events
     )
-    return events[:, [0, 3, 4]]
+    return np.stack([events["instruction"], events["start"], events["end"]], axis=1)
 
 
 def _replay(
@@ -111,26 +93,23 @@ def _replay(
             )
     if race_check:
         check_races(program)
-    code, facts = code_of(program, hardware), facts_of(hardware)
+    costs = DescriptorCosts(hardware)
+    code, facts = code_of(program, hardware), facts_of(hardware, costs)
     if fast_forward:
         mark_loops(program, code, hardware.hbm.burst_bytes)
-    state, statistics = new_state(program, hardware, window), new_statistics(program)
-    timeline = np.zeros((most_events, len(EVENT_COLUMNS)), np.int64)
-    memory, control = Memory(hardware), new_control()
-    facts[TURN_TO_WRITE], facts[TURN_TO_READ] = memory.turnaround_cycles()
-    facts[REFRESH_FOR], facts[REFRESH_EVERY] = memory.refresh_cycles()
-    inputs = code, tabulate(program).operands, facts, memory.costs, control, np.array(trace.breaks, np.int64)
-    outputs = state, statistics, timeline, new_snapshots(statistics)
+    state, control, statistics, watch = new_state(program, hardware, facts[0], window)
+    timeline = np.zeros(most_events, EVENT)
+    inputs = code, tabulate(program).operands, facts, costs.table, control, np.array(trace.breaks, np.int64)
+    outputs = state, statistics, timeline, new_snapshots(state, watch)
     status, fault = UNKNOWN, 0
     while status == UNKNOWN:
         status, fault = run(*inputs, *outputs)  # pyright: ignore[reportGeneralTypeIssues]  its return is compiled away
         if status == UNKNOWN:
-            memory.fill(int(state.scalars[MISSING]))
+            costs.fill(int(state.machine["missing"][0]))
     if status != OK:
         name = program.instructions[fault].mnemonic
-        reason = {DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop"}
-        raise ProgramError(f"program: {reason.get(status, 'a semaphore overflows')} at instruction {fault} ({name})")
-    return state, statistics, timeline[: state.scalars[EVENTS]]
+        raise ProgramError(f"program: {FAULTS[status]} at instruction {fault} ({name})")
+    return state, statistics, timeline[: int(state.machine["events"][0])]
 
 
 def check_attribution(statistics: Statistics, makespan: int) -> None:
@@ -140,13 +119,10 @@ def check_attribution(statistics: Statistics, makespan: int) -> None:
         AssertionError: a defect of the machine.
     """
     for number, unit in enumerate(UNITS):
-        stalls = STALL + number * N_CAUSES
-        explained = int(
-            statistics.phase[:, BUSY + number].sum() + statistics.phase[:, stalls : stalls + N_CAUSES].sum()
-        )
+        explained = int(statistics.phase["busy"][:, number].sum() + statistics.phase["stall"][:, number].sum())
         if explained != makespan:
             raise AssertionError(f"cycle: {explained} of {makespan} cycles of {unit} are explained")
-    if int(statistics.phase[:, CYCLES].sum()) != makespan:
+    if int(statistics.phase["cycles"].sum()) != makespan:
         raise AssertionError("cycle: the phases do not add up to the makespan")
 
 
@@ -164,12 +140,11 @@ def _result(
     phases = program.phase_names
     seconds = makespan / hardware.clock_hz
     counts = event_counts(program, statistics.retired)
-    moved = statistics.phase[:, TRAFFIC_BYTES : TRAFFIC_BYTES + 2].sum(axis=0)
+    moved = statistics.phase["traffic_bytes"].sum(axis=0)
     counts |= {"hbm_read_bytes": int(moved[0]), "hbm_write_bytes": int(moved[1])}
     tokens = program.layout["batch"] * program.layout["generation_length"]
-    cycles, busy = statistics.phase[:, CYCLES], statistics.phase[:, BUSY : BUSY + len(UNITS)]
-    stall = statistics.phase[:, STALL:TRAFFIC_BYTES].reshape(len(phases), len(UNITS), N_CAUSES)
-    address = int(statistics.phase[:, ADDRESS].sum())
+    cycles, busy, stall = statistics.phase["cycles"], statistics.phase["busy"], statistics.phase["stall"]
+    address = int(statistics.phase["address_cycles"].sum())
     by_unit, by_cause = busy.sum(axis=0), stall.sum(axis=0)
     sampling = sum(int(cycles[phases.index(name)]) for name in SAMPLING_PHASES if name in phases)
     metrics: dict[str, float] = {
@@ -178,7 +153,7 @@ def _result(
         "skipped_instructions": skipped, "macs_per_cycle": counts["macs"] / makespan,
         "matrix_utilisation": counts["macs"] / makespan / (hardware.blen * hardware.mlen),
         "hbm_utilisation": int(moved.sum()) / makespan / hardware.peak_bytes_per_cycle,
-        "hbm_bursts": int(statistics.phase[:, TRAFFIC_BURSTS : TRAFFIC_BURSTS + 2].sum()), "sampling_share": sampling / makespan,
+        "hbm_bursts": int(statistics.phase["traffic_bursts"].sum()), "sampling_share": sampling / makespan,
     }  # fmt: skip
     for number, unit in enumerate(UNITS):
         metrics[f"busy_cycles.{unit}"] = int(by_unit[number])
@@ -218,6 +193,6 @@ def _result(
                 ],
             ),
             "stalls": Table(columns=["phase", "unit", "busy", *CAUSES], rows=by_phase),
-            "timeline": Table(columns=["instruction", "phase", *EVENT_COLUMNS[1:]], rows=rows),
+            "timeline": Table(columns=["instruction", "phase", *(EVENT.names or ())[1:]], rows=rows),
         },
     )  # fmt: skip

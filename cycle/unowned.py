@@ -5,23 +5,31 @@ rows of small tables this takes two thirds of the time. An array over memory tha
 caller must keep the original alive.
 """
 
-import numpy as np
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.numpy_support import carray
 
 
 @intrinsic
-def _pointer(_, array):
-    def generate(context, builder, signature, arguments):
-        source = context.make_array(signature.args[0])(context, builder, arguments[0])
-        return builder.bitcast(source.data, cgutils.voidptr_t)
+def _unowned(_, value):
+    def strip(context, builder, kind, content):
+        if isinstance(kind, types.BaseTuple):
+            members = zip(kind.types, cgutils.unpack_tuple(builder, content), strict=True)  # pyright: ignore[reportAttributeAccessIssue]
+            return context.make_tuple(builder, kind, [strip(context, builder, *member) for member in members])
+        if not isinstance(kind, types.Array):
+            return content
+        array = context.make_array(kind)(context, builder, content)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        return array._getvalue()  # noqa: SLF001  Numba's own way to a proxy's value
 
-    return types.voidptr(array), generate
+    def generate(context, builder, signature, arguments):
+        return strip(context, builder, signature.args[0], arguments[0])
+
+    return value(value), generate
 
 
 @njit(cache=True)
-def unowned(array):
-    """The same int64 values in C order, not counted."""
-    return carray(_pointer(array), array.shape, np.int64)  # pyright: ignore[reportCallIssue]  Numba hands the context in
+def unowned(value):
+    """The same array, or the same named tuple with the arrays in it, not counted."""
+    return _unowned(value)  # pyright: ignore[reportCallIssue]  Numba hands the context in

@@ -11,10 +11,12 @@ from numba import njit
 
 from npu.isa.spec import (
     ADDRESS_REGISTERS,
+    BY_MNEMONIC,
     INT,
     INTEGER_REGISTERS,
     LOOP_LEVELS,
     RINGS,
+    ControlKind,
     Unit,
     instruction,
     signed,
@@ -72,21 +74,21 @@ def _leave(control, level):
     control.pc[0] = control.stop[level]
 
 
-@instruction(opcode=0x01, unit=Unit.FRONTEND,
+@instruction(opcode=0x01, unit=Unit.FRONTEND, control=ControlKind.LOOP,
              operands={"level": LEVEL, "trips": unsigned(32), "length": unsigned(24)})  # fmt: skip
 def c_loop(control, level, trips, length):
     """Repeat the next `length` instructions (the last is the C_NEXT) `trips` times; index[level] counts from 0."""
     _enter(control, level, trips, length)
 
 
-@instruction(opcode=0x02, unit=Unit.FRONTEND,
+@instruction(opcode=0x02, unit=Unit.FRONTEND, control=ControlKind.LOOP,
              operands={"level": LEVEL, "register": REGISTER, "length": unsigned(24)})  # fmt: skip
 def c_loop_r(control, level, register, length):
     """As C_LOOP, with the trip count in an integer register."""
     _enter(control, level, control.register[register], length)
 
 
-@instruction(opcode=0x03, unit=Unit.FRONTEND, operands={"level": LEVEL})
+@instruction(opcode=0x03, unit=Unit.FRONTEND, control=ControlKind.NEXT, operands={"level": LEVEL})
 def c_next(control, level):
     """End of a loop body: advance index[level] and every address by its stride, or leave the loop."""
     if control.index[level] + 1 < control.trips[level]:
@@ -96,7 +98,13 @@ def c_next(control, level):
         _leave(control, level)
 
 
-@instruction(opcode=0x04, unit=Unit.FRONTEND, operands={"level": LEVEL, "flag": INT}, reads=(touch("flag", 1),))
+@instruction(
+    opcode=0x04,
+    unit=Unit.FRONTEND,
+    control=ControlKind.BREAK,
+    operands={"level": LEVEL, "flag": INT},
+    reads=(touch("flag", 1),),
+)
 def c_break_if(control, level, flag):  # noqa: ARG001  the flag is read by the path that decides
     """Leave the loop of `level` at once if integer[flag] is 0, or in its last trip. The front end waits for the flag;
     nothing is speculated.
@@ -106,7 +114,7 @@ def c_break_if(control, level, flag):  # noqa: ARG001  the flag is read by the p
     _leave(control, level)
 
 
-@instruction(opcode=0x05, unit=Unit.FRONTEND,
+@instruction(opcode=0x05, unit=Unit.FRONTEND, control=ControlKind.TRIPS,
              operands={"register": REGISTER, "base": signed(32), "factor": signed(32), "level": LEVEL})  # fmt: skip
 def c_affine(control, register, base, factor, level):
     """register := base + factor * index[level]: a trip count that is affine in an enclosing loop."""
@@ -114,13 +122,15 @@ def c_affine(control, register, base, factor, level):
     control.pc[0] += 1
 
 
-@instruction(opcode=0x06, unit=Unit.FRONTEND)
+@instruction(opcode=0x06, unit=Unit.FRONTEND, control=ControlKind.END)
 def c_end(control):
     """End of the program."""
     control.pc[0] = -1
 
 
-@instruction(opcode=0x07, unit=Unit.FRONTEND, operands={"register": ADDRESS, "base": unsigned(48)})
+@instruction(
+    opcode=0x07, unit=Unit.FRONTEND, control=ControlKind.BASE, operands={"register": ADDRESS, "base": unsigned(48)}
+)
 def a_base(control, register, base):
     """Set an address register: address := base; its row stride, strides and ring are cleared."""
     control.base[register] = base
@@ -132,7 +142,7 @@ def a_base(control, register, base):
     control.pc[0] += 1
 
 
-@instruction(opcode=0x08, unit=Unit.FRONTEND,
+@instruction(opcode=0x08, unit=Unit.FRONTEND, control=ControlKind.STEP,
              operands={"register": ADDRESS, "level": LEVEL, "stride": signed(48)})  # fmt: skip
 def a_step(control, register, level, stride):
     """The address grows by `stride` for each index of `level` (which must not be running)."""
@@ -140,14 +150,16 @@ def a_step(control, register, level, stride):
     control.pc[0] += 1
 
 
-@instruction(opcode=0x09, unit=Unit.FRONTEND, operands={"register": ADDRESS, "stride": signed(48)})
+@instruction(
+    opcode=0x09, unit=Unit.FRONTEND, control=ControlKind.ROWS, operands={"register": ADDRESS, "stride": signed(48)}
+)
 def a_rows(control, register, stride):
     """Distance between the rows of two-dimensional accesses through this register."""
     control.row_stride[register] = stride
     control.pc[0] += 1
 
 
-@instruction(opcode=0x0A, unit=Unit.FRONTEND,
+@instruction(opcode=0x0A, unit=Unit.FRONTEND, control=ControlKind.RING,
              operands={"register": ADDRESS, "ring": RING, "length": unsigned(8), "stride": signed(48)})  # fmt: skip
 def a_ring(control, register, ring, length, stride):
     """The address also runs through the `length` buffers of a ring, `stride` apart (multi-buffering)."""
@@ -157,8 +169,42 @@ def a_ring(control, register, ring, length, stride):
     control.pc[0] += 1
 
 
-@instruction(opcode=0x0B, unit=Unit.FRONTEND, operands={"ring": RING})
+@instruction(opcode=0x0B, unit=Unit.FRONTEND, control=ControlKind.ADVANCE, operands={"ring": RING})
 def a_next(control, ring):
     """Advance every address register of a ring to its next buffer, modulo the ring's length."""
     control.ring_position[ring] = (control.ring_position[ring] + 1) % control.ring_length[ring]
     control.pc[0] += 1
+
+
+_C_LOOP, _C_LOOP_R, _C_NEXT, _C_AFFINE, _C_END, _A_BASE, _A_STEP, _A_ROWS, _A_RING, _A_NEXT = (
+    BY_MNEMONIC[name].opcode
+    for name in ("C_LOOP", "C_LOOP_R", "C_NEXT", "C_AFFINE", "C_END", "A_BASE", "A_STEP", "A_ROWS", "A_RING", "A_NEXT")
+)  # fmt: skip
+
+
+@njit(cache=True)
+def control_step(control, opcode, o):
+    """Run a control instruction on which no data decides (any but a BREAK); false if this is none that it can run."""
+    if opcode == _C_NEXT:
+        c_next(control, o[0])
+    elif opcode == _C_LOOP:
+        c_loop(control, o[0], o[1], o[2])
+    elif opcode == _C_LOOP_R:
+        c_loop_r(control, o[0], o[1], o[2])
+    elif opcode == _A_NEXT:
+        a_next(control, o[0])
+    elif opcode == _C_AFFINE:
+        c_affine(control, o[0], o[1], o[2], o[3])
+    elif opcode == _A_BASE:
+        a_base(control, o[0], o[1])
+    elif opcode == _A_STEP:
+        a_step(control, o[0], o[1], o[2])
+    elif opcode == _A_ROWS:
+        a_rows(control, o[0], o[1])
+    elif opcode == _A_RING:
+        a_ring(control, o[0], o[1], o[2], o[3])
+    elif opcode == _C_END:
+        c_end(control)
+    else:
+        return False
+    return True

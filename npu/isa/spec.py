@@ -35,6 +35,29 @@ class Unit(IntEnum):
     DMA_OUT = 5
 
 
+class ControlKind(IntEnum):
+    """What a front-end instruction does to control flow or addresses; whoever follows a program's control reads it off here.
+
+    Operands by name: LOOP has `level`, `length`, and `trips` or the `register` that holds them; NEXT and BREAK `level`; TRIPS
+    `register`, `base`, `factor`, `level`; BASE, STEP, ROWS and RING set up the address `register`; ADVANCE has `ring`.
+    """
+
+    LOOP = 1
+    NEXT = 2
+    BREAK = 3
+    TRIPS = 4
+    BASE = 5
+    STEP = 6
+    ROWS = 7
+    RING = 8
+    ADVANCE = 9
+    END = 10
+
+
+SET_UP = frozenset({ControlKind.BASE, ControlKind.STEP, ControlKind.ROWS, ControlKind.RING})
+"""Kinds that set up an address register."""
+
+
 class Memory(IntEnum):
     """Memories, and the size of one address in each: a byte in HBM and Matrix SRAM, an element elsewhere."""
 
@@ -134,6 +157,7 @@ class InstructionSpec:
     mnemonic: str
     opcode: int
     unit: Unit
+    control: ControlKind | None
     operands: Mapping[str, Operand]
     memories: tuple[str, ...]
     reads: tuple[Footprint, ...]
@@ -160,6 +184,7 @@ def instruction(
     *,
     opcode: int,
     unit: Unit,
+    control: ControlKind | None = None,
     operands: Mapping[str, Operand] | None = None,
     reads: tuple[Footprint, ...] = (),
     writes: tuple[Footprint, ...] = (),
@@ -186,6 +211,8 @@ def instruction(
             raise ProgramError(f"isa: parameters of {mnemonic} are {parameters}, its operands say {expected}")
         if opcode in TABLE or mnemonic in BY_MNEMONIC or not 0 < opcode < 256:
             raise ProgramError(f"isa: opcode {opcode:#x} of {mnemonic} is taken or out of range")
+        if (unit is Unit.FRONTEND) != (control is not None):
+            raise ProgramError(f"isa: {mnemonic} of unit {unit.name} has control kind {control}")
         bits = sum(operand.bits for operand in fields.values())
         if bits > WORD_BITS - HEADER_BITS:
             raise ProgramError(f"isa: operands of {mnemonic} need {bits} bits, limit {WORD_BITS - HEADER_BITS}")
@@ -195,8 +222,8 @@ def instruction(
         if (unit is Unit.FRONTEND) != (op_class is None):
             raise ProgramError(f"isa: {mnemonic} of unit {unit.name} has operation class {op_class}")
         spec = InstructionSpec(
-            mnemonic=mnemonic, opcode=opcode, unit=unit, operands=fields, memories=memories, reads=reads,
-            writes=writes, macs=macs, lanes=lanes, legal=legal, body=njit(cache=True)(function),
+            mnemonic=mnemonic, opcode=opcode, unit=unit, control=control, operands=fields, memories=memories,
+            reads=reads, writes=writes, macs=macs, lanes=lanes, legal=legal, body=njit(cache=True)(function),
             manual=inspect.cleandoc(function.__doc__ or ""), op_class=op_class,
         )  # fmt: skip
         TABLE[opcode] = BY_MNEMONIC[mnemonic] = spec

@@ -15,7 +15,8 @@ from npu.errors import ProgramError
 from npu.formats import FORMATS
 from npu.isa import Instruction, assemble, disassemble
 from npu.program.bounds import check_bounds
-from npu.program.structure import LOOPS, check_structure
+from npu.program.looptree import LoopTree
+from npu.program.structure import check_structure
 
 MAGIC = b"TRIPATH1"
 
@@ -72,7 +73,9 @@ class Program:
     phases: tuple[Phase, ...]
 
     def __post_init__(self) -> None:
-        check_structure(self.instructions, self.geometry)  # decoding checks the legality of each instruction
+        check_structure(
+            self.instructions, loop_tree(self), self.geometry
+        )  # decoding checks the legality of each instruction
 
     def __getstate__(self) -> dict[str, object]:
         """Everything but the facts, which whoever loads it computes anew."""
@@ -89,7 +92,7 @@ class Program:
         Raises:
             ProgramError: naming the instruction, the addresses and the limit.
         """
-        check_bounds(self.instructions, self.geometry, self.hbm_bytes)
+        check_bounds(self.instructions, loop_tree(self), self.geometry, self.hbm_bytes)
 
     @cached_property
     def digest(self) -> str:
@@ -118,14 +121,6 @@ class Program:
     def phase_names(self) -> list[str]:
         """Names of the phases in order of first appearance; what stands outside of any belongs to the one before."""
         return list(dict.fromkeys(["setup", *(phase.name for phase in self.phases)]))
-
-    def loop_ends(self) -> dict[int, int]:
-        """For each loop instruction, the number of its C_NEXT."""
-        return {
-            number: number + instruction.operands["length"]
-            for number, instruction in enumerate(self.instructions)
-            if instruction.mnemonic in LOOPS
-        }
 
     def _header(self, *, phases: bool = True) -> bytes:
         header: dict[str, object] = {
@@ -218,6 +213,16 @@ def fact_of_program(function: Callable[Concatenate[Program, P], T]) -> Callable[
         return facts[key]
 
     return once
+
+
+@fact_of_program
+def loop_tree(program: Program) -> LoopTree:
+    """The loops of a program.
+
+    Raises:
+        ProgramError: they are no tree.
+    """
+    return LoopTree.of(program.instructions)
 
 
 def words_of(instructions: Sequence[Instruction]) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from npu.errors import ProgramError
 from npu.isa import Instruction
-
-SET_UP = ("A_BASE", "A_STEP", "A_ROWS", "A_RING")
+from npu.isa.spec import ControlKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,25 +23,31 @@ class Register:
 
 
 def set_up(registers: dict[int, Register], instruction: Instruction, place: int) -> None:
-    """Carry one of `SET_UP`, instruction `place` of its program, out on the registers by number.
+    """Carry instruction `place` of its program out on the registers by number; only those that set up a register change one.
 
     Raises:
-        ProgramError: a register is used before A_BASE sets it.
+        ProgramError: a register is used before it is given a base.
     """
     o = instruction.operands
-    number = o["register"]
-    if instruction.mnemonic == "A_BASE":
-        registers[number] = Register(base=o["base"], strides={})
-        return
-    known = register_of(registers, number, place)
-    match instruction.mnemonic:
-        case "A_STEP":
-            changed = replace(known, strides={**known.strides, o["level"]: o["stride"]})
-        case "A_ROWS":
-            changed = replace(known, row_stride=o["stride"])
-        case _:
-            changed = replace(known, ring=o["ring"], ring_length=o["length"], ring_stride=o["stride"])
-    registers[number] = changed
+    match instruction.spec.control:
+        case ControlKind.BASE:
+            registers[o["register"]] = Register(base=o["base"], strides={})
+        case ControlKind.STEP:
+            known = register_of(registers, o["register"], place)
+            registers[o["register"]] = replace(known, strides={**known.strides, o["level"]: o["stride"]})
+        case ControlKind.ROWS:
+            known = register_of(registers, o["register"], place)
+            registers[o["register"]] = replace(known, row_stride=o["stride"])
+        case ControlKind.RING:
+            known = register_of(registers, o["register"], place)
+            registers[o["register"]] = replace(known, ring=o["ring"], ring_length=o["length"], ring_stride=o["stride"])
+        case (
+            ControlKind.LOOP | ControlKind.NEXT | ControlKind.BREAK | ControlKind.TRIPS | ControlKind.ADVANCE
+            | ControlKind.END | None
+        ):  # fmt: skip
+            pass
+        case other:
+            assert_never(other)
 
 
 def register_of(registers: Mapping[int, Register], number: int, place: int) -> Register:

@@ -8,12 +8,12 @@ from itertools import chain
 
 import numpy as np
 
-from npu.isa import BY_MNEMONIC, BYTES_PER_ADDRESS, TABLE, Instruction, Memory, Unit
-from npu.program.container import Program, fact_of_program
-from npu.program.registers import SET_UP, Register, set_up
+from npu.isa import BYTES_PER_ADDRESS, TABLE, Instruction, Memory, Unit
+from npu.isa.spec import ControlKind
+from npu.program.container import Program, fact_of_program, loop_tree
+from npu.program.registers import Register, set_up
 
 OPERANDS = 10
-FRONTEND, A_NEXT = Unit.FRONTEND, BY_MNEMONIC["A_NEXT"].opcode
 ACCESSES = 5
 QUEUE_OF_UNIT = np.array([-1, 0, 1, 1, 2, 3], np.int64)
 """Queue of each unit (`hardware.QUEUED_UNITS`): scalar instructions share that of the vector unit."""
@@ -32,12 +32,13 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """One row per instruction, int64: `opcode`, `unit` [n]; `operands` [n, 10] in the order of the table; `waits`,
-    `signals` [n, 2] (0: none); `accesses` [n, 5, 5] with the columns of `Access` (memory -1: none), where an access is
-    ROWS runs of SIZE addresses through an address register; `macs`, `lanes` [n]: the work of each."""
+    """One row per instruction, int64: `opcode`, `unit`, `control` (a ControlKind, 0: none) [n]; `operands` [n, 10] in the order
+    of the table; `waits`, `signals` [n, 2] (0: none); `accesses` [n, 5, 5] with the columns of `Access` (memory -1: none), where
+    an access is ROWS runs of SIZE addresses through an address register; `macs`, `lanes` [n]: the work of each."""
 
     opcode: np.ndarray
     unit: np.ndarray
+    control: np.ndarray
     operands: np.ndarray
     waits: np.ndarray
     signals: np.ndarray
@@ -51,14 +52,14 @@ def tabulate(program: Program) -> Tables:
     """Arrays of a program."""
     rows = b"".join([_row(low | high << 64) for low, high in program.words.tolist()])
     table = np.frombuffer(rows, np.int64).reshape(len(program.words), -1)
-    edges = np.cumsum([1, 1, OPERANDS, 2, 2, 5 * ACCESSES, 1]).tolist()
-    opcode, unit, operands, waits, signals, accesses, macs, lanes = (
+    edges = np.cumsum([1, 1, 1, OPERANDS, 2, 2, 5 * ACCESSES, 1]).tolist()
+    opcode, unit, control, operands, waits, signals, accesses, macs, lanes = (
         np.ascontiguousarray(columns) for columns in np.split(table, edges, axis=1)
     )
-    for columns in (opcode, unit, operands, waits, signals, accesses, macs, lanes):
+    for columns in (opcode, unit, control, operands, waits, signals, accesses, macs, lanes):
         columns.setflags(write=False)
     return Tables(
-        opcode=opcode[:, 0], unit=unit[:, 0], operands=operands, waits=waits, signals=signals,
+        opcode=opcode[:, 0], unit=unit[:, 0], control=control[:, 0], operands=operands, waits=waits, signals=signals,
         accesses=accesses.reshape(-1, ACCESSES, 5), macs=macs[:, 0], lanes=lanes[:, 0],
     )  # fmt: skip
 
@@ -73,7 +74,7 @@ def _row(word: int) -> bytes:
          footprint.size(values)]
         for footprints, write in ((spec.reads, False), (spec.writes, True)) for footprint in footprints
     ]  # fmt: skip
-    row = [spec.opcode, spec.unit, *values.values(), *[0] * (OPERANDS - len(values))]
+    row = [spec.opcode, spec.unit, spec.control or 0, *values.values(), *[0] * (OPERANDS - len(values))]
     row += [*instruction.waits, 0, 0][:2] + [*instruction.signals, 0, 0][:2]
     row += chain(*touched, [-1] * (5 * (ACCESSES - len(touched))))
     return array("q", [*row, spec.macs(values), spec.lanes(values)]).tobytes()
@@ -84,8 +85,7 @@ def address_registers(program: Program) -> dict[int, Register]:
     """The address registers by number, as the program's set-up leaves them."""
     result: dict[int, Register] = {}
     for place, instruction in enumerate(program.instructions):
-        if instruction.mnemonic in SET_UP:
-            set_up(result, instruction, place)
+        set_up(result, instruction, place)
     return result
 
 
@@ -100,9 +100,9 @@ def bytes_per_instruction(program: Program, memory: Memory) -> np.ndarray:
 
 @fact_of_program
 def address_steps(program: Program) -> np.ndarray:
-    """Addresses that each C_NEXT and A_NEXT moves (int64 [n]): registers used in the loop's body that have a stride at its
-    level, registers that follow the ring."""
-    registers, tables = address_registers(program), tabulate(program)
+    """Addresses that each instruction moves which closes a loop or advances a ring (int64 [n]): registers used in the loop's
+    body that have a stride at its level, registers that follow the ring."""
+    registers = address_registers(program)
     at_level: dict[int, set[int]] = {}
     on_ring: Counter[int] = Counter()
     for number, register in registers.items():
@@ -110,16 +110,14 @@ def address_steps(program: Program) -> np.ndarray:
         for level in register.strides:
             at_level.setdefault(level, set()).add(number)
     used: list[set[int]] = []
-    for instruction in program.instructions:
+    steps = np.zeros(len(program.words), np.int64)
+    for number, instruction in enumerate(program.instructions):
         o, spec = instruction.operands, instruction.spec
-        queued = spec.unit is not FRONTEND
-        used.append({o[name] for name in spec.addresses} if queued else set())
-    steps = np.zeros(len(used), np.int64)
-    for start, end in program.loop_ends().items():
-        level = int(tables.operands[end, 0])
-        steps[end] = len(set().union(*used[start:end]) & at_level.get(level, set()))
-    for number in np.flatnonzero(tables.opcode == A_NEXT):
-        steps[number] = on_ring[int(tables.operands[number, 0])]
+        used.append({o[name] for name in spec.addresses} if spec.control is None else set())
+        if spec.control is ControlKind.ADVANCE:
+            steps[number] = on_ring[o["ring"]]
+    for loop in loop_tree(program).loops:
+        steps[loop.next] = len(set().union(*used[loop.head : loop.next]) & at_level.get(loop.level, set()))
     return steps
 
 

@@ -12,8 +12,7 @@ from accuracy.image import build_image
 from analytical import overlap, tree
 from analytical import simulator as analytical_simulator
 from cycle import simulator as cycle_simulator
-from cycle import state
-from cycle.memory import DATA
+from cycle.code import UNIT_MATRIX
 from npu.program import tables
 from npu.program.trace import Trace
 from tests.conftest import PROMPT, compiled, compose_experiment
@@ -54,7 +53,7 @@ def test_without_a_defect_nothing_fails(clean):
     assert failures(clean) == set()
 
 
-def wrong_fact(monkeypatch, mnemonic, column, change):
+def wrong_fact(monkeypatch, mnemonic, field, change):
     """Corrupt the cycle path's loaded copy of one fact."""
     original = cycle_simulator.code_of
 
@@ -62,25 +61,25 @@ def wrong_fact(monkeypatch, mnemonic, column, change):
         code = original(program, hardware)
         for number, instruction in enumerate(program.instructions):
             if instruction.mnemonic == mnemonic:
-                code[number, column] = change(code[number, column])
+                code[field][number] = change(code[field][number])
         return code
 
     monkeypatch.setattr(cycle_simulator, "code_of", corrupted)
 
 
 @pytest.mark.parametrize(
-    ("mnemonic", "column", "change", "expected"),
+    ("mnemonic", "field", "change", "expected"),
     [
-        ("M_MM", state.INTERVAL_CYCLES, lambda x: x + 1, ("count", "busy_cycles.matrix")),
-        ("M_OUT", state.INTERVAL_CYCLES, lambda x: x - 1, ("count", "busy_cycles.matrix")),
-        ("V_EXP_V", state.INTERVAL_CYCLES, lambda x: x + 1, ("count", "busy_cycles.vector")),
-        ("S_RECI_FP", state.INTERVAL_CYCLES, lambda x: x + 1, ("count", "busy_cycles.scalar")),
-        ("M_OUT", state.LATENCY_CYCLES, lambda x: x + 400, ("estimate", "makespan_cycles")),
-        ("M_MM", state.INTERVAL_CYCLES, lambda x: 0 * x, ("bound", "makespan_cycles")),
+        ("M_MM", "interval_cycles", lambda x: x + 1, ("count", "busy_cycles.matrix")),
+        ("M_OUT", "interval_cycles", lambda x: x - 1, ("count", "busy_cycles.matrix")),
+        ("V_EXP_V", "interval_cycles", lambda x: x + 1, ("count", "busy_cycles.vector")),
+        ("S_RECI_FP", "interval_cycles", lambda x: x + 1, ("count", "busy_cycles.scalar")),
+        ("M_OUT", "latency_cycles", lambda x: x + 400, ("estimate", "makespan_cycles")),
+        ("M_MM", "interval_cycles", lambda x: 0 * x, ("bound", "makespan_cycles")),
     ],
 )
-def test_cycle_with_a_wrong_fact(clean, monkeypatch, mnemonic, column, change, expected):
-    wrong_fact(monkeypatch, mnemonic, column, change)
+def test_cycle_with_a_wrong_fact(clean, monkeypatch, mnemonic, field, change, expected):
+    wrong_fact(monkeypatch, mnemonic, field, change)
     assert expected in failures(clean)
 
 
@@ -90,7 +89,7 @@ def test_cycle_with_a_wrong_byte_count(clean, monkeypatch):
     def corrupted(program, hardware):
         code = original(program, hardware)
         loads = [n for n, i in enumerate(program.instructions) if i.mnemonic == "H_LOAD_M"]
-        code[loads[0], state.HBM_BYTES] += 1
+        code["hbm_bytes"][loads[0]] += 1
         return code
 
     monkeypatch.setattr(cycle_simulator, "code_of", corrupted)
@@ -110,30 +109,30 @@ def test_cycle_with_a_loop_run_once_too_often(clean, monkeypatch):
 
 
 def test_cycle_with_memory_at_a_tenth_of_its_bandwidth(clean, monkeypatch):
-    original = cycle_simulator.Memory.fill
+    original = cycle_simulator.DescriptorCosts.fill
 
-    def corrupted(memory, line):
-        original(memory, line)
-        memory.costs[line, DATA] *= 10
+    def corrupted(costs, number):
+        original(costs, number)
+        costs.table["data"][number] *= 10
 
-    monkeypatch.setattr(cycle_simulator.Memory, "fill", corrupted)
+    monkeypatch.setattr(cycle_simulator.DescriptorCosts, "fill", corrupted)
     assert ("estimate", "makespan_cycles") in failures(clean)
 
 
 def slow_matrix_unit(code, facts):
-    code[code[:, state.UNIT] == state.UNIT_MATRIX, state.INTERVAL_CYCLES] += 1
+    code["interval_cycles"][code["unit"] == UNIT_MATRIX] += 1
 
 
 def late_results(code, facts):
-    code[:, state.LATENCY_CYCLES] += 400
+    code["latency_cycles"] += 400
 
 
 def ignored_semaphores(code, facts):
-    code[:, state.WAIT : state.WAIT + 2], code[:, state.SIGNAL : state.SIGNAL + 2] = 0, 0
+    code["wait"], code["signal"] = 0, 0
 
 
 def one_instruction_at_a_time(code, facts):
-    facts[state.SERIAL_MODE] = 1
+    facts["serial"] = 1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ def test_analytical_knows_nothing_of_a_defect_in_cycle(clean, monkeypatch, defec
 
 def test_analytical_with_a_wrong_trip_count(clean, monkeypatch):
     original = tree.TripCounts.of
-    monkeypatch.setattr(tree.TripCounts, "of", lambda self, loop: original(self, loop) + (loop.base == 512 // 64))
+    monkeypatch.setattr(tree.TripCounts, "of", lambda self, loop: original(self, loop) + (loop.trips.base == 512 // 64))
     experiment, program, *others = clean
     fresh = dataclasses.replace(program)  # what was counted without the defect is a fact of the other
     assert ("count", "instructions.V_RED_MAX_IDX") in failures((experiment, fresh, *others))

@@ -25,7 +25,8 @@ class Generated:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """The outputs of a run. `program` None: no path ran one, at most `quality`. `cached` paths were not run anew.
-    `reference_only`: why, where no program carries out what was asked for.
+    `reference_only`: why, where no program carries out what was asked for. `prompt_lengths`: tokens of the prompts that the
+    program is for.
 
     `devices`: metrics of other hardware by name; `tables` and `files` (name, text) are what such a comparison leaves.
     """
@@ -41,6 +42,7 @@ class Outcome:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cached: Sequence[str] = ()
     reference_only: str = ""
+    prompt_lengths: Sequence[int] = ()
 
     @property
     def trace_digest(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from npu.files import write_atomically
 from npu.metrics import Result, Table
 from npu.units import format_bytes
+from npu_compiler import compile_passes, explain
 from tripath.experiment import Experiment, Generated, Outcome
 from tripath.paths import PATHS, Picture, most_exact
 from tripath.report.headline import energy_line, headline, verdicts
@@ -102,6 +103,10 @@ def write_files(
     files = {"config.yaml": configuration.encode(), **{name: text.encode() for name, text in outcome.files.items()}}
     if outcome.program is not None:
         files |= {"program.asm": outcome.program.to_text().encode(), "program.bin": outcome.program.to_bytes()}
+        if outcome.prompt_lengths:
+            e = experiment
+            made = compile_passes(e.model, e.workload, e.hardware, e.numerics, outcome.prompt_lengths)
+            files["program.stages"] = explain(made).encode()
     for file, content in files.items():
         (folder / file).write_bytes(content)
     pictures, traces = draw_pictures(folder, experiment, outcome), []

@@ -96,6 +96,7 @@ def outcome_of(
         wall_seconds={name: runs[name].wall_seconds for name in experiment.paths},
         generated=_generated(experiment, prepared.prompts, runs[giver.name]) if giver else None,
         cached=[name for name in experiment.paths if runs[name].cached], reference_only=experiment.reference_only,
+        prompt_lengths=[len(tokens) for tokens in prepared.token_ids],
     )  # fmt: skip
     return with_comparisons(experiment, outcome, show, [run.findings for run in runs.values()])
 

@@ -45,7 +45,9 @@ def _beside_witnesses(
     import accuracy
     import cycle
     import rtl
+    from rtl.limits import check_program
 
+    check_program(program, hardware)  # before the others take their time
     image, machine = accuracy.final_state(program, model=model, workload=workload, prompts=prompts)
     times = cycle.instruction_times(program, hardware=hardware, trace=trace, most_events=int(machine.retired.sum()))
     expected = rtl.Memories(**{name: getattr(machine, name) for name in rtl.Memories.__dataclass_fields__})

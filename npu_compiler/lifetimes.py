@@ -1,8 +1,8 @@
 """Lifetimes of buffers: the stages from the first write of what is read later to the last read, in program order.
 
-A buffer begins anew in every iteration of a loop if the first thing that an iteration does with it is to write it, at an address
-that does not move with the loop. Else, and where it is used behind the loop, it lives through all of it. The slots of a stream
-live through the loop in which it advances.
+A buffer is filled, by one stage or several, and then used. The first write after a use begins it anew; so does the first write
+of an iteration of a loop, at an address that does not move with the loop. Else, and where it is used behind a loop, a buffer
+lives through all of it. The slots of a stream live through the loop in which it advances.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,12 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _First:
-    """The first access to a buffer in a node: only a write, and the loops with which its address moves."""
+class _Use:
+    """Accesses to a buffer in a node: whether the first one and the last one only write, and the loops that move the first."""
 
     writes: bool
     moves: frozenset[int]
+    fills: bool
 
 
 def lifetimes(body: Sequence[Node]) -> dict[Buffer, list[Span]]:
@@ -39,79 +40,80 @@ def overlap(first: Sequence[Span], second: Sequence[Span]) -> bool:
 class _Walk:
     alive: dict[Buffer, list[Span]] = field(default_factory=dict)
     spans: dict[int, Span] = field(default_factory=dict)
-    firsts: dict[int, Mapping[Buffer, _First]] = field(default_factory=dict)
+    uses: dict[int, Mapping[Buffer, _Use]] = field(default_factory=dict)
     count: int = 0
 
-    def number(self, body: Sequence[Node], depth: int) -> dict[Buffer, _First]:
-        """Number the stages of a body, and note the first access to each buffer in every node."""
+    def number(self, body: Sequence[Node], depth: int) -> dict[Buffer, _Use]:
+        """Number the stages of a body, and note the accesses to each buffer in every node."""
         turning = {node.stream for node in body if isinstance(node, Advance)}
-        found: dict[Buffer, _First] = {}
+        found: dict[Buffer, _Use] = {}
         for node in body:
             begin = self.count
             match node:
                 case Loop():
-                    firsts = self.number(node.body, depth + 1)
+                    uses = self.number(node.body, depth + 1)
                 case Stage() | Break():
-                    firsts = dict(_first_accesses(node))
+                    uses = dict(_uses(node))
                     self.count += 1
                 case Advance() | Op():
                     continue
-            for buffer, first in firsts.items():
-                if buffer.stream in turning:
-                    firsts[buffer] = _First(first.writes, first.moves | {depth - 1})
-                found.setdefault(buffer, firsts[buffer])
-            self.firsts[id(node)] = firsts
+            for buffer, use in uses.items():
+                before = found.get(buffer)
+                writes = use.writes and not (before is not None and before.fills)
+                moves = use.moves | {depth - 1} if buffer.stream in turning else use.moves
+                uses[buffer] = _Use(writes, moves, use.fills)
+                first = before or uses[buffer]
+                found[buffer] = _Use(first.writes, first.moves, use.fills)
+            self.uses[id(node)] = uses
             self.spans[id(node)] = begin, self.count - 1
         return found
 
-    def body(self, body: Sequence[Node], depth: int, live: set[Buffer]) -> set[Buffer]:
-        """Go through a body backwards from what is live behind it; what is live before it."""
+    def body(self, body: Sequence[Node], depth: int, live: set[Buffer]) -> None:
+        """Go through a body backwards from what is live behind it."""
         live = set(live)
         for node in reversed(body):
             if isinstance(node, Advance | Op):
                 continue
-            firsts = self.firsts[id(node)]
+            uses = self.uses[id(node)]
             through = set(live)
             if isinstance(node, Loop):
                 through |= self.exposed(node.body, depth + 1)
                 self.body(node.body, depth + 1, through)
             else:
-                through |= set(firsts)
+                through |= set(uses)
             for buffer in through:
                 self.alive.setdefault(buffer, []).append(self.spans[id(node)])
-            for buffer, first in firsts.items():
-                if begins_anew(first, depth):
-                    live.discard(buffer)
-                else:
-                    live.add(buffer)
-        return live
+            live -= {buffer for buffer, use in uses.items() if begins_anew(use, depth)}
+            live |= {buffer for buffer, use in uses.items() if not begins_anew(use, depth)}
 
     def exposed(self, body: Sequence[Node], depth: int) -> set[Buffer]:
         """Buffers of which an iteration of a loop uses what an earlier one, or what came before the loop, has left."""
-        firsts: dict[Buffer, _First] = {}
+        first: dict[Buffer, _Use] = {}
         for node in body:
             if not isinstance(node, Advance | Op):
-                for buffer, first in self.firsts[id(node)].items():
-                    firsts.setdefault(buffer, first)
-        return {buffer for buffer, first in firsts.items() if not begins_anew(first, depth)}
+                for buffer, use in self.uses[id(node)].items():
+                    first.setdefault(buffer, use)
+        return {buffer for buffer, use in first.items() if not begins_anew(use, depth)}
 
 
-def begins_anew(first: _First, depth: int) -> bool:
-    """A first access, in a body inside of `depth` loops, needs nothing that was there before."""
-    return first.writes and not any(level < depth for level in first.moves)
+def begins_anew(use: _Use, depth: int) -> bool:
+    """Accesses in a body inside of `depth` loops need nothing that was there before."""
+    return use.writes and not any(level < depth for level in use.moves)
 
 
-def _first_accesses(node: Stage | Break) -> Iterator[tuple[Buffer, _First]]:
+def _uses(node: Stage | Break) -> Iterator[tuple[Buffer, _Use]]:
     if isinstance(node, Break):
         assert isinstance(node.flag.target, Buffer)
-        yield node.flag.target, _First(writes=False, moves=frozenset())
+        yield node.flag.target, _Use(writes=False, moves=frozenset(), fills=False)
         return
-    seen: set[Buffer] = set()
+    found: dict[Buffer, _Use] = {}
     for op in ops_of(node.body):
         read = {at.target for at in op.touched(written=False)}
         for written in (False, True):
             for at in op.touched(written=written):
-                if isinstance(at.target, Buffer) and at.target not in seen:
+                if isinstance(at.target, Buffer):
                     moves = frozenset(level for level, _ in at.strides)
-                    yield at.target, _First(written and at.target not in read, moves)
-                    seen.add(at.target)
+                    own = written and at.target not in read
+                    first = found.get(at.target) or _Use(own, moves, fills=True)
+                    found[at.target] = _Use(first.writes, first.moves, fills=first.fills and own)
+    yield from found.items()

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,19 @@ def measured(overrides: tuple[str, ...]) -> dict[str, object]:
         "cycle.metrics": digest(dict(times.metrics)), "estimated_cycles": estimate.metrics["estimated_cycles"],
         "lower_bound_cycles": estimate.metrics["lower_bound_cycles"], "analytical.metrics": digest(dict(estimate.metrics)),
     }  # fmt: skip
+
+
+def table(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Rows of a chunk, words and cycles of each configuration, before and now, for docs/compiler.md."""
+    lines = ["| configuration | rows of a chunk | words | cycles | |", "|---|---|---|---|---|"]
+    for name, new in now.items():
+        old = before[name]
+        cells = [
+            f"{old[key]:,}" if old[key] == new[key] else f"{old[key]:,} to {new[key]:,}"
+            for key in ("chunk_rows", "words", "cycles")
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {new['cycles'] / old['cycles'] - 1:+.2%} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

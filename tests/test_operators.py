@@ -7,6 +7,7 @@ import pytest
 import dllm.devices.graph
 import dllm.devices.numpy_graph
 import dllm.reference
+import npu_compiler.operators
 from dllm.families import FAMILIES, expected_shapes
 from dllm.operators import OPERATORS, Role
 from tripath.command.composition import compose_experiment
@@ -17,7 +18,7 @@ def test_every_walker_knows_every_operator():
     import dllm_training.model
 
     for table in (
-        dllm.reference.COMPUTE, accuracy.quality.model.COMPUTE, dllm_training.model.COMPUTE,
+        npu_compiler.operators.LOWER, dllm.reference.COMPUTE, accuracy.quality.model.COMPUTE, dllm_training.model.COMPUTE,
         dllm.devices.graph.TORCH_OPERATORS, dllm.devices.numpy_graph.OPERATORS,
     ):  # fmt: skip
         assert set(table) == set(OPERATORS)

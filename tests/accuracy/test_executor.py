@@ -58,6 +58,19 @@ def test_biases_and_shifted_logits_equal_torch_step_by_step(cache, commit, tenso
     equals_torch(experiment, tokenizer.encode(PROMPT), {**tensors, **biases})
 
 
+@pytest.mark.parametrize(("cache", "commit"), [("none", "threshold"), ("prefix", "quota"), ("dual", "quota")])
+def test_norms_of_heads_equal_torch_step_by_step(cache, commit, tensors, tokenizer):
+    """Qwen3's and SDAR's norms of Q and K, on the shipped weights. Factors are near one: the bound counts roundings,
+    and large factors would multiply them in the scores."""
+    norms = ("model.qk_norm=true", "workload.generation_length=16", "workload.steps=16")
+    experiment = compose_experiment("numerics=bf16", f"workload.cache={cache}", f"workload.commit={commit}", *norms)
+    rng = np.random.default_rng(0)
+    factors = {name: (0.7 + 0.6 * rng.random(shape)).astype(np.float32) for name, shape in expected_shapes(experiment.model).items()
+               if name.endswith(("q_norm.weight", "k_norm.weight"))}  # fmt: skip
+    assert len(factors) == 2 * experiment.model.layers
+    equals_torch(experiment, tokenizer.encode(PROMPT), {**tensors, **factors})
+
+
 def equals_torch(experiment, ids, tensors):
     """Check every step of one sequence against torch on the same canvas; the executor's steps."""
     model, workload = experiment.model, experiment.workload

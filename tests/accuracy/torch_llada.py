@@ -43,8 +43,13 @@ class TorchLlada:
                         y, self.w[f"blocks.{i}.{name}"], self.w.get(f"blocks.{i}.{name}.bias")
                     )
 
-            q = self.rotate(linear(h, "q_proj").unflatten(-1, (spec.heads, -1)), positions)
-            k = self.rotate(linear(h, "k_proj").unflatten(-1, (spec.kv_heads, -1)), positions)
+            q, k = (
+                linear(h, "q_proj").unflatten(-1, (spec.heads, -1)),
+                linear(h, "k_proj").unflatten(-1, (spec.kv_heads, -1)),
+            )
+            if spec.qk_norm:
+                q, k = self.norm(q, f"blocks.{i}.q_norm"), self.norm(k, f"blocks.{i}.k_norm")
+            q, k = self.rotate(q, positions), self.rotate(k, positions)
             v = linear(h, "v_proj").unflatten(-1, (spec.kv_heads, -1))
             if keep:
                 old_k, old_v = self.cache[i]

@@ -12,12 +12,13 @@ from npu.metrics import UNITS
 from npu.program import Program
 from npu.program.tables import QUEUE_OF_UNIT, address_steps, tabulate
 
-MATRIX, VECTOR, DMA_IN, DMA_OUT = (QUEUED_UNITS.index(name) for name in ("matrix", "vector", "dma_in", "dma_out"))
+VECTOR, DMA_IN, DMA_OUT = (QUEUED_UNITS.index(name) for name in ("vector", "dma_in", "dma_out"))
 """Queues."""
-COMPUTE_QUEUES, DMA_QUEUES = (MATRIX, VECTOR), (DMA_IN, DMA_OUT)
 NEITHER, READ, WRITE = -1, 0, 1
 """What a queue does to HBM."""
-DIRECTION_OF_QUEUE = {MATRIX: NEITHER, VECTOR: NEITHER, DMA_IN: READ, DMA_OUT: WRITE}
+DIRECTION_OF_QUEUE = {DMA_IN: READ, DMA_OUT: WRITE}
+DMA_QUEUES = tuple(DIRECTION_OF_QUEUE)
+COMPUTE_QUEUES = tuple(queue for queue in range(len(QUEUED_UNITS)) if queue not in DMA_QUEUES)
 
 CAUSES = (
     "frontend", "semaphore_matrix", "semaphore_vector", "semaphore_dma_in", "semaphore_dma_out", "operand",
@@ -29,7 +30,7 @@ CAUSES = (
 
 UNIT_FRONTEND, UNIT_MATRIX, UNIT_VECTOR, UNIT_SCALAR, UNIT_DMA_IN, UNIT_DMA_OUT = range(len(UNITS))
 
-UNIT_OF_QUEUE = (UNIT_MATRIX, UNIT_VECTOR, UNIT_DMA_IN, UNIT_DMA_OUT)
+UNIT_OF_QUEUE = tuple(UNITS.index(name) for name in QUEUED_UNITS)
 
 LOCKS = 5
 """Interlocked accesses of one vector or scalar instruction at most."""

@@ -75,10 +75,10 @@ def at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots):
         if (
             steps % period == 0 and limit - iteration >= steps
             and (now - snapshot.now) % max(facts.refresh_every, 1) == 0
-            and _repeats(0, watch.plain, control, state, snapshots, level, floor)
+            and repeats(0, watch.plain, control, state, snapshots, level, floor)
         ):  # fmt: skip
             end = _look(code, state, watch, floor)
-            if end == snapshot.notes and _repeats(watch.plain, end, control, state, snapshots, level, floor):
+            if end == snapshot.notes and repeats(watch.plain, end, control, state, snapshots, level, floor):
                 periods = _periods(breaks, state, statistics, snapshot, floor, (limit - iteration) // steps)
                 if periods > 0:
                     _skip(code, state, statistics, snapshots, level, floor, periods)
@@ -126,7 +126,7 @@ def _look(code, state, watch, floor):
 
 
 @njit(cache=True)
-def _repeats(first, end, control, state, snapshots, level, floor):
+def repeats(first, end, control, state, snapshots, level, floor):
     """Whether the noted words from `first` to `end` are those of a level's snapshot, moved in time and along the loop's
     addresses."""
     snapshot = snapshots.level[level]

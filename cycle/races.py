@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from cycle.code import COMPUTE_QUEUES
 from npu.errors import ProgramError
 from npu.hardware import QUEUED_UNITS
 from npu.isa import Memory
 from npu.isa.control import address_of, c_break_if, control_step, new_control
-from npu.isa.spec import ControlKind
+from npu.isa.spec import SEMAPHORES, ControlKind
 from npu.program import Program, loop_tree
 from npu.program.tables import QUEUE_OF_UNIT, tabulate
 
@@ -30,12 +31,13 @@ ITERATIONS = 2
 ALL = 1 << 40
 MAX_TOKENS = 64
 FINE, RACE, STUCK, NO_BODY = range(4)
+QUEUES = len(QUEUED_UNITS)
 LOOP, BREAK = int(ControlKind.LOOP), int(ControlKind.BREAK)
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """No promise of memory for what is never touched (mman.h; Python names it from 3.13 on)."""
 
 Shadow = namedtuple("Shadow", "write_queue write_number read_number write_pc read_pc")
-"""Per cell: queue and number of the last write, numbers of the last read by each queue [4], and which instructions."""
+"""Per cell: queue and number of the last write, numbers of the last read by each queue, and which instructions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +95,9 @@ def check_races(program: Program) -> None:
 
 
 def _shadow(cells: int) -> Shadow:
-    queues = len(QUEUED_UNITS)
     return Shadow(
-        _zeros(np.int8, cells), _zeros(np.int32, cells), _zeros(np.int32, cells, queues), _zeros(np.int32, cells),
-        _zeros(np.int32, cells, queues),
+        _zeros(np.int8, cells), _zeros(np.int32, cells), _zeros(np.int32, cells, QUEUES), _zeros(np.int32, cells),
+        _zeros(np.int32, cells, QUEUES),
     )  # fmt: skip
 
 
@@ -123,11 +124,11 @@ def _limits(program: Program) -> np.ndarray:
 def _walk(
     opcode, kinds, queue, operands, waits, signals, accesses, limits, control, s0, s1, s2, s3, s4, granules, found
 ):
-    knows = np.zeros((4, 4), np.int64)
-    front = np.zeros(4, np.int64)
-    number = np.zeros(4, np.int64)
-    tokens = np.zeros((64, MAX_TOKENS, 4), np.int64)
-    given, taken = np.zeros(64, np.int64), np.zeros(64, np.int64)
+    knows = np.zeros((QUEUES, QUEUES), np.int64)
+    front = np.zeros(QUEUES, np.int64)
+    number = np.zeros(QUEUES, np.int64)
+    tokens = np.zeros((SEMAPHORES + 1, MAX_TOKENS, QUEUES), np.int64)
+    given, taken = np.zeros(SEMAPHORES + 1, np.int64), np.zeros(SEMAPHORES + 1, np.int64)
     while control.pc[0] >= 0:
         pc = control.pc[0]
         kind = kinds[pc]
@@ -138,7 +139,7 @@ def _walk(
                 if given[semaphore] == taken[semaphore]:
                     found[1] = pc
                     return STUCK
-                for u in range(4):
+                for u in range(QUEUES):
                     known = tokens[semaphore, taken[semaphore] % MAX_TOKENS, u]
                     if kind:
                         front[u] = max(front[u], known)
@@ -165,7 +166,7 @@ def _walk(
                     level = operands[pc, 0]
                     control.trips[level] = min(control.trips[level], limits[pc])
             continue
-        for u in range(4):
+        for u in range(QUEUES):
             knows[q, u] = max(knows[q, u], front[u])
         number[q] += 1
         for access in range(5):
@@ -207,7 +208,7 @@ def _walk(
         for slot in range(2):
             semaphore = signals[pc, slot]
             if semaphore:
-                for u in range(4):
+                for u in range(QUEUES):
                     tokens[semaphore, given[semaphore] % MAX_TOKENS, u] = knows[q, u]
                 tokens[semaphore, given[semaphore] % MAX_TOKENS, q] = number[q]
                 given[semaphore] += 1
@@ -231,12 +232,12 @@ def _shadow_of(memory, hbm, matrix, vector, fp, integer):
 
 @njit(cache=True)
 def _conflict(shadow, cell, q, write, knows):
-    """The instruction whose access to a cell is not known to be over, or -1. Queues 0 and 1 order their own."""
+    """The instruction whose access to a cell is not known to be over, or -1. Units that compute order their own."""
     writer = shadow.write_queue[cell]
-    if shadow.write_number[cell] > knows[writer] and not (writer == q and q < 2):
+    if shadow.write_number[cell] > knows[writer] and not (writer == q and q in COMPUTE_QUEUES):
         return shadow.write_pc[cell]
     if write:
-        for reader in range(4):
-            if shadow.read_number[cell, reader] > knows[reader] and not (reader == q and q < 2):
+        for reader in range(QUEUES):
+            if shadow.read_number[cell, reader] > knows[reader] and not (reader == q and q in COMPUTE_QUEUES):
                 return shadow.read_pc[cell, reader]
     return -1

@@ -84,7 +84,7 @@ def c_loop(control, level, trips, length):
 @instruction(opcode=0x02, unit=Unit.FRONTEND, control=ControlKind.LOOP,
              operands={"level": LEVEL, "register": REGISTER, "length": unsigned(24)})  # fmt: skip
 def c_loop_r(control, level, register, length):
-    """As C_LOOP, with the trip count in an integer register."""
+    """As C_LOOP, with the trip count in an integer register, which one C_AFFINE sets on every way to the loop."""
     _enter(control, level, control.register[register], length)
 
 

@@ -1,11 +1,29 @@
 """The schema of a state: words by name, and notes that depend on what a state means, not on where its rings stand."""
 
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cycle.code import INSTRUCTION as CODE
-from cycle.schema import ADDRESS, CLIPPED, EXACT, INSTRUCTION, STRICT, Field, Part, allocate, watch_of, watch_rings
+from cycle.code import NEITHER, code_of, facts_of
+from cycle.fastforward import new_snapshots, repeats
+from cycle.memory import DescriptorCosts
+from cycle.schema import (
+    ADDRESS,
+    CLIPPED,
+    EXACT,
+    IDLE,
+    INSTRUCTION,
+    STRICT,
+    Field,
+    Part,
+    allocate,
+    watch_of,
+    watch_rings,
+)
+from cycle.state import new_state
+from tests.conftest import compiled, compose_experiment
 
 ADDRESSES = 2
 
@@ -49,6 +67,7 @@ def build(elements, used, turn):
     return words, part, watch.note[:end]
 
 
+@settings(deadline=None)
 @given(states(), st.integers(0, 9))
 def test_notes_follow_what_rings_hold_and_not_where_they_begin(state, turn):
     elements, used = state
@@ -59,6 +78,7 @@ def test_notes_follow_what_rings_hold_and_not_where_they_begin(state, turn):
         assert notes[name].tolist() == others[name].tolist()
 
 
+@settings(deadline=None)
 @given(states())
 def test_every_field_that_counts_is_noted_once_and_no_other(state):
     elements, used = state
@@ -73,3 +93,71 @@ def test_every_field_that_counts_is_noted_once_and_no_other(state):
     assert notes["register"][notes["kind"] == ADDRESS].tolist() == [r for n in in_use for r in (5, 7)[:n]]
     assert set(notes["lead"][notes["kind"] == CLIPPED].tolist()) <= {3}
     assert part["unit"]["free"].tolist() == [100 + row for row in range(len(used))]
+
+
+PERIOD, STEPS, LEVEL = 500, 2, 1
+
+
+@pytest.fixture(scope="module")
+def moment():
+    """A machine in the middle of its work with all times ahead, noted in a snapshot; and the same a period later."""
+    experiment = compose_experiment("workload.generation_length=16", "workload.steps=16")
+    program, _ = compiled(experiment)
+    hardware = experiment.hardware
+    code, facts = code_of(program, hardware), facts_of(hardware, DescriptorCosts(hardware))
+    state, control, _, watch = new_state(program, hardware, facts[0], (0, 1))
+    now = 1000
+    state.machine["now"], state.machine["frontier"], state.machine["bus_free"] = now, now + 90, now + 40
+    for name in ("free", "retire", "issued"):
+        state.unit[name] = now + 50
+    state.unit["waiting"]["count"], state.semaphore["count"], state.machine["log"]["count"] = 1, 2, 3
+    for q in range(len(state.unit)):
+        with_addresses = np.flatnonzero(
+            (code["queue"] == q) & ((code["addresses"] > 0) | (code["direction"] == NEITHER))
+        )
+        state.queue["entry"][q] = with_addresses[0]
+    state.log["entry"] = np.flatnonzero(code["locks"] > 1)[0]
+    state.queue["arrival"] = now + 1
+    for array in (state.queue["free"], state.flight, state.token, state.log["end"], state.log["retire"]):
+        array[...] = now + 70
+    control.stride[:] = np.arange(control.stride.size).reshape(control.stride.shape) % 97
+    end = watch_rings(state.words, code, watch)
+    snapshots, notes = new_snapshots(state, watch), watch.note[:end]
+    snapshot = snapshots.level[LEVEL]
+    snapshot["taken_at"], snapshot["now"], snapshot["floor"], snapshot["notes"] = 0, now, now, end
+    snapshots.word[LEVEL, :end] = state.words[notes["word"]]
+    control.index[LEVEL] = STEPS
+    time = np.isin(notes["kind"], (STRICT, IDLE, CLIPPED))
+    state.words[notes["word"]] += np.where(time, PERIOD, 0)
+    along = STEPS * control.stride[notes["register"], LEVEL]
+    state.words[notes["word"]] += np.where(notes["kind"] == ADDRESS, along, 0)
+    return state, control, snapshots, notes, now
+
+
+def alike(moment):
+    state, control, snapshots, notes, now = moment
+    return repeats(0, len(notes), control, state, snapshots, LEVEL, now + PERIOD)
+
+
+def test_a_moment_repeats_a_period_later_unless_one_word_differs(moment):
+    words, notes = moment[0].words, moment[3]
+    assert set(notes["kind"].tolist()) == {EXACT, STRICT, IDLE, CLIPPED, INSTRUCTION, ADDRESS}
+    assert alike(moment)
+    for word in notes["word"]:
+        for change in (-1, 1):
+            words[word] += change
+            assert not alike(moment)
+            words[word] -= change
+    assert alike(moment)
+
+
+def test_past_times_are_alike_and_an_idle_unit_may_stand(moment):
+    state, _, snapshots, notes, now = moment
+    for kind, past, differs in ((CLIPPED, -7, 3), (IDLE, -7, 0)):
+        at = int(np.flatnonzero((notes["kind"] == kind) & (notes["lead"] == 0))[0])
+        word, kept = int(notes["word"][at]), (int(state.words[notes["word"][at]]), int(snapshots.word[LEVEL, at]))
+        snapshots.word[LEVEL, at], state.words[word] = now + past, now + past + differs
+        assert alike(moment)
+        snapshots.word[LEVEL, at] = now + 1  # not past in one of the two
+        assert not alike(moment)
+        state.words[word], snapshots.word[LEVEL, at] = kept

@@ -29,9 +29,12 @@ from npu.program.tables import tabulate
 
 NEVER = -np.inf
 UNITS = len(QUEUED_UNITS)
-FRONT, FREE, DONE, PLACES = 0, 1, 1 + UNITS, 1 + 2 * UNITS
-"""Places in the state: front end; per queue, from when the unit is free and until when its results are out. Behind them stand
-dependences, which are signalled and not yet awaited."""
+FRONT, FREE, DONE, LINES = 0, 1, 1 + UNITS, 1 + 2 * UNITS
+"""Places in the state: front end; per queue, from when the unit is free and until when its results are out; from LINES on, for
+each shallow queue when the last instructions that fill it started, the oldest first. Behind them stand dependences, which are
+signalled and not yet awaited."""
+SHALLOW = 8
+"""The deepest queue whose places are followed one by one. In a deeper one only a long nest holds the front end up."""
 
 UNIT, CONTROL, ENTER, LEAVE, APPLY = range(5)
 """Kinds of lines of a score:
@@ -55,8 +58,8 @@ places a state has at most."""
 class _State:
     """Places of the dependences that are not yet awaited, per semaphore in order, and how many places were given away."""
 
+    rows: int
     pending: dict[int, list[int]] = field(default_factory=dict)
-    rows: int = PLACES
 
 
 @dataclass(kw_only=True)
@@ -65,11 +68,13 @@ class _Writer:
 
     program: Program
     trips: TripCounts
+    fixed: int
+    """Places of a state before its dependences."""
     lines: list[tuple[int, ...]] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     depth: int = 1
-    rows: int = PLACES
+    rows: int = 0
 
     def __post_init__(self) -> None:
         tables = tabulate(self.program)
@@ -132,13 +137,13 @@ class _Writer:
         key = (loop.head, trips, *self._inside(loop, index), shape)
         if key not in self._maps:  # the same for every index of the outer loop that gives the same trip counts
             self._maps[key] = self._iterate(loop, trips, index, dict(zip(used, shape, strict=True)), depth + 1)
-        own = [*range(PLACES), *(place for _, place in slots)]
+        own = [*range(self.fixed), *(place for _, place in slots)]
         self._line(APPLY, self._maps[key], 0, 0, *self._listed(own))
 
     def _iterate(self, loop: Loop, trips: int, index: int, lengths: dict[int, int], depth: int) -> int:
         """The map of one iteration, raised to `trips`; its outputs are the state and the dependences that it hands on."""
         self.depth = max(self.depth, depth)
-        state = _State()
+        state = _State(rows=self.fixed)
         for semaphore, length in lengths.items():
             state.pending[semaphore] = list(range(state.rows, state.rows + length))
             state.rows += length
@@ -149,7 +154,7 @@ class _Writer:
             raise ProgramError(
                 f"program: the loop at instruction {loop.head} does not leave its semaphores as it found them"
             )
-        outputs = [*range(PLACES), *(place for semaphore in lengths for place in state.pending[semaphore])]
+        outputs = [*range(self.fixed), *(place for semaphore in lengths for place in state.pending[semaphore])]
         self.inputs.append(inputs)
         self._line(LEAVE, len(self.inputs) - 1, loop.next, trips, *self._listed(outputs))
         return len(self.inputs) - 1
@@ -179,15 +184,21 @@ def _awaited(state: _State, semaphore: int) -> int:
     return pending.pop(0)
 
 
+def lines_of(depths: Sequence[int]) -> tuple[int, ...]:
+    """Places that are followed one by one of queues of these depths."""
+    return tuple(depth if depth <= SHALLOW else 0 for depth in depths)
+
+
 @fact_of_program
-def score_of(program: Program, trips: TripCounts) -> Score:
-    """The score of a program under these trip counts.
+def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Score:
+    """The score of a program under these trip counts; `lines`: see `lines_of`.
 
     Raises:
         ProgramError: a semaphore is awaited before it is signalled, or a loop does not leave it as it found it.
     """
-    writer = _Writer(program=program, trips=trips)
-    writer.walk(loop_tree(program).body, _State(), 0)
+    fixed = LINES + sum(lines)
+    writer = _Writer(program=program, trips=trips, fixed=fixed)
+    writer.walk(loop_tree(program).body, _State(rows=fixed), 0)
     return Score(
         lines=np.array(writer.lines, np.int64).reshape(-1, 7), places=np.array(writer.places, np.int64),
         inputs=np.array(writer.inputs, np.int64), depth=writer.depth, rows=writer.rows,
@@ -198,25 +209,31 @@ def estimate_cycles(score: Score, values: Values, depth: np.ndarray, dispatch: f
     """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues, `dispatch` cycles between
     them and the front end."""
     return float(
-        makespan(score, values.occupied, values.tail, values.front, values.count, depth, 1.0 + dispatch, dispatch)
+        makespan(
+            score, values.occupied, values.tail, values.front, values.count, depth, 1.0 + dispatch, dispatch, SHALLOW
+        )
     )
 
 
 def bound_cycles(score: Score, values: Values, depth: np.ndarray) -> float:
     """The same with only what no schedule can avoid: peak bandwidth, intervals, latency of what is awaited, no front end."""
     nothing = np.zeros(len(values.ideal))
-    return float(makespan(score, values.ideal, values.least, nothing, nothing, depth, 0.0, 0.0))
+    return float(makespan(score, values.ideal, values.least, nothing, nothing, depth, 0.0, 0.0, SHALLOW))
 
 
 @njit(cache=True)
-def makespan(score, occupied, tail, front, count, depth, dispatch, back):
+def makespan(score, occupied, tail, front, count, depth, dispatch, back, shallow):
     """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over, `back` cycles
-    between a place that becomes free in a queue and the front end."""
+    between a place that becomes free in a queue and the front end. Queues of at most `shallow` places are followed."""
     widest = score.inputs.max() if len(score.inputs) else 1
     states = np.empty((score.depth, score.rows, widest + LANES))
     maps = [np.empty((0, 0)) for _ in range(0)]
     widths = np.full(score.depth, LANES)
-    states[0, :PLACES] = 0.0
+    begin = np.empty(len(depth) + 1, np.int64)
+    begin[0] = LINES
+    for q in range(len(depth)):
+        begin[q + 1] = begin[q] + (depth[q] if depth[q] <= shallow else 0)
+    states[0, : begin[-1]] = 0.0
     at = 0
     for number in range(len(score.lines)):
         line, state, width = score.lines[number], states[at], widths[at]
@@ -226,7 +243,11 @@ def makespan(score, occupied, tail, front, count, depth, dispatch, back):
             length, share = occupied[node], 0.0
             if count[node] > depth[second]:  # the front end is at most a queue's depth ahead of the unit
                 share = 1.0 - depth[second] / count[node]
+            oldest, places, entered = begin[second], begin[second + 1] - begin[second], int(count[node])
+            known = min(entered, places)
             for i in range(width):
+                if known:  # the first instruction needs the place of the one that came so many before it
+                    state[FRONT, i] = max(state[FRONT, i], state[oldest, i] + back)
                 start = max(state[free, i], state[FRONT, i] + dispatch)
                 if third >= 0:
                     start = max(start, state[third, i])
@@ -237,6 +258,12 @@ def makespan(score, occupied, tail, front, count, depth, dispatch, back):
                 state[FRONT, i] += front[node]
                 if share > 0:
                     state[FRONT, i] = max(state[FRONT, i], start + length * share + back)
+                elif known:
+                    state[FRONT, i] = max(state[FRONT, i], state[oldest + known - 1, i] + back)
+                for j in range(places - known):
+                    state[oldest + j, i] = state[oldest + known + j, i]
+                for j in range(known):
+                    state[oldest + places - known + j, i] = start + length * (entered - known + j) / entered
                 if fifth >= 0:
                     state[fifth, i] = state[done, i]
                 if sixth >= 0:
@@ -271,7 +298,7 @@ def makespan(score, occupied, tail, front, count, depth, dispatch, back):
             outputs = product(maps[node], inputs)
             for i in range(size):
                 state[score.places[fourth + i], :width] = outputs[i]
-    return states[0, :PLACES, 0].max()
+    return states[0, :LINES, 0].max()
 
 
 @njit(cache=True)

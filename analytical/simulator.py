@@ -4,7 +4,7 @@ import numpy as np
 
 from analytical.chains import values_of
 from analytical.facts import Costs, costs_of, queues
-from analytical.overlap import bound_cycles, estimate_cycles, score_of
+from analytical.overlap import bound_cycles, estimate_cycles, lines_of, score_of
 from analytical.tree import retirements, trip_counts
 from npu.energy import Technology, account
 from npu.hardware import QUEUED_UNITS, HardwareConfig
@@ -44,8 +44,9 @@ def simulate(
         estimate = front_end + float((retired * (costs.latency + between))[units != Unit.FRONTEND].sum())
         bound = sum(busy.values()) + bounds["memory"]
     else:
-        score, values = score_of(program, trip_counts(program, trace)), values_of(program, costs, hardware)
-        depth = np.array([hardware.queue_depth[name] for name in QUEUED_UNITS])
+        depths = [hardware.queue_depth[name] for name in QUEUED_UNITS]
+        score = score_of(program, trip_counts(program, trace), lines_of(depths))
+        values, depth = values_of(program, costs, hardware), np.array(depths)
         estimate = estimate_cycles(score, values, depth, hardware.frontend.dispatch_cycles)
         bound = max(bound_cycles(score, values, depth), *bounds.values())
     return _result(program, hardware, trace, technology, retired, counts, costs, busy, bounds, bound, estimate)

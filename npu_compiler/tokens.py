@@ -60,9 +60,9 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A child as its body sees it: its accesses, and which unit's knowledge becomes whose inside of it."""
+    """A child as its body sees it: its accesses in program order, and which unit's knowledge becomes whose inside of it."""
 
-    accesses: frozenset[Access]
+    accesses: tuple[Access, ...]
     passes: frozenset[tuple[str, str]]
 
 
@@ -268,12 +268,12 @@ class _Placer:
                 accesses = (
                     Access(child.unit, at, written, known, own, moves) for at, written, moves in _touched(child)
                 )
-                return Summary(frozenset(accesses), frozenset())
+                return Summary(tuple(dict.fromkeys(accesses)), frozenset())
             case Break():
                 assert child.flag.target is not None
                 own, known = frozenset([FRONTEND]), frozenset(UNITS)
                 access = Access(FRONTEND, child.flag.target, False, known, own, frozenset())
-                return Summary(frozenset([access]), frozenset((FRONTEND, unit) for unit in UNITS))
+                return Summary((access,), frozenset((FRONTEND, unit) for unit in UNITS))
 
     def conflict(self, first: Access, second: Access) -> bool:
         """The order of two accesses matters, and nothing else than an edge gives it."""
@@ -515,14 +515,15 @@ class _Flow:
         certain = stop if head and stop is not None else self.count - 1
         begun = {unit: self.knowing(-1, "", frozenset([unit]), edges) for unit in UNITS}
         passes = {(unit, other) for unit, (_, behind) in begun.items() for other in behind[certain] if other != unit}
-        accesses, known = set(), {}
+        accesses: dict[Access, None] = {}
+        known: dict[tuple[int, str, frozenset[str]], frozenset[str]] = {}
         for number, part in enumerate(self.parts):
             for a in part.accesses:
                 if (key := (number, a.unit, a.known)) not in known:
                     known[key] = self.knowing(number, a.unit, a.known, edges)[1][over]
                 learns = frozenset(unit for unit, (before, _) in begun.items() if before[number] & a.learns)
-                accesses.add(Access(a.unit, a.resource, a.write, known[key], learns, a.moves))
-        return Summary(frozenset(accesses), frozenset(passes))
+                accesses[Access(a.unit, a.resource, a.write, known[key], learns, a.moves)] = None
+        return Summary(tuple(accesses), frozenset(passes))
 
 
 def _merged(body: Sequence[Node], semaphores: Sequence[Semaphore]) -> list[Semaphore]:

@@ -29,7 +29,7 @@ module dma_out
     output logic fault
 );
   localparam int BUFFER = 256;
-  localparam int BEATS = 32;
+  localparam int BEATS = 128;
 
   // ---- records: along a row, or (H_STORE_T) down a column; read ahead of their turn on HBM while there is room ----
   descriptor_t d;
@@ -171,8 +171,8 @@ module dma_out
   } beat_t;
   beat_t beats[BEATS];
   beat_t present;
-  logic [4:0] beat_first, beat_last;
-  logic [5:0] waiting;
+  logic [$clog2(BEATS)-1:0] beat_first, beat_last;
+  logic [$clog2(BEATS):0] waiting;
   logic ready, fetch;
   logic [7:0] from;  // place in the ring of the beat's byte 0
   assign size = present.count;
@@ -198,13 +198,13 @@ module dma_out
       finished <= 1'b0;
       fault <= 1'b0;
     end else begin
-      if (beat) beat_last <= beat_last + 5'd1;
-      if (fetch) beat_first <= beat_first + 5'd1;
-      waiting <= waiting + {5'd0, beat} - {5'd0, fetch};
+      if (beat) beat_last <= beat_last + 1'b1;
+      if (fetch) beat_first <= beat_first + 1'b1;
+      waiting <= waiting + ($clog2(BEATS) + 1)'(beat) - ($clog2(BEATS) + 1)'(fetch);
       ready <= fetch || ready && !send;
       write <= send;
       finished <= send && present.ends;
-      if (waiting == 6'(BEATS) && beat && !fetch) fault <= 1'b1;
+      if (waiting == ($clog2(BEATS) + 1)'(BEATS) && beat && !fetch) fault <= 1'b1;
     end
   end
 endmodule

@@ -9,7 +9,7 @@ package tripath_pkg;
   localparam int INT_ENTRIES = 256;
   localparam int BEAT_BYTES = 16;
   localparam int READ_LATENCY = 60;
-  localparam int WRITE_LATENCY = 48;
+  localparam int WRITE_LATENCY = 160;
   localparam int BEHIND = 10;
   localparam int MOST_OUTSTANDING = 4;
   localparam int MOST_QUEUED = 8;

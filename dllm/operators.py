@@ -7,10 +7,12 @@ before it left, and `Residual` adds that to the stream.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import TypeAlias, get_args
+
+from npu.errors import TripathError
 
 
 class Role(Enum):
@@ -211,9 +213,7 @@ class LmHead(_Operator):
 
 
 Operator: TypeAlias = Embedding | Norm | Linear | HeadNorm | Rope | Attention | GatedMlp | Residual | LmHead
-OPERATORS: tuple[type[Operator], ...] = (
-    Embedding, Norm, Linear, HeadNorm, Rope, Attention, GatedMlp, Residual, LmHead,
-)  # fmt: skip
+OPERATORS: tuple[type[Operator], ...] = get_args(Operator)
 """Every kind of operator: each walker of the list has a function for all of them, which a test demands."""
 
 
@@ -244,3 +244,13 @@ class Network:
         """Number and operators of each layer."""
         patterns = [group.pattern for group in self.groups for _ in range(group.repeat)]
         yield from enumerate(patterns)
+
+    def check(self, known: Collection[type[Operator]], walker: str) -> None:
+        """Refuse a model of which a walker does not know every operator.
+
+        Raises:
+            TripathError: naming the operator.
+        """
+        for each in (*self.stem, *(each for group in self.groups for each in group.pattern), *self.head):
+            if type(each) not in known:
+                raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")

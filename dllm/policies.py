@@ -74,7 +74,22 @@ class Smoother(Enum):
     @property
     def divides(self) -> bool:
         """Every channel is divided by a factor."""
-        return self in (Smoother.BAOS, Smoother.FROZEN, Smoother.STATIC, Smoother.ORACLE)
+        match self:
+            case Smoother.BAOS | Smoother.FROZEN | Smoother.STATIC | Smoother.ORACLE:
+                return True
+            case Smoother.PLAIN | Smoother.HADAMARD:
+                return False
+
+    @property
+    def measured(self) -> str:
+        """When a program measures the channels: at each block's first step (each), at the first block's (once); empty: never."""
+        match self:
+            case Smoother.BAOS:
+                return "each"
+            case Smoother.FROZEN:
+                return "once"
+            case Smoother.PLAIN | Smoother.STATIC | Smoother.ORACLE | Smoother.HADAMARD:
+                return ""
 
 
 ON_MACHINE = frozenset({

@@ -6,7 +6,7 @@ Architecture: LLaDA (arXiv:2502.09992); cache policies and threshold commits: Fa
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 
@@ -185,6 +185,7 @@ class ReferenceModel:
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
         self.spec, self.network, self._tensors = spec, spec.network, tensors
+        self.network.check(COMPUTE, "the NumPy reference")
 
     def _weights(self, operators: Sequence[Operator], layer: int | None = None) -> dict[str, np.ndarray]:
         """The parts that some operators of a layer (None: outside of all) read, by their names."""
@@ -243,6 +244,18 @@ def commit_threshold(confidence: np.ndarray, masked: np.ndarray, threshold: floa
     return ((confidence >= threshold) & masked) | commit_quota(confidence, masked, 1)
 
 
+def _scheduled(confidence: np.ndarray, masked: np.ndarray, workload: Workload, step: int) -> np.ndarray:
+    quotas = workload.quotas()
+    return commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)
+
+
+COMMITS: Mapping[Commit, Callable[[np.ndarray, np.ndarray, Workload, int], np.ndarray]] = {
+    Commit.QUOTA: _scheduled,
+    Commit.THRESHOLD: lambda confidence, masked, workload, _: commit_threshold(confidence, masked, workload.threshold),
+}
+"""The masked positions of a block that become tokens, of their confidences, at a step of the workload."""
+
+
 def generate(
     model: ReferenceModel, prompt: Sequence[int], workload: Workload,
     force: Callable[[int, int], np.ndarray | None] | None = None,
@@ -254,10 +267,15 @@ def generate(
 
     `force(block, step)` may give the canvas [S] to use at a step (another decoder's), or None where that one has left
     the block; the steps then say what the reference does on those canvases.
+
+    Raises:
+        TripathError: the reference lacks the commit policy.
     """
+    if workload.commits not in COMMITS:
+        raise TripathError(f"workload.commit={workload.commit}: the NumPy reference does not carry this out")
+    commit = COMMITS[workload.commits]
     spec, length = model.spec, workload.block_length
     tokens = np.array([*prompt, *[spec.mask_id] * workload.generation_length])
-    quotas = workload.quotas()
     steps: list[Step] = []
     trips: list[int] = []
     for block in range(workload.blocks):
@@ -282,17 +300,7 @@ def generate(
                 own = np.concatenate([edge, own[:-1]])
             logits = model.logits(own)
             ids, confidence = sample(logits)
-            match workload.commits:
-                case Commit.QUOTA:
-                    chosen = commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)
-                case Commit.THRESHOLD:
-                    chosen = commit_threshold(confidence, masked, workload.threshold)
-                case Commit.FACTOR | Commit.DREAM:
-                    raise TripathError(
-                        f"workload.commit={workload.commit}: the NumPy reference does not carry this out"
-                    )
-                case unknown:
-                    assert_never(unknown)
+            chosen = commit(confidence, masked, workload, step)
             steps.append(Step(block=block, step=step, canvas=tokens.copy(), logits=logits, token_ids=ids,
                               confidence=confidence, committed=chosen))  # fmt: skip
             tokens[place] = np.where(chosen, ids, tokens[place])

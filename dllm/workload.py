@@ -165,8 +165,8 @@ class Smoothing:
 
     @property
     def measured(self) -> str:
-        """When a program measures the channels: at each block's warm steps (each), at the first block's (once); empty: never."""
-        return {Smoother.BAOS: "each", Smoother.FROZEN: "once"}.get(self.smoother, "") if self.sides else ""
+        """When a program measures the channels (`Smoother.measured`); never where no side is smoothed."""
+        return self.smoother.measured if self.sides else ""
 
     @property
     def centres(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -129,6 +129,8 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
                 yield "ff_out", nn.Linear(each.width, each.vocab, bias=False)
             case Rope() | Attention() | Residual():
                 pass
+            case unknown:
+                assert_never(unknown)
 
 
 class DiffusionTransformer(nn.Module):
@@ -137,6 +139,7 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec, self.network = spec, spec.network
+        self.network.check(COMPUTE, "training")
         for name, module in _modules(self.network.stem):
             self.add_module(name, module)
         self.blocks = nn.ModuleList(nn.ModuleDict(dict(_modules(pattern))) for _, pattern in self.network.layers())

@@ -146,8 +146,8 @@ class Context:
             format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
         )  # fmt: skip
 
-    def rms_norm(self, chunk: Chunk, source: str, target: str, *, zero_padding: bool = False) -> None:
-        """target := source / rms(source) * norm_weight for each row; rows of padding become zero if asked for."""
+    def rms_norm(self, chunk: Chunk, source: str, target: str, weight: str, *, zero_padding: bool = False) -> None:
+        """target := source / rms(source) * weight for each row; rows of padding become zero if asked for."""
         e, width, tile = self.e, self.model.hidden, self.tiling.row_tile
 
         def each(mnemonic: str, **operands: Place | str) -> None:
@@ -176,8 +176,8 @@ class Context:
                        scalar=self.fp("square_sum", 0, rows), n=lanes)  # fmt: skip
             with chunk.each(e, tile) as rows:
                 normed = self.vector(target, offset, [*piece, *times(rows, width)])
-                weight = self.vector("norm_weight", offset, piece)
-                e.emit("V_MUL_VV", dst=normed, a=normed, b=weight, n=lanes)
+                factor = self.vector(weight, offset, piece)
+                e.emit("V_MUL_VV", dst=normed, a=normed, b=factor, n=lanes)
 
     def project(
         self, chunk: Chunk, *, weights: str, first_row: int = 0, outputs: int, inputs: int, acts: str, dst: str,

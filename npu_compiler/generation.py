@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from dllm.model import ModelSpec
-from dllm.policies import Rows, Smoother
+from dllm.policies import Smoother
 from dllm.workload import SIDES, Numerics, Workload, reference_only
 from npu.errors import CapacityError, TripathError
 from npu.hardware import HardwareConfig
@@ -19,7 +19,8 @@ from npu_compiler.forward import forward
 from npu_compiler.lifetimes import lifetimes
 from npu_compiler.memory import CONSTANTS, hbm_map
 from npu_compiler.mixing import load_hadamard
-from npu_compiler.rows import Span, block_span, full_span, suffix_span
+from npu_compiler.operators import LOWER
+from npu_compiler.rows import Span, block_span, span_of
 from npu_compiler.sampling import commit, lm_head, sample
 from npu_compiler.stages import Level, Tree
 from npu_compiler.tiling import Tiling, make_tiling
@@ -64,6 +65,7 @@ def compile_passes(
     Raises:
         TripathError: as `compile_program`.
     """
+    model.network.check(LOWER, "the compiler")
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:
@@ -203,17 +205,6 @@ def _block(c: Context, block: Level, *, measuring: bool) -> None:
     with e.loop(workload.block_length, keep=True) as step:
         _leave_if_done(c, step)
         _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
-
-
-def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Level) -> Span:
-    """The rows that a step forwards."""
-    match rows:
-        case Rows.CANVAS:
-            return full_span(workload, tiling)
-        case Rows.SUFFIX:
-            return suffix_span(workload, tiling, block)
-        case Rows.BLOCK:
-            return block_span(workload, tiling)
 
 
 def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:

@@ -79,7 +79,7 @@ def _embed(op: Embedding, c: Context, flow: Flow) -> None:
 def _norm(op: Norm, c: Context, flow: Flow) -> None:
     """h := norm(x)."""
     with c.e.stage(op.name):
-        c.rms_norm(flow.chunk, "x", "h", zero_padding=flow.zero_padding)
+        c.rms_norm(flow.chunk, "x", "h", "norm_weight", zero_padding=flow.zero_padding)
     flow.value = "h"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dllm.policies import Rows
 from dllm.workload import Workload
 from npu_compiler.stages import Level, Tree, Trips
 from npu_compiler.tiling import Tiling
@@ -45,6 +46,17 @@ class Span:
     def chunk_rows(self) -> Trips:
         """Rows per sequence in a chunk."""
         return self.count if self.one_chunk else Trips(base=self.rows)
+
+
+def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Level) -> Span:
+    """The rows that a denoising step forwards."""
+    match rows:
+        case Rows.CANVAS:
+            return full_span(workload, tiling)
+        case Rows.SUFFIX:
+            return suffix_span(workload, tiling, block)
+        case Rows.BLOCK:
+            return block_span(workload, tiling)
 
 
 def full_span(workload: Workload, tiling: Tiling) -> Span:

@@ -1,6 +1,9 @@
 """What the RTL does not do: hardware that it cannot be built for, and programs that it cannot run."""
 
+import re
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 
 from npu.errors import TripathError
 from npu.formats import FORMATS
@@ -9,6 +12,8 @@ from npu.isa import TABLE, Instruction, OpClass, Unit
 from npu.program import Program
 from npu.program.tables import address_registers
 
+PACKAGE = "tripath_pkg.sv"
+"""What is generated of the tables."""
 BLOCKS = (3, 4, 5)
 """Logarithms of the block lengths of a tile product."""
 ARRAY_FORMATS = tuple(FORMATS[name].code for name in ("mxint8", "mxint4"))
@@ -94,8 +99,16 @@ def check_program(program: Program, hardware: HardwareConfig) -> None:
             )
 
 
+@lru_cache
+def _built() -> frozenset[str]:
+    """Mnemonics that the sources of the core name; the package, which is generated, names all."""
+    sources = [file.read_text() for file in Path(__file__).parent.glob("*.sv") if file.name != PACKAGE]
+    return frozenset(re.findall(r"\bOP_(\w+)", "".join(sources)))
+
+
 def _rules(instruction: Instruction, hardware: HardwareConfig) -> Iterator[tuple[bool, str]]:
     o, spec = instruction.operands, instruction.spec
+    yield spec.op_class is OpClass.SYNC or spec.mnemonic in _built(), "is not built: no source of the core names it"
     if spec.op_class is OpClass.TILE_PRODUCT:
         formats = o["weight_format"], o["act_format"]
         yield all(code in ARRAY_FORMATS for code in formats), "needs formats mxint8 or mxint4 at the array"

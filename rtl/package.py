@@ -14,9 +14,9 @@ from npu.isa import TABLE, InstructionSpec, Memory, OpClass, Unit
 from npu.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, TIMED_UNITS, WORD_BITS
 from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
 from npu.program.tables import QUEUE_OF_UNIT
-from rtl.limits import BEHIND, PROGRAM_WORDS, REGISTERS, SLOTS, check_hardware
+from rtl.limits import BEHIND, PACKAGE, PROGRAM_WORDS, REGISTERS, SLOTS, check_hardware
 
-FILE = Path(__file__).parent / "tripath_pkg.sv"
+FILE = Path(__file__).parent / PACKAGE
 SIZES = {"SIZE_N": "n", "SIZE_HEAD": "head_dim", "SIZE_ONE": None}
 """What the size of an interlocked access may be: an operand or one address."""
 LOCKS = 5

@@ -16,7 +16,7 @@ from npu.errors import ProgramError, TripathError
 from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.program import Program
 from npu.sources import user_cache
-from rtl.limits import BEHIND, check_program
+from rtl.limits import BEHIND, PACKAGE, check_program
 from rtl.package import package_text
 
 FOLDER = Path(__file__).parent
@@ -81,7 +81,7 @@ def build(hardware: HardwareConfig, *, coverage: bool = False) -> Path:
     verilator = shutil.which("verilator")
     if verilator is None:
         raise TripathError("rtl: needs verilator (Debian: apt install verilator)")
-    texts = {"tripath_pkg.sv": package_text(hardware), "harness.cpp": (FOLDER / "harness.cpp").read_text()}
+    texts = {PACKAGE: package_text(hardware), "harness.cpp": (FOLDER / "harness.cpp").read_text()}
     texts |= {name: (FOLDER / name).read_text() for name in SOURCES[1:]}
     hbm = hardware.hbm
     defines = f"-DREAD_LATENCY={hbm.read_latency_cycles} -DWRITE_LATENCY={hbm.write_latency_cycles} -DBEHIND={BEHIND}"

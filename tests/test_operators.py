@@ -9,7 +9,8 @@ import dllm.devices.numpy_graph
 import dllm.reference
 import npu_compiler.operators
 from dllm.families import FAMILIES, expected_shapes
-from dllm.operators import OPERATORS, Role
+from dllm.operators import OPERATORS, Role, Rope
+from npu.errors import TripathError
 from tripath.command.composition import compose_experiment
 
 
@@ -22,6 +23,12 @@ def test_every_walker_knows_every_operator():
         dllm.devices.graph.TORCH_OPERATORS, dllm.devices.numpy_graph.OPERATORS,
     ):  # fmt: skip
         assert set(table) == set(OPERATORS)
+
+
+def test_a_walker_that_lacks_an_operator_refuses_the_model_by_name():
+    network = compose_experiment().model.network
+    with pytest.raises(TripathError, match="model: the compiler lacks the operator Rope"):
+        network.check(set(OPERATORS) - {Rope}, "the compiler")
 
 
 @pytest.mark.parametrize("changes", [(), ("model.qk_norm=true",), ("model.qkv_bias=true",)], ids=str)

@@ -6,6 +6,7 @@ Sources: LLaDA (arXiv:2502.09992) for quotas, Fast-dLLM (arXiv:2505.22618) for c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -173,6 +174,8 @@ def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:
             confidence = top[..., 0] - top[..., 1]
         case Score.ENTROPY:
             confidence = torch.special.xlogy(probability, probability).sum(-1)
+        case unknown:
+            assert_never(unknown)
     return ids, confidence.to(torch.bfloat16).to(torch.float32) if sampling == "bf16" else confidence
 
 
@@ -194,6 +197,8 @@ def commit(confidence: Tensor, masked: Tensor, policy: Policy, step: int) -> Ten
             count = (fits * n).amax(-1, keepdim=True).clamp(min=1)
         case Commit.DREAM:
             count = _dream_count(left, step, policy.steps // policy.blocks)
+        case unknown:
+            assert_never(unknown)
     return (rank < count) & masked
 
 

@@ -99,6 +99,7 @@ class StudyModel:
     ) -> None:  # fmt: skip
         self.spec, self.arithmetic, self.calibration = spec, arithmetic or Arithmetic(), calibration
         self.network = spec.network
+        self.network.check(COMPUTE, "the quality path")
         self.lanes = _rounding(self.arithmetic.lanes)
         self.noise: Callable[[Tensor, bool], Tensor] | None = None
         """Perturbs FP32 results before they are rounded (whether they are sums of products, or exp, 1/x, 1/sqrt(x) and

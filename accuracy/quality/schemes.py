@@ -7,6 +7,7 @@ published, its formula is not): docs/kv_quantisation.md.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -133,14 +134,29 @@ class Side:
         """Overwrite `rows`; a write of all rows is a warm step of block number `block`. Returns the rows that changed."""
         warm = x_BHRD.shape[2] == self.raw.shape[2]
         self.raw[:, :, rows] = x_BHRD
-        kind = self.rules.scheme.smoother
-        if self.rules.smoothed and (
-            kind == "oracle" or (warm and (kind == "baos" or (kind == "frozen" and block == 0) or self.s is None))
-        ):
+        anew = self._calibrates(warm=warm, block=block)
+        if anew:
             self._calibrate()
-        changed = slice(0, self.raw.shape[2]) if warm or kind == "oracle" else rows
+        changed = slice(0, self.raw.shape[2]) if warm or anew else rows
         self.stored[:, :, changed] = self._rounded(self.raw[:, :, changed], self.real[:, changed])
         return changed
+
+    def _calibrates(self, *, warm: bool, block: int) -> bool:
+        """The factors are worked out anew before the rows are rounded."""
+        match Smoother(self.rules.scheme.smoother):
+            case Smoother.PLAIN | Smoother.HADAMARD:
+                due = False
+            case Smoother.BAOS:
+                due = warm
+            case Smoother.FROZEN:
+                due = warm and (block == 0 or self.s is None)
+            case Smoother.STATIC:
+                due = self.s is None
+            case Smoother.ORACLE:
+                due = True
+            case unknown:
+                assert_never(unknown)
+        return self.rules.smoothed and due
 
     def _calibrate(self) -> None:
         rules, scheme, lanes = self.rules, self.rules.scheme, self.rules.lanes

@@ -52,6 +52,7 @@ def phase_operations(
     software: str, model: ModelSpec, phase: str, shape: Shape, sampling_format: str
 ) -> list[Operation]:
     """Operations of a phase; `sampling_format` is that of the probabilities (torch only)."""
+    model.network.check(OPERATORS_OF[software], f"a device that runs {software}")
     if phase == "step":
         parts = ("prefill", "lm_head", "sampling")
         return [row for part in parts for row in phase_operations(software, model, part, shape, sampling_format)]
@@ -126,6 +127,8 @@ TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]]
     LmHead: lambda op, p: [_gemm(p.all_rows, op.width, op.vocab)],
 }  # fmt: skip
 """What eager PyTorch launches for each operator."""
+OPERATORS_OF: Mapping[str, Mapping[type[Operator], Any]] = {"torch": TORCH_OPERATORS, "numpy": numpy_graph.OPERATORS}
+"""By software."""
 
 
 def _torch(operators: Sequence[Operator], p: Pass) -> list[Operation]:

@@ -87,7 +87,7 @@ def test_cached_policies_forward_less(default_experiment):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (("hardware.sram.vector_bytes=20000",), CapacityError, r"hardware.sram.vector_bytes: working set .* exceeds .* \(phase "),
+        (("hardware.sram.vector_bytes=9000",), CapacityError, r"hardware.sram.vector_bytes: working set .* exceeds .* \(phase "),
         (("hardware.sram.matrix_bytes=1000",), CapacityError, r"matrix_bytes: .* exceeds 1000 B \(phase ffn, hardware npu_small\)"),
         (("hardware.sram.fp_bytes=100",), CapacityError, "hardware.sram.fp_bytes"),
         (("hardware.sram.int_bytes=100",), CapacityError, "hardware.sram.int_bytes"),

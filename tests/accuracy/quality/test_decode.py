@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from accuracy.quality.decode import Policy, commit, decode, layout, sample
 from accuracy.quality.model import Arithmetic, StudyModel
-from dllm.workload import COMMIT_POLICIES, SCORES
+from dllm.policies import Commit, Score
 from npu.errors import TripathError
 from tests.accuracy.quality.models import PROMPTS, SPEC, tensors
 from tests.accuracy.torch_llada import TorchLlada
 
 MODEL = StudyModel(SPEC, tensors())
+COMMITS, SCORES = ([each.value for each in kind] for kind in (Commit, Score))
 
 
 def views_of(model, prompts, policy, **options):
@@ -39,7 +40,7 @@ def test_logits_equal_an_unbatched_float64_model_with_its_own_cache(cache, key_t
             np.testing.assert_allclose(view.logits[row], logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("commit_policy", COMMIT_POLICIES)
+@pytest.mark.parametrize("commit_policy", COMMITS)
 def test_a_batch_gives_each_sequence_what_it_gets_alone(commit_policy):
     policy = Policy(generation_length=16, block_length=8, steps=8, commit=commit_policy, threshold=0.3)
     together = decode(MODEL, PROMPTS, policy)

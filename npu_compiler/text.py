@@ -7,9 +7,10 @@ from npu.isa import BYTES_PER_ADDRESS, Memory
 from npu.program import Tensor
 from npu.units import format_bytes
 from npu_compiler.generation import Compiled
+from npu_compiler.knowledge import UNITS
 from npu_compiler.lifetimes import Span, lifetimes
 from npu_compiler.stages import Advance, Break, Buffer, Loop, Node, Op, Place, Stage, Trips, ops_of
-from npu_compiler.tokens import UNITS, Tokens
+from npu_compiler.tokens import Tokens
 
 INDENT = "  "
 

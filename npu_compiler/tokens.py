@@ -5,10 +5,7 @@ Their innermost common body holds an *edge*: the unit that comes first signals b
 is, the other waits before the child with its own. Where the second comes first in the body, the edge is carried by the
 loop and begins with a token. The slots of a stream are handed over by a pair of semaphores for all its fills and drains.
 
-An edge is left out where the others imply it. What implies it is *knowledge*: a unit that waited for a signal knows everything
-complete that the signalling unit had done, or knew, when it signalled, since units retire in order. DMA units do not order what
-they have in flight themselves, so they may have to wait for their own signal; the front end dispatches in order, so what it
-waited for all units know.
+An edge is left out where the others imply it (`knowledge`), and semaphores whose tokens take turns are one (`semaphores`).
 
 The race check (`cycle/races.py`) shares nothing with this module: it judges the program.
 """
@@ -22,74 +19,11 @@ from npu.errors import ProgramError
 from npu.isa import Memory
 from npu.isa.spec import SEMAPHORES
 from npu.program import Tensor
+from npu_compiler.knowledge import FRONTEND, SELF_ORDERED, UNITS, Access, Edge, Flow, Resource, Summary
+from npu_compiler.semaphores import Alternation, Semaphore, merged
 from npu_compiler.stages import Advance, Break, Buffer, Loop, Node, Op, Stage, Stream, ops_of
 
-FRONTEND = "frontend"
-SELF_ORDERED = ("matrix", "vector", FRONTEND)
-"""Units that complete in order what they start in order, as far as their own next instruction can see."""
-UNITS = (FRONTEND, "matrix", "vector", "dma_in", "dma_out")
-Resource = Buffer | Tensor
 Child = Loop | Stage | Break
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """A unit touches a resource, in a child of a body.
-
-    `known`: units that know it complete when the child is over; `learns`: units from whose knowledge at the child's begin its
-    unit knows before it. `moves`: levels of loops whose every iteration touches a part of its own.
-    """
-
-    unit: str
-    resource: Resource
-    write: bool
-    known: frozenset[str]
-    learns: frozenset[str]
-    moves: frozenset[int]
-
-    @property
-    def _key(self) -> tuple[object, ...]:
-        return self.unit, id(self.resource), self.write, self.known, self.learns, self.moves
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Access) and self._key == other._key
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A child as its body sees it: its accesses in program order, and which unit's knowledge becomes whose inside of it."""
-
-    accesses: tuple[Access, ...]
-    passes: frozenset[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Edge:
-    """In one body: `giver` signals behind child `after`, `taker` waits before child `before`."""
-
-    giver: str
-    after: int
-    taker: str
-    before: int
-    carried: bool
-    resource: Resource
-
-
-@dataclass(kw_only=True, eq=False)
-class Semaphore:
-    """Who signals and who waits where; `initial` tokens are there before the program starts."""
-
-    name: str
-    giver: str
-    taker: str
-    initial: int
-    signals: list[Node]
-    waits: list[Node]
-    resources: set[int] = field(default_factory=set)
-    number: int = 0
 
 
 @dataclass(kw_only=True)
@@ -165,7 +99,7 @@ MOST_SHAPES = 256
 def _semaphores(body: Sequence[Node], shared: Callable[[Buffer, Buffer], bool]) -> list[Semaphore]:
     placer = _Placer(shared=shared)
     placer.analyse(body, None)
-    semaphores = [*placer.streams(body), *_merged(body, placer.rotated(body))]
+    semaphores = [*placer.streams(body), *merged(body, placer.rotated(body))]
     if len(semaphores) > SEMAPHORES:
         raise ProgramError(f"compiler: {len(semaphores)} semaphores are needed, there are {SEMAPHORES}")
     return semaphores
@@ -253,7 +187,7 @@ class _Placer:
             for turn in _turns(body, children)
         ]
         level = loop.level if loop else None
-        flow = _Flow(parts=parts, level=level, leaves_at=_break_of(children), conflict=self.conflict)
+        flow = Flow(parts=parts, level=level, leaves_at=_break_of(children), conflict=self.conflict)
         self.edges[key] = flow.needed(streams)
         return flow.summary([*streams, *self.edges[key]])
 
@@ -344,7 +278,7 @@ class _Placer:
             name=made[edge].name, giver=edge.giver, taker=edge.taker, initial=sum(part.initial for part in parts) - 1,
             signals=signals, waits=waits, resources={each for part in parts for each in part.resources},
         )  # fmt: skip
-        if _Alternation(semaphores=[whole], related=True).holds(body):
+        if Alternation(semaphores=[whole], related=True).holds(body):
             made.update({each: whole for each, semaphore in made.items() if semaphore in parts})
         else:
             assert not once_more, f"{_name(edge)}: the token for the way out of the loop does not take turns"
@@ -424,207 +358,3 @@ def _stream_accesses(child: Loop | Stage, stream: Stream) -> Iterator[tuple[str,
     for node in child.body:
         if isinstance(node, Loop | Stage):
             yield from _stream_accesses(node, stream)
-
-
-@dataclass(kw_only=True)
-class _Flow:
-    """The children of one body, and who knows what of them at which point of an iteration and of the next.
-
-    `level` is that of the body's loop; None: the body is run once.
-    """
-
-    parts: Sequence[Summary]
-    level: int | None
-    leaves_at: int | None
-    conflict: Callable[[Access, Access], bool]
-
-    def __post_init__(self) -> None:
-        self.count = len(self.parts)
-        self.pairs = list(self._pairs())
-
-    def _pairs(self) -> Iterator[tuple[int, int, Access, Access]]:
-        """Conflicts as (child, later child in this or (plus `count`) the next iteration, access, access), the nearest first."""
-        count = self.count
-        for later in range(1, count if self.level is None else 2 * count):
-            for first in range(min(later, count) - 1, max(-1, later - count - 1), -1):
-                for b in self.parts[later % count].accesses:
-                    for a in self.parts[first].accesses:
-                        apart = later >= count and self.level in a.moves and self.level in b.moves
-                        ordered = a.unit == b.unit and a.unit in SELF_ORDERED
-                        if not apart and not ordered and self.conflict(a, b):
-                            yield first, later, a, b
-
-    def needed(self, streams: Sequence[Edge]) -> list[Edge]:
-        """The edges that order every conflict together with those of streams, none of which the others imply."""
-        edges: list[Edge] = []
-        while (missing := self.unordered([*streams, *edges])) is not None:
-            first, later, a, b = missing
-            edges.append(Edge(a.unit, first, b.unit, later % self.count, later >= self.count, a.resource))
-        for edge in list(edges):
-            rest = [each for each in edges if each is not edge]
-            if self.unordered([*streams, *rest]) is None:
-                edges = rest
-        return edges
-
-    def unordered(self, edges: Sequence[Edge]) -> tuple[int, int, Access, Access] | None:
-        """The first conflict that edges leave without an order."""
-        known: dict[tuple[int, str, frozenset[str]], list[frozenset[str]]] = {}
-        for pair in self.pairs:
-            first, later, a, b = pair
-            key = first, a.unit, a.known
-            if key not in known:
-                known[key], _ = self.knowing(first, a.unit, a.known, edges)
-            heard = a.unit in b.learns and a.unit != b.unit  # by a signal of its own inside of the child
-            if not heard and not b.learns & known[key][later]:
-                return pair
-        return None
-
-    def knowing(
-        self, first: int, own: str, known: frozenset[str], edges: Sequence[Edge]
-    ) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
-        """Who knows, before and behind each child of two iterations, that an access in child `first` is complete.
-
-        Signals of `own`, whose access it is, tell of it even while `own` itself may not rely on it. `first` is -1 for what
-        was complete before the iteration.
-        """
-        count = self.count
-        knows, told = set(known), set()
-        before, behind = ([frozenset()] * (2 * count) for _ in range(2))
-        for time in range(max(first, 0), 2 * count):
-            at = time % count
-            if time > first:
-                for edge in edges:
-                    if edge.before == at:
-                        given = time - at + edge.after - (count if edge.carried else 0)
-                        if (edge, given) in told:
-                            knows.add(edge.taker)
-                before[time] = frozenset(knows)
-                for source, target in self.parts[at].passes:
-                    if source in knows or source == own:
-                        knows.add(target)
-            behind[time] = frozenset(knows)
-            told |= {(edge, time) for edge in edges if edge.after == at and (edge.giver in knows or edge.giver == own)}
-        return before, behind
-
-    def summary(self, edges: Sequence[Edge]) -> Summary:
-        """The whole body as a child of the one around it."""
-        stop = self.leaves_at
-        head = stop is not None and stop < self.count - 1
-        # A loop that is left in the middle ends there, one iteration later; before that it may not run at all.
-        over = self.count + stop if head and stop is not None else self.count - 1
-        certain = stop if head and stop is not None else self.count - 1
-        begun = {unit: self.knowing(-1, "", frozenset([unit]), edges) for unit in UNITS}
-        passes = {(unit, other) for unit, (_, behind) in begun.items() for other in behind[certain] if other != unit}
-        accesses: dict[Access, None] = {}
-        known: dict[tuple[int, str, frozenset[str]], frozenset[str]] = {}
-        for number, part in enumerate(self.parts):
-            for a in part.accesses:
-                if (key := (number, a.unit, a.known)) not in known:
-                    known[key] = self.knowing(number, a.unit, a.known, edges)[1][over]
-                learns = frozenset(unit for unit, (before, _) in begun.items() if before[number] & a.learns)
-                accesses[Access(a.unit, a.resource, a.write, known[key], learns, a.moves)] = None
-        return Summary(tuple(accesses), frozenset(passes))
-
-
-def _merged(body: Sequence[Node], semaphores: Sequence[Semaphore]) -> list[Semaphore]:
-    """Semaphores of which those between the same units are one where their tokens take turns."""
-    kept: list[Semaphore] = []
-    for semaphore in semaphores:
-        for other in kept:
-            same = (other.giver, other.taker) == (semaphore.giver, semaphore.taker)
-            if same and _take_turns(body, other, semaphore):
-                other.signals += semaphore.signals
-                other.waits += semaphore.waits
-                other.initial = max(other.initial, semaphore.initial)
-                other.resources |= semaphore.resources
-                break
-        else:
-            kept.append(semaphore)
-    return kept
-
-
-def _take_turns(body: Sequence[Node], first: Semaphore, second: Semaphore) -> bool:
-    """One semaphore can do for two: signals and waits of both alternate, and no wait gets a later signal for nothing.
-
-    With an initial token each, one is enough where both are about the same resource.
-    """
-    related = bool(first.resources & second.resources)
-    if first.initial and second.initial and not related:
-        return False
-    return _Alternation(semaphores=[first, second], related=related).holds(body)
-
-
-@dataclass(kw_only=True)
-class _Alternation:
-    """A check that signals and waits of semaphores, taken as one, take turns in program order: there is one token at most.
-
-    `related`: they are about the same resource, so that a wait may take the token of another's signal.
-    """
-
-    semaphores: Sequence[Semaphore]
-    related: bool
-
-    def __post_init__(self) -> None:
-        self.eventful: dict[int, bool] = {}
-        self.waits = {id(node): each for each in self.semaphores for node in each.waits}
-        self.signals = {id(node): each for each in self.semaphores for node in each.signals}
-        self.distinct = all(
-            len(by_node) == sum(map(len, lists))
-            for by_node, lists in (
-                (self.waits, [each.waits for each in self.semaphores]),
-                (self.signals, [each.signals for each in self.semaphores]),
-            )
-        )
-        self.token = next((each for each in self.semaphores if each.initial), None)
-
-    def holds(self, body: Sequence[Node]) -> bool:
-        """There is never more than one token, and each wait finds one that is good for it."""
-        return self.distinct and all(each.initial <= 1 for each in self.semaphores) and self.walk(body)
-
-    def walk(self, body: Sequence[Node]) -> bool:
-        """The rule holds in a body, walked in program order."""
-        for node in body:
-            if not self.take(node) or (isinstance(node, Loop) and not self.around(node)) or not self.give(node):
-                return False
-        return True
-
-    def has_events(self, loop: Loop) -> bool:
-        """Something in a loop waits or signals."""
-        if id(loop) not in self.eventful:
-            self.eventful[id(loop)] = any(
-                id(node) in self.waits or id(node) in self.signals or (isinstance(node, Loop) and self.has_events(node))
-                for node in loop.body
-            )
-        return self.eventful[id(loop)]
-
-    def around(self, loop: Loop) -> bool:
-        """The rule holds in two iterations of a loop and, where it is left in the middle, on the way there."""
-        if not self.has_events(loop):
-            return True
-        stop = next((number for number, node in enumerate(loop.body) if isinstance(node, Break)), None)
-        empty = self.token is None
-        for _ in range(2):
-            if not self.walk(loop.body) or (self.token is None) != empty:
-                return False
-        middle = stop is not None and stop < len(loop.body) - 1
-        return not middle or self.walk(loop.body[: (stop or 0) + 1])
-
-    def take(self, node: Node) -> bool:
-        """A wait finds the token."""
-        waiting = self.waits.get(id(node))
-        if waiting is None:
-            return True
-        if self.token is None or not (self.token is waiting or self.related):
-            return False
-        self.token = None
-        return True
-
-    def give(self, node: Node) -> bool:
-        """A signal comes after the token before it was taken."""
-        signalling = self.signals.get(id(node))
-        if signalling is None:
-            return True
-        if self.token is not None:
-            return False
-        self.token = signalling
-        return True

@@ -4,8 +4,9 @@ import pytest
 
 from npu.isa import Memory
 from npu_compiler.emission import emit
+from npu_compiler.semaphores import Semaphore
 from npu_compiler.stages import Buffer, Stream, Tree, Trips, place
-from npu_compiler.tokens import Semaphore, Tokens
+from npu_compiler.tokens import Tokens
 from tests.compiler.trees import LANES
 
 X = Buffer(name="x", memory=Memory.VECTOR, elements=4 * LANES, phase="p")

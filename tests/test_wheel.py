@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from npu.sources import PACKAGES as SOURCES
+
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("tripath", "analytical", "cycle", "accuracy", "rtl", "conf", "hydra_plugins")
+PACKAGES = (*SOURCES, "conf", "hydra_plugins")
 UV = Path(sys.executable).with_name("uv")
 SECONDS = 600
 

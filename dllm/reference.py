@@ -177,6 +177,12 @@ COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
 """What each operator does."""
 
 
+def _named(operators: Sequence[Operator], layer: int | None = None) -> tuple[Sequence[Operator], dict[str, str]]:
+    """Operators of a layer (None: outside of all), and the tensor of each part that they read."""
+    parts = [part.name for each in operators for weight in each.weights for part in weight.parts]
+    return operators, {part: tensor_name(part, layer) for part in parts}
+
+
 class ReferenceModel:
     """The operators of a model over one sequence without padding; positions count from its first token.
 
@@ -186,15 +192,12 @@ class ReferenceModel:
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
         self.spec, self.network, self._tensors = spec, spec.network, tensors
         self.network.check(COMPUTE, "the NumPy reference")
-
-    def _weights(self, operators: Sequence[Operator], layer: int | None = None) -> dict[str, np.ndarray]:
-        """The parts that some operators of a layer (None: outside of all) read, by their names."""
-        parts = [part.name for each in operators for weight in each.weights for part in weight.parts]
-        return {part: self._tensors[tensor_name(part, layer)] for part in parts}
+        self._stem, self._head = _named(self.network.stem), _named(self.network.head)
+        self._layers = [_named(pattern, number) for number, pattern in self.network.layers()]
 
     def new_cache(self) -> Cache:
         """An empty KV cache."""
-        return [{} for _ in self.network.layers()]
+        return [{} for _ in self._layers]
 
     def forward(self, tokens: np.ndarray, rows: slice = slice(None), cache: Cache | None = None) -> np.ndarray:
         """Hidden states [R, hidden] of `rows` before the final norm; every row attends to all of `tokens` [S].
@@ -205,22 +208,22 @@ class ReferenceModel:
         cache = self.new_cache() if cache is None else cache
         positions = np.arange(len(tokens))[rows]
         stream = Stream(tokens=tokens, rows=rows, positions=positions, x=np.zeros(0, np.float32))
-        self._run(stream, self.network.stem)
-        for (number, pattern), kept in zip(self.network.layers(), cache, strict=True):
+        self._run(stream, *self._stem)
+        for layer, kept in zip(self._layers, cache, strict=True):
             assert kept or len(positions) == len(tokens), "a partial forward needs a warm cache"
             stream.kept = kept
-            self._run(stream, pattern, number)
+            self._run(stream, *layer)
         return stream.x
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and LM head: [R, vocab]."""
         nothing = np.zeros(0, np.int64)
         stream = Stream(tokens=nothing, rows=slice(None), positions=nothing, x=hidden)
-        self._run(stream, self.network.head)
+        self._run(stream, *self._head)
         return stream.h[0]
 
-    def _run(self, stream: Stream, operators: Sequence[Operator], layer: int | None = None) -> None:
-        stream.weights = self._weights(operators, layer)
+    def _run(self, stream: Stream, operators: Sequence[Operator], names: Mapping[str, str]) -> None:
+        stream.weights = {part: self._tensors[name] for part, name in names.items()}
         for operator in operators:
             COMPUTE[type(operator)](operator, stream)
 

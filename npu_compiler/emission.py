@@ -48,7 +48,7 @@ class _Emitter:
                 case Stage():
                     self.stage(node)
                 case Loop():
-                    self.loop(node, phase or node.phase)
+                    self.loop(node, phase)
                 case Break():
                     flag = {"level": node.level, "flag": self.register(node.flag)}
                     self.append("C_BREAK_IF", node.phase, flag, waits=self.tokens.waits(node, "frontend"))
@@ -76,7 +76,9 @@ class _Emitter:
         if not signals_there:
             self.sync(stage.unit, stage.phase, signals=signals)
 
-    def loop(self, loop: Loop, phase: str) -> None:
+    def loop(self, loop: Loop, of_stage: str) -> None:
+        """A loop and its body; `of_stage` is the phase of the stage that it is in, empty outside of stages."""
+        phase = of_stage or loop.phase
         for unit in SYNC:
             self.sync(unit, phase, waits=self.tokens.waits(loop, unit))
         count = loop.trips
@@ -91,21 +93,13 @@ class _Emitter:
             self.append("C_AFFINE", phase, affine)
             start = len(self.code)
             self.append("C_LOOP_R", phase, {"level": loop.level, "register": register, "length": 0})
-        self.nodes(loop.body, phase if self._inside_stage(loop) else "")
+        self.nodes(loop.body, of_stage)
         self.append("C_NEXT", phase, {"level": loop.level})
         head = self.code[start]
         operands = {**head.operands, "length": len(self.code) - start - 1}
         self.code[start] = Instruction(mnemonic=head.mnemonic, operands=operands)
         for unit in SYNC:
             self.sync(unit, phase, signals=self.tokens.signals(loop, unit))
-
-    @staticmethod
-    def _inside_stage(loop: Loop) -> bool:
-        """A loop of a stage holds instructions; any other holds stages."""
-        node: Node = loop
-        while isinstance(node, Loop):
-            node = node.body[0]
-        return isinstance(node, Op)
 
     def op(self, op: Op, phase: str, waits: Sequence[int] = (), signals: Sequence[int] = ()) -> None:
         operands = {name: self.register(v) if isinstance(v, Place) else v for name, v in op.operands.items()}

@@ -73,7 +73,8 @@ def compile_passes(
             f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"
         )
     largest = make_tiling(model, workload, hardware, numerics, prompt_lengths)
-    fitting = _fitting(model, workload, hardware, numerics, largest)
+    tensors = hbm_map(model, workload, numerics, largest, hardware)
+    fitting = _fitting(model, workload, hardware, numerics, largest, tensors)
     tiling, tree, buffers, allocation = fitting.tiling, fitting.tree, fitting.buffers, fitting.allocation
     tokens = place_tokens(tree.body, allocation.shared)
     instructions, phases = emit(tree.body, tokens, allocation.addresses)
@@ -90,7 +91,7 @@ def compile_passes(
         sides = numerics.smoothing.sides
         facts["static_sides"] = sum(1 << bit for bit, side in enumerate(SIDES) if side in sides)
         facts["power_of_two"] = int(numerics.smoothing.power_of_two)
-    program = Program(words=words_of(instructions), hbm=fitting.tensors, geometry=geometry, layout=facts, phases=phases)
+    program = Program(words=words_of(instructions), hbm=tensors, geometry=geometry, layout=facts, phases=phases)
     return Compiled(tiling=tiling, tree=tree, allocation=allocation, tokens=tokens, program=program)
 
 
@@ -99,15 +100,15 @@ class _Attempt:
     """A program with chunks of so many rows, as far as its addresses."""
 
     tiling: Tiling
-    tensors: tuple[Tensor, ...]
     tree: Tree
     buffers: Buffers
     allocation: Allocation
 
 
 def _fitting(
-    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, largest: Tiling
-) -> _Attempt:
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, largest: Tiling,
+    tensors: Sequence[Tensor],
+) -> _Attempt:  # fmt: skip
     """The largest chunks whose working sets fit, by lifetime where that makes a pass of fewer chunks.
 
     Buffers that share bytes wait for each other, so they do only where more rows pay for it.
@@ -119,31 +120,28 @@ def _fitting(
     def attempt(rows: int, *, sharing: bool) -> _Attempt:
         tiling = dataclasses.replace(largest, chunk_rows=rows)
         buffers = working_sets(model, workload, hardware, numerics, tiling)
-        if not sharing:
-            allocate(buffers, hardware)  # which takes no tree, so what is too large is known at once
-        tensors = hbm_map(model, workload, numerics, tiling, hardware)
+        allocation = None if sharing else allocate(buffers, hardware)  # before there is a tree: most are too large
         tree = _tree(model, workload, hardware, numerics, tiling, tensors, buffers)
-        allocation = allocate(buffers, hardware, lifetimes(tree.body) if sharing else None)
-        return _Attempt(tiling=tiling, tensors=tensors, tree=tree, buffers=buffers, allocation=allocation)
+        if allocation is None:
+            allocation = allocate(buffers, hardware, lifetimes(tree.body))
+        return _Attempt(tiling=tiling, tree=tree, buffers=buffers, allocation=allocation)
 
-    def largest_that_fits(*, sharing: bool, above: int) -> _Attempt | CapacityError:
+    def first_that_fits(candidates: Sequence[int], *, sharing: bool) -> _Attempt | CapacityError:
         refused = CapacityError("")
-        for rows in range(largest.chunk_rows, above, -workload.block_length):
-            if sharing and rows in same:
-                continue
+        for rows in candidates:
             try:
                 return attempt(rows, sharing=sharing)
             except CapacityError as error:
                 refused = error
         return refused
 
-    same: set[int] = set()
-    apart = largest_that_fits(sharing=False, above=0)
+    candidates: Sequence[int] = range(largest.chunk_rows, 0, -workload.block_length)
+    apart = first_that_fits(candidates, sharing=False)
     if isinstance(apart, _Attempt):
-        cut = _cuts(workload, apart.tiling)
-        rows_of = range(apart.tiling.chunk_rows, largest.chunk_rows + 1, workload.block_length)
-        same = {rows for rows in rows_of if _cuts(workload, dataclasses.replace(largest, chunk_rows=rows)) == cut}
-    sharing = largest_that_fits(sharing=True, above=apart.tiling.chunk_rows if isinstance(apart, _Attempt) else 0)
+        least, cuts = apart.tiling.chunk_rows, _cuts(workload, apart.tiling)
+        larger = [rows for rows in candidates if rows > least]
+        candidates = [rows for rows in larger if _cuts(workload, dataclasses.replace(largest, chunk_rows=rows)) != cuts]
+    sharing = first_that_fits(candidates, sharing=True)
     for found in (sharing, apart):
         if isinstance(found, _Attempt):
             return found

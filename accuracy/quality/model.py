@@ -280,9 +280,10 @@ class Flow:
         for operator in operators:
             COMPUTE[type(operator)](operator, self)
 
-    def heads(self, x: Tensor, head_dim: int) -> Tensor:
-        """Heads side by side as [B, heads, R, D]."""
-        return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    """Heads side by side as [B, heads, R, D]."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def _embed(_: Embedding, f: Flow) -> None:
@@ -317,7 +318,7 @@ def _rope(op: Rope, f: Flow) -> None:
     """Q, and K unless the cache keeps it as it was; Q is scaled for attention here, as the machine does."""
     model, batch = f.model, f.batch
     assert batch is not None
-    q, k, v = (f.heads(x, op.head_dim) for x in f.h)
+    q, k, v = (_heads(x, op.head_dim) for x in f.h)
     q = model.lanes(model.rotate(q, batch, f.rows) * op.head_dim**-0.5)
     f.h = [q, k if model.arithmetic.kv_scheme.pre_rope else model.rotate(k, batch, f.rows), v]
 

@@ -1,7 +1,7 @@
 """The shape of a diffusion language model, as far as the compiler and the references need it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dllm.operators import (
     Attention,
@@ -11,12 +11,14 @@ from dllm.operators import (
     HeadNorm,
     Linear,
     LmHead,
+    Mask,
     Network,
     Norm,
     Operator,
     Residual,
     Rope,
 )
+from npu.choices import check_choices, one_of
 from npu.errors import TripathError
 
 
@@ -42,6 +44,7 @@ class ModelSpec:
         max_sequence: Tokens of prompt and generation at most.
         qkv_bias: Q, K and V have biases.
         qk_norm: Each head of Q and of K has an RMS norm before RoPE.
+        attention_mask: Keys that a row attends to: full, block_causal (up to the end of its block), causal (up to its own).
         shifted_logits: The logits of a position come from the hidden state of the position before it.
         checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
             shapes; null: only the shape is known, and the accuracy path has no weights.
@@ -63,30 +66,30 @@ class ModelSpec:
     max_sequence: int
     qkv_bias: bool = False
     qk_norm: bool = False
+    attention_mask: str = field(default="full", metadata=one_of([each.value for each in Mask]))
     shifted_logits: bool = False
     checkpoint: str | None = None
     only_layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        check_choices("model", self)
         if self.only_layers is not None and len(self.only_layers) != self.layers:
             raise TripathError(
                 f"model.only_layers: names {len(self.only_layers)} layers, model.layers is {self.layers}"
             )
-        for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_sequence"):
-            if getattr(self, field) < 1:
-                raise TripathError(f"model.{field}: must be at least 1, got {getattr(self, field)}")
+        for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_sequence"):
+            if getattr(self, key) < 1:
+                raise TripathError(f"model.{key}: must be at least 1, got {getattr(self, key)}")
         if self.heads % self.kv_heads:
             raise TripathError(f"model.kv_heads: {self.kv_heads} does not divide model.heads {self.heads}")
         if self.head_dim % 32:
             raise TripathError(f"model.head_dim: must be a multiple of the MX block of 32, got {self.head_dim}")
-        for field in ("hidden", "ffn", "vocab"):
-            if getattr(self, field) % 32:
-                raise TripathError(
-                    f"model.{field}: must be a multiple of the MX block of 32, got {getattr(self, field)}"
-                )
-        for field in ("mask_id", "eos_id"):
-            if not 0 <= getattr(self, field) < self.vocab:
-                raise TripathError(f"model.{field}: {getattr(self, field)} is not below model.vocab {self.vocab}")
+        for key in ("hidden", "ffn", "vocab"):
+            if getattr(self, key) % 32:
+                raise TripathError(f"model.{key}: must be a multiple of the MX block of 32, got {getattr(self, key)}")
+        for key in ("mask_id", "eos_id"):
+            if not 0 <= getattr(self, key) < self.vocab:
+                raise TripathError(f"model.{key}: {getattr(self, key)} is not below model.vocab {self.vocab}")
 
     @property
     def query_width(self) -> int:
@@ -119,7 +122,7 @@ class ModelSpec:
             Linear(name="w_qkv", parts=projections, inputs=self.hidden, bias="qkv_bias" if self.qkv_bias else ""),
             *((HeadNorm(**heads, epsilon=self.rms_eps),) if self.qk_norm else ()),
             Rope(**heads, theta=self.rope_theta),
-            Attention(**heads),
+            Attention(**heads, mask=Mask(self.attention_mask)),
             Linear(name="w_out", parts=(("attn_out", self.hidden),), inputs=self.query_width),
             Residual(width=self.hidden),
             Norm(name="ffn_norm", part="ff_norm", width=self.hidden, epsilon=self.rms_eps),

@@ -151,13 +151,25 @@ class Rope(_Operator):
     theta: float
 
 
+class Mask(Enum):
+    """Keys that a row attends to."""
+
+    FULL = "full"
+    """Those of the whole canvas."""
+    BLOCK_CAUSAL = "block_causal"
+    """Those up to the end of the row's block; blocks count from the first token of the sequence."""
+    CAUSAL = "causal"
+    """Those up to the row's own."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention(_Operator):
-    """h := softmax(q K^T / sqrt(head_dim)) V over the whole cache, after K and V of the rows are written into it."""
+    """h := softmax(q K^T / sqrt(head_dim)) V over the keys that `mask` admits, after K and V of the rows are cached."""
 
     heads: int
     kv_heads: int
     head_dim: int
+    mask: Mask = Mask.FULL
 
     @property
     def query_width(self) -> int:
@@ -245,12 +257,16 @@ class Network:
         patterns = [group.pattern for group in self.groups for _ in range(group.repeat)]
         yield from enumerate(patterns)
 
-    def check(self, known: Collection[type[Operator]], walker: str) -> None:
-        """Refuse a model of which a walker does not know every operator.
+    def check(
+        self, known: Collection[type[Operator]], walker: str, masks: Collection[Mask] = frozenset({Mask.FULL})
+    ) -> None:
+        """Refuse a model of which a walker does not know every operator and attention mask.
 
         Raises:
-            TripathError: naming the operator.
+            TripathError: naming the operator or the mask.
         """
         for each in (*self.stem, *(each for group in self.groups for each in group.pattern), *self.head):
             if type(each) not in known:
                 raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")
+            if isinstance(each, Attention) and each.mask not in masks:
+                raise TripathError(f"model.attention_mask: {walker} lacks the mask {each.mask.value}")

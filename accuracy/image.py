@@ -8,7 +8,7 @@ import numpy as np
 
 from accuracy.calibration import static_factors
 from accuracy.quantised import keep, place_of, read
-from dllm.families import parts_of, tensor_name
+from dllm.families import tensor_name
 from dllm.model import ModelSpec
 from dllm.workload import Workload
 from npu.errors import TripathError
@@ -44,10 +44,11 @@ def build_image(
         write_tensor(image, program.tensor(name), values)
     if "static_sides" in program.layout:
         write_tensor(image, program.tensor("smoothing"), static_factors(program, model))
-    for weight, layers in model.network.weights():
-        stored = program.tensor(weight.name)
-        for layer, parts in parts_of(weight, layers):
-            tensor, names = _layer_tensor(stored, layer), [tensor_name(part.name, layer) for part in parts]
+    for stored in model.network.weights():
+        whole = program.tensor(stored.name)
+        for index, layer in stored.of_layers():
+            tensor = _layer_tensor(whole, index)
+            names = [tensor_name(part.name, layer) for part in stored.weight.parts]
             file, place = quantised and place_of(tensor, names, tensors, quantised), _bytes_of(image, tensor)
             if file and read(file, place):
                 continue
@@ -57,11 +58,11 @@ def build_image(
     return image
 
 
-def _layer_tensor(tensor: Tensor, layer: int | None) -> Tensor:
+def _layer_tensor(tensor: Tensor, index: int | None) -> Tensor:
     """One layer of a tensor [layers, ...]; None: all of one that has no layers."""
-    if layer is None:
+    if index is None:
         return tensor
-    return dataclasses.replace(tensor, address=tensor.address + layer * tensor.stride_bytes(0), shape=tensor.shape[1:])
+    return dataclasses.replace(tensor, address=tensor.address + index * tensor.stride_bytes(0), shape=tensor.shape[1:])
 
 
 def _bytes_of(image: np.ndarray, tensor: Tensor) -> np.ndarray:

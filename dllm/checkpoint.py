@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, parts_of, tensor_name
+from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, tensor_name
 from dllm.model import ModelSpec
 from dllm.operators import Part
 from npu.errors import TripathError
@@ -148,9 +148,9 @@ def _stored(spec: ModelSpec) -> dict[str, tuple[Part, int | None]]:
             part,
             layer if layer is None or spec.only_layers is None else spec.only_layers[layer],
         )
-        for weight, layers in spec.network.weights()
-        for layer, parts in parts_of(weight, layers)
-        for part in parts
+        for stored in spec.network.weights()
+        for _, layer in stored.of_layers()
+        for part in stored.weight.parts
     }
 
 

@@ -3,11 +3,10 @@
 Our name of a part is LLaDA's: `model.transformer.wte.weight`, `model.transformer.blocks.3.q_proj.weight`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dllm.model import ModelSpec
-from dllm.operators import Part, Weight
 
 PREFIX = "model.transformer."
 BLOCKS = f"{PREFIX}blocks."
@@ -18,18 +17,13 @@ def tensor_name(part: str, layer: int | None = None) -> str:
     return f"{PREFIX}{part}" if layer is None else f"{BLOCKS}{layer}.{part}"
 
 
-def parts_of(weight: Weight, layers: int) -> Iterator[tuple[int | None, tuple[Part, ...]]]:
-    """The parts of a weight for each of its layers, or once where it is outside of them (`layers` 0)."""
-    yield from ((layer, weight.parts) for layer in (range(layers) if layers else (None,)))
-
-
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that the operators of a model read, by our names."""
     return {
         tensor_name(part.name, layer): part.shape
-        for weight, layers in spec.network.weights()
-        for layer, parts in parts_of(weight, layers)
-        for part in parts
+        for stored in spec.network.weights()
+        for _, layer in stored.of_layers()
+        for part in stored.weight.parts
     }
 
 

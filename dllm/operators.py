@@ -231,10 +231,28 @@ OPERATORS: tuple[type[Operator], ...] = get_args(Operator)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Layers of one pattern, one after the other."""
+    """Layers of one pattern, one after the other; where a model has several groups, all but one have a `name`."""
 
     repeat: int
     pattern: tuple[Operator, ...]
+    name: str = ""
+
+    def tensor(self, weight: str) -> str:
+        """The machine's name of a weight of these layers."""
+        return f"{self.name}.{weight}" if self.name else weight
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A tensor that the machine keeps: a weight of all layers of a group, or (`layers` None) of what is outside of layers."""
+
+    name: str
+    weight: Weight
+    layers: range | None = None
+
+    def of_layers(self) -> Iterator[tuple[int | None, int | None]]:
+        """Index in the tensor and number of each layer; once None and None where it is outside of layers."""
+        yield from enumerate(self.layers) if self.layers is not None else ((None, None),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,17 +263,27 @@ class Network:
     groups: tuple[Group, ...]
     head: tuple[Operator, ...]
 
-    def weights(self) -> Iterator[tuple[Weight, int]]:
-        """Every weight in the order of HBM, with the number of its layers (0: it is outside of the layers)."""
-        found = [(weight, 0) for each in self.stem for weight in each.weights]
-        found += [(weight, group.repeat) for group in self.groups for each in group.pattern for weight in each.weights]
-        found += [(weight, 0) for each in self.head for weight in each.weights]
-        yield from sorted(found, key=lambda pair: pair[0].role.value)
+    def weights(self) -> Iterator[Stored]:
+        """Every tensor that the machine keeps, in the order of HBM."""
+        found = [Stored(name=weight.name, weight=weight) for each in self.stem for weight in each.weights]
+        for group, layers in self.numbered():
+            found += [
+                Stored(name=group.tensor(weight.name), weight=weight, layers=layers)
+                for each in group.pattern for weight in each.weights
+            ]  # fmt: skip
+        found += [Stored(name=weight.name, weight=weight) for each in self.head for weight in each.weights]
+        yield from sorted(found, key=lambda stored: stored.weight.role.value)
+
+    def numbered(self) -> Iterator[tuple[Group, range]]:
+        """Each group with the numbers of its layers."""
+        first = 0
+        for group in self.groups:
+            yield group, range(first, first + group.repeat)
+            first += group.repeat
 
     def layers(self) -> Iterator[tuple[int, tuple[Operator, ...]]]:
         """Number and operators of each layer."""
-        patterns = [group.pattern for group in self.groups for _ in range(group.repeat)]
-        yield from enumerate(patterns)
+        yield from ((layer, group.pattern) for group, layers in self.numbered() for layer in layers)
 
     def check(
         self, known: Collection[type[Operator]], walker: str, masks: Collection[Mask] = frozenset({Mask.FULL})

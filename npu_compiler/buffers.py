@@ -56,7 +56,7 @@ Plan = Iterator[tuple[str, int, str, str]]
 
 def _vector(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling) -> Plan:
     rows, smoothing = tiling.chunk_rows, numerics.smoothing
-    sequences, sliced = rows // tiling.row_tile, STREAM_SLOTS * rows * tiling.slice
+    sequences, sliced = tiling.chunk_sequences, STREAM_SLOTS * rows * tiling.slice
     yield from (
         ("x", rows * model.hidden, "embed", ""),
         ("norm_weight", model.hidden, "qkv", ""),
@@ -81,7 +81,7 @@ def _vector(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tili
         ("commit", len(COMMIT_ROWS) * hardware.vlen, "commit", ""),
     )
     if smoothing.sides:
-        sequences, (inverse, fold) = tiling.sequences(rows), smoothing_widths(model, smoothing)
+        inverse, fold = smoothing_widths(model, smoothing)
         measured, channels = bool(smoothing.measured), tiling.batch * 2 * model.kv_width
         yield from (
             ("channel_max", channels if measured else 0, "qkv", ""),

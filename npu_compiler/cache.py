@@ -3,16 +3,17 @@
 from npu.formats import FORMATS
 from npu.program import Tensor
 from npu_compiler.context import Context
+from npu_compiler.flow import Layer
 from npu_compiler.rows import Chunk, times
 from npu_compiler.stages import Level, Place, Steps
 from npu_compiler.tiling import CONTRACTED, CacheTile, axis_of, cache_tile
 
 
-def store_cache(c: Context, chunk: Chunk, layer: Level, buffer: str, offset: int, width: int) -> None:
+def store_cache(c: Context, chunk: Chunk, layer: Layer, buffer: str, offset: int, width: int) -> None:
     """The rows of a chunk, K from column `offset` of a buffer of `width` columns and V behind it, into the cache."""
     e, model, group = c.e, c.model, c.tiling.token_block
-    unit, code = c.workload.block_length, FORMATS[c.numerics.kv].code
-    with chunk.runs(e, unit) as (rows, local, canvas), e.loop(model.kv_heads) as head:
+    code = FORMATS[c.numerics.kv].code
+    with chunk.runs(e) as (rows, local, canvas), e.loop(model.kv_heads) as head:
         for number, side in enumerate(CONTRACTED):
             facts, by_token = c.tensor(side), axis_of(c.numerics, side) == "channels"
             per_token = facts.row_bytes if by_token else facts.stride_bytes(3) // group
@@ -37,20 +38,20 @@ def _rows_of_head(
     facts: Tensor,
     per_token: int,
     canvas: list[tuple[Level, int, int]],
-    layer: Level,
+    layer: Layer,
     head: Level,
 ) -> tuple[int, list[tuple[Level, int]]]:
     """Offset and strides, in bytes, of a run of a chunk's rows of one head in a tensor of `per_token` bytes a token."""
     steps = chunk.canvas_steps(per_token, facts.stride_bytes(1))
     steps += [(level, s * facts.stride_bytes(1) + r * per_token) for level, s, r in canvas]
-    steps += [(layer, facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
-    return (c.tiling.pad + chunk.span.first) * per_token, steps
+    steps += [*layer.number(facts.stride_bytes(0)), (head, facts.stride_bytes(2))]
+    return c.tiling.pad * per_token, steps
 
 
-def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, layer: Level) -> None:
+def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, layer: Layer) -> None:
     """Move the rows of a chunk, of all KV heads, between a tensor of keys by token in HBM and a buffer."""
     facts, width = c.tensor(tensor), c.model.kv_width
-    with chunk.runs(c.e, c.workload.block_length) as (rows, local, canvas), c.e.loop(c.model.kv_heads) as head:
+    with chunk.runs(c.e) as (rows, local, canvas), c.e.loop(c.model.kv_heads) as head:
         place, steps = _rows_of_head(c, chunk, facts, facts.row_bytes, canvas, layer, head)
         outside = c.hbm(tensor, place, steps, rows=facts.row_bytes)
         inside = c.vector(buffer, 0, [(head, c.model.head_dim), *times(local, width)], rows=width)
@@ -64,16 +65,16 @@ def tile_of(c: Context, side: str) -> CacheTile:
     return cache_tile(c.model, c.numerics, c.tiling, side)
 
 
-def load_tile(c: Context, side: str, chunk: Chunk, at: tuple[Level, Level, Level], part: Level) -> None:
-    """Tile `part` of `side` into Matrix SRAM; `at` is its layer, sequence of the chunk, and head."""
+def load_tile(c: Context, side: str, chunk: Chunk, layer: Layer, at: tuple[Level, Level], part: Level) -> None:
+    """Tile `part` of `side` into Matrix SRAM; `at` is its sequence of the chunk, and head."""
     tile = tile_of(c, side)
-    e, tiling, facts, (layer, sequence, head) = c.e, c.tiling, c.tensor(tile.tensor), at
+    e, tiling, facts, (sequence, head) = c.e, c.tiling, c.tensor(tile.tensor), at
     by_token, group, code = axis_of(c.numerics, side) == "channels", tiling.token_block, FORMATS[c.numerics.kv].code
     stored = facts.row_bytes * tiling.key_tile if by_token else facts.stride_bytes(3) * (tiling.key_tile // group)
     layer_bytes = facts.stride_bytes(0) if facts.shape[0] > 1 else 0  # rotated keys are those of one layer
     sequence_bytes = facts.stride_bytes(1)
     steps = [
-        (layer, layer_bytes), (chunk.batch_loop, chunk.span.sequences * sequence_bytes), (sequence, sequence_bytes),
+        *layer.number(layer_bytes), *chunk.batch_steps(sequence_bytes), (sequence, sequence_bytes),
         (head, facts.stride_bytes(2)), (part, stored),
     ]  # fmt: skip
     if not tile.converted:

@@ -1,7 +1,6 @@
 """Lowering shared by all operators: addresses into buffers and tensors, loops over rows, moves, norms and projections."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dllm.model import ModelSpec
@@ -11,19 +10,14 @@ from npu.hardware import HardwareConfig
 from npu.isa import Memory
 from npu.program import Tensor
 from npu_compiler.buffers import Buffers
+from npu_compiler.flow import Flow
 from npu_compiler.memory import CONSTANTS
-from npu_compiler.rows import Chunk, Span, times
-from npu_compiler.stages import Level, Place, Steps, Tree, place
+from npu_compiler.rows import Chunk, Span, segments, times
+from npu_compiler.stages import Place, Steps, Tree, place
 from npu_compiler.tiling import Tiling
 
 LOG2_ROW_BLOCK = MX_BLOCK.bit_length() - 1
 """Block of rows in BF16, which have no scale: any that divides the row would do."""
-
-
-def segments(width: int, limit: int) -> list[tuple[int, int, int]]:
-    """A row of `width` elements in pieces of at most `limit`: (first element, pieces, elements each)."""
-    whole, rest = divmod(width, limit)
-    return [part for part in ((0, whole, limit), (whole * limit, 1, rest)) if part[1] * part[2]]
 
 
 @dataclass(kw_only=True)
@@ -95,11 +89,11 @@ class Context:
         """Go on to the next slot of a stream."""
         self.e.advance(self.buffers.streams[stream])
 
-    @contextmanager
-    def chunks(self, span: Span, block: Level) -> Iterator[Chunk]:
-        """Loops over the chunks of a pass."""
-        with self.e.loop(span.sequence_chunks) as batch_loop, self.e.loop(span.row_chunks) as row_loop:
-            yield Chunk(span=span, block=block, batch_loop=batch_loop, row_loop=row_loop)
+    def chunks(self, span: Span) -> Iterator[Chunk]:
+        """Loops over the chunks of a pass; yields once inside of each: emit the body every time."""
+        for part in span.parts:
+            with self.e.loop(part.sequence_chunks) as batch_loop, self.e.loop(part.row_chunks) as row_loop:
+                yield Chunk(part=part, has_padding=span.has_padding, batch_loop=batch_loop, row_loop=row_loop)
 
     def wide(self, width: int) -> Iterator[tuple[int, Steps, int]]:
         """Emit the body once per kind of piece of a row of `width`: yields (offset, strides, lanes) inside a loop."""
@@ -116,12 +110,12 @@ class Context:
         In the buffer they lie `pitch` elements apart (None: `width`), from column `offset` on.
         """
         pitch = pitch or width
-        facts, unit = self.tensor(tensor), self.workload.block_length
+        facts = self.tensor(tensor)
         sequence_bytes = facts.stride_bytes(0)
-        with chunk.runs(self.e, unit) as (rows, local, canvas):
+        with chunk.runs(self.e) as (rows, local, canvas):
             steps = chunk.canvas_steps(facts.row_bytes, sequence_bytes)
             steps += [(level, seq * sequence_bytes + row * facts.row_bytes) for level, seq, row in canvas]
-            outside = self.hbm(tensor, chunk.span.first * facts.row_bytes, steps, rows=facts.row_bytes)
+            outside = self.hbm(tensor, 0, steps, rows=facts.row_bytes)
             inside = self.vector(buffer, offset, times(local, pitch), rows=pitch)
             dst, src = (inside, outside) if mnemonic == "H_LOAD_V" else (outside, inside)
             self.e.emit(
@@ -130,28 +124,28 @@ class Context:
 
     def load_valid(self, chunk: Chunk) -> None:
         """1 for each row of a chunk, 0 for one of padding, to FP SRAM; where the span has padding."""
-        if not chunk.span.has_padding:
+        if not chunk.has_padding:
             return
         valid = self.tensor("valid")
-        with chunk.runs(self.e, self.workload.block_length) as (rows, local, canvas):
+        with chunk.runs(self.e) as (rows, local, canvas):
             steps = chunk.canvas_steps(4, valid.row_bytes) + [(lv, s * valid.row_bytes + r * 4) for lv, s, r in canvas]
-            self.e.emit("H_LOAD_F", dst=self.fp("valid", 0, local), src=self.hbm("valid", chunk.span.first * 4, steps),
-                        n=rows)  # fmt: skip
+            self.e.emit("H_LOAD_F", dst=self.fp("valid", 0, local), src=self.hbm("valid", 0, steps), n=rows)
 
-    def load_row(self, tensor: str, buffer: str, width: int, layer: Level | None = None, offset: int = 0) -> None:
-        """Load one BF16 row of `width` elements, of a layer or of what has none, to a buffer from column `offset` on."""
-        steps = [] if layer is None else [(layer, self.tensor(tensor).row_bytes)]
+    def load_row(self, flow: Flow, weight: str, buffer: str, width: int, offset: int = 0) -> None:
+        """Load one BF16 row of `width` elements, a weight of the operators, to a buffer from column `offset` on."""
+        tensor = flow.tensor(weight)
+        source = self.hbm(tensor, 0, flow.layers(self.tensor(tensor).row_bytes))
         self.e.emit(
-            "H_LOAD_V", dst=self.vector(buffer, offset), src=self.hbm(tensor, 0, steps), rows=1, cols=width,
+            "H_LOAD_V", dst=self.vector(buffer, offset), src=source, rows=1, cols=width,
             format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
         )  # fmt: skip
 
     def rms_norm(self, chunk: Chunk, source: str, target: str, weight: str, *, zero_padding: bool = False) -> None:
         """target := source / rms(source) * weight for each row; rows of padding become zero if asked for."""
-        e, width, tile = self.e, self.model.hidden, self.tiling.row_tile
+        e, width = self.e, self.model.hidden
 
         def each(mnemonic: str, **operands: Place | str) -> None:
-            with chunk.each(e, tile) as rows:
+            with chunk.each(e) as rows:
                 total = self.fp("square_sum", 0, rows)
                 e.emit(
                     mnemonic, **{name: total if isinstance(value, str) else value for name, value in operands.items()}
@@ -159,62 +153,65 @@ class Context:
 
         each("S_MOV_FP", dst="sum", a=self.fp("zero"))
         for offset, piece, lanes in self.wide(width):
-            with chunk.each(e, tile) as rows:
+            with chunk.each(e) as rows:
                 row = self.vector(source, offset, [*piece, *times(rows, width)])
                 e.emit("V_RED_SUMSQ", dst=self.fp("square_sum", 0, rows), a=row, n=lanes)
         each("S_MUL_FP", dst="sum", a="sum", b=self.fp("inverse_hidden"))
         each("S_ADD_FP", dst="sum", a="sum", b=self.fp("epsilon"))
         each("S_RSQRT_FP", dst="sum", a="sum")
         if zero_padding:
-            with chunk.each(e, tile) as rows:
+            with chunk.each(e) as rows:
                 total = self.fp("square_sum", 0, rows)
                 e.emit("S_MUL_FP", dst=total, a=total, b=self.fp("valid", 0, rows))
         for offset, piece, lanes in self.wide(width):
-            with chunk.each(e, tile) as rows:
+            with chunk.each(e) as rows:
                 steps = [*piece, *times(rows, width)]
                 e.emit("V_MUL_VF", dst=self.vector(target, offset, steps), a=self.vector(source, offset, steps),
                        scalar=self.fp("square_sum", 0, rows), n=lanes)  # fmt: skip
-            with chunk.each(e, tile) as rows:
+            with chunk.each(e) as rows:
                 normed = self.vector(target, offset, [*piece, *times(rows, width)])
                 factor = self.vector(weight, offset, piece)
                 e.emit("V_MUL_VV", dst=normed, a=normed, b=factor, n=lanes)
 
     def project(
-        self, chunk: Chunk, *, weights: str, first_row: int = 0, outputs: int, inputs: int, acts: str, dst: str,
-        dst_width: int, steps: Steps = (), slot_stride: int = 0,
+        self, flow: Flow, *, weights: str, first_row: int = 0, outputs: int, inputs: int, dst: str, acts: str = "",
+        steps: Steps = (), slot_stride: int = 0,
     ) -> None:  # fmt: skip
         """dst[:, :outputs] := acts @ weights^T: panels of BLEN output columns stream through the array.
 
-        `steps` are strides of the weights in bytes (layer, slice).
+        `acts` are the flow's value unless named; `steps` are strides of the weights in rows (slice).
         """
-        e, columns, facts, size = self.e, self.hardware.blen, self.tensor(weights), FORMATS[self.numerics.weights]
+        chunk, acts, name = flow.chunk, acts or flow.value, flow.tensor(weights)
+        e, columns, facts, size = self.e, self.hardware.blen, self.tensor(name), FORMATS[self.numerics.weights]
+        moves = [*(flow.layers(facts.stride_bytes(0)) if flow.layer else []), *times(list(steps), facts.row_bytes)]
         panel, row_bytes, block = columns * facts.row_bytes, facts.row_bytes, self.numerics.block_size
         record = size.record_bytes(block)
         with e.loop(outputs // columns) as n:
             with e.stage(f"load {weights}"):
-                source = self.hbm(weights, first_row * row_bytes, [*steps, (n, panel)])
+                source = self.hbm(name, first_row * row_bytes, [*moves, (n, panel)])
                 e.emit("H_LOAD_M", dst=self.matrix("weights"), src=source, rows=1, row_bytes=panel)
-            with e.stage(f"times {weights}"), chunk.tiles(e, self.tiling.row_tile) as rows:
-                for offset, count, k in segments(inputs, self.hardware.mlen):
-                    with e.loop(count) as piece:
-                        at = self.matrix(
-                            "weights", offset // block * record, [(piece, k // block * record)], rows=row_bytes
-                        )
-                        e.emit(
-                            "M_MM", weights=at, acts=self.vector(acts, offset, [(piece, k), *times(rows, inputs)], rows=inputs),
-                            rows=self.tiling.row_tile, cols=columns, k=k, block=self.log2_block, weight_format=size.code,
-                            act_format=FORMATS[self.numerics.activations].code, block_stride=record,
-                        )  # fmt: skip
-                out = self.vector(
-                    dst, 0, [(n, columns), *times(rows, dst_width)], rows=dst_width, slot_stride=slot_stride
-                )
-                e.emit("M_OUT", dst=out, rows=self.tiling.row_tile, cols=columns)
+            with e.stage(f"times {weights}"):
+                for at, rows in chunk.tiles(e, columns):
+                    for offset, count, k in segments(inputs, self.hardware.mlen):
+                        with e.loop(count) as piece:
+                            step = [(piece, k // block * record)]
+                            e.emit(
+                                "M_MM",
+                                weights=self.matrix("weights", offset // block * record, step, rows=row_bytes),
+                                acts=self.vector(acts, offset, [(piece, k), *times(at, inputs)], rows=inputs),
+                                rows=rows, cols=columns, k=k, block=self.log2_block, weight_format=size.code,
+                                act_format=FORMATS[self.numerics.activations].code, block_stride=record,
+                            )  # fmt: skip
+                    out = self.vector(
+                        dst, 0, [(n, columns), *times(at, outputs)], rows=outputs, slot_stride=slot_stride
+                    )
+                    e.emit("M_OUT", dst=out, rows=rows, cols=columns)
             self.advance("weights")
 
     def add_rows(self, chunk: Chunk, target: str, source: str, width: int) -> None:
         """target += source for each row."""
         for offset, piece, lanes in self.wide(width):
-            with chunk.each(self.e, self.tiling.row_tile) as rows:
+            with chunk.each(self.e) as rows:
                 steps = [*piece, *times(rows, width)]
                 total = self.vector(target, offset, steps)
                 self.e.emit("V_ADD_VV", dst=total, a=total, b=self.vector(source, offset, steps), n=lanes)

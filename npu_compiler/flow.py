@@ -2,22 +2,42 @@
 
 from dataclasses import dataclass
 
-from npu_compiler.rows import Chunk, Span
+from dllm.operators import Group
+from npu_compiler.rows import Chunk, fixed
 from npu_compiler.stages import Level
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """The layer of a group that is lowered: `loop` counts the layers of the group, whose first one is number `first` of all."""
+
+    group: Group
+    first: int
+    loop: Level
+
+    def number(self, stride: int) -> list[tuple[Level, int]]:
+        """Strides of an address that moves on by `stride` from layer to layer of the model."""
+        return [(fixed(self.first), stride), (self.loop, stride)]
 
 
 @dataclass(kw_only=True)
 class Flow:
-    """The rows of a pass, and of the chunk in it that is being lowered; the residual stream is in the buffer `x`.
+    """The rows of the chunk that is lowered; the residual stream is in the buffer `x`.
 
     `value` is the buffer of the last operator's result, `result` the one into which a projection puts its own; where
     `zero_padding`, rows of padding become zero in a norm, so that they cannot move the scale of an MX block.
     """
 
-    span: Span
-    block: Level
     chunk: Chunk
-    layer: Level | None = None
+    layer: Layer | None = None
     value: str = "x"
     result: str = "y"
     zero_padding: bool = False
+
+    def tensor(self, weight: str) -> str:
+        """The machine's name of a weight of the operators that are lowered."""
+        return weight if self.layer is None else self.layer.group.tensor(weight)
+
+    def layers(self, stride: int) -> list[tuple[Level, int]]:
+        """Strides of an address that moves on by `stride` from layer to layer of the group."""
+        return [] if self.layer is None else [(self.layer.loop, stride)]

@@ -10,38 +10,37 @@ from dllm.operators import Attention, Operator, Residual
 from npu.formats import FORMATS
 from npu_compiler.cache import move_keys, store_cache
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
-from npu_compiler.flow import Flow
+from npu_compiler.flow import Flow, Layer
 from npu_compiler.mixing import mix_projected
 from npu_compiler.operators import load, lower, turn
-from npu_compiler.rows import Chunk, Span, full_span
+from npu_compiler.rows import Chunk, Span, fixed, full_span
 from npu_compiler.smoothing import clear_channels, load_factors, measure, smooth, to_cache_domain
-from npu_compiler.stages import Level
 
 
-def forward(c: Context, span: Span, block: Level, *, measuring: bool) -> None:
+def forward(c: Context, span: Span, *, measuring: bool) -> None:
     """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM.
 
     A `measuring` pass forwards the whole canvas, and looks at the channels of K and V before it stores them.
     """
     network = c.model.network
-    with c.e.phase("embed"), c.chunks(span, block) as chunk:
-        lower(network.stem, c, Flow(span=span, block=block, chunk=chunk))
-    for group in network.groups:
-        with c.e.loop(group.repeat) as layer:
+    with c.e.phase("embed"):
+        for chunk in c.chunks(span):
+            lower(network.stem, c, Flow(chunk=chunk))
+    for group, layers in network.numbered():
+        with c.e.loop(group.repeat) as loop:
+            layer = Layer(group=group, first=layers.start, loop=loop)
             at = next(number for number, each in enumerate(group.pattern) if isinstance(each, Attention))
             attention = group.pattern[at]
             assert isinstance(attention, Attention)
-            _write_cache(c, group.pattern[:at], span, block, layer, measuring=measuring)
+            _write_cache(c, group.pattern[:at], span, layer, measuring=measuring)
             if c.numerics.smoothing.pre_rope:
                 with c.e.phase("rotate"):
                     _rotate_keys(c, layer)
-            with c.chunks(span, block) as chunk:
+            for chunk in c.chunks(span):
                 _read_cache(c, attention, group.pattern[at + 1 :], chunk, layer)
 
 
-def _write_cache(
-    c: Context, operators: Sequence[Operator], span: Span, block: Level, layer: Level, *, measuring: bool
-) -> None:
+def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: Layer, *, measuring: bool) -> None:
     """The operators before attention: Q goes to HBM as BF16, K and V into the cache in its format.
 
     Where the pass is `measuring` the channels, K and V go to HBM as BF16 instead, to be read again once all are known.
@@ -51,8 +50,8 @@ def _write_cache(
         if measuring:
             with e.stage("clear channels"):
                 clear_channels(c)
-        with c.chunks(span, block) as chunk:
-            flow = Flow(span=span, block=block, chunk=chunk, layer=layer, result="qkv", zero_padding=span.has_padding)
+        for chunk in c.chunks(span):
+            flow = Flow(chunk=chunk, layer=layer, result="qkv", zero_padding=span.has_padding)
             with e.stage("load rows"):
                 c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
                 load(operators, c, flow)
@@ -76,19 +75,19 @@ def _write_cache(
                     store_cache(c, chunk, layer, "qkv", model.query_width, width)
     if measuring:
         with e.phase("smooth"):
-            smooth(c, span, block, layer)
+            smooth(c, span, layer)
 
 
-def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator], chunk: Chunk, layer: Level) -> None:
+def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator], chunk: Chunk, layer: Layer) -> None:
     """Attention and the operators behind it; then the chunk goes back to HBM."""
     e, model, mask = c.e, c.model, c.tensor("mask")
-    flow = Flow(span=chunk.span, block=chunk.block, chunk=chunk, layer=layer, value="q", result="y")
+    flow = Flow(chunk=chunk, layer=layer, value="q", result="y")
     with e.phase("attention"):
         with e.stage("load Q"):
             c.transfer_rows(chunk, "H_LOAD_V", "q", "q", attention.query_width)
         with e.stage("load rows"):
-            with e.loop(chunk.span.sequences) as sequence:
-                step = [(chunk.batch_loop, chunk.span.sequences * mask.row_bytes), (sequence, mask.row_bytes)]
+            with e.loop(chunk.sequences) as sequence:
+                step = [*chunk.batch_steps(mask.row_bytes), (sequence, mask.row_bytes)]
                 e.emit("H_LOAD_V", dst=c.vector("mask", 0, [(sequence, c.tiling.cache_tokens)]), src=c.hbm("mask", 0, step),
                        rows=1, cols=c.tiling.cache_tokens, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
             c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
@@ -105,10 +104,10 @@ def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator],
             c.transfer_rows(chunk, "H_STORE_V", "x", "x", model.hidden)
 
 
-def _rotate_keys(c: Context, layer: Level) -> None:
+def _rotate_keys(c: Context, layer: Layer) -> None:
     """The keys of a layer, cached before RoPE, de-quantised and turned: all rows of the canvas into `rotated_keys`."""
-    e, width, once = c.e, c.model.kv_width, Level(number=None)
-    with c.chunks(full_span(c.workload, c.tiling), once) as chunk:
+    e, width, once = c.e, c.model.kv_width, Layer(group=layer.group, first=0, loop=fixed(0))
+    for chunk in c.chunks(full_span(c.workload, c.tiling)):
         with e.stage("load keys"):
             move_keys(c, chunk, "H_LOAD_V", "keys", "cached_keys", layer)
             c.transfer_rows(chunk, "H_LOAD_V", "rope", "key_rope", c.model.head_dim)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from dllm.model import ModelSpec
-from dllm.policies import Smoother
+from dllm.policies import Rows, Smoother
 from dllm.workload import SIDES, Numerics, Workload, reference_only
 from npu.errors import CapacityError, TripathError
 from npu.hardware import HardwareConfig
@@ -20,7 +20,7 @@ from npu_compiler.lifetimes import lifetimes
 from npu_compiler.memory import CONSTANTS, hbm_map
 from npu_compiler.mixing import load_hadamard
 from npu_compiler.operators import LOWER
-from npu_compiler.rows import Span, block_span, span_of
+from npu_compiler.rows import Block, Span, block_loops, block_span, blocks_in_a_chunk, span_of
 from npu_compiler.sampling import commit, lm_head, sample
 from npu_compiler.stages import Level, Tree
 from npu_compiler.tiling import Tiling, make_tiling
@@ -117,8 +117,7 @@ def _fitting(
         CapacityError: not even one block of rows fits.
     """
 
-    def attempt(rows: int, *, sharing: bool) -> _Attempt:
-        tiling = dataclasses.replace(largest, chunk_rows=rows)
+    def attempt(tiling: Tiling, *, sharing: bool) -> _Attempt:
         buffers = working_sets(model, workload, hardware, numerics, tiling)
         allocation = None if sharing else allocate(buffers, hardware)  # before there is a tree: most are too large
         tree = _tree(model, workload, hardware, numerics, tiling, tensors, buffers)
@@ -126,22 +125,19 @@ def _fitting(
             allocation = allocate(buffers, hardware, lifetimes(tree.body))
         return _Attempt(tiling=tiling, tree=tree, buffers=buffers, allocation=allocation)
 
-    def first_that_fits(candidates: Sequence[int], *, sharing: bool) -> _Attempt | CapacityError:
+    def first_that_fits(candidates: Sequence[Tiling], *, sharing: bool) -> _Attempt | CapacityError:
         refused = CapacityError("")
-        for rows in candidates:
+        for tiling in candidates:
             try:
-                return attempt(rows, sharing=sharing)
+                return attempt(tiling, sharing=sharing)
             except CapacityError as error:
                 refused = error
         return refused
 
-    candidates: Sequence[int] = range(largest.chunk_rows, 0, -workload.block_length)
+    candidates = _cuts(model, workload, largest)
     apart = first_that_fits(candidates, sharing=False)
-    if isinstance(apart, _Attempt):
-        least, cuts = apart.tiling.chunk_rows, _cuts(workload, apart.tiling)
-        larger = [rows for rows in candidates if rows > least]
-        candidates = [rows for rows in larger if _cuts(workload, dataclasses.replace(largest, chunk_rows=rows)) != cuts]
-    sharing = first_that_fits(candidates, sharing=True)
+    fewer = candidates[: candidates.index(apart.tiling)] if isinstance(apart, _Attempt) else candidates
+    sharing = first_that_fits(fewer, sharing=True)
     for found in (sharing, apart):
         if isinstance(found, _Attempt):
             return found
@@ -149,11 +145,41 @@ def _fitting(
     raise sharing
 
 
-def _cuts(workload: Workload, tiling: Tiling) -> list[tuple[int, int]]:
-    """Sequences and rows of the chunks of every pass that a program makes."""
-    block = Level(number=0)
-    rows = (workload.caches.first, workload.caches.later)
-    return [(span.sequences, span.rows) for span in (span_of(workload, tiling, each, block) for each in rows)]
+def _cuts(model: ModelSpec, workload: Workload, largest: Tiling) -> list[Tiling]:
+    """Every way to cut the passes of a program into chunks, the largest chunks first."""
+    found: list[Tiling] = []
+    seen: list[list[Span]] = []
+    for limit in range(largest.chunk_rows, 0, -largest.token_block):
+        tiling = dataclasses.replace(largest, chunk_rows=limit)
+        if Rows.SUFFIX in _rows(workload) and limit < workload.block_length:
+            break
+        spans = _spans(model, workload, tiling)
+        if spans in seen:
+            continue
+        seen.append(spans)
+        parts = [part for span in spans for part in span.parts]
+        rows, sequences = max(part.size for part in parts), max(part.sequences for part in parts)
+        found.append(dataclasses.replace(largest, chunk_rows=rows, chunk_sequences=sequences))
+    return found
+
+
+def _rows(workload: Workload) -> tuple[Rows, ...]:
+    """The rows that the steps of a block forward."""
+    return workload.caches.first, workload.caches.later
+
+
+def _period(workload: Workload, tiling: Tiling) -> int:
+    """Blocks of a group (`rows.Block`)."""
+    return min(blocks_in_a_chunk(workload, tiling, rows) for rows in _rows(workload))
+
+
+def _spans(model: ModelSpec, workload: Workload, tiling: Tiling) -> list[Span]:
+    """The rows of all passes of a program."""
+    found = []
+    for block in block_loops(Tree(), 0, workload.blocks, workload.blocks, _period(workload, tiling)):
+        found += [span_of(workload, tiling, rows, block) for rows in _rows(workload)]
+        found.append(block_span(workload, tiling, block, back=int(model.shifted_logits)))
+    return found
 
 
 def _tree(
@@ -174,19 +200,16 @@ def _tree(
             e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)
         if numerics.smoothing.mixed and not workload.samples_only:
             load_hadamard(c)
-    when = numerics.smoothing.measured
-    if when == "once" and workload.blocks > 1:  # the first block measures, the others are a loop of their own
-        with e.loop(1, keep=True) as block:
+    when, blocks, period = numerics.smoothing.measured, workload.blocks, _period(workload, tiling)
+    if when == "once":  # the first block measures, the others are loops of their own
+        for block in block_loops(e, 0, 1, blocks, period, keep=True):
             _block(c, block, measuring=True)
-        with e.loop(workload.blocks - 1, keep=True, first=1) as block:
-            _block(c, block, measuring=False)
-    else:
-        with e.loop(workload.blocks) as block:
-            _block(c, block, measuring=bool(when))
+    for block in block_loops(e, int(when == "once"), blocks, blocks, period, keep=when == "once"):
+        _block(c, block, measuring=when == "each")
     return e
 
 
-def _block(c: Context, block: Level, *, measuring: bool) -> None:
+def _block(c: Context, block: Block, *, measuring: bool) -> None:
     """The denoising steps of a block; where its warm steps are `measuring`, they look at the channels of K and V first."""
     e, workload, policy, once = c.e, c.workload, c.workload.caches, Level(number=None)
     if workload.samples_only:
@@ -205,10 +228,10 @@ def _block(c: Context, block: Level, *, measuring: bool) -> None:
         _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
 
 
-def _step(c: Context, block: Level, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
+def _step(c: Context, block: Block, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
     """One denoising step over the rows of a span."""
-    forward(c, span, block, measuring=measuring)
-    lm_head(c, block_span(c.workload, c.tiling, back=int(c.model.shifted_logits)), block)
+    forward(c, span, measuring=measuring)
+    lm_head(c, block_span(c.workload, c.tiling, block, back=int(c.model.shifted_logits)))
     sample(c, block)
     commit(c, block, step, first_step)
 

@@ -53,11 +53,12 @@ def hbm_map(
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
     ]
-    for weight, repeat in model.network.weights():
-        shape = (repeat, *weight.shape) if repeat else weight.shape if len(weight.shape) > 1 else (1, *weight.shape)
-        on_array = weight.role is Role.MATRIX
+    for stored in model.network.weights():
+        weight, on_array = stored.weight, stored.weight.role is Role.MATRIX
+        alone = weight.shape if len(weight.shape) > 1 else (1, *weight.shape)
+        shape = alone if stored.layers is None else (len(stored.layers), *weight.shape)
         rows.append(
-            (weight.name, shape, numerics.weights if on_array else "bf16", size if on_array else MX_BLOCK, False)
+            (stored.name, shape, numerics.weights if on_array else "bf16", size if on_array else MX_BLOCK, False)
         )
     tensors, address = [], 0
     for name, shape, fmt, size, writable in rows:

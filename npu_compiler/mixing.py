@@ -33,21 +33,22 @@ def mix_attended(c: Context, chunk: Chunk) -> None:
 
 def _mix(c: Context, chunk: Chunk, buffer: str, first: int, heads: int, pitch: int) -> None:
     """`heads` heads of a chunk's rows, from column `first` on, times the matrix: by the array, and back by the lanes."""
-    e, hd, rows, columns = c.e, c.model.head_dim, c.tiling.row_tile, c.hardware.blen
+    e, hd, columns = c.e, c.model.head_dim, c.hardware.blen
     column_bytes, bf16 = c.tensor("hadamard").row_bytes, FORMATS["bf16"]
 
     def result(level: Level, stride: int) -> Place:
-        return c.vector("mixed", 0, [(level, stride)], rows=hd, slot_stride=rows * hd)
+        return c.vector("mixed", 0, [(level, stride)], rows=hd, slot_stride=c.tiling.row_tile * hd)
 
-    with e.loop(heads) as head, chunk.tiles(e, rows) as tiles:
-        at = [(head, hd), *times(tiles, pitch)]
-        with e.stage("times the Hadamard matrix"), e.loop(hd // columns) as n:
-            weights = c.matrix("hadamard", 0, [(n, columns * column_bytes)], rows=column_bytes)
-            e.emit("M_MM", weights=weights, acts=c.vector(buffer, first, at, rows=pitch), rows=rows, cols=columns, k=hd,
-                   block=LOG2_ROW_BLOCK, weight_format=bf16.code, act_format=bf16.code,
-                   block_stride=bf16.record_bytes(1 << LOG2_ROW_BLOCK))  # fmt: skip
-            e.emit("M_OUT", dst=result(n, columns), rows=rows, cols=columns)
-        with e.stage("copy back"), e.loop(rows) as row:
-            target = c.vector(buffer, first, [*at, (row, pitch)])
-            e.emit("V_MUL_VF", dst=target, a=result(row, hd), scalar=c.fp("one"), n=hd)
-        c.advance("mixed")
+    with e.loop(heads) as head:
+        for tiles, rows in chunk.tiles(e, c.tiling.row_tile):
+            at = [(head, hd), *times(tiles, pitch)]
+            with e.stage("times the Hadamard matrix"), e.loop(hd // columns) as n:
+                weights = c.matrix("hadamard", 0, [(n, columns * column_bytes)], rows=column_bytes)
+                e.emit("M_MM", weights=weights, acts=c.vector(buffer, first, at, rows=pitch), rows=rows, cols=columns, k=hd,
+                       block=LOG2_ROW_BLOCK, weight_format=bf16.code, act_format=bf16.code,
+                       block_stride=bf16.record_bytes(1 << LOG2_ROW_BLOCK))  # fmt: skip
+                e.emit("M_OUT", dst=result(n, columns), rows=rows, cols=columns)
+            with e.stage("copy back"), e.loop(rows) as row:
+                target = c.vector(buffer, first, [*at, (row, pitch)])
+                e.emit("V_MUL_VF", dst=target, a=result(row, hd), scalar=c.fp("one"), n=hd)
+            c.advance("mixed")

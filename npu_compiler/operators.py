@@ -17,9 +17,9 @@ from dllm.operators import (
 )
 from npu.formats import FORMATS
 from npu_compiler.attention import attend
-from npu_compiler.context import Context, segments
+from npu_compiler.context import Context
 from npu_compiler.flow import Flow
-from npu_compiler.rows import Chunk, times
+from npu_compiler.rows import Chunk, segments, times
 from npu_compiler.stages import Level, Place
 
 
@@ -38,17 +38,17 @@ def lower(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
 
 
 def _load_norm(op: Norm, c: Context, flow: Flow) -> None:
-    c.load_row(op.name, "norm_weight", op.width, flow.layer)
+    c.load_row(flow, op.name, "norm_weight", op.width)
 
 
 def _load_bias(op: Linear, c: Context, flow: Flow) -> None:
     if op.bias:
-        c.load_row(op.bias, "bias", op.outputs, flow.layer)
+        c.load_row(flow, op.bias, "bias", op.outputs)
 
 
 def _load_head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
     for number, name in enumerate(("q_norm", "k_norm")):
-        c.load_row(name, "head_norm", op.head_dim, flow.layer, number * op.head_dim)
+        c.load_row(flow, name, "head_norm", op.head_dim, number * op.head_dim)
 
 
 def _load_angles(op: Rope, c: Context, flow: Flow) -> None:
@@ -64,11 +64,11 @@ LOAD: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
 def _embed(op: Embedding, c: Context, flow: Flow) -> None:
     """x := table[tokens], for a chunk."""
     e, chunk, tokens, table = c.e, flow.chunk, c.tensor("tokens"), c.tensor("embedding")
-    with e.stage("load token ids"), chunk.runs(e, c.workload.block_length) as (rows, local, canvas):
+    with e.stage("load token ids"), chunk.runs(e) as (rows, local, canvas):
         steps = chunk.canvas_steps(4, tokens.row_bytes)
         steps += [(level, seq * tokens.row_bytes + row * 4) for level, seq, row in canvas]
-        e.emit("H_LOAD_I", dst=c.integer("ids", 0, local), src=c.hbm("tokens", chunk.span.first * 4, steps), n=rows)
-    with e.stage("gather rows"), chunk.runs(e, c.workload.block_length) as (rows, local, _):
+        e.emit("H_LOAD_I", dst=c.integer("ids", 0, local), src=c.hbm("tokens", 0, steps), n=rows)
+    with e.stage("gather rows"), chunk.runs(e) as (rows, local, _):
         e.emit("H_GATHER_V", dst=c.vector("x", 0, times(local, op.width), rows=op.width),
                table=c.hbm("embedding", rows=table.row_bytes), index=c.integer("ids", 0, local),
                cols=op.width, rows=rows)  # fmt: skip
@@ -85,9 +85,7 @@ def _norm(op: Norm, c: Context, flow: Flow) -> None:
 
 def _linear(op: Linear, c: Context, flow: Flow) -> None:
     """The projection into the buffer for results; then its biases."""
-    steps = [(flow.layer, c.tensor(op.name).stride_bytes(0))] if flow.layer is not None else []
-    c.project(flow.chunk, weights=op.name, outputs=op.outputs, inputs=op.inputs, acts=flow.value, dst=flow.result,
-              dst_width=op.outputs, steps=steps)  # fmt: skip
+    c.project(flow, weights=op.name, outputs=op.outputs, inputs=op.inputs, dst=flow.result)
     flow.value = flow.result
     if op.bias:
         with c.e.stage(op.bias):
@@ -96,15 +94,15 @@ def _linear(op: Linear, c: Context, flow: Flow) -> None:
 
 def _add_bias(op: Linear, c: Context, flow: Flow) -> None:
     """Biases of Q, K and V; rows of padding stay zero (RoPE makes those that it turns zero again)."""
-    e, tile, width, chunk = c.e, c.tiling.row_tile, op.outputs, flow.chunk
+    e, width, chunk = c.e, op.outputs, flow.chunk
     for first, piece, lanes in c.wide(width):
-        with chunk.each(e, tile) as rows:
+        with chunk.each(e) as rows:
             row = c.vector(flow.value, first, [*piece, *times(rows, width)])
             e.emit("V_ADD_VV", dst=row, a=row, b=c.vector("bias", first, piece), n=lanes)
-    if chunk.span.has_padding:
+    if chunk.has_padding:
         turned = _turned_width(c)
         for first, piece, lanes in c.wide(width - turned):
-            with chunk.each(e, tile) as rows:
+            with chunk.each(e) as rows:
                 row = c.vector(flow.value, turned + first, [*piece, *times(rows, width)])
                 e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("valid", 0, rows), n=lanes)
 
@@ -114,7 +112,7 @@ def _head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
     e, hd, width, chunk = c.e, op.head_dim, c.model.qkv_width, flow.chunk
     with e.stage("q_norm, k_norm"):
         for number, (first, heads) in enumerate(((0, op.heads), (op.heads, op.kv_heads))):
-            with e.loop(heads) as head, chunk.each(e, c.tiling.row_tile) as rows:
+            with e.loop(heads) as head, chunk.each(e) as rows:
                 row = c.vector(flow.value, first * hd, [(head, hd), *times(rows, width)])
                 total, weight = c.fp("square_sum", 0, rows), c.vector("head_norm", number * hd)
                 e.emit("S_MOV_FP", dst=total, a=c.fp("zero"))
@@ -135,7 +133,7 @@ def turn(c: Context, chunk: Chunk, buffer: str, table: str, turned: int, width: 
     """RoPE on the first `turned` of the `width` columns of a buffer, in place."""
     limit = c.vlen // c.model.head_dim * c.model.head_dim
     for first, count, lanes in segments(turned, limit):
-        with c.e.loop(count) as piece, chunk.each(c.e, c.tiling.row_tile) as rows:
+        with c.e.loop(count) as piece, chunk.each(c.e) as rows:
             row = c.vector(buffer, first, [(piece, lanes), *times(rows, width)])
             angles = c.vector(table, 0, times(rows, c.model.head_dim))
             c.e.emit("V_ROPE_V", dst=row, a=row, table=angles, n=lanes, head_dim=c.model.head_dim)
@@ -143,11 +141,11 @@ def turn(c: Context, chunk: Chunk, buffer: str, table: str, turned: int, width: 
 
 def _rope(op: Rope, c: Context, flow: Flow) -> None:
     """RoPE on Q and K in place, and the attention scale on Q."""
-    e, tile, width = c.e, c.tiling.row_tile, c.model.qkv_width
+    e, width = c.e, c.model.qkv_width
     with e.stage("rope"):
         turn(c, flow.chunk, flow.value, "rope", _turned_width(c), width)
         for first, count, lanes in segments(op.heads * op.head_dim, c.vlen):
-            with e.loop(count) as piece, flow.chunk.each(e, tile) as rows:
+            with e.loop(count) as piece, flow.chunk.each(e) as rows:
                 row = c.vector(flow.value, first, [(piece, lanes), *times(rows, width)])
                 e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("attention_scale"), n=lanes)
 
@@ -163,25 +161,20 @@ def _gated_mlp(op: GatedMlp, c: Context, flow: Flow) -> None:
     for first, count, width in segments(op.inner, c.tiling.slice):
         with c.e.loop(count) as part:
             _gated_slice(op, c, flow, part, first, width)
-    assert flow.layer is not None
-    c.project(flow.chunk, weights="w_down", outputs=op.width, inputs=op.inner, acts="inner", dst=flow.result,
-              dst_width=op.width, steps=[(flow.layer, c.tensor("w_down").stride_bytes(0))])  # fmt: skip
+    c.project(flow, weights="w_down", outputs=op.width, inputs=op.inner, acts="inner", dst=flow.result)
     flow.value = flow.result
 
 
 def _gated_slice(op: GatedMlp, c: Context, flow: Flow, part: Level, first: int, width: int) -> None:
     """Columns of the FFN: gate and up projections, then inner[:, slice] := silu(gate) * up on the vector unit."""
-    e, chunk, layer = c.e, flow.chunk, flow.layer
-    apart = chunk.span.sequences * chunk.span.rows * c.tiling.slice
-    assert layer is not None
+    e, chunk = c.e, flow.chunk
+    apart = chunk.size * c.tiling.slice
     for name, weights in (("gate", "w_gate"), ("up", "w_up")):
-        facts = c.tensor(weights)
-        c.project(chunk, weights=weights, first_row=first, outputs=width, inputs=op.width, acts=flow.value, dst=name,
-                  dst_width=width, steps=[(layer, facts.stride_bytes(0)), (part, width * facts.row_bytes)],
+        c.project(flow, weights=weights, first_row=first, outputs=width, inputs=op.width, dst=name, steps=[(part, width)],
                   slot_stride=apart)  # fmt: skip
 
     def each(mnemonic: str, **operands: Place | str) -> None:
-        with chunk.each(e, c.tiling.row_tile) as rows:
+        with chunk.each(e) as rows:
             steps = times(rows, width)
             places = {
                 "gate": c.vector("gate", 0, steps, slot_stride=apart), "up": c.vector("up", 0, steps, slot_stride=apart),
@@ -202,14 +195,13 @@ def _gated_slice(op: GatedMlp, c: Context, flow: Flow, part: Level, first: int, 
 
 def _lm_head(op: LmHead, c: Context, flow: Flow) -> None:
     """Logits of a chunk in the logit format to HBM, a slice of the vocabulary at a time."""
-    e, chunk, span, logits, width = c.e, flow.chunk, flow.chunk.span, c.tensor("logits"), c.tiling.slice
-    fmt, length, rows = FORMATS[c.numerics.logits], c.workload.block_length, chunk.span.sequences * chunk.span.rows
+    e, chunk, logits, width, rows = c.e, flow.chunk, c.tensor("logits"), c.tiling.slice, flow.chunk.size
+    fmt, sequence_bytes = FORMATS[c.numerics.logits], c.workload.block_length * logits.row_bytes
     for first, count, lanes in segments(op.vocab, width):
         with e.loop(count) as part:
-            c.project(chunk, weights="lm_head", first_row=first, outputs=lanes, inputs=op.width, acts=flow.value,
-                      dst="logits", dst_width=lanes, steps=[(part, lanes * c.tensor("lm_head").row_bytes)],
-                      slot_stride=rows * width)  # fmt: skip
-            steps = [(chunk.batch_loop, span.sequences * length * logits.row_bytes),
+            c.project(flow, weights="lm_head", first_row=first, outputs=lanes, inputs=op.width, dst="logits",
+                      steps=[(part, lanes)], slot_stride=rows * width)  # fmt: skip
+            steps = [*chunk.batch_steps(sequence_bytes), *chunk.row_steps(logits.row_bytes),
                      (part, fmt.row_bytes(lanes, c.numerics.block_size))]  # fmt: skip
             with e.stage("store logits"):
                 at = c.hbm("logits", fmt.row_bytes(first, c.numerics.block_size), steps, rows=logits.row_bytes)

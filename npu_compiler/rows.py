@@ -6,49 +6,98 @@ from dataclasses import dataclass
 
 from dllm.policies import Rows
 from dllm.workload import Workload
-from npu_compiler.stages import Level, Tree, Trips
+from npu_compiler.stages import Level, Steps, Tree, Trips
 from npu_compiler.tiling import Tiling
+
+
+def fixed(number: int) -> Level:
+    """A loop of one iteration that stands for `number`: its stride is an offset."""
+    return Level(number=None, first=number)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """The block that is decoded, as the loops around it say.
+
+    Blocks form groups of `period`, counted from the last block, so that the first group may be smaller. Within a group, what
+    shrinks or grows from block to block is affine in `within`; from group to group it is affine in `group`.
+
+    `first` is the number of the first block of the loops, `left` the blocks of its group from it on, `behind` the groups behind.
+    """
+
+    first: int
+    period: int
+    left: int
+    behind: Trips
+    group: Level
+    within: Level
+
+    def steps(self, stride: int) -> list[tuple[Level, int]]:
+        """Strides of an address that moves on by `stride` from block to block."""
+        return [(fixed(self.first), stride), (self.group, self.period * stride), (self.within, stride)]
+
+    @property
+    def rest(self) -> Trips:
+        """Blocks of the group from this one on."""
+        return Trips(base=self.left, factor=-1, level=self.within)
+
+
+FIRST_BLOCK = Block(first=0, period=1, left=1, behind=Trips(base=0), group=fixed(0), within=fixed(0))
+"""The first block, for what happens once, before all blocks."""
+
+
+def block_loops(e: Tree, first: int, last: int, blocks: int, period: int, *, keep: bool = False) -> Iterator[Block]:
+    """Loops over the blocks `first` to `last` (excluded) of `blocks`; yields once inside of each: emit the body every time.
+
+    `keep` makes a loop of a single block, too.
+    """
+    while first < last:
+        left = (blocks - first) % period or period
+        size = min(left, last - first)
+        groups = max(1, (last - first) // period) if size == period else 1
+        behind = -(-(blocks - first) // period) - 1
+        with e.loop(groups) as group, e.loop(size, keep=keep) as within:
+            yield Block(first=first, period=period, left=left, behind=Trips(base=behind, factor=-1, level=group),
+                        group=group, within=within)  # fmt: skip
+        first += groups * size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Chunks of one size: `sequence_chunks` times `row_chunks` of `sequences` by `rows` rows, the first of which begins
+    `before` rows behind row `at` of sequence `first_sequence`. Where the rows change from block to block, they are a multiple
+    of `unit`.
+    """
+
+    at: Steps
+    before: int = 0
+    first_sequence: int
+    sequence_chunks: int
+    sequences: int
+    row_chunks: Trips
+    rows: Trips
+    unit: int
+
+    @property
+    def pitch(self) -> int:
+        """Rows from sequence to sequence in a buffer."""
+        return self.rows.base
+
+    @property
+    def size(self) -> int:
+        """Rows of a buffer that holds a chunk."""
+        return self.sequences * self.pitch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """The rows of every sequence that a pass forwards: `first` + `step` * index of the block loop, `count` rows.
+    """The rows of every sequence that a pass forwards, in parts; where it `has_padding`, some stand before the prompt."""
 
-    A pass is cut into chunks of `sequences` sequences by `rows` rows each, which Vector SRAM holds at a time.
-    `chunks` counts row chunks per sequence; where `count` shrinks with the block, either it shrinks (chunks of
-    one block each) or the rows of the only chunk do.
-    """
-
-    first: int
-    step: int
-    count: Trips
-    sequences: int
-    batch: int
-    rows: int
+    parts: tuple[Part, ...]
     has_padding: bool
 
-    @property
-    def sequence_chunks(self) -> int:
-        """Chunks over the batch."""
-        return self.batch // self.sequences
 
-    @property
-    def one_chunk(self) -> bool:
-        """Whether all rows of a sequence go in one chunk."""
-        return self.count.base <= self.rows
-
-    @property
-    def row_chunks(self) -> Trips:
-        """Chunks over the rows of a sequence."""
-        return Trips(base=1) if self.one_chunk else self.count.divided(self.rows)
-
-    @property
-    def chunk_rows(self) -> Trips:
-        """Rows per sequence in a chunk."""
-        return self.count if self.one_chunk else Trips(base=self.rows)
-
-
-def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Level) -> Span:
+def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Block) -> Span:
     """The rows that a denoising step forwards."""
     match rows:
         case Rows.CANVAS:
@@ -56,111 +105,180 @@ def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Level) -> Spa
         case Rows.SUFFIX:
             return suffix_span(workload, tiling, block)
         case Rows.BLOCK:
-            return block_span(workload, tiling)
+            return block_span(workload, tiling, block)
 
 
 def full_span(workload: Workload, tiling: Tiling) -> Span:
     """All rows of the canvas."""
-    return _cut(workload, tiling, first=0, step=0, count=Trips(base=tiling.canvas), has_padding=True)
+    return Span(parts=_cut(workload, tiling, [], tiling.canvas), has_padding=True)
 
 
-def block_span(workload: Workload, tiling: Tiling, *, back: int = 0) -> Span:
+def block_span(workload: Workload, tiling: Tiling, block: Block, *, back: int = 0) -> Span:
     """The rows of the current block, or as many that begin `back` rows before it."""
     length = workload.block_length
-    return _cut(workload, tiling, first=tiling.prompt - back, step=length, count=Trips(base=length), has_padding=False)
+    at = [(fixed(tiling.prompt - back), 1), *block.steps(length)]
+    return Span(parts=_cut(workload, tiling, at, length), has_padding=False)
 
 
-def suffix_span(workload: Workload, tiling: Tiling, block_loop: Level) -> Span:
-    """The rows from the current block to the end of the canvas; their number shrinks from block to block."""
-    length = workload.block_length
-    rows = workload.generation_length - length * block_loop.first
-    count = Trips(base=rows, factor=-length, level=block_loop)
-    return _cut(workload, tiling, first=tiling.prompt, step=length, count=count, has_padding=False)
+def blocks_in_a_chunk(workload: Workload, tiling: Tiling, rows: Rows) -> int:
+    """Blocks of a group, so that rows which shrink from block to block are chunks of a whole group, and one that shrinks."""
+    if rows is not Rows.SUFFIX:
+        return workload.blocks
+    most = max(1, tiling.chunk_rows // workload.block_length)
+    return -(-workload.blocks // -(-workload.blocks // most))
 
 
-def _cut(workload: Workload, tiling: Tiling, *, first: int, step: int, count: Trips, has_padding: bool) -> Span:
-    """Span with the largest chunks that fit: whole sequences first, then as many rows as divide the count."""
-    limit, length, total = tiling.chunk_rows, workload.block_length, count.base
-    if total <= limit:
-        rows = total
-    elif not count.fixed:
-        rows = length
-    else:
-        rows = max(size for size in range(length, limit + 1, length) if total % size == 0)
-    fitting = [n for n in range(1, workload.batch + 1) if workload.batch % n == 0 and n * rows <= limit]
-    return Span(
-        first=first, step=step, count=count, sequences=max(fitting), batch=workload.batch, rows=rows,
-        has_padding=has_padding,
+def suffix_span(workload: Workload, tiling: Tiling, block: Block) -> Span:
+    """The rows from the current block to the end of the canvas: those of its group, and chunks of a whole group behind them."""
+    length, group = workload.block_length, block.period * workload.block_length
+    next_group = [(fixed(block.first + block.left), length), (block.group, group)]
+    pieces = [
+        (block.steps(length), Trips(base=1), block.rest.times(length)),
+        (next_group, block.behind, Trips(base=group)),
+    ]
+    pieces = [(at, chunks, rows) for at, chunks, rows in pieces if chunks.base]
+    alone = len(pieces) == 1 and pieces[0][1].base == 1
+    widest = max(rows.base for _, _, rows in pieces)
+    parts = tuple(
+        Part(at=[(fixed(tiling.prompt), 1), *at], first_sequence=first, sequence_chunks=count, sequences=sequences,
+             row_chunks=chunks, rows=rows, unit=length)
+        for first, count, sequences in _of_batch(workload, tiling, widest if alone else tiling.chunk_rows)
+        for at, chunks, rows in pieces
     )  # fmt: skip
+    return Span(parts=parts, has_padding=False)
+
+
+def _cut(workload: Workload, tiling: Tiling, at: Steps, total: int) -> tuple[Part, ...]:
+    """The fewest chunks that fit, of nearly one size: whole sequences, or else pieces of one."""
+    pieces = _balanced(total, tiling.chunk_rows, tiling.token_block)
+    alone = len(pieces) == 1 and pieces[0][0] == 1
+    parts, before = [], 0
+    for chunks, rows in pieces:
+        parts += [
+            Part(at=at, before=before, first_sequence=first, sequence_chunks=count, sequences=sequences,
+                 row_chunks=Trips(base=chunks), rows=Trips(base=rows), unit=rows)
+            for first, count, sequences in _of_batch(workload, tiling, rows if alone else tiling.chunk_rows)
+        ]  # fmt: skip
+        before += chunks * rows
+    return tuple(parts)
+
+
+def _balanced(total: int, limit: int, unit: int) -> list[tuple[int, int]]:
+    """`total` in the fewest pieces of at most `limit`, each a multiple of `unit` (which divides both): (pieces, size), and as
+    many as are one unit smaller."""
+    pieces = -(-total // limit)
+    size, larger = divmod(total // unit, pieces)
+    return [(n, s * unit) for n, s in ((larger, size + 1), (pieces - larger, size)) if n]
+
+
+def _of_batch(workload: Workload, tiling: Tiling, rows: int) -> list[tuple[int, int, int]]:
+    """The batch in chunks of whole sequences of `rows` rows: (first sequence, chunks, sequences)."""
+    found, first = [], 0
+    for chunks, sequences in _balanced(workload.batch, max(1, tiling.chunk_rows // rows), 1):
+        found.append((first, chunks, sequences))
+        first += chunks * sequences
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
     """A chunk being emitted: its loops, for strides of canvas rows and of local rows."""
 
-    span: Span
-    block: Level
+    part: Part
+    has_padding: bool
     batch_loop: Level
     row_loop: Level
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that it has rows of."""
+        return self.part.sequences
+
+    @property
+    def size(self) -> int:
+        """Rows of a buffer that holds it."""
+        return self.part.size
+
+    def batch_steps(self, stride: int) -> list[tuple[Level, int]]:
+        """Strides of an address that follows the chunk through the batch, sequences `stride` apart."""
+        return [(fixed(self.part.first_sequence), stride), (self.batch_loop, self.part.sequences * stride)]
 
     def canvas_steps(self, row_bytes: int, sequence_bytes: int) -> list[tuple[Level, int]]:
         """Strides of an address that follows the chunk through a [batch, canvas] tensor."""
         return [
-            (self.block, self.span.step * row_bytes),
-            (self.batch_loop, self.span.sequences * sequence_bytes),
-            (self.row_loop, self.span.rows * row_bytes),
-        ]
+            *times(self.part.at, row_bytes), *self.batch_steps(sequence_bytes), *self.row_steps(row_bytes),
+        ]  # fmt: skip
+
+    def row_steps(self, stride: int) -> list[tuple[Level, int]]:
+        """Strides of an address that follows the chunk through the rows of the span, `stride` apart."""
+        return [(fixed(self.part.before), stride), (self.row_loop, self.part.pitch * stride)]
 
     @contextmanager
-    def runs(self, e: Tree, unit: int) -> Iterator[tuple[int, list[tuple[Level, int]], list[tuple[Level, int, int]]]]:
+    def runs(self, e: Tree) -> Iterator[tuple[int, list[tuple[Level, int]], list[tuple[Level, int, int]]]]:
         """Loops over runs of consecutive rows that one descriptor can take.
 
         Yields rows per run, local strides in rows, and (level, sequence stride, row stride) for canvas addresses. A
-        run is all rows of a sequence in the chunk, or `unit` of them where their number changes with the block.
+        run is all rows of a sequence in the chunk, or a unit of them where their number changes with the block.
         """
-        rows = self.span.chunk_rows
-        with e.loop(self.span.sequences) as sequence:
+        rows, unit, pitch = self.part.rows, self.part.unit, self.part.pitch
+        with e.loop(self.sequences) as sequence:
             if rows.fixed:
-                yield rows.base, [(sequence, self.span.rows)], [(sequence, 1, 0)]
+                yield rows.base, [(sequence, pitch)], [(sequence, 1, 0)]
             else:
                 with e.loop(rows.divided(unit)) as part:
-                    yield unit, [(sequence, self.span.rows), (part, unit)], [(sequence, 1, 0), (part, 0, unit)]
+                    yield unit, [(sequence, pitch), (part, unit)], [(sequence, 1, 0), (part, 0, unit)]
 
-    @contextmanager
-    def tiles(self, e: Tree, size: int) -> Iterator[list[tuple[Level, int]]]:
-        """Loops over tiles of `size` rows; yields local strides in rows."""
-        rows = self.span.chunk_rows
+    def tiles(self, e: Tree, size: int) -> Iterator[tuple[list[tuple[Level, int]], int]]:
+        """Loops over tiles of at most `size` rows; yields local strides in rows and rows, once for each kind of tile."""
+        if self.part.rows.fixed:
+            for first, count, rows in segments(self.part.size, size):
+                with e.loop(count) as tile:
+                    yield [(fixed(first), 1), (tile, rows)], rows
+        else:
+            with e.loop(self.sequences) as sequence:
+                for steps, rows in self.tiles_of_sequence(e, sequence, size):
+                    yield steps, rows
+
+    def tiles_of_sequence(self, e: Tree, sequence: Level, size: int) -> Iterator[tuple[list[tuple[Level, int]], int]]:
+        """As `tiles`, of one sequence."""
+        local = [(sequence, self.part.pitch)]
+        for first, count, each in self.kinds_of_tiles(size):
+            with e.loop(count) as tile:
+                yield [*local, (fixed(first), 1), (tile, each)], each
+
+    def kinds_of_tiles(self, size: int) -> list[tuple[int, Trips, int]]:
+        """Tiles of at most `size` rows in a sequence: (first row, tiles, rows)."""
+        rows = self.part.rows
         if rows.fixed:
-            with e.loop(self.span.sequences * rows.base // size) as tile:
-                yield [(tile, size)]
-        else:
-            with e.loop(self.span.sequences) as sequence, e.loop(rows.divided(size)) as tile:
-                yield [(sequence, self.span.rows), (tile, size)]
+            return [(first, Trips(base=count), each) for first, count, each in segments(rows.base, size)]
+        whole, rest = divmod(self.part.unit, size)
+        assert not (whole and rest), "tiles divide a block, or a block a tile"
+        each = size if whole else rest
+        return [(0, rows.divided(each), each)]
 
     @contextmanager
-    def each(self, e: Tree, size: int) -> Iterator[list[tuple[Level, int]]]:
+    def each(self, e: Tree) -> Iterator[list[tuple[Level, int]]]:
         """Loops over single rows; yields local strides in rows."""
-        if self.span.chunk_rows.fixed:
-            with self.tiles(e, 1) as steps:
-                yield steps
+        if self.part.rows.fixed:
+            with e.loop(self.size) as row:
+                yield [(row, 1)]
         else:
-            with self.tiles(e, size) as steps, e.loop(size) as row:
-                yield [*steps, (row, 1)]
+            with self.each_of_sequence(e) as (_, steps):
+                yield steps
 
     @contextmanager
-    def each_of_sequence(self, e: Tree, size: int) -> Iterator[tuple[Level, list[tuple[Level, int]]]]:
+    def each_of_sequence(self, e: Tree) -> Iterator[tuple[Level, list[tuple[Level, int]]]]:
         """Loops over the sequences of the chunk and their single rows; yields the former and local strides in rows."""
-        rows = self.span.chunk_rows
-        with e.loop(self.span.sequences) as sequence:
-            local = [(sequence, self.span.rows)]
-            if rows.fixed:
-                with e.loop(rows.base) as row:
-                    yield sequence, [*local, (row, 1)]
-            else:
-                with e.loop(rows.divided(size)) as tile, e.loop(size) as row:
-                    yield sequence, [*local, (tile, size), (row, 1)]
+        with e.loop(self.sequences) as sequence, e.loop(self.part.rows) as row:
+            yield sequence, [(sequence, self.part.pitch), (row, 1)]
 
 
-def times(steps: list[tuple[Level, int]], factor: int) -> list[tuple[Level, int]]:
+def segments(width: int, limit: int) -> list[tuple[int, int, int]]:
+    """A row of `width` elements in pieces of at most `limit`: (first element, pieces, elements each)."""
+    whole, rest = divmod(width, limit)
+    return [part for part in ((0, whole, limit), (whole * limit, 1, rest)) if part[1] * part[2]]
+
+
+def times(steps: Steps, factor: int) -> list[tuple[Level, int]]:
     """Strides in rows as strides in addresses."""
     return [(level, stride * factor) for level, stride in steps]

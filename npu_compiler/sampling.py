@@ -3,30 +3,31 @@
 from dllm.policies import Commit
 from npu.formats import FORMATS
 from npu_compiler.buffers import COMMIT_ROWS
-from npu_compiler.context import Context, segments
+from npu_compiler.context import Context
 from npu_compiler.flow import Flow
 from npu_compiler.operators import load, lower
-from npu_compiler.rows import Span
+from npu_compiler.rows import Block, Span, segments
 from npu_compiler.stages import Level, Place
 
 
-def lm_head(c: Context, span: Span, block: Level) -> None:
+def lm_head(c: Context, span: Span) -> None:
     """logits := norm(x) W for the rows of the block, written to HBM in the logit format."""
     operators = c.model.network.head
-    with c.e.phase("lm_head"), c.chunks(span, block) as chunk:
-        flow = Flow(span=span, block=block, chunk=chunk)
-        with c.e.stage("load rows"):
-            c.transfer_rows(chunk, "H_LOAD_V", "x", "x", c.model.hidden)
-            load(operators, c, flow)
-        lower(operators, c, flow)
+    with c.e.phase("lm_head"):
+        for chunk in c.chunks(span):
+            flow = Flow(chunk=chunk)
+            with c.e.stage("load rows"):
+                c.transfer_rows(chunk, "H_LOAD_V", "x", "x", c.model.hidden)
+                load(operators, c, flow)
+            lower(operators, c, flow)
 
 
-def sample(c: Context, block: Level) -> None:
+def sample(c: Context, block: Block) -> None:
     """Token and confidence of every position of the block, by streamed Stable-Max over its logits."""
     e, length, tokens = c.e, c.workload.block_length, c.tensor("tokens")
     with e.phase("sampling"):
         with e.stage("load tokens"), e.loop(c.workload.batch) as sequence:
-            steps = [(block, 4 * length), (sequence, tokens.row_bytes)]
+            steps = [*block.steps(4 * length), (sequence, tokens.row_bytes)]
             e.emit("H_LOAD_I", dst=c.integer("tokens", 0, [(sequence, length)]),
                    src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
         with e.loop(c.workload.batch * length) as position:
@@ -71,7 +72,7 @@ def _load_logits(c: Context, position: Level) -> None:
             e.emit("H_LOAD_V", dst=dst, src=src, rows=1, cols=lanes, format=fmt.code, block=c.log2_block)
 
 
-def commit(c: Context, block: Level, step: Level, first_step: int) -> None:
+def commit(c: Context, block: Block, step: Level, first_step: int) -> None:
     """Write the tokens of the positions to commit into the canvas; `remaining` counts the masks that are left."""
     e, length, tokens = c.e, c.workload.block_length, c.tensor("tokens")
     row = {name: c.vector("commit", number * c.vlen) for number, name in enumerate(COMMIT_ROWS)}
@@ -89,7 +90,7 @@ def commit(c: Context, block: Level, step: Level, first_step: int) -> None:
                 e.emit("V_CMP_EQ_INT", dst=row["left"], a=ids, key=mask_id, n=length)
                 e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=row["left"], n=length)
         with e.stage("store tokens"), e.loop(c.workload.batch) as sequence:
-            steps = [(block, 4 * length), (sequence, tokens.row_bytes)]
+            steps = [*block.steps(4 * length), (sequence, tokens.row_bytes)]
             e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt, steps),
                    src=c.integer("tokens", 0, [(sequence, length)]), n=length)  # fmt: skip
 

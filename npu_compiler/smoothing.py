@@ -14,6 +14,7 @@ each; `fold`, s of each query channel (a KV head's s once for each of its query 
 from npu.formats import FORMATS
 from npu_compiler.cache import store_cache
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
+from npu_compiler.flow import Layer
 from npu_compiler.rows import Chunk, Span, times
 from npu_compiler.stages import Level, Place, Steps
 from npu_compiler.tiling import CONTRACTED, smoothing_widths
@@ -39,21 +40,21 @@ def measure(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: int) -> N
 
 def _gather(c: Context, chunk: Chunk, mnemonic: str, target: str, buffer: str, offset: int, pitch: int) -> None:
     width = 2 * c.model.kv_width
-    with chunk.each_of_sequence(c.e, c.tiling.row_tile) as (sequence, rows):
+    with chunk.each_of_sequence(c.e) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
             total = c.vector(target, first, [*_to_sequence(c, chunk, target, sequence), *piece])
             row = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
             c.e.emit(mnemonic, dst=total, a=total, b=row, n=lanes)
 
 
-def smooth(c: Context, span: Span, block: Level, layer: Level) -> None:
+def smooth(c: Context, span: Span, layer: Layer) -> None:
     """The second phase of a layer: the factors of all sequences, then K and V in their terms into the cache."""
     e, width = c.e, 2 * c.model.kv_width
     if c.centres:
-        _centre(c, span, block)
+        _centre(c, span)
     with e.loop(c.workload.batch) as sequence:
         _calibrate(c, layer, sequence)
-    with c.chunks(span, block) as chunk:
+    for chunk in c.chunks(span):
         with e.stage("load K, V"):
             c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
             load_factors(c, chunk, layer, "inverse")
@@ -65,7 +66,7 @@ def smooth(c: Context, span: Span, block: Level, layer: Level) -> None:
             store_cache(c, chunk, layer, "kv", 0, width)
 
 
-def _centre(c: Context, span: Span, block: Level) -> None:
+def _centre(c: Context, span: Span) -> None:
     """Sums of channels become means; then the maxima of K and V without them, read again."""
     e, width = c.e, 2 * c.model.kv_width
     with e.stage("means of channels"):
@@ -74,7 +75,7 @@ def _centre(c: Context, span: Span, block: Level) -> None:
                 mean = c.vector("channel_mean", first, [(sequence, width), *piece])
                 e.emit("V_MUL_VF", dst=mean, a=mean, scalar=c.fp("inverse_tokens", 0, [(sequence, 1)]), n=lanes)
         _clear(c, "channel_max")
-    with c.chunks(span, block) as chunk:
+    for chunk in c.chunks(span):
         with e.stage("load K, V"):
             c.transfer_rows(chunk, "H_LOAD_V", "kv_raw", "kv", width)
             c.load_valid(chunk)
@@ -89,7 +90,7 @@ def _column(c: Context, side: str) -> int:
     return list(CONTRACTED).index(side) * c.model.kv_width
 
 
-def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
+def _calibrate(c: Context, layer: Layer, sequence: Level) -> None:
     """The factors of one sequence, from its channel maxima, into the tensor `smoothing`."""
     e, model, settings = c.e, c.model, c.numerics.smoothing
     hd, group, facts = model.head_dim, model.heads // model.kv_heads, c.tensor("smoothing")
@@ -133,7 +134,7 @@ def _calibrate(c: Context, layer: Level, sequence: Level) -> None:
         if c.centres:
             _keep_means(c, sequence, inverse)
     with e.stage("store factors"):
-        at = c.hbm("smoothing", 0, [(layer, facts.stride_bytes(0)), (sequence, facts.row_bytes)])
+        at = c.hbm("smoothing", 0, [*layer.number(facts.stride_bytes(0)), (sequence, facts.row_bytes)])
         e.emit("H_STORE_V", dst=at, src=c.vector("smoothing"), rows=1, cols=facts.shape[-1], format=FORMATS["bf16"].code,
                block=LOG2_ROW_BLOCK)  # fmt: skip
 
@@ -165,13 +166,13 @@ def _keep_means(c: Context, sequence: Level, inverse: int) -> None:
             copy(place, mean, hd)
 
 
-def load_factors(c: Context, chunk: Chunk, layer: Level, row: str) -> None:
+def load_factors(c: Context, chunk: Chunk, layer: Layer, row: str) -> None:
     """The row `inverse` or `fold` of the chunk's sequences."""
     facts, (inverse, fold) = c.tensor("smoothing"), smoothing_widths(c.model, c.numerics.smoothing)
     first, width = (0, inverse) if row == "inverse" else (inverse, fold)
-    steps = [(layer, facts.stride_bytes(0)), (chunk.batch_loop, chunk.span.sequences * facts.row_bytes)]
+    steps = [*layer.number(facts.stride_bytes(0)), *chunk.batch_steps(facts.row_bytes)]
     c.e.emit("H_LOAD_V", dst=c.vector(row, rows=width), src=c.hbm("smoothing", 2 * first, steps, rows=facts.row_bytes),
-             rows=chunk.span.sequences, cols=width, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
+             rows=chunk.sequences, cols=width, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
 
 
 def to_cache_domain(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: int) -> None:
@@ -187,7 +188,7 @@ def _subtract(c: Context, chunk: Chunk, side: str, means: tuple[str, int], rows:
     column, (of_means, behind), (buffer, offset, pitch) = _column(c, side), means, rows
     _combine(
         c, chunk, "V_SUB_VV", (of_means, behind + column), (buffer, offset + column, pitch), c.model.kv_width,
-        zero_padding=chunk.span.has_padding,
+        zero_padding=chunk.has_padding,
     )  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def _combine(
 ) -> None:  # fmt: skip
     """`width` columns of the chunk's rows (buffer, offset, pitch) with those of their sequence's row (buffer, offset)."""
     (row, behind), (buffer, offset, pitch) = factors, target
-    with chunk.each_of_sequence(c.e, c.tiling.row_tile) as (sequence, rows):
+    with chunk.each_of_sequence(c.e) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
             place = c.vector(buffer, offset + first, [*piece, *times(rows, pitch)])
             factor = c.vector(row, behind + first, [*_to_sequence(c, chunk, row, sequence), *piece])
@@ -226,4 +227,4 @@ def _to_sequence(c: Context, chunk: Chunk, row: str, sequence: Level) -> Steps:
     if row in ("inverse", "fold"):
         return [(sequence, inverse if row == "inverse" else fold)]
     width = 2 * c.model.kv_width
-    return [(chunk.batch_loop, chunk.span.sequences * width), (sequence, width)]
+    return [*chunk.batch_steps(width), (sequence, width)]

@@ -45,7 +45,7 @@ class Buffer:
 class Level:
     """A running loop; `number` is None for a loop of one iteration, which costs no instruction.
 
-    `first` is the index that its first trip stands for, where one loop goes on after another.
+    `first` is the number that such a loop stands for.
     """
 
     number: int | None
@@ -72,6 +72,10 @@ class Trips:
     def divided(self, unit: int) -> "Trips":
         """The same count in units of `unit` (which divides it)."""
         return Trips(base=self.base // unit, factor=self.factor // unit, level=self.level)
+
+    def times(self, number: int) -> "Trips":
+        """The count `number` times."""
+        return Trips(base=self.base * number, factor=self.factor * number, level=self.level)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,11 +218,11 @@ class Tree:
         self._stage = None
 
     @contextmanager
-    def loop(self, trips: int | Trips, *, keep: bool = False, first: int = 0) -> Iterator[Level]:
+    def loop(self, trips: int | Trips, *, keep: bool = False) -> Iterator[Level]:
         """A hardware loop around what is emitted inside; one iteration needs no loop unless `keep`."""
         count = Trips(base=trips) if isinstance(trips, int) else trips
         if count.fixed and count.base == 1 and not keep:
-            yield Level(number=None, first=first)
+            yield Level(number=None)
             return
         if self._depth >= LOOP_LEVELS:
             raise ProgramError(f"compiler: loops nest deeper than {LOOP_LEVELS} levels")
@@ -226,7 +230,7 @@ class Tree:
         self._open[-1].append(loop)
         self._open.append(loop.body)
         self._depth += 1
-        yield Level(number=loop.level, first=first)
+        yield Level(number=loop.level)
         self._depth -= 1
         self._open.pop()
 

@@ -19,8 +19,9 @@ class Tiling:
     """Sizes that lowering works with.
 
     `canvas` is the padded length S of a sequence in tokens (a multiple of the block length); keys live in a cache of
-    `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A row tile has `row_tile` rows; `slice`
-    columns are produced at a time where a wide result streams on (FFN, logits). `stage`: what the program is of.
+    `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A tile of attention has at most `row_tile`
+    rows, a chunk at most `chunk_rows` of at most `chunk_sequences` sequences; `slice` columns are produced at a time where a
+    wide result streams on (FFN, logits). `stage`: what the program is of.
     """
 
     canvas: int
@@ -31,6 +32,7 @@ class Tiling:
     row_tile: int
     slice: int
     chunk_rows: int
+    chunk_sequences: int
     batch: int
     stage: str
 
@@ -38,10 +40,6 @@ class Tiling:
     def pad(self) -> int:
         """Cache positions before the first row of the canvas."""
         return self.cache_tokens - self.canvas
-
-    def sequences(self, rows: int) -> int:
-        """Most sequences that a chunk of `rows` rows has rows of."""
-        return min(self.batch, rows // self.row_tile)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +89,10 @@ def axis_of(numerics: Numerics, side: str) -> str:
     return numerics.k_axis if side == "keys" else numerics.v_axis
 
 
-def key_tile_tokens(canvas: int, smallest: int, largest: int) -> int:
-    """Keys per attention tile: the power of two with the least work, an empty tile costing as much as 64 keys."""
-    sizes = [smallest << i for i in range(16) if smallest << i <= largest]
+def key_tile_tokens(canvas: int, unit: int, largest: int) -> int:
+    """Keys of an attention tile, a multiple of `unit`: of equal tiles those with the least work, each costing 64 keys more."""
+    units, most = -(-canvas // unit), largest // unit
+    sizes = [-(-units // tiles) * unit for tiles in range(-(-units // most), units + 1)]
     return min(sizes, key=lambda size: (-(-canvas // size) * (size + 64), -size))
 
 
@@ -139,9 +138,10 @@ def make_tiling(
     key_tile = key_tile_tokens(canvas, smallest, min(hardware.mlen, hardware.vlen))
     return Tiling(
         canvas=canvas, prompt=prompt, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
-        token_block=min(size, block), row_tile=min(hardware.blen, block),
+        token_block=min(size, block), row_tile=min(hardware.blen, canvas),
         slice=min(hardware.vlen, model.ffn, model.vocab), batch=workload.batch, stage=workload.stage,
         chunk_rows=min(MAX_CHUNK_ROWS, max(block, canvas * workload.batch)) // block * block,
+        chunk_sequences=workload.batch,
     )  # fmt: skip
 
 

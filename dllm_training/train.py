@@ -23,11 +23,11 @@ from dllm.families import LLADA, QWEN, Family, parts_of, tensor_name
 from dllm.model import ModelSpec
 from dllm.operators import Mask
 from dllm_training.corpus import ANSWER_TOKENS, EOS, MASK, VOCABULARY, Problem, build_tokenizer, problems
-from dllm_training.evaluate import BLOCK, CHECKPOINT, decode, score
+from dllm_training.evaluate import BLOCK, CHECKPOINT, decode, load, score
 from dllm_training.model import DiffusionTransformer
 from npu.files import write_atomically
 
-SEED, BATCH, PEAK_RATE, WARMUP_STEPS, EMA = 20260131, 48, 3e-3, 300, 0.999
+SEED, PEAK_RATE, WARMUP_STEPS, EMA = 20260131, 3e-3, 300, 0.999
 SECOND_CYCLE, SECOND_MORE = 1 / 3, ("mul",) * 3
 TEST_PROBLEMS, JUDGED_PROBLEMS = 600, 128
 
@@ -56,8 +56,9 @@ def _sdar(spec: ModelSpec, recipe: "Recipe") -> dict[str, object]:
 class Recipe:
     """A model and how it is trained.
 
-    `diffused` are the answer tokens that share a t. `shuffled`: the strata of t are dealt out at random; else the sequences
-    of a batch, short prompts first, take them in order.
+    `start`: the recipe whose shipped weights it goes on from, where there are such; empty: none. `diffused` are the answer
+    tokens that share a t. `shuffled`: the strata of t are dealt out at random; else the sequences of a batch, short prompts
+    first, take them in order.
     """
 
     name: str
@@ -66,6 +67,8 @@ class Recipe:
     diffused: int
     shuffled: bool
     steps: int
+    batch: int
+    start: str = ""
     family: Family
     config: Callable[[ModelSpec, "Recipe"], dict[str, object]]
 
@@ -89,24 +92,28 @@ class Recipe:
         )  # fmt: skip
 
     def model(self, tokenizer: Tokenizer) -> DiffusionTransformer:
-        """The model with initial weights."""
-        return DiffusionTransformer(self.spec(tokenizer), self.diffused)
+        """The model with the weights that training begins with."""
+        model = DiffusionTransformer(self.spec(tokenizer), self.diffused)
+        if self.start:
+            known = load(RECIPES[self.start].out)[0].state_dict()
+            model.load_state_dict(model.state_dict() | known)
+        return model
 
 
 RECIPES = {
     "full": Recipe(
         name="wordmath", mask=Mask.FULL, qk_norm=False, diffused=ANSWER_TOKENS, shuffled=False, steps=26_000,
-        family=LLADA, config=_llada,
+        batch=48, family=LLADA, config=_llada,
     ),
     "block_causal": Recipe(
-        name="wordmath_block", mask=Mask.BLOCK_CAUSAL, qk_norm=True, diffused=BLOCK, shuffled=True, steps=9_000,
-        family=QWEN, config=_sdar,
+        name="wordmath_block", mask=Mask.BLOCK_CAUSAL, qk_norm=True, diffused=BLOCK, shuffled=True, steps=4_000,
+        batch=32, start="full", family=QWEN, config=_sdar,
     ),
 }  # fmt: skip
 """By their names on the command line."""
 
 
-def batch_of(tokenizer: Tokenizer, step: int, size: int = BATCH, more: tuple[str, ...] = ()) -> list[Problem]:
+def batch_of(tokenizer: Tokenizer, step: int, size: int, more: tuple[str, ...] = ()) -> list[Problem]:
     """Problems of one step: of twice as many, even steps take the shorter half, odd steps the longer."""
     pool = list(itertools.islice(problems(SEED * 7 + step // 2, held_out=False, more=more), 2 * size))
     pool.sort(key=lambda problem: len(tokenizer.encode(problem.prompt).ids))
@@ -200,7 +207,7 @@ def export(folder: Path, recipe: Recipe, tokenizer: Tokenizer, model: DiffusionT
 
 def train(
     recipe: Recipe, *, steps: int, work: Path, out: Path, save_every: int, stop_at: int | None = None,
-    batch_size: int = BATCH, judged_problems: int = JUDGED_PROBLEMS,
+    batch_size: int | None = None, judged_problems: int = JUDGED_PROBLEMS,
 ) -> list[float]:  # fmt: skip
     """Train (or go on from the state in `work`) to step `steps`, or to `stop_at`; the loss of each step taken here.
 
@@ -223,7 +230,7 @@ def train(
         # Every step draws from its own seeds, so that a resumed run sees the same data.
         generator = torch.Generator().manual_seed(SEED + step)
         more = SECOND_MORE if step >= restart_of(steps) else ()
-        packed = pack(tokenizer, batch_of(tokenizer, step, batch_size, more), model.spec.eos_id, recipe)
+        packed = pack(tokenizer, batch_of(tokenizer, step, batch_size or recipe.batch, more), model.spec.eos_id, recipe)
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
         loss = loss_of(model, packed, recipe, generator)
         optimizer.zero_grad()

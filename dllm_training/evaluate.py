@@ -16,12 +16,12 @@ import torch
 from tokenizers import Tokenizer
 
 from accuracy.quality import problems
-from accuracy.quality.decode import Policy
 from accuracy.quality.model import StudyModel
 from dllm.checkpoint import load_tensors
 from dllm.families import PREFIX
 from dllm.model import ModelSpec
 from dllm.operators import Mask
+from dllm.workload import Workload
 from dllm_training.corpus import ANSWER_TOKENS, Problem
 from dllm_training.model import DiffusionTransformer
 from npu.errors import TripathError
@@ -198,7 +198,10 @@ def _print_caches(folder: Path, model: DiffusionTransformer) -> None:
         ("none", "quota", 8), ("prefix", "quota", 8), ("dual", "quota", 8), ("dual", "threshold", 8), ("dual", "quota", 32),
         ("dual", "threshold", 32),
     ):  # fmt: skip
-        right, trips = problems.score(study, known, Policy(block_length=block, cache=cache, commit=commit), folder)
+        workload = Workload(
+            generation_length=ANSWER_TOKENS, block_length=block, steps=ANSWER_TOKENS, cache=cache, commit=commit
+        )  # fmt: skip
+        right, trips = problems.score(study, known, workload, folder)
         shown = commit if commit == "quota" else f"{commit} 0.9"
         mean = trips.sum().item() / len(known)
         print(f"| {cache} | {shown} | {block} | {mean:.1f} | {_cell(sum(right), len(known))} |", flush=True)

@@ -16,8 +16,7 @@ from numba import njit
 from rich.console import Console
 from rich.table import Table
 
-from accuracy.quality.decode import Policy
-from accuracy.quality.model import Arithmetic, StudyModel
+from accuracy.quality.model import UNQUANTISED, StudyModel
 from accuracy.quality.problems import load_problems, score
 from accuracy.simulator import execute
 from dllm.checkpoint import load_tensors, load_tokenizer
@@ -135,15 +134,14 @@ def executor(table: Table) -> None:
 def reference(table: Table) -> None:
     """Problems a second on the reference path."""
     experiment, _ = default()
-    spec, policy = experiment.model, Policy.of(experiment.workload)
+    spec, workload = experiment.model, experiment.workload
     assert spec.checkpoint is not None
     folder = Path(spec.checkpoint)
     problems = load_problems(folder)[:64]
-    machine = Arithmetic.of(experiment.numerics, policy.block_length)
-    for name, arithmetic in (("fp32", Arithmetic()), ("mxint8", machine)):
-        model = StudyModel(spec, load_tensors(spec), arithmetic)
+    for name, numerics, lanes in (("fp32", UNQUANTISED, "fp32"), ("mxint8", experiment.numerics, "bf16")):
+        model = StudyModel(spec, load_tensors(spec), numerics, workload.block_length, lanes=lanes)
         with torch.inference_mode():
-            seconds = best(lambda m=model: score(m, problems, policy, folder), 2)
+            seconds = best(lambda m=model: score(m, problems, workload, folder), 2)
         table.add_row(
             f"reference path, {name}, dual, batches of 64", f"{len(problems) / seconds:.1f} problems/s", "", ""
         )

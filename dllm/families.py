@@ -54,8 +54,9 @@ LLADA = Family(
     name="LLaDA", model_types=("llada",), marks=(PREFIX,), layer=f"{BLOCKS}{{layer}}.",
     outside={module: f"{PREFIX}{module}" for module in ("wte", "ln_f", "ff_out")},
 )  # fmt: skip
-DREAM = Family(
-    name="Dream", model_types=("Dream", "dream"), marks=("model.embed_tokens.", "model.layers."), layer="model.layers.{layer}.",
+QWEN = Family(
+    name="Qwen", model_types=("Dream", "dream", "sdar"), marks=("model.embed_tokens.", "model.layers."),
+    layer="model.layers.{layer}.",
     outside={"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"},
     inside={
         "attn_norm": "input_layernorm", "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj",
@@ -64,8 +65,8 @@ DREAM = Family(
         "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
     },
 )  # fmt: skip
-FAMILIES = (LLADA, DREAM)
-"""LLaDA's names, and those of Dream, DiffuCoder and everything that descends from Qwen."""
+FAMILIES = (LLADA, QWEN)
+"""LLaDA's names, and those of Dream, DiffuCoder, SDAR and everything that descends from Qwen."""
 
 DERIVED = ("rotary_emb.inv_freq",)
 """Ends of names of tensors that hold nothing but what the configuration says."""

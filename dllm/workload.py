@@ -205,6 +205,14 @@ class Numerics:
     def __post_init__(self) -> None:
         check_choices("numerics", self)
 
+    def axis_of(self, side: str) -> str:
+        """Along what the blocks of `keys` or `values` run."""
+        return {"keys": self.k_axis, "values": self.v_axis}[side]
+
+    def token_block(self, block_length: int) -> int:
+        """Tokens of a block that runs along tokens."""
+        return min(self.block_size, block_length)
+
 
 def reference_only(workload: Workload, numerics: Numerics) -> str:
     """The first choice that no program carries out, as `key=value`: the reference path alone does. Empty: there is none."""

@@ -5,6 +5,7 @@ Channel maxima over the warm steps of its last held-out problems (no path scores
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,12 @@ from safetensors.torch import save
 
 from accuracy.calibration import FILE
 from accuracy.quality.calibrate import calibrate
-from accuracy.quality.decode import Policy
-from accuracy.quality.model import Arithmetic
+from accuracy.quality.model import UNQUANTISED
 from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems
-from accuracy.quality.schemes import KvScheme
 from dllm.model import ModelSpec
-from dllm.workload import SIDES
-from dllm_training.evaluate import CHECKPOINT, load
+from dllm.workload import SIDES, Smoothing, Workload
+from dllm_training.corpus import ANSWER_TOKENS
+from dllm_training.evaluate import BLOCK, CHECKPOINT, load
 from npu.files import write_atomically
 
 
@@ -29,11 +29,10 @@ def write_calibration(spec: ModelSpec, tensors: Mapping[str, np.ndarray], folder
         TripathError: the folder has no held-out problems.
     """
     prompts = [problem.prompt for problem in load_problems(folder)[-CALIBRATION_PROBLEMS:]]
-    policy = Policy(generation_length=32, block_length=8, steps=32)
-    found = calibrate(spec, tensors, Arithmetic(kv_scheme=KvScheme(smoother="static")), prompts, policy)
-    sides = {
-        f"layers.{number}.{side}": layer[side[0]][0][0, :, 0] for number, layer in enumerate(found) for side in SIDES
-    }
+    workload = Workload(generation_length=ANSWER_TOKENS, block_length=BLOCK, steps=ANSWER_TOKENS)
+    numerics = replace(UNQUANTISED, smoothing=Smoothing(scheme="static"))
+    found = calibrate(spec, tensors, numerics, prompts, workload)
+    sides = {f"layers.{number}.{side}": layer[side][0][0, :, 0] for number, layer in enumerate(found) for side in SIDES}
     write_atomically(folder / FILE, save({name: values.contiguous() for name, values in sides.items()}))
 
 

@@ -1,7 +1,7 @@
 """Quality of a checkpoint in FP32 torch, batched: `python -m dllm_training.evaluate [FOLDER]`.
 
-Prints two Markdown tables, which the model card quotes: exact match by kind for several decoding policies, and under the cache
-policies.
+Prints Markdown tables, which the model card quotes: exact match by kind for several decoding policies, and, of a model with full
+attention, under the cache policies.
 """
 
 import argparse
@@ -13,15 +13,18 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from accuracy.quality import problems
-from accuracy.quality.decode import Policy
 from accuracy.quality.model import StudyModel
+from dllm.checkpoint import load_tensors
+from dllm.families import PREFIX
 from dllm.model import ModelSpec
+from dllm.operators import Mask
+from dllm.workload import Workload
 from dllm_training.corpus import ANSWER_TOKENS, Problem
 from dllm_training.model import DiffusionTransformer
+from npu.errors import TripathError
 
 BLOCK, CHUNK, CACHED_PROBLEMS = 8, 64, 300
 CHECKPOINT = Path(str(files("accuracy"))) / "checkpoints" / "wordmath"
@@ -50,7 +53,8 @@ def decode(
 ) -> Decoded:  # fmt: skip
     """Answers by semi-autoregressive denoising in blocks of BLOCK without a cache.
 
-    `steps` in all (a multiple of the number of blocks) share the commits out; with `threshold` it is ignored.
+    `steps` in all (a multiple of the number of blocks) share the commits out; with `threshold` it is ignored. Under a
+    block-causal mask blocks count from the first token of the prompt, and a sequence ends with the block that holds its EOS.
     """
     order = sorted(range(len(batch)), key=lambda index: len(tokenizer.encode(batch[index].prompt).ids))
     answers, taken = [""] * len(batch), [0] * len(batch)
@@ -58,7 +62,7 @@ def decode(
         members = order[first : first + CHUNK]
         prompts = [tokenizer.encode(batch[index].prompt).ids for index in members]
         tokens, counts = _decode_chunk(model, prompts, steps, threshold)
-        for index, ids, count in zip(members, tokens.tolist(), counts.tolist(), strict=True):
+        for index, ids, count in zip(members, tokens, counts.tolist(), strict=True):
             end = ids.index(model.spec.eos_id) if model.spec.eos_id in ids else len(ids)
             answers[index], taken[index] = tokenizer.decode(ids[:end]), count
     return Decoded(answers=answers, steps=taken)
@@ -67,32 +71,42 @@ def decode(
 @torch.no_grad()
 def _decode_chunk(
     model: DiffusionTransformer, prompts: list[list[int]], steps: int, threshold: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answer tokens [batch, ANSWER_TOKENS] and steps taken [batch]."""
-    spec, longest = model.spec, max(map(len, prompts))
-    rows = [[spec.eos_id] * (longest - len(p)) + p + [spec.mask_id] * ANSWER_TOKENS for p in prompts]
-    tokens = torch.tensor(rows)
-    starts = torch.tensor([longest - len(p) for p in prompts])
-    visible = torch.arange(tokens.shape[1])[None] >= starts[:, None]
+) -> tuple[list[list[int]], torch.Tensor]:
+    """Answer tokens, ANSWER_TOKENS of each prompt, and steps taken [batch]."""
+    spec, mask = model.spec, Mask(model.spec.attention_mask)
+    if mask is Mask.CAUSAL:
+        raise TripathError("model.attention_mask: causal is not decoded block by block")
+    by_block = mask is Mask.BLOCK_CAUSAL
+    heads = [len(p) // BLOCK * BLOCK if by_block else len(p) for p in prompts]
+    begin = max(heads)
+    """Where the first block lies; under a block-causal mask it opens with what prompts have beyond whole blocks."""
+    starts = [begin - head for head in heads]
+    tail = max(len(p) - head for p, head in zip(prompts, heads, strict=True))
+    canvas = begin + -(-(tail + ANSWER_TOKENS) // BLOCK) * BLOCK
+    rows = [[spec.eos_id] * start + p for start, p in zip(starts, prompts, strict=True)]
+    tokens = torch.tensor([row + [spec.mask_id] * (canvas - len(row)) for row in rows])
+    visible = torch.arange(canvas)[None] >= torch.tensor(starts)[:, None]
+    answer = torch.arange(canvas)[None] >= torch.tensor([len(row) for row in rows])[:, None]
     taken = torch.zeros(len(prompts), dtype=torch.long)
     blocks = ANSWER_TOKENS // BLOCK
     share, extra = divmod(BLOCK, steps // blocks)
-    for block in range(blocks):
-        place = slice(longest + block * BLOCK, longest + (block + 1) * BLOCK)
+    for first in range(begin, canvas, BLOCK):
+        place, end = slice(first, first + BLOCK), first + BLOCK if by_block else canvas
+        ended = by_block & ((tokens == spec.eos_id) & answer)[:, :first].any(-1, keepdim=True)
         for step in range(BLOCK if threshold else steps // blocks):
-            masked = tokens[:, place] == spec.mask_id
+            masked = (tokens[:, place] == spec.mask_id) & ~ended
             if not masked.any():
                 break
             taken += masked.any(-1)
-            probability = model(tokens, visible, last=ANSWER_TOKENS)[:, block * BLOCK : (block + 1) * BLOCK].softmax(-1)
-            confidence, best = probability.max(-1)
+            logits = model(tokens[:, :end], visible[:, :end], last=end - begin)[:, first - begin :]
+            confidence, best = logits[:, :BLOCK].softmax(-1).max(-1)
             confidence = confidence.masked_fill(~masked, -1.0)
             count = 1 if threshold else share + (step < extra)
             chosen = torch.zeros_like(masked).scatter(1, confidence.topk(count, -1).indices, True)
             if threshold:
                 chosen |= confidence >= threshold
             tokens[:, place] = torch.where(chosen & masked, best, tokens[:, place])
-    return tokens[:, longest:], taken
+    return [ids[len(row) :][:ANSWER_TOKENS] for ids, row in zip(tokens.tolist(), rows, strict=True)], taken
 
 
 def final_number(text: str) -> int | None:
@@ -121,18 +135,28 @@ def wilson_interval(good: int, count: int, z: float = 1.96) -> tuple[float, floa
     return middle - half, middle + half
 
 
+_CONFIG = {
+    "hidden": ("d_model", "hidden_size"), "layers": ("n_layers", "num_hidden_layers"),
+    "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
+    "ffn": ("mlp_hidden_size", "intermediate_size"), "vocab": ("vocab_size",), "rope_theta": ("rope_theta",),
+    "rms_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",), "eos_id": ("eos_token_id",),
+    "max_sequence": ("max_sequence_length", "max_position_embeddings"),
+}  # fmt: skip
+"""Facts of a model by their names in config.json: LLaDA's, then those of Qwen's descendants."""
+
+
 def load(folder: Path) -> tuple[DiffusionTransformer, Tokenizer, list[Problem]]:
-    """Model, tokenizer and test set of a checkpoint folder."""
+    """Model, tokenizer and test set of a checkpoint folder that training wrote."""
     config = json.loads((folder / "config.json").read_text())
+    facts = {fact: next(config[key] for key in keys if key in config) for fact, keys in _CONFIG.items()}
+    sdar = config["model_type"] == "sdar"
     spec = ModelSpec(
-        name=folder.name, layers=config["n_layers"], hidden=config["d_model"], heads=config["n_heads"],
-        kv_heads=config["n_kv_heads"], head_dim=config["d_model"] // config["n_heads"], ffn=config["mlp_hidden_size"],
-        vocab=config["vocab_size"], rope_theta=config["rope_theta"], rms_eps=config["rms_norm_eps"],
-        mask_id=config["mask_token_id"], eos_id=config["eos_token_id"], max_sequence=config["max_sequence_length"],
+        name=folder.name, head_dim=facts["hidden"] // facts["heads"], checkpoint=str(folder), qk_norm=sdar,
+        attention_mask=(Mask.BLOCK_CAUSAL if sdar else Mask.FULL).value, **facts,
     )  # fmt: skip
-    model = DiffusionTransformer(spec)
-    tensors = load_file(folder / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model.transformer."): value.float() for name, value in tensors.items()})
+    model = DiffusionTransformer(spec, BLOCK)
+    tensors = load_tensors(spec)
+    model.load_state_dict({name.removeprefix(PREFIX): torch.from_numpy(value) for name, value in tensors.items()})
     test = [Problem(**json.loads(line)) for line in (folder / "test.jsonl").read_text().splitlines()]
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), test
 
@@ -161,7 +185,8 @@ def main() -> None:
         right, equal = (sum(getattr(s, field) for s in scores.values()) for field in ("result_right", "answer_equal"))
         cells = [name, f"{sum(decoded.steps) / len(test):.1f}", _cell(right, len(test)), _cell(equal, len(test))]
         print("| " + " | ".join(cells + [f"{s.result_right}/{s.problems}" for s in scores.values()]) + " |", flush=True)
-    _print_caches(options.folder, model)
+    if model.spec.attention_mask == Mask.FULL.value:
+        _print_caches(options.folder, model)
 
 
 def _print_caches(folder: Path, model: DiffusionTransformer) -> None:
@@ -173,7 +198,10 @@ def _print_caches(folder: Path, model: DiffusionTransformer) -> None:
         ("none", "quota", 8), ("prefix", "quota", 8), ("dual", "quota", 8), ("dual", "threshold", 8), ("dual", "quota", 32),
         ("dual", "threshold", 32),
     ):  # fmt: skip
-        right, trips = problems.score(study, known, Policy(block_length=block, cache=cache, commit=commit), folder)
+        workload = Workload(
+            generation_length=ANSWER_TOKENS, block_length=block, steps=ANSWER_TOKENS, cache=cache, commit=commit
+        )  # fmt: skip
+        right, trips = problems.score(study, known, workload, folder)
         shown = commit if commit == "quota" else f"{commit} 0.9"
         mean = trips.sum().item() / len(known)
         print(f"| {cache} | {shown} | {block} | {mean:.1f} | {_cell(sum(right), len(known))} |", flush=True)

@@ -17,6 +17,7 @@ from dllm.operators import (
     HeadNorm,
     Linear,
     LmHead,
+    Mask,
     Norm,
     Operator,
     Residual,
@@ -41,11 +42,11 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
 class Flow:
     """A forward on its way: the residual stream `x` [batch, tokens, hidden], and `h`, the parts that the last operator left.
 
-    `mask` [batch, 1, 1, tokens] is true where a key may be seen; `modules` are those of the layer, by name.
+    `masks` [batch, 1, 1 or rows, rows] are true where a row sees a key; `modules` are those of the layer, by name.
     """
 
     tokens: torch.Tensor
-    mask: torch.Tensor
+    masks: Mapping[Mask, torch.Tensor]
     rope: Mapping[Rope, tuple[torch.Tensor, torch.Tensor]]
     x: torch.Tensor
     h: list[torch.Tensor] = field(default_factory=list)
@@ -55,6 +56,20 @@ class Flow:
 def heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Heads side by side as [batch, heads, tokens, head_dim]."""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def admitted(mask: Mask, positions: torch.Tensor, block: int) -> torch.Tensor:
+    """The keys [1 or rows, keys] that rows at `positions` see, among keys at the same positions."""
+    rows, keys = positions[:, None], positions[None]
+    match mask:
+        case Mask.FULL:
+            return torch.ones(1, len(positions), dtype=torch.bool)
+        case Mask.BLOCK_CAUSAL:
+            return keys // block <= rows // block
+        case Mask.CAUSAL:
+            return keys <= rows
+        case unknown:
+            assert_never(unknown)
 
 
 def _embed(_: Embedding, f: Flow) -> None:
@@ -85,7 +100,7 @@ def _attention(op: Attention, f: Flow) -> None:
     q, k, v = f.h
     group = op.heads // op.kv_heads
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=f.mask)
+    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=f.masks[op.mask])
     f.h = [attended.transpose(1, 2).flatten(2)]
 
 
@@ -134,30 +149,46 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
 
 
 class DiffusionTransformer(nn.Module):
-    """The operators of a model, with weights to train."""
+    """The operators of a model, with weights to train; `block` is the length of a block-causal mask's blocks."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, block: int = 8) -> None:
         super().__init__()
-        self.spec, self.network = spec, spec.network
-        self.network.check(COMPUTE, "training")
+        self.spec, self.network, self.block = spec, spec.network, block
+        self.network.check(COMPUTE, "training", masks=Mask)
         for name, module in _modules(self.network.stem):
             self.add_module(name, module)
         self.blocks = nn.ModuleList(nn.ModuleDict(dict(_modules(pattern))) for _, pattern in self.network.layers())
         for name, module in _modules(self.network.head):
             self.add_module(name, module)
-        ropes = {each for _, pattern in self.network.layers() for each in pattern if isinstance(each, Rope)}
+        operators = [each for _, pattern in self.network.layers() for each in pattern]
+        ropes = {each for each in operators if isinstance(each, Rope)}
         self.tables = {each: rope_tables(spec.max_sequence, each.head_dim, each.theta) for each in ropes}
+        self.masks = {each.mask for each in operators if isinstance(each, Attention)}
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        for block in self.blocks:
+        for layer in self.blocks:
             for name in ("attn_out", "ff_out"):
-                nn.init.normal_(block.get_submodule(name).get_parameter("weight"), std=0.02 / (2 * spec.layers) ** 0.5)
+                nn.init.normal_(layer.get_submodule(name).get_parameter("weight"), std=0.02 / (2 * spec.layers) ** 0.5)
 
-    def forward(self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None) -> torch.Tensor:
-        """Logits [batch, last or all tokens, vocab]; `visible` [batch, tokens] is false for padding."""
-        rope = {op: (cosine[: tokens.shape[1]], sine[: tokens.shape[1]]) for op, (cosine, sine) in self.tables.items()}
-        flow = Flow(tokens=tokens, mask=visible[:, None, None, :], rope=rope, x=tokens)
+    def forward(
+        self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None, noisy: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits [batch, last or all rows, vocab]; `visible` [batch, tokens] is false for padding.
+
+        Padding stands on the left, by whole blocks where the mask is block-causal. `noisy` [batch, n] is another version of
+        the last n tokens, whole blocks, whose rows follow those of `tokens`. Such a row sees the keys that the row it
+        stands for sees, those of its own block in the noisy version; no row of `tokens` sees it.
+        """
+        positions = torch.arange(tokens.shape[1])
+        own = torch.zeros(len(positions), dtype=torch.bool)
+        if noisy is not None:
+            count = noisy.shape[1]
+            tokens, visible = torch.cat([tokens, noisy], 1), torch.cat([visible, visible[:, -count:]], 1)
+            positions, own = torch.cat([positions, positions[-count:]]), torch.cat([own, torch.ones(count).bool()])
+        rope = {op: (cosine[positions], sine[positions]) for op, (cosine, sine) in self.tables.items()}
+        masks = {mask: self._visible(mask, positions, own, visible) for mask in self.masks}
+        flow = Flow(tokens=tokens, masks=masks, rope=rope, x=tokens)
         self._run(flow, self.network.stem, self)
         for (_, pattern), block in zip(self.network.layers(), self.blocks, strict=True):
             self._run(flow, pattern, block)
@@ -165,6 +196,15 @@ class DiffusionTransformer(nn.Module):
             flow.x = flow.x[:, -last:]
         self._run(flow, self.network.head, self)
         return flow.h[0]
+
+    def _visible(self, mask: Mask, positions: torch.Tensor, noisy: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """The keys that each row sees; rows of padding see padding, so that no softmax is empty."""
+        keys = admitted(mask, positions, self.block)
+        if noisy.any():
+            same_block = positions[:, None] // self.block == positions[None] // self.block
+            keys = keys & torch.where(noisy[:, None] & same_block, noisy[None], ~noisy[None])
+        seen = visible[:, None, None, :]
+        return seen if len(keys) == 1 else keys & (seen | ~visible[:, None, :, None])
 
     def _run(self, flow: Flow, operators: Sequence[Operator], owner: nn.Module) -> None:
         flow.modules = dict(owner.named_children())

@@ -6,7 +6,7 @@ from npu_compiler.context import Context
 from npu_compiler.flow import Layer
 from npu_compiler.rows import Chunk, times
 from npu_compiler.stages import Level, Place, Steps
-from npu_compiler.tiling import CONTRACTED, CacheTile, axis_of, cache_tile
+from npu_compiler.tiling import CONTRACTED, CacheTile, cache_tile
 
 
 def store_cache(c: Context, chunk: Chunk, layer: Layer, buffer: str, offset: int, width: int) -> None:
@@ -15,7 +15,7 @@ def store_cache(c: Context, chunk: Chunk, layer: Layer, buffer: str, offset: int
     code = FORMATS[c.numerics.kv].code
     with chunk.runs(e) as (rows, local, canvas), e.loop(model.kv_heads) as head:
         for number, side in enumerate(CONTRACTED):
-            facts, by_token = c.tensor(side), axis_of(c.numerics, side) == "channels"
+            facts, by_token = c.tensor(side), c.numerics.axis_of(side) == "channels"
             per_token = facts.row_bytes if by_token else facts.stride_bytes(3) // group
             place, steps = _rows_of_head(c, chunk, facts, per_token, canvas, layer, head)
             column = offset + number * model.kv_width
@@ -69,7 +69,7 @@ def load_tile(c: Context, side: str, chunk: Chunk, layer: Layer, at: tuple[Level
     """Tile `part` of `side` into Matrix SRAM; `at` is its sequence of the chunk, and head."""
     tile = tile_of(c, side)
     e, tiling, facts, (sequence, head) = c.e, c.tiling, c.tensor(tile.tensor), at
-    by_token, group, code = axis_of(c.numerics, side) == "channels", tiling.token_block, FORMATS[c.numerics.kv].code
+    by_token, group, code = c.numerics.axis_of(side) == "channels", tiling.token_block, FORMATS[c.numerics.kv].code
     stored = facts.row_bytes * tiling.key_tile if by_token else facts.stride_bytes(3) * (tiling.key_tile // group)
     layer_bytes = facts.stride_bytes(0) if facts.shape[0] > 1 else 0  # rotated keys are those of one layer
     sequence_bytes = facts.stride_bytes(1)

@@ -8,7 +8,7 @@ from npu.formats import MX_BLOCK
 from npu.hardware import HardwareConfig
 from npu.program import Tensor
 from npu.units import format_bytes
-from npu_compiler.tiling import Tiling, axis_of, smoothing_widths
+from npu_compiler.tiling import Tiling, smoothing_widths
 
 HBM_ALIGNMENT_BYTES = 64
 CONSTANTS = (
@@ -26,7 +26,7 @@ def hbm_map(
 
     def cache(side: str) -> tuple[str, tuple[int, ...], str, int, bool]:
         """A row for each token, or for each group of tokens a row for each channel."""
-        by_token = axis_of(numerics, side) == "channels"
+        by_token = numerics.axis_of(side) == "channels"
         rows = (tiling.cache_tokens, model.head_dim) if by_token else (groups, model.head_dim, tokens)
         return side, (layers, batch, model.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
 

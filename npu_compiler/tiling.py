@@ -70,7 +70,7 @@ def cache_tile(model: ModelSpec, numerics: Numerics, tiling: Tiling, side: str) 
         if side == "keys"
         else (model.head_dim, tiling.key_tile, tiling.token_block)
     )
-    converted = axis_of(numerics, side) != CONTRACTED[side]
+    converted = numerics.axis_of(side) != CONTRACTED[side]
     rotated = side == "keys" and numerics.smoothing.pre_rope
     name = "bf16" if converted or rotated else numerics.kv
     record = FORMATS[name].record_bytes(block)
@@ -82,11 +82,6 @@ def cache_tile(model: ModelSpec, numerics: Numerics, tiling: Tiling, side: str) 
         column_bytes=record if apart else column_bytes, block_bytes=columns * record if apart else record,
         log2_block=block.bit_length() - 1,
     )  # fmt: skip
-
-
-def axis_of(numerics: Numerics, side: str) -> str:
-    """Along what the blocks of `side` run in HBM."""
-    return numerics.k_axis if side == "keys" else numerics.v_axis
 
 
 def key_tile_tokens(canvas: int, unit: int, largest: int) -> int:

@@ -8,25 +8,24 @@ import torch
 from torch import Tensor
 
 from accuracy.calibration import read_calibration
-from accuracy.quality.decode import Policy, StepView, decode
+from accuracy.quality.decode import StepView, decode
 from accuracy.quality.metrics import collect
-from accuracy.quality.model import Arithmetic, Calibration, StudyModel
-from accuracy.quality.schemes import KvScheme
+from accuracy.quality.model import Calibration, StudyModel
 from dllm.model import ModelSpec
-from dllm.workload import SIDES
+from dllm.workload import SIDES, Numerics, Smoothing, Workload
 from npu.errors import TripathError
 
 _BLOCKS = "model.transformer.blocks."
 
 
 def calibrate(
-    spec: ModelSpec, tensors: Mapping[str, np.ndarray], arithmetic: Arithmetic, prompts: Sequence[Sequence[int]],
-    policy: Policy,
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], numerics: Numerics, prompts: Sequence[Sequence[int]],
+    workload: Workload, *, lanes: str = "fp32",
 ) -> Calibration:  # fmt: skip
     """Channel maxima and means over the warm steps of the prompts, with an FP32 cache and the other formats as given."""
-    scheme = arithmetic.kv_scheme
-    plain = replace(arithmetic, kv="fp32", kv_scheme=KvScheme(pre_rope=scheme.pre_rope))
-    seen: list[dict[str, list[tuple[Tensor, Tensor]]]] = [{"k": [], "v": []} for _ in range(spec.layers)]
+    smoothing = numerics.smoothing
+    plain = replace(numerics, kv="fp32", smoothing=Smoothing(pre_rope=smoothing.pre_rope))
+    seen: list[dict[str, list[tuple[Tensor, Tensor]]]] = [{side: [] for side in SIDES} for _ in range(spec.layers)]
 
     def observe(view: StepView) -> None:
         if view.step == 0:
@@ -34,9 +33,9 @@ def calibrate(
                 for side, values in kept.items():
                     values.append((sides[side].raw.clone(), sides[side].real))
 
-    decode(StudyModel(spec, tensors, plain), prompts, policy, observe=observe)
+    decode(StudyModel(spec, tensors, plain, workload.block_length, lanes=lanes), prompts, workload, observe=observe)
     return [
-        {side: collect(values, scheme, pairs=side == "k" and scheme.pre_rope) for side, values in kept.items()}
+        {side: collect(values, smoothing, pairs=side == "keys" and smoothing.pre_rope) for side, values in kept.items()}
         for kept in seen
     ]
 
@@ -52,7 +51,7 @@ def kept_calibration(spec: ModelSpec) -> Calibration:
         tensor = torch.from_numpy(values)[None, :, None]
         return tensor, torch.zeros_like(tensor)
 
-    return [{side[0]: maxima(layer[side]) for side in SIDES} for layer in read_calibration(spec)]
+    return [{side: maxima(layer[side]) for side in SIDES} for layer in read_calibration(spec)]
 
 
 def plant_outliers(

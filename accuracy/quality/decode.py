@@ -12,60 +12,11 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.model import Batch, Probe, StudyModel
-from dllm.policies import CACHE_POLICIES, Commit, Rows, Score
+from dllm.policies import Commit, Score
 from dllm.workload import Workload
-from npu.errors import TripathError
 
 DREAM_EPSILON = 1e-3
 """Where Dream's schedule of times ends (its default `eps`)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
-    """How a canvas is decoded: blocks, cache and commits.
-
-    `steps` over the whole generation, a multiple of the number of blocks: for quota and dream the schedule, else
-    ignored. Dream's schedule runs over a block: `block_length` = `generation_length` makes it Dream's own. `score` ranks
-    positions (maskgit_plus: largest probability; topk_margin: lead over the second; entropy: its negative).
-    """
-
-    generation_length: int = 32
-    block_length: int = 8
-    steps: int = 32
-    cache: str = "dual"
-    commit: str = "quota"
-    score: str = "maskgit_plus"
-    threshold: float = 0.9
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        commits, scores = ([each.value for each in kind] for kind in (Commit, Score))
-        for name, known in (("cache", list(CACHE_POLICIES)), ("commit", commits), ("score", scores)):
-            if getattr(self, name) not in known:
-                raise TripathError(f"workload.{name}: unknown {getattr(self, name)!r}, one of {', '.join(known)}")
-        if self.generation_length % self.block_length or self.steps % self.blocks:
-            raise TripathError(
-                f"workload.steps: {self.steps} steps and {self.generation_length} tokens do not divide into blocks of "
-                f"{self.block_length}"
-            )
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of the generation."""
-        return self.generation_length // self.block_length
-
-    def rows(self, step: int) -> Rows:
-        """The rows that a step of a block forwards."""
-        return CACHE_POLICIES[self.cache].rows(step)
-
-    @classmethod
-    def of(cls, workload: Workload) -> "Policy":
-        """The policy of a workload of the simulators."""
-        return cls(
-            generation_length=workload.generation_length, block_length=workload.block_length, steps=workload.steps,
-            cache=workload.cache, commit=workload.commit, score=workload.score, threshold=workload.threshold,
-            factor=workload.factor,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,17 +47,17 @@ class Decoding:
     trip_counts: Tensor
 
 
-def layout(prompts: Sequence[Sequence[int]], policy: Policy, model: StudyModel) -> tuple[Tensor, Tensor]:
+def layout(prompts: Sequence[Sequence[int]], workload: Workload, model: StudyModel) -> tuple[Tensor, Tensor]:
     """Left-padded canvas [B, T] of masks after the prompts, and each sequence's first real token [B]."""
-    longest = -(-max(map(len, prompts)) // policy.block_length) * policy.block_length
+    longest = -(-max(map(len, prompts)) // workload.block_length) * workload.block_length
     spec, first = model.spec, torch.tensor([longest - len(prompt) for prompt in prompts])
-    rows = [[spec.eos_id] * (longest - len(p)) + list(p) + [spec.mask_id] * policy.generation_length for p in prompts]
+    rows = [[spec.eos_id] * (longest - len(p)) + list(p) + [spec.mask_id] * workload.generation_length for p in prompts]
     return torch.tensor(rows), first
 
 
 @torch.no_grad()
 def decode(
-    model: StudyModel, prompts: Sequence[Sequence[int]], policy: Policy, *,
+    model: StudyModel, prompts: Sequence[Sequence[int]], workload: Workload, *,
     force: Callable[[int, int], Tensor | None] | None = None, observe: Callable[[StepView], None] | None = None,
     probe: Probe | None = None,
 ) -> Decoding:  # fmt: skip
@@ -116,13 +67,13 @@ def decode(
     give the canvas [B, T] to use, or None where the other decoder has left the block. `probe` is called in every layer
     (`StudyModel.forward`).
     """
-    tokens, first = layout(prompts, policy, model)
-    canvas, length = tokens.shape[1], policy.block_length
+    tokens, first = layout(prompts, workload, model)
+    canvas, length = tokens.shape[1], workload.block_length
     batch = model.new_batch(first, canvas)
     batch.probe = probe
-    trips = torch.zeros(len(prompts), policy.blocks, dtype=torch.int64)
-    for block in range(policy.blocks):
-        start = canvas - policy.generation_length + block * length
+    trips = torch.zeros(len(prompts), workload.blocks, dtype=torch.int64)
+    for block in range(workload.blocks):
+        start = canvas - workload.generation_length + block * length
         place = slice(start, start + length)
         edge = torch.empty(0)  # hidden state of the row before the block, as the warm step left it
         for step in range(length):
@@ -134,22 +85,22 @@ def decode(
             masked = tokens[:, place] == model.spec.mask_id
             if not masked.any():
                 break
-            rows = policy.rows(step).of(place.start, policy.block_length, canvas)
+            rows = workload.caches.rows(step).of(place.start, length, canvas)
             hidden = model.forward(tokens, rows, batch, block=block)
             own = hidden[:, start - rows.start : start - rows.start + length]
             if model.spec.shifted_logits:
                 edge = hidden[:, start - rows.start - 1 : start - rows.start] if rows.start < start else edge
                 own = torch.cat([edge, own[:, :-1]], 1)
             logits = model.logits(own)
-            token_ids, confidence = sample(logits, policy.score, model.arithmetic.sampling)
-            chosen = commit(confidence, masked, policy, step)
+            token_ids, confidence = sample(logits, workload.score, model.numerics.confidences)
+            chosen = commit(confidence, masked, workload, step)
             if observe is not None:
                 observe(StepView(block=block, step=step, canvas=tokens, place=place, masked=masked, logits=logits,
                                  token_ids=token_ids, confidence=confidence, committed=chosen, batch=batch))  # fmt: skip
             trips[:, block] += masked.any(1)
             tokens = tokens.clone()
             tokens[:, place] = torch.where(chosen, token_ids, tokens[:, place])
-    return Decoding(token_ids=tokens[:, canvas - policy.generation_length :], trip_counts=trips)
+    return Decoding(token_ids=tokens[:, canvas - workload.generation_length :], trip_counts=trips)
 
 
 def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:
@@ -179,24 +130,23 @@ def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:
     return ids, confidence.to(torch.bfloat16).to(torch.float32) if sampling == "bf16" else confidence
 
 
-def commit(confidence: Tensor, masked: Tensor, policy: Policy, step: int) -> Tensor:
+def commit(confidence: Tensor, masked: Tensor, workload: Workload, step: int) -> Tensor:
     """Positions to commit [B, L]; ties go to the lowest position."""
     order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order.indices).scatter_(-1, order.indices, _places(confidence))
     left = masked.sum(-1, keepdim=True)
-    match Commit(policy.commit):
+    match workload.commits:
         case Commit.QUOTA:
-            share, extra = divmod(policy.block_length, policy.steps // policy.blocks)
-            scheduled = step < policy.steps // policy.blocks
-            count = torch.full_like(left, share + (step < extra) if scheduled else 0)
+            quotas = workload.quotas()
+            count = torch.full_like(left, quotas[step] if step < len(quotas) else 0)
         case Commit.THRESHOLD:
-            return ((confidence >= policy.threshold) | (rank == 0)) & masked
+            return ((confidence >= workload.threshold) | (rank == 0)) & masked
         case Commit.FACTOR:
             n = _places(confidence) + 1
-            fits = ((n + 1) * (1 - order.values) < policy.factor) & (n <= left)
+            fits = ((n + 1) * (1 - order.values) < workload.factor) & (n <= left)
             count = (fits * n).amax(-1, keepdim=True).clamp(min=1)
         case Commit.DREAM:
-            count = _dream_count(left, step, policy.steps // policy.blocks)
+            count = _dream_count(left, step, workload.steps_per_block)
         case unknown:
             assert_never(unknown)
     return (rank < count) & masked

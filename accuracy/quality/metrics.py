@@ -6,13 +6,14 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from accuracy.quality.decode import Policy, StepView, commit, sample
-from accuracy.quality.model import Arithmetic, Batch, StudyModel
-from accuracy.quality.schemes import KvScheme, channel_maxima, smoothing
+from accuracy.quality.decode import StepView, commit, sample
+from accuracy.quality.model import Batch, StudyModel
+from accuracy.quality.schemes import channel_maxima, smoothing_factors
 from dllm.model import ModelSpec
+from dllm.workload import SIDES, Numerics, Smoothing, Workload
 from npu.formats import FORMATS
 
-_DRIFT = KvScheme(smoother="baos")
+_DRIFT = Smoothing(scheme="baos")
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -24,15 +25,16 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
-def kv_bytes_per_token(spec: ModelSpec, arithmetic: Arithmetic, *, canvas: float) -> float:
+def kv_bytes_per_token(spec: ModelSpec, numerics: Numerics, block_length: int, *, canvas: float) -> float:
     """Bytes of K and V per token over all layers: elements, block scales, and s and m shared out over the canvas."""
-    row, width, scheme = FORMATS[arithmetic.kv], spec.layers * spec.kv_width, arithmetic.kv_scheme
+    row, width, smoothing = FORMATS[numerics.kv], spec.layers * spec.kv_width, numerics.smoothing
     total = 0.0
-    for axis, smoothed in ((scheme.k_axis, scheme.keys), (scheme.v_axis, scheme.values)):
-        block = arithmetic.block_size if axis == "channels" else arithmetic.token_block
+    for side in SIDES:
+        along_channels = numerics.axis_of(side) == "channels"
+        block = numerics.block_size if along_channels else numerics.token_block(block_length)
         total += width * row.record_bytes(block) / block
-        if smoothed and scheme.smooths:
-            total += width * ((1 if scheme.power_of_two else 2) + 2 * scheme.centre) / canvas
+        if side in smoothing.sides:
+            total += width * ((1 if smoothing.power_of_two else 2) + 2 * smoothing.centre) / canvas
     return total
 
 
@@ -42,8 +44,8 @@ class Comparison:
     The reference decodes on the same canvases with its own cache, under the same cache policy.
     """
 
-    def __init__(self, reference: StudyModel, policy: Policy) -> None:
-        self.reference, self.policy = reference, policy
+    def __init__(self, reference: StudyModel, workload: Workload) -> None:
+        self.reference, self.workload = reference, workload
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, float] = defaultdict(float)
         self._batch: Batch | None = None
@@ -81,12 +83,13 @@ class Comparison:
             self._batch, self._warm = self._fresh(view), {}
             self._divergence.append(torch.zeros(2, len(view.canvas), dtype=torch.float64))
         assert self._batch is not None
-        rows = self.policy.rows(view.step).of(view.place.start, self.policy.block_length, view.canvas.shape[1])
+        length = self.workload.block_length
+        rows = self.workload.caches.rows(view.step).of(view.place.start, length, view.canvas.shape[1])
         hidden = self.reference.forward(view.canvas, rows, self._batch, block=view.block)
         start = view.place.start - rows.start
-        logits = self.reference.logits(hidden[:, start : start + self.policy.block_length])
-        ids, confidence = sample(logits, self.policy.score, self.reference.arithmetic.sampling)
-        chosen = commit(confidence, view.masked, self.policy, view.step)
+        logits = self.reference.logits(hidden[:, start : start + length])
+        ids, confidence = sample(logits, self.workload.score, self.reference.numerics.confidences)
+        chosen = commit(confidence, view.masked, self.workload, view.step)
         p, q = logits.double().log_softmax(-1), view.logits.double().log_softmax(-1)
         divergence = (p.exp() * (p - q)).sum(-1) * view.masked
         self.add("logit_kl", divergence[view.masked])
@@ -105,19 +108,19 @@ class Comparison:
         """|log2| of how s (alpha 1) of the current cache differs from the block's warm step, and that from the block before."""
         for layer, sides in enumerate(view.batch.sides):
             for side, kept in sides.items():
-                s = smoothing(channel_maxima(kept.raw, kept.real), _DRIFT).log2()
+                s = smoothing_factors(channel_maxima(kept.raw, kept.real), _DRIFT).log2()
                 before = self._warm.get((layer, side))
                 if view.step == 0:
                     self._warm[layer, side] = s
                 if before is not None:
                     kind = "blocks" if view.step == 0 else "steps"
-                    self.add(f"drift_{kind}_{side}", (s - before).abs()[active])
+                    self.add(f"drift_{kind}_{side[0]}", (s - before).abs()[active])
 
 
-def collect(views: list[tuple[Tensor, Tensor]], scheme: KvScheme, *, pairs: bool) -> tuple[Tensor, Tensor]:
+def collect(views: list[tuple[Tensor, Tensor]], smoothing: Smoothing, *, pairs: bool) -> tuple[Tensor, Tensor]:
     """Channel maxima and means [1, H, 1, D] over (raw [B, H, T, D], real [B, T]) of many warm steps."""
     total = sum((x * real[:, None, :, None]).sum((0, 2), keepdim=True) for x, real in views)
     mean = torch.as_tensor(total) / sum(int(real.sum()) for _, real in views)
-    centred = [(x - mean if scheme.centre else x, real) for x, real in views]
+    centred = [(x - mean if smoothing.centre else x, real) for x, real in views]
     maxima = torch.cat([channel_maxima(x, real, pairs=pairs) for x, real in centred]).amax(0, keepdim=True)
     return maxima, mean

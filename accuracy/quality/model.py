@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.quantise import fake_quantise
-from accuracy.quality.schemes import KvScheme, Side, SideRules, hadamard
+from accuracy.quality.schemes import Side, hadamard
 from dllm.families import PREFIX
 from dllm.model import ModelSpec
 from dllm.operators import (
@@ -30,46 +30,19 @@ from dllm.operators import (
     Residual,
     Rope,
 )
-from dllm.workload import Numerics
+from dllm.policies import Smoother
+from dllm.workload import SIDES, Numerics
 from npu.formats import FORMATS, MX_BLOCK
 
 LOWEST = -float.fromhex("0x1.fep127")
 """A masked score: the lowest finite BF16."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arithmetic:
-    """Formats of weights, of activations at the array, of the KV cache and of the logits, as in `conf/numerics`.
-
-    `lanes` is what the vector unit rounds to between operations (bf16 as on the machine, or fp32), `sampling` what
-    confidences are computed in (bf16: as on the machine; fp32; fp64). `token_block` are the tokens of a block that runs
-    along tokens (the machine: min(block_size, block length)), `block_size` the elements of any other; `key_tile` the keys
-    merged at a time (None: all at once).
-    """
-
-    weights: str = "fp32"
-    activations: str = "fp32"
-    kv: str = "fp32"
-    logits: str = "fp32"
-    lanes: str = "fp32"
-    sampling: str = "fp32"
-    token_block: int = 8
-    block_size: int = MX_BLOCK
-    key_tile: int | None = None
-    kv_scheme: KvScheme = field(default_factory=KvScheme)
-
-    @classmethod
-    def of(cls, numerics: Numerics, block_length: int) -> "Arithmetic":
-        """The arithmetic of a program of these numerics, its keys merged all at once."""
-        return cls(
-            weights=numerics.weights, activations=numerics.activations, kv=numerics.kv, logits=numerics.logits, lanes="bf16",
-            sampling=numerics.confidences, token_block=min(numerics.block_size, block_length),
-            block_size=numerics.block_size, kv_scheme=KvScheme.of(numerics),
-        )  # fmt: skip
-
+UNQUANTISED = Numerics(weights="fp32", activations="fp32", kv="fp32", logits="fp32", confidences="fp32")
+"""Everything in FP32."""
 
 Calibration = list[dict[str, tuple[Tensor, Tensor]]]
-"""Per layer, for `k` and `v`: channel maxima and means of a calibration set, [1, H, 1, D] each."""
+"""Per layer, for `keys` and `values`: channel maxima and means of a calibration set, [1, H, 1, D] each."""
 
 
 Probe = Callable[[int, Tensor, Tensor], None]
@@ -91,32 +64,39 @@ class Batch:
 
 
 class StudyModel:
-    """Weights in their format, and the forward pass. `tensors` are float32 under LLaDA's names."""
+    """Weights in their format, and the forward pass.
+
+    Attributes:
+        lanes: What the vector unit rounds to between operations.
+        noise: Perturbs FP32 results before they are rounded (whether they are sums of products, or exp, 1/x, 1/sqrt(x) and
+            what these multiply): tests bound with it what other orders of sums and other tables may do.
+    """
 
     def __init__(
-        self, spec: ModelSpec, tensors: Mapping[str, np.ndarray], arithmetic: Arithmetic | None = None,
+        self, spec: ModelSpec, tensors: Mapping[str, np.ndarray], numerics: Numerics = UNQUANTISED,
+        block_length: int = MX_BLOCK, *, lanes: str = "fp32", key_tile: int | None = None,
         calibration: Calibration | None = None,
     ) -> None:  # fmt: skip
-        self.spec, self.arithmetic, self.calibration = spec, arithmetic or Arithmetic(), calibration
+        """Round the weights.
+
+        `tensors` are float32 under LLaDA's names; `block_length` is that of the generation; `lanes` a format, bf16 on the
+        machine; `key_tile` the keys merged at a time (None: all at once).
+        """
+        self.spec, self.numerics, self.block_length = spec, numerics, block_length
+        self.key_tile, self.calibration = key_tile, calibration
         self.network = spec.network
         self.network.check(COMPUTE, "the quality path")
-        self.lanes = _rounding(self.arithmetic.lanes)
+        self.lanes = _rounding(lanes)
         self.noise: Callable[[Tensor, bool], Tensor] | None = None
-        """Perturbs FP32 results before they are rounded (whether they are sums of products, or exp, 1/x, 1/sqrt(x) and
-        what these multiply): tests bound with it what other orders of sums and other tables may do."""
         self.weights: dict[str, Tensor] = {}
         for name, value in tensors.items():
             weight = torch.from_numpy(np.array(value, np.float32))
             short = name.removeprefix(PREFIX).removesuffix(".weight")
             in_lanes = weight.ndim == 1 or short == "wte"  # norms, biases and the embedding never enter the array
             self.weights[short] = (
-                self.lanes(weight)
-                if in_lanes
-                else fake_quantise(weight, self.arithmetic.weights, block=self.arithmetic.block_size)
+                self.lanes(weight) if in_lanes else fake_quantise(weight, numerics.weights, block=numerics.block_size)
             )
-        self.rotation = (
-            self.lanes(hadamard(spec.head_dim)) if self.arithmetic.kv_scheme.smoother == "hadamard" else None
-        )
+        self.rotation = self.lanes(hadamard(spec.head_dim)) if numerics.smoothing.mixed else None
 
     def new_batch(self, first_B: Tensor, canvas: int) -> Batch:
         """An empty cache for sequences whose first real token is `first_B`, on a canvas of `canvas` tokens."""
@@ -148,7 +128,7 @@ class StudyModel:
         nothing = torch.zeros(0)
         flow = Flow(model=self, batch=None, tokens=nothing, rows=slice(None), block=0, x=hidden)
         flow.run(self.network.head)
-        return self.lanes(fake_quantise(flow.h[0], self.arithmetic.logits, block=self.arithmetic.block_size))
+        return self.lanes(fake_quantise(flow.h[0], self.numerics.logits, block=self.numerics.block_size))
 
     def _rounded(self, x: Tensor, *, product: bool = False) -> Tensor:
         """An FP32 result, whose last bits are not the executor's, as the lanes keep it."""
@@ -161,7 +141,7 @@ class StudyModel:
 
     def linear(self, x: Tensor, weight: str) -> Tensor:
         """A product on the array."""
-        acts = fake_quantise(x, self.arithmetic.activations, block=self.arithmetic.block_size)
+        acts = fake_quantise(x, self.numerics.activations, block=self.numerics.block_size)
         return self._rounded(acts @ self.weights[weight].T, product=True)
 
     def silu(self, gate: Tensor) -> Tensor:
@@ -176,36 +156,33 @@ class StudyModel:
         turned = torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
         return self.lanes(turned * batch.real[:, None, rows, None])
 
-    def _rules(self, layer: int, side: str) -> SideRules:
-        a, scheme = self.arithmetic, self.arithmetic.kv_scheme
-        wanted = scheme.keys if side == "k" else scheme.values
-        static = scheme.smoother == "static"
+    def _side(self, layer: int, side: str, value: Tensor, batch: Batch) -> Side:
+        """An empty cache for rows like `value` [B, heads, R, D]."""
+        static = self.numerics.smoothing.smoother is Smoother.STATIC
         assert not static or self.calibration is not None, "the static scheme needs a calibration"
-        return SideRules(
-            scheme=scheme, format=a.kv, axis=scheme.k_axis if side == "k" else scheme.v_axis,
-            token_block=a.token_block, smoothed=wanted and scheme.smooths, pairs=side == "k" and scheme.pre_rope,
-            block_size=a.block_size, lanes=self._rounded,
+        raw = value.new_zeros(value.shape[0], value.shape[1], batch.real.shape[1], value.shape[3])
+        return Side(
+            side, self.numerics, raw, batch.real, block_length=self.block_length, lanes=self._rounded,
             calibrated=self.calibration[layer][side] if static and self.calibration else None,
         )  # fmt: skip
 
     def attend(self, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
         """Attention output [B, R, width] of Q, K, V [B, heads, R, D], Q scaled; K and V go through the cache."""
-        spec, scheme = self.spec, self.arithmetic.kv_scheme
+        spec, smoothing = self.spec, self.numerics.smoothing
         q, k, v = heads
-        turn_k, turn_v = (self.rotation if wanted else None for wanted in (scheme.keys, scheme.values))
+        turn_k, turn_v = (self.rotation if side in smoothing.mixed else None for side in SIDES)
         turned = (q, k, v)
         if turn_k is not None:
             turned = (self._rounded(q @ turn_k, product=True), self._rounded(k @ turn_k, product=True), turned[2])
         if turn_v is not None:
             turned = (*turned[:2], self._rounded(v @ turn_v, product=True))
         sides, loaded = batch.sides[layer], batch.loaded[layer]
-        for side, value in zip("kv", turned[1:], strict=True):
+        for side, value in zip(SIDES, turned[1:], strict=True):
             if side not in sides:
-                shape = (value.shape[0], value.shape[1], batch.real.shape[1], value.shape[3])
-                sides[side] = Side(self._rules(layer, side), value.new_zeros(shape), batch.real)
+                sides[side] = self._side(layer, side, value, batch)
             self._load(loaded, side, sides[side], sides[side].write(value, rows, block=block), batch)
-        attended = self._read(turned[0], loaded["k"], loaded["v"], batch.real, sides["k"].s)
-        keys, values = sides["k"], sides["v"]
+        keys, values = (sides[side] for side in SIDES)
+        attended = self._read(turned[0], loaded["keys"], loaded["values"], batch.real, keys.s)
         group = spec.heads // spec.kv_heads
         if values.s is not None:
             attended = self.lanes(attended * values.s.repeat_interleave(group, 1))
@@ -214,7 +191,7 @@ class StudyModel:
         if turn_v is not None:
             attended = self._rounded(attended @ turn_v.T, product=True)
         if batch.probe is not None:
-            raw = self.rotate(keys.raw, batch, slice(None)) if scheme.pre_rope else keys.raw
+            raw = self.rotate(keys.raw, batch, slice(None)) if smoothing.pre_rope else keys.raw
             exact = _exact_attention(turned[0], raw, values.raw, batch.real)
             exact = exact if turn_v is None else exact @ turn_v.T
             batch.probe(layer, attended, exact)
@@ -222,7 +199,7 @@ class StudyModel:
 
     def _load(self, loaded: dict[str, Tensor], side: str, kept: Side, changed: slice, batch: Batch) -> None:
         """What the array sees of the rows that changed: as stored, or rotated on load where keys lie before RoPE."""
-        if side == "v" or not self.arithmetic.kv_scheme.pre_rope:
+        if side == "values" or not self.numerics.smoothing.pre_rope:
             loaded[side] = kept.stored
             return
         values = kept.stored[:, :, changed]
@@ -234,13 +211,13 @@ class StudyModel:
 
     def _read(self, q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, real_BT: Tensor, s: Tensor | None) -> Tensor:
         """Attention output [B, heads, R, D] by the machine's online softmax over tiles of keys."""
-        a, canvas = self.arithmetic, real_BT.shape[1]
+        numerics, canvas = self.numerics, real_BT.shape[1]
         q = _grouped(q_BhRD, k_BHTD.shape[1])
         if s is not None:
             q = self.lanes(q * s)
-        q = fake_quantise(q, a.activations, block=a.block_size)
+        q = fake_quantise(q, numerics.activations, block=numerics.block_size)
         mask = torch.where(real_BT, 0.0, LOWEST)[:, None, None]
-        tile = a.key_tile or canvas
+        tile = self.key_tile or canvas
         largest, total, out = torch.tensor(LOWEST), torch.tensor(0.0), torch.tensor(0.0)
         for stop in range(canvas % tile or tile, canvas + 1, tile):
             part = slice(max(0, stop - tile), stop)
@@ -249,8 +226,8 @@ class StudyModel:
             weight = self._rounded(self.lanes(scores - new).exp())
             correction, largest = (largest - new).exp(), new
             total = total * correction + weight.sum(-1, keepdim=True)
-            block = a.token_block if FORMATS[a.activations].block_scaled else 1
-            weight = fake_quantise(weight, a.activations, block=block)
+            block = numerics.token_block(self.block_length) if FORMATS[numerics.activations].block_scaled else 1
+            weight = fake_quantise(weight, numerics.activations, block=block)
             partial = self._rounded(weight @ v_BHTD[:, :, part], product=True)
             out = self.lanes(self._rounded(out * correction) + partial)
         return self._rounded(out * (1 / total)).unflatten(2, (-1, q_BhRD.shape[2])).flatten(1, 2)
@@ -320,7 +297,7 @@ def _rope(op: Rope, f: Flow) -> None:
     assert batch is not None
     q, k, v = (_heads(x, op.head_dim) for x in f.h)
     q = model.lanes(model.rotate(q, batch, f.rows) * op.head_dim**-0.5)
-    f.h = [q, k if model.arithmetic.kv_scheme.pre_rope else model.rotate(k, batch, f.rows), v]
+    f.h = [q, k if model.numerics.smoothing.pre_rope else model.rotate(k, batch, f.rows), v]
 
 
 def _attention(_: Attention, f: Flow) -> None:

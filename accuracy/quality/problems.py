@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from accuracy.quality.decode import Policy, decode
+from accuracy.quality.decode import decode
 from accuracy.quality.metrics import Comparison
 from accuracy.quality.model import StudyModel
 from dllm.checkpoint import load_tokenizer
+from dllm.workload import Workload
 from npu.errors import TripathError
 
 ANSWER = re.compile(r"####\s*(-?\d+)")
@@ -43,7 +44,7 @@ def load_problems(folder: Path) -> list[Problem]:
 
 
 def score(
-    model: StudyModel, problems: Sequence[Problem], policy: Policy, folder: Path, *, batch_size: int = 64,
+    model: StudyModel, problems: Sequence[Problem], workload: Workload, folder: Path, *, batch_size: int = 64,
     comparison: Comparison | None = None,
 ) -> tuple[list[bool], torch.Tensor]:  # fmt: skip
     """Whether each problem is solved, and the denoising steps of each block ([problems, blocks]).
@@ -52,10 +53,10 @@ def score(
     """
     tokenizer, right = load_tokenizer(str(folder)), [False] * len(problems)
     assert tokenizer is not None
-    trips = torch.zeros(len(problems), policy.blocks, dtype=torch.int64)
+    trips = torch.zeros(len(problems), workload.blocks, dtype=torch.int64)
     observe, probe = (comparison.observe, comparison.probe) if comparison else (None, None)
     for members in batches(problems, batch_size):
-        made = decode(model, [problems[i].prompt for i in members], policy, observe=observe, probe=probe)
+        made = decode(model, [problems[i].prompt for i in members], workload, observe=observe, probe=probe)
         trips[members] = made.trip_counts
         for index, ids in zip(members, made.token_ids.tolist(), strict=True):
             hit = ANSWER.search(tokenizer.decode(ids))

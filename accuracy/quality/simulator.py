@@ -1,15 +1,15 @@
 """The path `quality`: how many held-out problems are solved, and how far each step is from the unquantised model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accuracy.quality.calibrate import calibrate, plant_outliers
-from accuracy.quality.decode import Policy
 from accuracy.quality.metrics import Comparison, kv_bytes_per_token, wilson
-from accuracy.quality.model import Arithmetic, StudyModel
+from accuracy.quality.model import UNQUANTISED, StudyModel
 from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems, score
 from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
+from dllm.policies import Smoother
 from dllm.workload import CONFIDENCES, Numerics, Workload
 from npu.errors import TripathError
 from npu.metrics import Result, Table
@@ -50,20 +50,19 @@ def simulate(
     limit = len(known) - CALIBRATION_PROBLEMS
     if problems > limit:
         raise TripathError(f"simulator.quality.problems: {problems} exceed the {limit} that do not calibrate")
-    policy, arithmetic = Policy.of(workload), Arithmetic.of(numerics, workload.block_length)
     tensors = load_tensors(model)
     if planted != 1:
         tensors = plant_outliers(tensors, model, planted)
     calibration = None
-    if arithmetic.kv_scheme.smoother == "static":
+    if numerics.smoothing.smoother is Smoother.STATIC:
         prompts = [problem.prompt for problem in known[limit:]]
-        calibration = calibrate(model, tensors, arithmetic, prompts, policy)
-    mine = StudyModel(model, tensors, arithmetic, calibration)
-    ideal = StudyModel(model, tensors, Arithmetic(sampling=ranking or arithmetic.sampling))
-    comparison = Comparison(ideal, policy)
+        calibration = calibrate(model, tensors, numerics, prompts, workload, lanes="bf16")
+    mine = StudyModel(model, tensors, numerics, workload.block_length, lanes="bf16", calibration=calibration)
+    ideal = StudyModel(model, tensors, replace(UNQUANTISED, confidences=ranking or numerics.confidences))
+    comparison = Comparison(ideal, workload)
     solved, trips = 0, []
     for part, observer in ((known[:compared], comparison), (known[compared:problems], None)):
-        right, steps = score(mine, part, policy, folder, comparison=observer)
+        right, steps = score(mine, part, workload, folder, comparison=observer)
         solved, trips = solved + sum(right), trips + steps.tolist()
     steps_of_block = [sum(column) / problems for column in zip(*trips, strict=True)]
     low, high = wilson(solved, problems)
@@ -71,8 +70,10 @@ def simulate(
     metrics = {
         "problems": problems, "compared": compared, "solved": solved, "exact_match": solved / problems,
         "exact_match_low": low, "exact_match_high": high, **comparison.summary,
-        "kv_bytes_per_token": kv_bytes_per_token(model, arithmetic, canvas=prompt + workload.generation_length),
-        "steps_per_block": sum(steps_of_block) / policy.blocks,
+        "kv_bytes_per_token": kv_bytes_per_token(
+            model, numerics, workload.block_length, canvas=prompt + workload.generation_length
+        ),
+        "steps_per_block": sum(steps_of_block) / workload.blocks,
     }  # fmt: skip
     trace = trace_at(steps_of_block)
     table = Table(columns=["metric", "value"], rows=[[name, float(value)] for name, value in metrics.items()])

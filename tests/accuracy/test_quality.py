@@ -6,7 +6,7 @@ import re
 import pytest
 
 from accuracy.image import read_tokens
-from accuracy.quality.decode import Policy, decode
+from accuracy.quality.decode import decode
 from accuracy.quality.model import StudyModel
 from accuracy.simulator import execute
 from npu_compiler import compile_program
@@ -30,14 +30,14 @@ def test_mxint8_on_the_machine_is_within_two_points_of_the_reference(problems, t
     experiment = compose_experiment(f"workload.batch={BATCH}", "hardware.sram.vector_bytes=4000000", "hardware.sram.fp_bytes=65536",
                                     "hardware.sram.int_bytes=65536")  # fmt: skip
     x, right, expected = experiment, 0, 0
-    reference, policy = StudyModel(x.model, tensors), Policy.of(x.workload)  # FP32, batched
+    reference = StudyModel(x.model, tensors)  # FP32, batched
     for first in range(0, PROBLEMS, BATCH):
         group = problems[first : first + BATCH]
         prompts = [tokenizer.encode(problem["prompt"]) for problem in group]
         program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts])
         machine, _ = execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
         generated = read_tokens(machine.hbm, program)[:, program.layout["prompt"] :]
-        answers = decode(reference, prompts, policy).token_ids.tolist()
+        answers = decode(reference, prompts, x.workload).token_ids.tolist()
         for problem, ids, answer in zip(group, generated.tolist(), answers, strict=True):
             right += solved(tokenizer.decode(ids), problem)
             expected += solved(tokenizer.decode(answer), problem)

@@ -1,6 +1,8 @@
 """The training loop on a few small steps: the loss falls, and a resumed run gives the very same weights."""
 
 import itertools
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,76 +15,138 @@ else:
 
 from safetensors.torch import load_file
 
+from dllm.operators import Mask
 from dllm_training import train as training
 from dllm_training.corpus import ANSWER_TOKENS, build_tokenizer
+from dllm_training.evaluate import load
 from dllm_training.model import DiffusionTransformer
 
 STATE = "state.safetensors"
 
 
-def run(folder: Path, steps: int, *, schedule: int = 40, save_every: int = 20) -> list[float]:
+@dataclass(frozen=True)
+class Whole:
+    """A run of 40 steps that nothing interrupted."""
+
+    recipe: training.Recipe
+    folder: Path
+    losses: list[float]
+
+
+def run(recipe: training.Recipe, folder: Path, steps: int) -> list[float]:
     """Train to `steps` of a schedule of 40 steps of eight problems."""
     return training.train(
-        steps=schedule, stop_at=steps, work=folder / "work", out=folder / "out", save_every=save_every, batch_size=8,
+        recipe, steps=40, stop_at=steps, work=folder / "work", out=folder / "out", save_every=20, batch_size=8,
         judged_problems=0,
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, run(folder, 40)
+@pytest.fixture(scope="module", params=training.RECIPES)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    recipe, folder = training.RECIPES[request.param], tmp_path_factory.mktemp("whole")
+    return Whole(recipe, folder, run(recipe, folder, 40))
 
 
-def test_loss_falls(whole: tuple[Path, list[float]]) -> None:
-    losses = whole[1]
-    assert len(losses) == 40
-    assert sum(losses[-8:]) < 0.85 * sum(losses[:8])
+def test_loss_falls(whole: Whole) -> None:
+    assert len(whole.losses) == 40
+    assert sum(whole.losses[-8:]) < 0.85 * sum(whole.losses[:8])
 
 
-def test_a_resumed_run_gives_identical_weights(whole: tuple[Path, list[float]], tmp_path: Path) -> None:
-    first = run(tmp_path, 17)
-    second = run(tmp_path, 40)
-    assert first + second == whole[1]
+def test_a_resumed_run_gives_identical_weights(whole: Whole, tmp_path: Path) -> None:
+    first = run(whole.recipe, tmp_path, 17)
+    second = run(whole.recipe, tmp_path, 40)
+    assert first + second == whole.losses
     for name in ("work/state.safetensors", "out/model.safetensors"):
-        assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
-def test_nothing_partial_is_left_and_the_average_is_what_is_exported(whole: tuple[Path, list[float]]) -> None:
-    folder = whole[0]
+def test_nothing_partial_is_left_and_the_average_is_what_is_exported(whole: Whole) -> None:
+    folder = whole.folder
     assert {path.name for path in folder.rglob("*") if path.is_file()} == {
         STATE, "config.json", "tokenizer.json", "model.safetensors", "test.jsonl",
     }  # fmt: skip
-    state, exported = load_file(folder / "work" / STATE), load_file(folder / "out" / "model.safetensors")
+    state = load_file(folder / "work" / STATE)
     assert int(state["step"]) == 40
-    for name, value in exported.items():
-        assert torch.equal(value, state[f"average.{name.removeprefix('model.transformer.')}"])
-        assert not torch.equal(value, state[f"model.{name.removeprefix('model.transformer.')}"])
+    model, tokenizer, _ = load(folder / "out")
+    expected = whole.recipe.spec(tokenizer)
+    assert replace(model.spec, name=expected.name, checkpoint=None) == expected
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[f"average.{name}"])
+        assert not torch.equal(value, state[f"model.{name}"])
 
 
-def test_prompts_are_never_masked_and_padding_is_invisible() -> None:
+def test_the_block_causal_checkpoint_has_the_names_of_sdar(tmp_path: Path) -> None:
+    recipe, tokenizer = training.RECIPES["block_causal"], build_tokenizer()
+    training.export(tmp_path, recipe, tokenizer, recipe.model(tokenizer))
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} <= names
+    assert {f"model.layers.3.self_attn.{each}.weight" for each in ("q_norm", "k_norm", "q_proj", "o_proj")} <= names
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["block_size"], config["mask_token_id"]) == ("sdar", 8, 1)
+
+
+@pytest.mark.parametrize("recipe", training.RECIPES.values(), ids=list(training.RECIPES))
+def test_only_answers_are_masked_and_padding_is_invisible(recipe: training.Recipe) -> None:
     tokenizer = build_tokenizer()
-    spec = training.spec_of(tokenizer)
-    batch = training.batch_of(tokenizer, 0, 6)
-    tokens, visible = training.pack(tokenizer, batch, spec.eos_id)
-    seen = []
+    batch, model = training.batch_of(tokenizer, 0, 6), recipe.model(tokenizer)
+    packed = training.pack(tokenizer, batch, model.spec.eos_id, recipe)
+    for row, problem in enumerate(batch):
+        ids = packed.tokens[row][packed.visible[row]].tolist()
+        prompt, answer = (tokenizer.encode(text).ids for text in (problem.prompt, problem.answer))
+        assert ids[: len(prompt) + len(answer)] == prompt + answer
+        assert set(ids[len(prompt) + len(answer) :]) == {model.spec.eos_id}
+        assert packed.answer[row].sum() == len(ids) - len(prompt) >= ANSWER_TOKENS
+    seen: list[torch.Tensor] = []
 
     class Recorder(DiffusionTransformer):
-        def forward(self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None) -> torch.Tensor:
-            seen.append(tokens)
-            return super().forward(tokens, visible, last)
+        def forward(
+            self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None,
+            noisy: torch.Tensor | None = None,
+        ) -> torch.Tensor:  # fmt: skip
+            seen.extend([tokens] if noisy is None else [torch.cat([tokens[:, : packed.begin], noisy], 1), tokens])
+            return super().forward(tokens, visible, last, noisy)
 
-    model = Recorder(spec)
-    training.loss_of(model, tokens, visible, spec.mask_id, torch.Generator().manual_seed(1))
-    assert torch.equal(seen[0][:, :-ANSWER_TOKENS], tokens[:, :-ANSWER_TOKENS])
-    assert (seen[0][:, -ANSWER_TOKENS:] == spec.mask_id).any()
-    for row, problem in enumerate(batch):
-        assert tokens[row][visible[row]].tolist()[:-ANSWER_TOKENS] == tokenizer.encode(problem.prompt).ids
-    garbled = torch.where(visible, tokens, 7)
+    training.loss_of(Recorder(model.spec), packed, recipe, torch.Generator().manual_seed(1))
+    masked = seen[0] == model.spec.mask_id
+    assert torch.equal(torch.where(masked, packed.tokens, seen[0]), packed.tokens)
+    assert masked.any()
+    assert not masked[~packed.answer].any()
+    for clean in seen[1:]:
+        assert torch.equal(clean, packed.tokens)
+    garbled = torch.where(packed.visible, packed.tokens, 7)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(tokens, visible, last=ANSWER_TOKENS), model(garbled, visible, last=ANSWER_TOKENS), rtol=0, atol=0
-        )  # fmt: skip
+        given, other = (model(tokens, packed.visible, last=ANSWER_TOKENS) for tokens in (packed.tokens, garbled))
+    torch.testing.assert_close(given, other, rtol=0, atol=0)
+
+
+def test_a_noisy_block_sees_itself_and_what_is_clean_before_it() -> None:
+    """The doubled sequence gives each block the logits that it has alone behind its clean prefix."""
+    recipe, tokenizer = training.RECIPES["block_causal"], build_tokenizer()
+    model = recipe.model(tokenizer)
+    packed = training.pack(tokenizer, training.batch_of(tokenizer, 0, 6), model.spec.eos_id, recipe)
+    target, block = packed.tokens[:, packed.begin :], recipe.diffused
+    noise = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    noisy = torch.where(noise, model.spec.mask_id, target)
+    with torch.no_grad():
+        together = model(packed.tokens, packed.visible, last=target.shape[1], noisy=noisy)
+        for start in range(0, target.shape[1], block):
+            clean = packed.tokens[:, : packed.begin + start]
+            tokens = torch.cat([clean, noisy[:, start : start + block]], 1)
+            alone = model(tokens, packed.visible[:, : tokens.shape[1]], last=block)
+            torch.testing.assert_close(together[:, start : start + block], alone)
+
+
+@pytest.mark.parametrize("mask", list(Mask))
+def test_a_token_moves_the_rows_that_see_it_and_no_other(mask: Mask) -> None:
+    spec = replace(training.RECIPES["full"].spec(build_tokenizer()), attention_mask=mask.value)
+    model, tokens = DiffusionTransformer(spec, 8), torch.arange(24)[None]
+    visible = torch.ones(1, 24, dtype=torch.bool)
+    with torch.no_grad():
+        before = model(tokens, visible)
+        for place in (0, 7, 8, 13):
+            moved = (model(tokens.index_fill(1, torch.tensor([place]), 99), visible) != before).any(-1)[0]
+            first = {Mask.FULL: 0, Mask.BLOCK_CAUSAL: place // 8 * 8, Mask.CAUSAL: place}[mask]
+            assert moved.tolist() == [row >= first for row in range(24)]
 
 
 def test_learning_rate_warms_up_and_ends_at_a_hundredth() -> None:

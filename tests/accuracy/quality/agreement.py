@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from accuracy.quality.calibrate import kept_calibration
-from accuracy.quality.decode import Policy, decode, layout
-from accuracy.quality.model import Arithmetic, StudyModel
+from accuracy.quality.decode import decode, layout
+from accuracy.quality.model import StudyModel
 from accuracy.simulator import execute
 from npu.formats import FORMATS
 from npu.formats.rounding import decode_rows
@@ -39,22 +39,16 @@ def experiment_of(preset, problems, *overrides):
     return compose_experiment(f"numerics={preset}", f"workload.batch={problems}", *room, *overrides)
 
 
-def arithmetic_of(x, program, **changes):
-    """The reference path's arithmetic for an experiment, with the machine's tiles."""
-    exact = Arithmetic.of(x.numerics, x.workload.block_length)
-    return replace(exact, key_tile=program.layout["key_tile"], **changes)
-
-
 def perturbed(x, product, generator):
     """An FP32 result as another order of its sum, or another table of exp, might have left it."""
     uniform = 2 * torch.rand(x.shape, generator=generator) - 1
     return x + SUMS * x.abs().amax(-1, keepdim=True) * uniform if product else x * (1 + TABLES * uniform)
 
 
-def observations(model, prompts, policy, force):
+def observations(model, prompts, workload, force):
     """The views of all steps of a decoding on given canvases."""
     views = []
-    decode(model, prompts, policy, force=force, observe=views.append)
+    decode(model, prompts, workload, force=force, observe=views.append)
     return views
 
 
@@ -64,31 +58,32 @@ def run_executor(x, tensors, prompts):
     return execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
 
 
-def compare(x, tensors, prompts, machine, records, runs=4, **changes):
+def compare(x, tensors, prompts, machine, records, runs=4, *, lanes="bf16", block_length=None, **changes):
     """(last batch of the reference path, steps): both decoders on the executor's canvases.
 
-    `changes` to the reference path's arithmetic are seeded defects.
+    The reference path has the machine's tiles; `changes` to its numerics, `lanes` and `block_length` are seeded defects.
     """
-    arithmetic = arithmetic_of(x, machine.program, **changes)
-    static = x.numerics.smoothing.scheme == "static"
-    model = StudyModel(x.model, tensors, arithmetic, kept_calibration(x.model) if static else None)
-    policy = Policy.of(x.workload)
+    numerics, static = replace(x.numerics, **changes), x.numerics.smoothing.scheme == "static"
+    model = StudyModel(
+        x.model, tensors, numerics, block_length or x.workload.block_length, lanes=lanes,
+        key_tile=machine.program.layout["key_tile"], calibration=kept_calibration(x.model) if static else None,
+    )  # fmt: skip
     steps = {(r.block, r.step): [sequence[i] for sequence in records] for i, r in enumerate(records[0])}
 
     def force(block, step):
         if (block, step) not in steps:
             return None
-        tokens, first = layout(prompts, policy, model)
+        tokens, first = layout(prompts, x.workload, model)
         for row, record in enumerate(steps[block, step]):
             tokens[row, first[row] :] = torch.from_numpy(record.canvas)
         return tokens
 
-    views = observations(model, prompts, policy, force)
+    views = observations(model, prompts, x.workload, force)
     others = []
     for seed in range(runs):
         generator = torch.Generator().manual_seed(seed)
         model.noise = lambda values, product, generator=generator: perturbed(values, product, generator)
-        others.append([view.logits for view in observations(model, prompts, policy, force)])
+        others.append([view.logits for view in observations(model, prompts, x.workload, force)])
     model.noise = None
     result = []
     for number, view in enumerate(views):
@@ -98,16 +93,16 @@ def compare(x, tensors, prompts, machine, records, runs=4, **changes):
         result.append(
             Compared(
                 masked=view.masked.numpy(), executor={f: np.stack([getattr(r, f) for r in mine]) for f in fields},
-                reference={f: getattr(view, f).numpy() for f in fields}, deviation=deviation.numpy(), logit_format=arithmetic.logits,
+                reference={f: getattr(view, f).numpy() for f in fields}, deviation=deviation.numpy(), logit_format=numerics.logits,
             )
         )  # fmt: skip
     return views[-1].batch, result
 
 
 def cache_of(machine, side):
-    """The executor's cache as values, [layers, batch, kv_heads, canvas, head_dim], for side k or v."""
+    """The executor's cache as values, [layers, batch, kv_heads, canvas, head_dim], for one of SIDES."""
     program = machine.program
-    tensor = program.tensor("keys" if side == "k" else "values")
+    tensor = program.tensor(side)
     values = np.zeros(tensor.shape, np.float32)
     raw = machine.hbm[tensor.address : tensor.address + tensor.size_bytes]
     decode_rows(raw, FORMATS[tensor.format].code, tensor.block, values.reshape(-1, tensor.shape[-1]))

@@ -13,7 +13,7 @@ import torch
 
 from accuracy.quality.problems import load_problems
 from accuracy.quality.quantise import fake_quantise
-from accuracy.quality.schemes import KvScheme
+from dllm.workload import SIDES, Smoothing
 from tests.accuracy.quality.agreement import cache_of, compare, experiment_of, run_executor
 from tests.conftest import CHECKPOINT
 
@@ -66,7 +66,7 @@ def check(steps, experiment):
 
 def caches_agree(machine, batch):
     """Before perturbations grow: the first layer's cache saw one norm and one projection, the second's a whole layer."""
-    for side in ("k", "v"):
+    for side in SIDES:
         stored = np.stack([layer[side].stored.numpy() for layer in batch.sides])
         differs = (cache_of(machine, side) != stored).mean(axis=(1, 2, 3, 4))
         assert differs[0] < 1e-3
@@ -135,8 +135,8 @@ def test_the_comparison_notices_seeded_defects(tensors):
     machine, records = run_executor(x, tensors, prompts())
     defects = [
         {"weights": "mxfp8_e4m3"}, {"activations": "bf16"}, {"activations": "mxfp8_e4m3"}, {"kv": "bf16"},
-        {"logits": "mxint4"}, {"lanes": "fp32"}, {"lanes": "fp16"}, {"token_block": 4},
-        {"kv_scheme": KvScheme(k_axis="tokens")}, {"kv_scheme": KvScheme(smoother="baos")},
+        {"logits": "mxint4"}, {"lanes": "fp32"}, {"lanes": "fp16"}, {"block_length": 4},
+        {"k_axis": "tokens"}, {"smoothing": Smoothing(scheme="baos")},
     ]  # fmt: skip
     for defect in defects:
         batch, steps = compare(x, tensors, prompts(), machine, records, **defect)

@@ -8,29 +8,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accuracy.quality.decode import Policy, commit, decode, layout, sample
-from accuracy.quality.model import Arithmetic, StudyModel
+from accuracy.quality.decode import commit, decode, layout, sample
+from accuracy.quality.model import UNQUANTISED, StudyModel
 from dllm.policies import Commit, Score
-from npu.errors import TripathError
-from tests.accuracy.quality.models import PROMPTS, SPEC, tensors
+from dllm.workload import Numerics, Workload
+from tests.accuracy.quality.models import PROMPTS, SPEC, WORKLOAD, tensors
 from tests.accuracy.torch_llada import TorchLlada
 
 MODEL = StudyModel(SPEC, tensors())
 COMMITS, SCORES = ([each.value for each in kind] for kind in (Commit, Score))
 
 
-def views_of(model, prompts, policy, **options):
+def views_of(model, prompts, workload, **options):
     views = []
-    return decode(model, prompts, policy, observe=views.append, **options), views
+    return decode(model, prompts, workload, observe=views.append, **options), views
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("key_tile", [None, 8, 16])
 def test_logits_equal_an_unbatched_float64_model_with_its_own_cache(cache, key_tile):
-    model = StudyModel(SPEC, tensors(), Arithmetic(key_tile=key_tile))
-    policy = Policy(generation_length=16, block_length=8, steps=8, cache=cache)
-    _, views = views_of(model, PROMPTS, policy)
-    _, first = layout(PROMPTS, policy, model)
+    model = StudyModel(SPEC, tensors(), key_tile=key_tile)
+    workload = dataclasses.replace(WORKLOAD, cache=cache)
+    _, views = views_of(model, PROMPTS, workload)
+    _, first = layout(PROMPTS, workload, model)
     for row, prompt in enumerate(PROMPTS):
         oracle = TorchLlada(SPEC, tensors())
         for view in views:
@@ -42,39 +42,41 @@ def test_logits_equal_an_unbatched_float64_model_with_its_own_cache(cache, key_t
 
 @pytest.mark.parametrize("commit_policy", COMMITS)
 def test_a_batch_gives_each_sequence_what_it_gets_alone(commit_policy):
-    policy = Policy(generation_length=16, block_length=8, steps=8, commit=commit_policy, threshold=0.3)
-    together = decode(MODEL, PROMPTS, policy)
+    workload = dataclasses.replace(WORKLOAD, commit=commit_policy, threshold=0.3)
+    together = decode(MODEL, PROMPTS, workload)
     for row, prompt in enumerate(PROMPTS):
-        alone = decode(MODEL, [prompt], policy)
+        alone = decode(MODEL, [prompt], workload)
         assert together.token_ids[row].tolist() == alone.token_ids[0].tolist()
         assert together.trip_counts[row].tolist() == alone.trip_counts[0].tolist()
 
 
-@pytest.mark.parametrize("arithmetic", [Arithmetic(), Arithmetic(weights="mxint4", activations="mxfp8_e4m3", kv="mxfp4_e2m1",
-                                                                 logits="mxint8", lanes="bf16", sampling="bf16")])  # fmt: skip
-def test_more_padding_changes_nothing(arithmetic):
+ROUGH = Numerics(weights="mxint4", activations="mxfp8_e4m3", kv="mxfp4_e2m1", logits="mxint8")
+
+
+@pytest.mark.parametrize(("numerics", "lanes"), [(UNQUANTISED, "fp32"), (ROUGH, "bf16")])
+def test_more_padding_changes_nothing(numerics, lanes):
     """A longer neighbour adds whole blocks of padding, which only changes the order of sums in torch."""
-    model = StudyModel(SPEC, tensors(), arithmetic)
-    policy = Policy(generation_length=8, block_length=8, steps=1, cache="none")
-    _, alone = views_of(model, PROMPTS[:1], policy)
-    _, padded = views_of(model, [PROMPTS[0], list(range(3, 40))], policy)
+    model = StudyModel(SPEC, tensors(), numerics, 8, lanes=lanes)
+    workload = Workload(generation_length=8, block_length=8, steps=1, cache="none")
+    _, alone = views_of(model, PROMPTS[:1], workload)
+    _, padded = views_of(model, [PROMPTS[0], list(range(3, 40))], workload)
     difference = (alone[0].logits[0] - padded[0].logits[0]).abs()
-    assert difference.max() <= (1e-4 if arithmetic.lanes == "fp32" else 0.05 * alone[0].logits.abs().max())
+    assert difference.max() <= (1e-4 if lanes == "fp32" else 0.05 * alone[0].logits.abs().max())
 
 
 def test_forcing_its_own_canvases_changes_nothing():
-    policy = Policy(generation_length=16, block_length=8, steps=16)
-    free, views = views_of(MODEL, PROMPTS, policy)
+    workload = dataclasses.replace(WORKLOAD, steps=16)
+    free, views = views_of(MODEL, PROMPTS, workload)
     canvases = {(view.block, view.step): view.canvas for view in views}
-    forced, again = views_of(MODEL, PROMPTS, policy, force=lambda block, step: canvases.get((block, step)))
+    forced, again = views_of(MODEL, PROMPTS, workload, force=lambda block, step: canvases.get((block, step)))
     assert torch.equal(free.token_ids, forced.token_ids)
     assert all(torch.equal(a.logits, b.logits) for a, b in zip(views, again, strict=True))
 
 
 @pytest.mark.parametrize("steps", [2, 4, 16])
 def test_quotas_commit_on_schedule(steps):
-    policy = Policy(generation_length=16, block_length=8, steps=steps)
-    made, views = views_of(MODEL, PROMPTS, policy)
+    workload = dataclasses.replace(WORKLOAD, steps=steps)
+    made, views = views_of(MODEL, PROMPTS, workload)
     assert (made.trip_counts == steps // 2).all()
     assert all((view.committed.sum(1) == 16 // steps).all() for view in views)
 
@@ -91,12 +93,13 @@ def ranked(pairs):
 @given(rows, st.sampled_from(["quota", "threshold", "factor"]), st.sampled_from([0.2, 0.6, 1.0, 1.6]))
 def test_commit_rules_against_brute_force(pairs, rule, limit):
     confidence, masked = torch.tensor([[c for c, _ in pairs]]), torch.tensor([[m for _, m in pairs]])
-    policy = Policy(commit=rule, threshold=limit, factor=limit, steps=8)  # two steps a block: quotas of four
+    least = min(limit, 1.0)
+    workload = dataclasses.replace(WORKLOAD, commit=rule, threshold=least, factor=limit, steps=4)  # quotas of four
     order = ranked(pairs)
     if rule == "quota":
         expected = order[:4]
     elif rule == "threshold":
-        expected = [i for i in order if np.float32(pairs[i][0]) >= np.float32(limit)] or order[:1]
+        expected = [i for i in order if np.float32(pairs[i][0]) >= np.float32(least)] or order[:1]
     else:
         sizes = [
             n
@@ -104,7 +107,7 @@ def test_commit_rules_against_brute_force(pairs, rule, limit):
             if np.float32(n + 1) * (np.float32(1) - np.float32(pairs[order[n - 1]][0])) < np.float32(limit)
         ]
         expected = order[: max(sizes, default=1)]
-    assert commit(confidence, masked, policy, 0)[0].nonzero().flatten().tolist() == sorted(expected)
+    assert commit(confidence, masked, workload, 0)[0].nonzero().flatten().tolist() == sorted(expected)
 
 
 def dream_counts(length, steps, eps=1e-3):
@@ -120,8 +123,8 @@ def dream_counts(length, steps, eps=1e-3):
 @pytest.mark.parametrize("steps", [1, 3, 8, 16, 32])
 @pytest.mark.parametrize("score", SCORES)
 def test_dream_commits_as_its_published_loop(steps, score):
-    policy = Policy(generation_length=32, block_length=32, steps=steps, commit="dream", cache="none", score=score)
-    made, views = views_of(MODEL, PROMPTS, policy)
+    workload = Workload(generation_length=32, block_length=32, steps=steps, commit="dream", cache="none", score=score)
+    made, views = views_of(MODEL, PROMPTS, workload)
     counts = torch.tensor(dream_counts(32, steps))
     assert not (made.token_ids == SPEC.mask_id).any() or steps < 32
     for view in views[:steps]:
@@ -147,14 +150,8 @@ def test_scores_are_those_of_dream():
 
 def test_rows_that_the_cache_policies_recompute():
     def rows(cache, step):
-        return Policy(cache=cache).rows(step).of(16, 8, 40)
+        return dataclasses.replace(WORKLOAD, cache=cache).caches.rows(step).of(16, 8, 40)
 
     assert rows("dual", 0) == rows("prefix", 0) == rows("none", 0) == rows("none", 3) == slice(0, 40)
     assert rows("prefix", 1) == slice(16, 40)
     assert rows("dual", 1) == slice(16, 24)
-
-
-@pytest.mark.parametrize("change", [{"cache": "all"}, {"commit": "best"}, {"score": "luck"}, {"steps": 7}])
-def test_unknown_policies_are_named(change):
-    with pytest.raises(TripathError, match="workload"):
-        dataclasses.replace(Policy(), **change)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from accuracy.quality.decode import Policy, decode, layout
+from accuracy.quality.decode import decode, layout
 from accuracy.quality.model import StudyModel
 from accuracy.quality.problems import Problem, batches, load_problems, score
 from dllm.reference import ReferenceModel, generate
@@ -24,10 +24,10 @@ def test_a_checkpoint_without_problems_is_named(tmp_path):
 def test_fp32_equals_the_numpy_reference_on_the_shipped_model(tensors, default_experiment):
     spec, prompts = default_experiment.model, [problem.prompt for problem in load_problems(CHECKPOINT)[:4]]
     workload = Workload(generation_length=16, block_length=8, steps=16)
-    policy, model, reference = Policy.of(workload), StudyModel(spec, tensors), ReferenceModel(spec, tensors)
+    model, reference = StudyModel(spec, tensors), ReferenceModel(spec, tensors)
     views = []
-    decode(model, prompts, policy, observe=views.append)
-    _, first = layout(prompts, policy, model)
+    decode(model, prompts, workload, observe=views.append)
+    _, first = layout(prompts, workload, model)
     for row, prompt in enumerate(prompts):
         canvases = {(view.block, view.step): view.canvas[row, first[row] :].numpy() for view in views}
         theirs = generate(
@@ -39,9 +39,9 @@ def test_fp32_equals_the_numpy_reference_on_the_shipped_model(tensors, default_e
 
 def test_scores_do_not_depend_on_the_batch(tensors, default_experiment):
     problems, model = load_problems(CHECKPOINT)[:12], StudyModel(default_experiment.model, tensors)
-    policy = Policy(steps=8, commit="threshold")
-    together, trips = score(model, problems, policy, CHECKPOINT, batch_size=12)
-    apart, others = score(model, problems, policy, CHECKPOINT, batch_size=5)
+    workload = Workload(generation_length=32, block_length=8, steps=8, commit="threshold")
+    together, trips = score(model, problems, workload, CHECKPOINT, batch_size=12)
+    apart, others = score(model, problems, workload, CHECKPOINT, batch_size=5)
     assert together == apart
     assert torch.equal(trips, others)
     assert (trips >= 1).all()

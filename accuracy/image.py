@@ -8,6 +8,7 @@ import numpy as np
 
 from accuracy.calibration import static_factors
 from accuracy.quantised import keep, place_of, read
+from dllm.canvas import canvas_of
 from dllm.families import tensor_name
 from dllm.model import ModelSpec
 from dllm.workload import Workload
@@ -18,6 +19,8 @@ from npu.program import Program, Tensor
 
 LOWEST = -float.fromhex("0x1.fep127")
 """The lowest finite BF16: what a masked score and an initial maximum are."""
+HIDDEN = -(2.0**100)
+"""What is added to the score of a key that a row does not see."""
 SMALLEST_SHARE = 2.0**-14
 """A channel's maximum counts as this share of its head's at least, so that a dead channel has a finite factor."""
 
@@ -90,18 +93,17 @@ def _host(
 ) -> dict[str, np.ndarray]:
     layout = program.layout
     batch, canvas, cache = layout["batch"], layout["canvas"], layout["cache_tokens"]
-    if len(prompts) != batch or max(map(len, prompts)) > layout["prompt"]:
-        raise TripathError(
-            f"workload.prompt: the program was compiled for {batch} prompts of at most {layout['prompt']} tokens"
-        )
+    plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
+    if (len(prompts), plan.rows, plan.prompt) != (batch, canvas, layout["prompt"]):
+        raise TripathError(f"workload.prompt: the program was compiled for {batch} prompts of other lengths")
     tokens = np.full((batch, canvas), model.eos_id)
     mask, valid = np.full((batch, cache), LOWEST, np.float32), np.zeros((batch, canvas), np.float32)
     rope = np.zeros((batch, canvas, model.head_dim), np.float32)
     frequency = model.rope_theta ** (-np.arange(0, model.head_dim, 2) / model.head_dim)
     for row, prompt in enumerate(prompts):
-        first = layout["prompt"] - len(prompt)
-        tokens[row, first : layout["prompt"]] = prompt
-        tokens[row, layout["prompt"] :] = model.mask_id
+        first = plan.first(row)
+        tokens[row, first : first + len(prompt)] = prompt
+        tokens[row, first + len(prompt) : plan.end(row)] = model.mask_id
         mask[row, cache - canvas + first :] = 0.0
         valid[row, first:] = 1.0
         angle = np.outer(np.arange(canvas - first), frequency)
@@ -114,6 +116,8 @@ def _host(
     present, optional = {tensor.name for tensor in program.hbm}, {}
     if "inverse_tokens" in present:
         optional["inverse_tokens"] = 1 / valid.sum(1)[None]
+    if "edge" in present:  # no sum of two of these exceeds BF16
+        optional["edge"] = np.where(np.arange(2 * cache) < cache, 0.0, HIDDEN)[None]
     if "hadamard" in present:
         optional["hadamard"] = _hadamard(model.head_dim)
     return optional | {

@@ -9,6 +9,7 @@ import numpy as np
 from accuracy.executor import Machine
 from accuracy.image import build_image, read_tokens
 from accuracy.quantised import default_folder
+from dllm.canvas import Canvas, canvas_of
 from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
 from dllm.reference import Generation, ReferenceModel, Step, generate, softmax
@@ -51,17 +52,20 @@ def execute(
     machine = Machine(program=program, hbm=image)
     layout, steps = program.layout, [[] for _ in prompts]
     length, block, step = layout["block_length"], 0, 0
+    plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
     before = read_tokens(machine.hbm, program)
     while machine.run_to_break():
         after = read_tokens(machine.hbm, program)
         start = layout["prompt"] + block * length
         place = slice(start, start + length)
         logits = _logits(machine, program)
-        for row, prompt in enumerate(prompts):
-            steps[row].append(_record(machine, program, row, len(prompt), block, step, before, after, logits, place))
+        if plan.seeded and length > 1 and step == 0:  # the first token was there before the step
+            before[:, start] = after[:, start]
+        for row in range(len(prompts)):
+            steps[row].append(_record(machine, program, row, plan, block, step, before, after, logits, place))
         before, step = after, step + 1
         if progress:
-            progress(sum(1 for _ in steps[0]), workload.blocks * length)
+            progress(sum(1 for _ in steps[0]), plan.blocks * length)
         if step == length or not (after[:, place] == model.mask_id).any():
             block, step = block + 1, 0
     return machine, steps
@@ -77,7 +81,7 @@ def _logits(machine: Machine, program: Program) -> np.ndarray:
 
 
 def _record(
-    machine: Machine, program: Program, row: int, prompt: int, block: int, step: int, before: np.ndarray,
+    machine: Machine, program: Program, row: int, plan: Canvas, block: int, step: int, before: np.ndarray,
     after: np.ndarray, logits: np.ndarray, place: slice,
 ) -> Step:  # fmt: skip
     layout = program.layout
@@ -85,7 +89,7 @@ def _record(
     sampled = machine.integer[layout["sampled"] + row * length :][:length].astype(np.int64)
     confidence = machine.fp[layout["confidence"] + row * length :][:length].copy()
     return Step(
-        block=block, step=step, canvas=before[row, layout["prompt"] - prompt :].astype(np.int64), logits=logits[row],
+        block=block, step=step, canvas=before[row, plan.first(row) : plan.end(row)].astype(np.int64), logits=logits[row],
         token_ids=sampled, confidence=confidence, committed=before[row, place] != after[row, place],
     )  # fmt: skip
 
@@ -132,8 +136,9 @@ def simulate(
         array[:count].tolist() for array, count in zip((machine.breaks, machine.gathers), machine.filled, strict=True)
     )
     trace = Trace(breaks=tuple(breaks), gathers=tuple(gathers))
-    tokens = read_tokens(machine.hbm, program)[:, program.layout["prompt"] :]
-    trips = [sum(record.block == block for record in steps[0]) for block in range(workload.blocks)]
+    plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
+    tokens = plan.outputs(read_tokens(machine.hbm, program))
+    trips = [sum(record.block == block for record in steps[0]) for block in range(plan.blocks)]
     metrics, table = fidelity(ReferenceModel(model, tensors), workload, prompts, tokens, steps)
     metrics["generated_tokens"] = tokens.size
     metrics["denoising_steps"] = sum(trips)
@@ -143,15 +148,18 @@ def simulate(
     )  # fmt: skip
     return AccuracyOutcome(
         result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips,
-        commit_steps=[_commit_steps(records, workload) for records in steps], steps=steps,
+        commit_steps=_commit_steps(plan, steps), steps=steps,
     )  # fmt: skip
 
 
-def _commit_steps(steps: Sequence[Step], workload: Workload) -> list[int]:
-    found = np.zeros((workload.blocks, workload.block_length), np.int64)
-    for record in steps:
-        found[record.block][record.committed] = record.step + 1
-    return found.reshape(-1).tolist()
+def _commit_steps(plan: Canvas, steps: Sequence[Sequence[Step]]) -> list[list[int]]:
+    """Of each sequence, by generated position: the step of its block, counted from 1, that committed it; 0: none did."""
+    found = np.zeros((len(steps), plan.rows), np.int64)
+    for row, records in enumerate(steps):
+        for record in records:
+            start = plan.prompt + record.block * plan.block_length
+            found[row, start : start + plan.block_length][record.committed] = record.step + 1
+    return plan.outputs(found).tolist()
 
 
 def fidelity(
@@ -169,15 +177,13 @@ def fidelity(
     """
     equal, divergence, same, overlap, rows = [], [], [], [], []
     for number, prompt in enumerate(prompts):
-        free = generate(model, prompt, workload)
+        free, plan = generate(model, prompt, workload), canvas_of(model.spec, workload, [len(prompt)])
         equal.append(np.mean(np.array(free.token_ids) == tokens[number]))
         canvases = {(record.block, record.step): record.canvas for record in steps[number]}
         forced = generate(model, prompt, workload, force=lambda block, step, known=canvases: known.get((block, step)))
         for mine, theirs in _pairs(steps[number], forced):
-            masked = (
-                theirs.canvas[len(prompt) + mine.block * workload.block_length :][: workload.block_length]
-                == model.spec.mask_id
-            )
+            start = len(prompt) - plan.tail(0) + mine.block * workload.block_length
+            masked = theirs.canvas[start : start + workload.block_length] == model.spec.mask_id
             p, q = softmax(theirs.logits.astype(np.float64)), softmax(mine.logits.astype(np.float64))
             kl = (p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum(-1)[masked]
             agree = (mine.token_ids == theirs.token_ids)[masked]

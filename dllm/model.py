@@ -46,6 +46,7 @@ class ModelSpec:
         qk_norm: Each head of Q and of K has an RMS norm before RoPE.
         attention_mask: Keys that a row attends to: full, block_causal (up to the end of its block), causal (up to its own).
         shifted_logits: The logits of a position come from the hidden state of the position before it.
+        seeded_blocks: The first token of a block is what the clean forward of the token before it says comes next.
         checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
             shapes; null: only the shape is known, and the accuracy path has no weights.
         only_layers: The checkpoint's layers that are run; null: all.
@@ -68,6 +69,7 @@ class ModelSpec:
     qk_norm: bool = False
     attention_mask: str = field(default="full", metadata=one_of([each.value for each in Mask]))
     shifted_logits: bool = False
+    seeded_blocks: bool = False
     checkpoint: str | None = None
     only_layers: Sequence[int] | None = None
 

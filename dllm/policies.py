@@ -23,15 +23,25 @@ class Rows(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachePolicy:
-    """The rows that the first step of a block forwards, and those of its later steps; all rows attend to the whole cache."""
+    """The rows that the first step of a block forwards, and those of its later steps.
+
+    All rows attend to the whole cache. Where a policy `appends`, the cache holds what came before the block: the prompt is
+    forwarded once, a step's rows attend to that and to the block, and a clean forward of the finished block ends it.
+    """
 
     first: Rows = Rows.CANVAS
     later: Rows
+    appends: bool = False
 
     @property
     def caches(self) -> bool:
         """Later steps rely on what the first one left in the cache."""
         return self.later is not self.first
+
+    @property
+    def passes(self) -> tuple[Rows, Rows]:
+        """The rows of the first step and of later ones."""
+        return self.first, self.later
 
     def rows(self, step: int) -> Rows:
         """The rows that a step of a block forwards, counted from 0."""
@@ -40,8 +50,9 @@ class CachePolicy:
 
 CACHE_POLICIES = {
     "none": CachePolicy(later=Rows.CANVAS), "prefix": CachePolicy(later=Rows.SUFFIX), "dual": CachePolicy(later=Rows.BLOCK),
+    "append": CachePolicy(first=Rows.BLOCK, later=Rows.BLOCK, appends=True),
 }  # fmt: skip
-"""By their names in `workload.cache` (prefix and dual: Fast-dLLM, arXiv:2505.22618)."""
+"""By their names in `workload.cache` (prefix and dual: Fast-dLLM, arXiv:2505.22618; append: SDAR, arXiv:2510.06303)."""
 
 
 class Commit(Enum):

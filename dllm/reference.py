@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm.canvas import Canvas, canvas_of
 from dllm.families import tensor_name
 from dllm.model import ModelSpec
 from dllm.operators import (
@@ -19,6 +20,7 @@ from dllm.operators import (
     HeadNorm,
     Linear,
     LmHead,
+    Mask,
     Norm,
     Operator,
     Residual,
@@ -95,7 +97,8 @@ class Stream:
 
     `x` is float32 [R, hidden]; `h` has an array [R, width] for each part of the last operator's result (Q, K and V stand
     apart). `weights` has the parts of the layer (or of what stands outside of all) by name; `rows` of `tokens` [S], at
-    `positions`, are computed; `kept` is the layer's KV cache; `angles` are RoPE's tables by head_dim and theta.
+    `positions`, are computed; `kept` is the layer's KV cache, of which rows see the keys where `visible` [R or 1, S] is true
+    (None: all); `angles` are RoPE's tables by head_dim and theta.
     """
 
     tokens: np.ndarray
@@ -105,6 +108,7 @@ class Stream:
     h: list[np.ndarray] = field(default_factory=list)
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: dict[str, np.ndarray] = field(default_factory=dict)
+    visible: np.ndarray | None = None
     angles: dict[tuple[int, float], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
@@ -152,6 +156,8 @@ def _attention(op: Attention, s: Stream) -> None:
         s.kept[name][s.rows] = value
     k_SHD, v_SHD = (np.repeat(s.kept[name], op.heads // op.kv_heads, axis=1) for name in "kv")
     scores_HRS = np.einsum("rhd,shd->hrs", q_RHD, k_SHD) * np.float32(op.head_dim**-0.5)
+    if s.visible is not None:
+        scores_HRS = np.where(s.visible, scores_HRS, np.float32(-np.inf))
     s.h = [np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(q_RHD), -1)]
 
 
@@ -191,7 +197,7 @@ class ReferenceModel:
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
         self.spec, self.network, self._tensors = spec, spec.network, tensors
-        self.network.check(COMPUTE, "the NumPy reference")
+        self.network.check(COMPUTE, "the NumPy reference", masks=Mask)
         self._stem, self._head = _named(self.network.stem), _named(self.network.head)
         self._layers = [_named(pattern, number) for number, pattern in self.network.layers()]
 
@@ -199,19 +205,25 @@ class ReferenceModel:
         """An empty KV cache."""
         return [{} for _ in self._layers]
 
-    def forward(self, tokens: np.ndarray, rows: slice = slice(None), cache: Cache | None = None) -> np.ndarray:
-        """Hidden states [R, hidden] of `rows` before the final norm; every row attends to all of `tokens` [S].
+    def forward(
+        self,
+        tokens: np.ndarray,
+        rows: slice = slice(None),
+        cache: Cache | None = None,
+        visible: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Hidden states [R, hidden] of `rows` before the final norm; every row attends to all of `tokens` [S], or to those
+        where `visible` [R or 1, S] is true.
 
         K and V of `rows` are overwritten in `cache`, those of the other tokens stay as they are: a warm step passes all
-        rows, a refine step the rows its cache policy recomputes. Without a cache `rows` must be the whole canvas.
+        rows, a refine step the rows its cache policy recomputes. Without a cache `rows` must be all that can be seen.
         """
         cache = self.new_cache() if cache is None else cache
         positions = np.arange(len(tokens))[rows]
         stream = Stream(tokens=tokens, rows=rows, positions=positions, x=np.zeros(0, np.float32))
         self._run(stream, *self._stem)
         for layer, kept in zip(self._layers, cache, strict=True):
-            assert kept or len(positions) == len(tokens), "a partial forward needs a warm cache"
-            stream.kept = kept
+            stream.kept, stream.visible = kept, visible
             self._run(stream, *layer)
         return stream.x
 
@@ -265,7 +277,7 @@ def generate(
 ) -> Generation:  # fmt: skip
     """Decode one sequence under the workload's cache and commit policies.
 
-    The canvas is the prompt and then `generation_length` masks; a block is left when it holds no mask, after
+    The canvas is the prompt and then masks, to the end of the last block; a block is left when it holds no mask, after
     `block_length` steps at the latest (a model may commit the mask token itself).
 
     `force(block, step)` may give the canvas [S] to use at a step (another decoder's), or None where that one has left
@@ -276,36 +288,111 @@ def generate(
     """
     if workload.commits not in COMMITS:
         raise TripathError(f"workload.commit={workload.commit}: the NumPy reference does not carry this out")
-    commit = COMMITS[workload.commits]
-    spec, length = model.spec, workload.block_length
-    tokens = np.array([*prompt, *[spec.mask_id] * workload.generation_length])
-    steps: list[Step] = []
-    trips: list[int] = []
-    for block in range(workload.blocks):
-        start = len(prompt) + block * length
-        place, cache = slice(start, start + length), model.new_cache()
-        edge = np.zeros((1, spec.hidden), np.float32)  # the row before the block, as the warm step left it
-        for step in range(length):
-            if force is not None:
-                canvas = force(block, step)
-                if canvas is None:
+    decoder = _Decoder(model=model, workload=workload, prompt=prompt, force=force)
+    if workload.caches.appends:
+        decoder.append_blocks()
+    else:
+        decoder.refresh_blocks()
+    steps = decoder.steps
+    trips = [sum(record.block == block for record in steps) for block in range(decoder.canvas.blocks)]
+    start = len(prompt)
+    tokens = decoder.tokens[start : start + workload.generation_length]
+    return Generation(token_ids=tokens.tolist(), trip_counts=trips, steps=steps)
+
+
+@dataclass(kw_only=True)
+class _Decoder:
+    """A sequence while it is decoded; places count from its first token."""
+
+    model: ReferenceModel
+    workload: Workload
+    prompt: Sequence[int]
+    force: Callable[[int, int], np.ndarray | None] | None
+    canvas: Canvas = field(init=False)
+    tokens: np.ndarray = field(init=False)
+    steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.canvas = canvas_of(self.model.spec, self.workload, [len(self.prompt)])
+        masks = self.canvas.end(0) - self.canvas.first(0) - len(self.prompt)
+        self.tokens = np.array([*self.prompt, *[self.model.spec.mask_id] * masks])
+
+    def start(self, block: int) -> int:
+        """First place of a block."""
+        return self.canvas.prompt - self.canvas.first(0) + block * self.workload.block_length
+
+    def refresh_blocks(self) -> None:
+        """Every block's first step forwards the rows that its cache policy says, and later ones theirs."""
+        spec, length = self.model.spec, self.workload.block_length
+        for block in range(self.canvas.blocks):
+            cache, start = self.model.new_cache(), self.start(block)
+            edge = np.zeros((1, spec.hidden), np.float32)  # the row before the block, as the warm step left it
+            for step in range(length):
+                if not self.goes_on(block, step):
                     break
-                tokens = canvas.copy()
-            masked = tokens[place] == spec.mask_id
-            if not masked.any():
-                break
-            rows = workload.caches.rows(step).of(start, length, len(tokens))
-            hidden = model.forward(tokens, rows, cache)
-            first = start - rows.start
-            own = hidden[first : first + length]
-            if spec.shifted_logits:
+                rows = self.workload.caches.rows(step).of(start, length, len(self.tokens))
+                hidden = self.model.forward(self.tokens, rows, cache)
+                first = start - rows.start
                 edge = hidden[first - 1 : first] if first else edge
-                own = np.concatenate([edge, own[:-1]])
-            logits = model.logits(own)
-            ids, confidence = sample(logits)
-            chosen = commit(confidence, masked, workload, step)
-            steps.append(Step(block=block, step=step, canvas=tokens.copy(), logits=logits, token_ids=ids,
-                              confidence=confidence, committed=chosen))  # fmt: skip
-            tokens[place] = np.where(chosen, ids, tokens[place])
-        trips.append(sum(record.block == block for record in steps))
-    return Generation(token_ids=tokens[len(prompt) :].tolist(), trip_counts=trips, steps=steps)
+                self.commit(block, step, hidden[first : first + length], edge)
+
+    def append_blocks(self) -> None:
+        """The prompt once, then block by block: its steps, and the clean forward whose K and V stay."""
+        spec, length, model = self.model.spec, self.workload.block_length, self.model
+        cache, mask, places = model.new_cache(), Mask(spec.attention_mask), np.arange(len(self.tokens))
+        before, edge = slice(0, self.start(0)), np.zeros((1, spec.hidden), np.float32)
+        if before.stop:
+            edge = model.forward(self.tokens, before, cache, visible(mask, places, before, length))[-1:]
+        for block in range(self.canvas.blocks):
+            start = self.start(block)
+            own, seen = slice(start, start + length), places[None] < start + length
+            if spec.seeded_blocks and length == 1:  # one token a block: sampling is its only step
+                if self.goes_on(block, 0):
+                    self.commit(block, 0, edge, edge)
+            else:
+                if spec.seeded_blocks and self.tokens[start] == spec.mask_id:
+                    self.tokens[start] = sample(model.logits(edge))[0][0]
+                for step in range(length):
+                    if not self.goes_on(block, step):
+                        break
+                    self.commit(block, step, model.forward(self.tokens, own, cache, seen), edge)
+            after = self.force(block + 1, 0) if self.force else None
+            if after is not None:  # the other decoder's tokens are what its cache holds
+                self.tokens[: own.stop] = after[: own.stop]
+            clean = visible(mask, places, own, length) if mask is Mask.CAUSAL else seen
+            edge = model.forward(self.tokens, own, cache, clean)[-1:]
+
+    def goes_on(self, block: int, step: int) -> bool:
+        """A mask is left in the block; the canvas is then that of the other decoder, if there is one."""
+        if self.force is not None:
+            canvas = self.force(block, step)
+            if canvas is None:
+                return False
+            self.tokens = canvas.copy()
+        start = self.start(block)
+        return bool((self.tokens[start : start + self.workload.block_length] == self.model.spec.mask_id).any())
+
+    def commit(self, block: int, step: int, hidden: np.ndarray, edge: np.ndarray) -> None:
+        """Sample the positions of a block from the hidden states [L, hidden] of its rows, and commit as the policy says."""
+        spec, start = self.model.spec, self.start(block)
+        place = slice(start, start + self.workload.block_length)
+        if spec.shifted_logits:
+            hidden = np.concatenate([edge, hidden[:-1]])
+        masked = self.tokens[place] == spec.mask_id
+        logits = self.model.logits(hidden)
+        ids, confidence = sample(logits)
+        chosen = COMMITS[self.workload.commits](confidence, masked, self.workload, step)
+        self.steps.append(Step(block=block, step=step, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
+                               confidence=confidence, committed=chosen))  # fmt: skip
+        self.tokens[place] = np.where(chosen, ids, self.tokens[place])
+
+
+def visible(mask: Mask, places: np.ndarray, rows: slice, block_length: int) -> np.ndarray:
+    """Keys [R, S] that rows see; blocks count from the first token, and a row of a full mask sees up to the last row."""
+    match mask:
+        case Mask.FULL:
+            return places[None] < rows.stop
+        case Mask.CAUSAL:
+            return places[None] <= places[rows, None]
+        case Mask.BLOCK_CAUSAL:
+            return places[None] // block_length <= places[rows, None] // block_length

@@ -1,6 +1,7 @@
 """What is generated: the canvas, its blocks, and the decoding policies; and the numerics it is generated with."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Score, Smoother
 from npu.choices import check_choices, one_of
@@ -13,7 +14,7 @@ AXES = ("channels", "tokens")
 SIDES = ("keys", "values")
 """Of the KV cache, in the order in which a row has them."""
 BLOCK_SIZES = (8, 16, 32)
-BLOCK_LENGTHS = (4, 8, 16, 32, 64)
+BLOCK_LENGTHS = tuple(1 << power for power in range(14))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,8 @@ class Workload:
         block_length: Tokens that are denoised together.
         steps: Denoising steps over the whole generation, a multiple of the number of blocks.
         batch: Sequences; null: as many as `prompts_file` has lines, else 1. One prompt is repeated.
-        cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual).
+        cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual, append);
+            append: each block attends to the blocks before it, whose K and V are final, and to itself.
         commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
             `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
             with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
@@ -108,6 +110,11 @@ class Workload:
     def commits(self) -> Commit:
         """The commit policy."""
         return Commit(self.commit)
+
+    def scheduled_steps(self, masks: int) -> int:
+        """Denoising steps that the schedule of quotas takes for so many masks of a block."""
+        filled = list(accumulate(self.quotas()))
+        return next(steps for steps, tokens in enumerate(filled, 1) if tokens >= masks)
 
     def quotas(self) -> list[int]:
         """Tokens committed at each step of a block: m // T each, the first m % T one more (LLaDA)."""

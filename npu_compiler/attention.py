@@ -1,14 +1,14 @@
-"""Bidirectional FlashAttention over the whole cache: softmax(q K^T + mask) V, head by head, a tile of keys at a time."""
+"""FlashAttention over the cache: softmax(q K^T + mask) V, head by head, a tile of keys at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dllm.operators import Attention
+from dllm.operators import Attention, Mask
 from npu_compiler.cache import load_tile, multiply_tile
 from npu_compiler.context import Context
 from npu_compiler.flow import Flow
 from npu_compiler.mixing import mix_attended
-from npu_compiler.rows import times
+from npu_compiler.rows import fixed, times
 from npu_compiler.smoothing import multiply, uncentre
 from npu_compiler.stages import Level, Place, Steps
 
@@ -33,9 +33,10 @@ def attend(op: Attention, c: Context, flow: Flow) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Tile:
-    """A tile of rows of one query head: `at` are local strides in rows."""
+    """A tile of rows of one query head: strides in rows inside the sequence, and inside of the chunk (`at`)."""
 
     query: Level
+    inside: Steps
     at: Steps
     rows: int
 
@@ -58,8 +59,10 @@ class _Head:
     def tiles(self) -> Iterator[_Tile]:
         """Loops over query heads and row tiles."""
         with self.c.e.loop(self.group) as query:
-            for at, rows in self.flow.chunk.tiles_of_sequence(self.c.e, self.sequence, self.c.tiling.row_tile):
-                yield _Tile(query=query, at=at, rows=rows)
+            chunk, own = self.flow.chunk, self.flow.chunk.span.by_row is Mask.BLOCK_CAUSAL
+            within = self.c.workload.block_length if own else 0
+            for inside, rows in chunk.tiles_of_sequence(self.c.e, self.c.tiling.row_tile, within):
+                yield _Tile(query=query, inside=inside, at=[(self.sequence, chunk.part.pitch), *inside], rows=rows)
 
     def state(self, name: str, tile: _Tile, row: Level) -> Place:
         """An entry of the softmax state, one for each query head and row."""
@@ -89,7 +92,7 @@ class _Head:
                     e.emit("S_MOV_FP", dst=self.state("running_max", tile, row), a=c.fp("lowest"))
                     e.emit("S_MOV_FP", dst=self.state("running_sum", tile, row), a=c.fp("zero"))
                     e.emit("V_FILL_VF", dst=self.rows_of("attended", tile, [(row, width)]), scalar=c.fp("zero"), n=hd)
-        with e.loop(c.tiling.cache_tokens // c.tiling.key_tile) as part:
+        with e.loop(self.flow.chunk.span.key_tiles) as part:
             with e.stage("load keys, values"):
                 for side in ("keys", "values"):
                     load_tile(c, side, self.flow.chunk, layer, (self.sequence, self.head), part)
@@ -118,6 +121,24 @@ class _Head:
                     out = self.rows_of("attended", tile, [(row, width)])
                     e.emit("V_MUL_VF", dst=out, a=out, scalar=self.state("running_sum", tile, row), n=hd)
 
+    def hide(self, part: Level, tile: _Tile) -> None:
+        """Scores of a tile less those of keys that a row does not see, where each row has an edge of its own."""
+        c, e, n, length = self.c, self.c.e, self.c.tiling.key_tile, self.c.workload.block_length
+        mask, first = self.flow.chunk.span.by_row, [*self.flow.chunk.first_rows, *tile.inside]
+        match mask:
+            case None | Mask.FULL:
+                return
+            case Mask.CAUSAL:
+                group = 1
+            case Mask.BLOCK_CAUSAL:
+                group = length
+        with e.loop(max(1, tile.rows // group)) as outer, e.loop(min(group, tile.rows)) as inner:
+            row = c.vector("scores", 0, [(outer, group * c.vlen), (inner, c.vlen)])
+            # Rows of a group see the keys to the end of the group; the edge moves back with it.
+            moves = times(grouped([*first, (outer, group)], group), -1)
+            edge = c.vector("edge", c.tiling.canvas - group, [*moves, (part, n)])
+            e.emit("V_ADD_VV", dst=row, a=row, b=edge, n=n)
+
     def softmax(self, part: Level, tile: _Tile) -> None:
         """Online softmax of one tile of scores in place; leaves exp(old max - new max) in `correction`."""
         c, e, n = self.c, self.c.e, self.c.tiling.key_tile
@@ -134,6 +155,7 @@ class _Head:
 
         mask = c.vector("mask", 0, [(self.sequence, c.tiling.cache_tokens), (part, n)])
         each("V_ADD_VV", dst="scores", a="scores", b=mask, n=n)
+        self.hide(part, tile)
         each("S_MOV_FP", dst="new", a="max")
         each("V_RED_MAX", dst="new", a="scores", n=n)
         each("S_SUB_FP", dst="correction", a="max", b="new")
@@ -143,3 +165,14 @@ class _Head:
         each("V_EXP_V", dst="scores", a="scores", n=n)
         each("S_MUL_FP", dst="sum", a="sum", b="correction")
         each("V_RED_SUM", dst="sum", a="scores", n=n)
+
+
+def grouped(steps: Steps, group: int) -> list[tuple[Level, int]]:
+    """Strides of a row as those of the first row of its group: what moves inside of a group does not count."""
+    found, offset = [], 0
+    for level, stride in steps:
+        if level.number is None:
+            offset += level.first * stride
+        elif stride % group == 0:
+            found.append((level, stride))
+    return [(fixed(offset // group * group), 1), *found]

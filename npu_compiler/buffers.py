@@ -37,7 +37,7 @@ def working_sets(
     streams = {name: Stream(name=name, slots=STREAM_SLOTS) for name in STREAMS}
     found: dict[tuple[Memory, str], Buffer] = {}
     plans = {
-        Memory.VECTOR: _vector(model, hardware, numerics, tiling), Memory.FP: _fp(model, workload, numerics, tiling),
+        Memory.VECTOR: _vector(model, workload, hardware, numerics, tiling), Memory.FP: _fp(model, workload, numerics, tiling),
         Memory.INT: _integer(workload, tiling), Memory.MATRIX: _matrix(model, hardware, numerics, tiling),
     }  # fmt: skip
     for memory, plan in plans.items():
@@ -54,7 +54,7 @@ Plan = Iterator[tuple[str, int, str, str]]
 """Name, elements, phase, stream."""
 
 
-def _vector(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling) -> Plan:
+def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling) -> Plan:
     rows, smoothing = tiling.chunk_rows, numerics.smoothing
     sequences, sliced = tiling.chunk_sequences, STREAM_SLOTS * rows * tiling.slice
     yield from (
@@ -67,6 +67,7 @@ def _vector(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tili
         ("qkv", rows * model.qkv_width, "qkv", ""),
         ("q", rows * model.query_width, "attention", ""),
         ("mask", sequences * tiling.cache_tokens, "attention", ""),
+        ("edge", 2 * tiling.cache_tokens if workload.caches.appends else 0, "attention", ""),
         ("scores", tiling.row_tile * hardware.vlen, "attention", ""),
         ("partial", tiling.row_tile * model.head_dim, "attention", ""),
         ("attended", rows * model.query_width, "attention", ""),

@@ -93,7 +93,7 @@ class Context:
         """Loops over the chunks of a pass; yields once inside of each: emit the body every time."""
         for part in span.parts:
             with self.e.loop(part.sequence_chunks) as batch_loop, self.e.loop(part.row_chunks) as row_loop:
-                yield Chunk(part=part, has_padding=span.has_padding, batch_loop=batch_loop, row_loop=row_loop)
+                yield Chunk(span=span, part=part, batch_loop=batch_loop, row_loop=row_loop)
 
     def wide(self, width: int) -> Iterator[tuple[int, Steps, int]]:
         """Emit the body once per kind of piece of a row of `width`: yields (offset, strides, lanes) inside a loop."""

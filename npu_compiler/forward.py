@@ -94,6 +94,12 @@ def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator],
             load(operators, c, flow)
             if c.smooths:
                 load_factors(c, chunk, layer, "fold")
+        if chunk.span.edge is not None:
+            with e.stage("hide later keys"), e.loop(chunk.sequences) as sequence:
+                for first, piece, lanes in c.wide(c.tiling.cache_tokens):
+                    row = c.vector("mask", first, [(sequence, c.tiling.cache_tokens), *piece])
+                    edge = c.vector("edge", first, [*chunk.span.edge, *piece])
+                    e.emit("V_ADD_VV", dst=row, a=row, b=edge, n=lanes)
         lower([attention], c, flow)
     added = next(number for number, each in enumerate(operators, 1) if isinstance(each, Residual))
     with e.phase("out"):

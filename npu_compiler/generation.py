@@ -3,25 +3,37 @@
 import dataclasses
 from collections.abc import Sequence
 
+from dllm.canvas import Canvas
 from dllm.model import ModelSpec
+from dllm.operators import Mask
 from dllm.policies import Rows, Smoother
 from dllm.workload import SIDES, Numerics, Workload, reference_only
 from npu.errors import CapacityError, TripathError
+from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
 from npu.isa import Memory
 from npu.program import Program, Tensor, words_of
 from npu.program.trace import Trace
 from npu_compiler.allocation import Allocation, allocate
 from npu_compiler.buffers import Buffers, working_sets
-from npu_compiler.context import Context
+from npu_compiler.context import LOG2_ROW_BLOCK, Context
 from npu_compiler.emission import emit
 from npu_compiler.forward import forward
 from npu_compiler.lifetimes import lifetimes
 from npu_compiler.memory import CONSTANTS, hbm_map
 from npu_compiler.mixing import load_hadamard
 from npu_compiler.operators import LOWER
-from npu_compiler.rows import Block, Span, block_loops, block_span, blocks_in_a_chunk, span_of
-from npu_compiler.sampling import commit, lm_head, sample
+from npu_compiler.rows import (
+    Block,
+    Span,
+    block_loops,
+    block_span,
+    blocks_of_a_group,
+    head_span,
+    prompt_span,
+    span_of,
+)
+from npu_compiler.sampling import by_policy, commit, every, lm_head, sample
 from npu_compiler.stages import Level, Tree
 from npu_compiler.tiling import Tiling, make_tiling
 from npu_compiler.tokens import Tokens, place_tokens
@@ -65,7 +77,7 @@ def compile_passes(
     Raises:
         TripathError: as `compile_program`.
     """
-    model.network.check(LOWER, "the compiler")
+    model.network.check(LOWER, "the compiler", masks=Mask)
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:
@@ -82,7 +94,7 @@ def compile_passes(
     facts = {
         "batch": workload.batch, "canvas": tiling.canvas, "prompt": tiling.prompt, "cache_tokens": tiling.cache_tokens,
         "generation_length": workload.generation_length, "block_length": workload.block_length,
-        "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows,
+        "blocks": tiling.blocks, "key_tile": tiling.key_tile, "chunk_rows": tiling.chunk_rows,
         "sampled": allocation.addresses[buffers[Memory.INT, "sampled"]],
         "confidence": allocation.addresses[buffers[Memory.FP, "confidence"]],
         "alpha_millionths": round(numerics.smoothing.alpha * 1e6),
@@ -151,8 +163,8 @@ def _cuts(model: ModelSpec, workload: Workload, largest: Tiling) -> list[Tiling]
     seen: list[list[Span]] = []
     for limit in range(largest.chunk_rows, 0, -largest.token_block):
         tiling = dataclasses.replace(largest, chunk_rows=limit)
-        if Rows.SUFFIX in _rows(workload) and limit < workload.block_length:
-            break
+        if limit < workload.block_length and (workload.caches.appends or Rows.SUFFIX in workload.caches.passes):
+            break  # what changes from block to block does so by whole blocks
         spans = _spans(model, workload, tiling)
         if spans in seen:
             continue
@@ -163,23 +175,25 @@ def _cuts(model: ModelSpec, workload: Workload, largest: Tiling) -> list[Tiling]
     return found
 
 
-def _rows(workload: Workload) -> tuple[Rows, ...]:
-    """The rows that the steps of a block forward."""
-    return workload.caches.first, workload.caches.later
-
-
 def _period(workload: Workload, tiling: Tiling) -> int:
     """Blocks of a group (`rows.Block`)."""
-    return min(blocks_in_a_chunk(workload, tiling, rows) for rows in _rows(workload))
+    return min(blocks_of_a_group(workload, tiling, rows) for rows in workload.caches.passes)
 
 
 def _spans(model: ModelSpec, workload: Workload, tiling: Tiling) -> list[Span]:
     """The rows of all passes of a program."""
-    found = []
-    for block in block_loops(Tree(), 0, workload.blocks, workload.blocks, _period(workload, tiling)):
-        found += [span_of(workload, tiling, rows, block) for rows in _rows(workload)]
-        found.append(block_span(workload, tiling, block, back=int(model.shifted_logits)))
+    found, policy = [], workload.caches
+    if policy.appends and tiling.prompt:
+        found.append(prompt_span(workload, tiling, Mask(model.attention_mask)))
+    for block in block_loops(Tree(), 0, tiling.blocks, tiling.blocks, _period(workload, tiling)):
+        found += [span_of(workload, tiling, rows, block) for rows in policy.passes]
+        found.append(_head_span(model, workload, tiling, block))
     return found
+
+
+def _head_span(model: ModelSpec, workload: Workload, tiling: Tiling, block: Block) -> Span:
+    """The rows whose logits are a block's."""
+    return head_span(workload, tiling, block, first=-int(model.shifted_logits), count=workload.block_length)
 
 
 def _tree(
@@ -198,9 +212,16 @@ def _tree(
             if c.centres:
                 e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
             e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)
+            if workload.caches.appends:
+                edge = c.tensor("edge")
+                e.emit("H_LOAD_V", dst=c.vector("edge"), src=c.hbm("edge"), rows=1, cols=edge.shape[-1],
+                       format=FORMATS[edge.format].code, block=LOG2_ROW_BLOCK)  # fmt: skip
         if numerics.smoothing.mixed and not workload.samples_only:
             load_hadamard(c)
-    when, blocks, period = numerics.smoothing.measured, workload.blocks, _period(workload, tiling)
+    when, blocks, period = numerics.smoothing.measured, tiling.blocks, _period(workload, tiling)
+    if workload.caches.appends:
+        _append_blocks(c, period, measuring=when == "once")
+        return e
     if when == "once":  # the first block measures, the others are loops of their own
         for block in block_loops(e, 0, 1, blocks, period, keep=True):
             _block(c, block, measuring=True)
@@ -213,8 +234,8 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
     """The denoising steps of a block; where its warm steps are `measuring`, they look at the channels of K and V first."""
     e, workload, policy, once = c.e, c.workload, c.workload.caches, Level(number=None)
     if workload.samples_only:
-        sample(c, block)
-        commit(c, block, once, 0)
+        sample(c, block, workload.block_length)
+        commit(c, block, workload.block_length, by_policy(once, 0))
         return
     first = span_of(workload, c.tiling, policy.first, block)
     if not policy.caches:
@@ -228,12 +249,41 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
         _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
 
 
+def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
+    """The prompt's K and V into the cache, then block by block: its first token, its denoising steps, and a clean forward."""
+    e, model, workload, tiling = c.e, c.model, c.workload, c.tiling
+    mask, length = Mask(model.attention_mask), workload.block_length
+    if tiling.prompt:
+        forward(c, prompt_span(workload, tiling, mask), measuring=measuring)
+    for block in block_loops(e, 0, tiling.blocks, tiling.blocks, period):
+        span = block_span(workload, tiling, block)
+        if length == 1 and model.seeded_blocks:  # one token a block: sampling is its only step
+            with e.loop(1, keep=True) as step:
+                _next_token(c, block)
+                _leave_if_done(c, step)
+        else:
+            if model.seeded_blocks:
+                _next_token(c, block)
+            with e.loop(length, keep=True) as step:
+                _step(c, block, step, 0, span, measuring=False)
+                _leave_if_done(c, step)
+        by_row = mask if mask is Mask.CAUSAL and length > 1 else None
+        forward(c, block_span(workload, tiling, block, by_row=by_row), measuring=False)
+
+
+def _next_token(c: Context, block: Block) -> None:
+    """The first token of a block, where it is masked, from the row before it, whose forward was the last one."""
+    lm_head(c, head_span(c.workload, c.tiling, block, first=-1, count=1))
+    sample(c, block, 1)
+    commit(c, block, 1, every)
+
+
 def _step(c: Context, block: Block, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
     """One denoising step over the rows of a span."""
     forward(c, span, measuring=measuring)
-    lm_head(c, block_span(c.workload, c.tiling, block, back=int(c.model.shifted_logits)))
-    sample(c, block)
-    commit(c, block, step, first_step)
+    lm_head(c, _head_span(c.model, c.workload, c.tiling, block))
+    sample(c, block, c.workload.block_length)
+    commit(c, block, c.workload.block_length, by_policy(step, first_step))
 
 
 def _leave_if_done(c: Context, step: Level) -> None:
@@ -242,6 +292,10 @@ def _leave_if_done(c: Context, step: Level) -> None:
         c.e.leave_if_zero(step, c.integer("remaining"))
 
 
-def schedule(workload: Workload) -> Trace:
-    """Trip counts without data: every block takes its scheduled number of denoising steps."""
-    return Trace(breaks=(workload.steps_per_block - 1,) * workload.blocks)
+def schedule(workload: Workload, canvas: Canvas | None = None) -> Trace:
+    """Trip counts without data: every block takes the denoising steps that its masks are scheduled for.
+
+    Without a canvas every block is as long as the workload says.
+    """
+    masks = [workload.block_length] * workload.blocks if canvas is None else canvas.most_masks
+    return Trace(breaks=tuple(workload.scheduled_steps(max(1, each)) - 1 for each in masks))

@@ -51,6 +51,7 @@ def hbm_map(
         *([("inverse_tokens", (1, batch), "fp32", batch, False)] if numerics.smoothing.centres else []),
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
+        *([("edge", (1, 2 * tiling.cache_tokens), "bf16", MX_BLOCK, False)] if workload.caches.appends else []),
         ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
     ]
     for stored in model.network.weights():

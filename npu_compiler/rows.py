@@ -1,9 +1,11 @@
 """Which rows a forward pass recomputes, and how they are cut into chunks, groups and tiles."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dllm.operators import Mask
 from dllm.policies import Rows
 from dllm.workload import Workload
 from npu_compiler.stages import Level, Steps, Tree, Trips
@@ -89,12 +91,26 @@ class Part:
         return self.sequences * self.pitch
 
 
+NO_TILES = Trips(base=0)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """The rows of every sequence that a pass forwards, in parts; where it `has_padding`, some stand before the prompt."""
+    """The rows of every sequence that a pass forwards, in parts.
+
+    Attributes:
+        parts: The chunks.
+        has_padding: Some rows stand before the prompt.
+        key_tiles: Tiles of keys that the rows attend to.
+        edge: Where the keys that no row sees begin in these tiles: the place of the tensor `edge` to add to all scores.
+        by_row: The mask that says so for each row by itself; the prompt of a full mask, and blocks, have one edge for all.
+    """
 
     parts: tuple[Part, ...]
-    has_padding: bool
+    has_padding: bool = False
+    key_tiles: Trips = NO_TILES
+    edge: Steps | None = None
+    by_row: Mask | None = None
 
 
 def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Block) -> Span:
@@ -110,22 +126,59 @@ def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Block) -> Spa
 
 def full_span(workload: Workload, tiling: Tiling) -> Span:
     """All rows of the canvas."""
-    return Span(parts=_cut(workload, tiling, [], tiling.canvas), has_padding=True)
+    parts = _cut(workload, tiling, [], tiling.canvas, tiling.token_block)
+    return Span(parts=parts, has_padding=True, key_tiles=_all_tiles(tiling))
 
 
-def block_span(workload: Workload, tiling: Tiling, block: Block, *, back: int = 0) -> Span:
-    """The rows of the current block, or as many that begin `back` rows before it."""
+def prompt_span(workload: Workload, tiling: Tiling, mask: Mask) -> Span:
+    """The rows before the first block, for a cache that is appended."""
+    parts = _cut(workload, tiling, [], tiling.prompt, workload.block_length)
+    tiles = Trips(base=-(-(tiling.pad + tiling.prompt) // tiling.key_tile))
+    edge = [(fixed(tiling.canvas - tiling.prompt), 1)] if mask is Mask.FULL else None
+    by_row = None if mask is Mask.FULL else mask
+    return Span(parts=parts, has_padding=True, key_tiles=tiles, edge=edge, by_row=by_row)
+
+
+def block_span(workload: Workload, tiling: Tiling, block: Block, *, by_row: Mask | None = None) -> Span:
+    """The rows of the current block; where the cache is appended, they see the keys up to its end, or as `by_row` says."""
+    parts = _block_rows(workload, tiling, block, 0, workload.block_length, tiling.token_block)
+    if not workload.caches.appends:
+        return Span(parts=parts, key_tiles=_all_tiles(tiling))
+    length, tiles = workload.block_length, _all_tiles(tiling).base
+    if length > tiling.key_tile:  # the last block sees all keys, each before it so many tiles less
+        more = length // tiling.key_tile
+        grown = Trips(base=tiles - more * (block.left - 1), factor=more, level=block.within)
+    else:
+        grown = Trips(base=tiles - block.behind.base, factor=-block.behind.factor, level=block.behind.level)
+    edge = [(fixed(tiling.blocks - 1), length), *block.steps(-length)]
+    return Span(parts=parts, key_tiles=grown, edge=None if by_row else edge, by_row=by_row)
+
+
+def head_span(workload: Workload, tiling: Tiling, block: Block, *, first: int, count: int) -> Span:
+    """`count` rows from the `first` of a block on (-1: the one before it), for the LM head."""
+    return Span(parts=_block_rows(workload, tiling, block, first, count, 1))
+
+
+def _block_rows(
+    workload: Workload, tiling: Tiling, block: Block, first: int, count: int, unit: int
+) -> tuple[Part, ...]:
+    at = [(fixed(tiling.prompt + first), 1), *block.steps(workload.block_length)]
+    return _cut(workload, tiling, at, count, unit)
+
+
+def _all_tiles(tiling: Tiling) -> Trips:
+    return Trips(base=tiling.cache_tokens // tiling.key_tile)
+
+
+def blocks_of_a_group(workload: Workload, tiling: Tiling, rows: Rows) -> int:
+    """Blocks of a group: rows that shrink from block to block are chunks of whole groups and one that shrinks, and the keys of a
+    cache that is appended grow by a tile from group to group."""
     length = workload.block_length
-    at = [(fixed(tiling.prompt - back), 1), *block.steps(length)]
-    return Span(parts=_cut(workload, tiling, at, length), has_padding=False)
-
-
-def blocks_in_a_chunk(workload: Workload, tiling: Tiling, rows: Rows) -> int:
-    """Blocks of a group, so that rows which shrink from block to block are chunks of a whole group, and one that shrinks."""
+    if workload.caches.appends:
+        return max(1, tiling.key_tile // length) if length <= tiling.key_tile else tiling.blocks
     if rows is not Rows.SUFFIX:
-        return workload.blocks
-    most = max(1, tiling.chunk_rows // workload.block_length)
-    return -(-workload.blocks // -(-workload.blocks // most))
+        return tiling.blocks
+    return -(-tiling.blocks // -(-tiling.blocks // (tiling.chunk_rows // length)))
 
 
 def suffix_span(workload: Workload, tiling: Tiling, block: Block) -> Span:
@@ -145,12 +198,12 @@ def suffix_span(workload: Workload, tiling: Tiling, block: Block) -> Span:
         for first, count, sequences in _of_batch(workload, tiling, widest if alone else tiling.chunk_rows)
         for at, chunks, rows in pieces
     )  # fmt: skip
-    return Span(parts=parts, has_padding=False)
+    return Span(parts=parts, key_tiles=_all_tiles(tiling))
 
 
-def _cut(workload: Workload, tiling: Tiling, at: Steps, total: int) -> tuple[Part, ...]:
-    """The fewest chunks that fit, of nearly one size: whole sequences, or else pieces of one."""
-    pieces = _balanced(total, tiling.chunk_rows, tiling.token_block)
+def _cut(workload: Workload, tiling: Tiling, at: Steps, total: int, unit: int) -> tuple[Part, ...]:
+    """The fewest chunks that fit, of nearly one size: whole sequences, or else pieces of one, in units of `unit` rows."""
+    pieces = _balanced(total, tiling.chunk_rows // unit * unit, unit)
     alone = len(pieces) == 1 and pieces[0][0] == 1
     parts, before = [], 0
     for chunks, rows in pieces:
@@ -184,8 +237,8 @@ def _of_batch(workload: Workload, tiling: Tiling, rows: int) -> list[tuple[int, 
 class Chunk:
     """A chunk being emitted: its loops, for strides of canvas rows and of local rows."""
 
+    span: Span
     part: Part
-    has_padding: bool
     batch_loop: Level
     row_loop: Level
 
@@ -198,6 +251,16 @@ class Chunk:
     def size(self) -> int:
         """Rows of a buffer that holds it."""
         return self.part.size
+
+    @property
+    def has_padding(self) -> bool:
+        """Some of its rows may stand before a prompt."""
+        return self.span.has_padding
+
+    @property
+    def first_rows(self) -> list[tuple[Level, int]]:
+        """Its first row in the canvas, as strides."""
+        return [*self.part.at, *self.row_steps(1)]
 
     def batch_steps(self, stride: int) -> list[tuple[Level, int]]:
         """Strides of an address that follows the chunk through the batch, sequences `stride` apart."""
@@ -236,25 +299,26 @@ class Chunk:
                     yield [(fixed(first), 1), (tile, rows)], rows
         else:
             with e.loop(self.sequences) as sequence:
-                for steps, rows in self.tiles_of_sequence(e, sequence, size):
-                    yield steps, rows
+                for steps, rows in self.tiles_of_sequence(e, size):
+                    yield [(sequence, self.part.pitch), *steps], rows
 
-    def tiles_of_sequence(self, e: Tree, sequence: Level, size: int) -> Iterator[tuple[list[tuple[Level, int]], int]]:
-        """As `tiles`, of one sequence."""
-        local = [(sequence, self.part.pitch)]
-        for first, count, each in self.kinds_of_tiles(size):
-            with e.loop(count) as tile:
-                yield [*local, (fixed(first), 1), (tile, each)], each
-
-    def kinds_of_tiles(self, size: int) -> list[tuple[int, Trips, int]]:
-        """Tiles of at most `size` rows in a sequence: (first row, tiles, rows)."""
+    def tiles_of_sequence(self, e: Tree, size: int, within: int = 0) -> Iterator[tuple[list[tuple[Level, int]], int]]:
+        """As `tiles`, of one sequence; where tiles are smaller than `within` rows, none crosses a multiple of it."""
         rows = self.part.rows
-        if rows.fixed:
-            return [(first, Trips(base=count), each) for first, count, each in segments(rows.base, size)]
-        whole, rest = divmod(self.part.unit, size)
-        assert not (whole and rest), "tiles divide a block, or a block a tile"
-        each = size if whole else rest
-        return [(0, rows.divided(each), each)]
+        if not rows.fixed:
+            each = math.gcd(self.part.unit, size)
+            with e.loop(rows.divided(each)) as tile:
+                yield [(tile, each)], each
+        elif within > size:
+            with e.loop(rows.base // within) as outer:
+                for first, count, each in segments(within, size):
+                    with e.loop(count) as tile:
+                        yield [(outer, within), (fixed(first), 1), (tile, each)], each
+        else:
+            limit = size // within * within if within else size
+            for first, count, each in segments(rows.base, limit):
+                with e.loop(count) as tile:
+                    yield [(fixed(first), 1), (tile, each)], each
 
     @contextmanager
     def each(self, e: Tree) -> Iterator[list[tuple[Level, int]]]:

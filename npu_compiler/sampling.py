@@ -1,5 +1,8 @@
 """The sampling stage: LM head, streamed Stable-Max, commit of the most confident positions, in-place token update."""
 
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
 from dllm.policies import Commit
 from npu.formats import FORMATS
 from npu_compiler.buffers import COMMIT_ROWS
@@ -22,12 +25,12 @@ def lm_head(c: Context, span: Span) -> None:
             lower(operators, c, flow)
 
 
-def sample(c: Context, block: Block) -> None:
-    """Token and confidence of every position of the block, by streamed Stable-Max over its logits."""
-    e, length, tokens = c.e, c.workload.block_length, c.tensor("tokens")
+def sample(c: Context, block: Block, length: int) -> None:
+    """Token and confidence of the first `length` positions of the block, by streamed Stable-Max over their logits."""
+    e, tokens = c.e, c.tensor("tokens")
     with e.phase("sampling"):
         with e.stage("load tokens"), e.loop(c.workload.batch) as sequence:
-            steps = [*block.steps(4 * length), (sequence, tokens.row_bytes)]
+            steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
             e.emit("H_LOAD_I", dst=c.integer("tokens", 0, [(sequence, length)]),
                    src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
         with e.loop(c.workload.batch * length) as position:
@@ -72,9 +75,13 @@ def _load_logits(c: Context, position: Level) -> None:
             e.emit("H_LOAD_V", dst=dst, src=src, rows=1, cols=lanes, format=fmt.code, block=c.log2_block)
 
 
-def commit(c: Context, block: Block, step: Level, first_step: int) -> None:
-    """Write the tokens of the positions to commit into the canvas; `remaining` counts the masks that are left."""
-    e, length, tokens = c.e, c.workload.block_length, c.tensor("tokens")
+Choose: TypeAlias = Callable[[Context, Mapping[str, Place], int], None]
+"""Makes the row `chosen` of the commit buffer: which masked positions of a sequence become tokens, of so many."""
+
+
+def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
+    """Write the tokens of the chosen of `length` positions into the canvas; `remaining` counts the masks that are left."""
+    e, tokens = c.e, c.tensor("tokens")
     row = {name: c.vector("commit", number * c.vlen) for number, name in enumerate(COMMIT_ROWS)}
     mask_id = c.integer("constants", 0)
     with e.phase("commit"):
@@ -85,28 +92,37 @@ def commit(c: Context, block: Block, step: Level, first_step: int) -> None:
                 sampled = c.integer("sampled", 0, [(sequence, length)])
                 e.emit("S_MAP_V_FP", dst=row["confidence"], a=c.fp("confidence", 0, [(sequence, length)]), n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["masked"], a=ids, key=mask_id, n=length)
-                _choose(c, row, step, first_step)
+                choose(c, row, length)
                 e.emit("V_SELECT_INT", dst=ids, mask=row["chosen"], on_true=sampled, on_false=ids, n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["left"], a=ids, key=mask_id, n=length)
                 e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=row["left"], n=length)
         with e.stage("store tokens"), e.loop(c.workload.batch) as sequence:
-            steps = [*block.steps(4 * length), (sequence, tokens.row_bytes)]
+            steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
             e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt, steps),
                    src=c.integer("tokens", 0, [(sequence, length)]), n=length)  # fmt: skip
 
 
-def _choose(c: Context, row: dict[str, Place], step: Level, first_step: int) -> None:
-    """The row `chosen`: which masked positions of a sequence the commit policy takes."""
-    e, length, one = c.e, c.workload.block_length, c.integer("constants", 1)
-    masked = {"a": row["confidence"], "mask": row["masked"], "n": length}
-    match c.workload.commits:
-        case Commit.QUOTA:
-            quota = c.integer("quota", first_step, [(step, 1)])
-            e.emit("V_TOPK_MASK", dst=row["chosen"], count=quota, **masked)
-        case Commit.THRESHOLD:
-            e.emit("V_CMP_GE_VF", dst=row["chosen"], a=row["confidence"], scalar=c.fp("threshold"), n=length)
-            e.emit("V_MUL_VV", dst=row["chosen"], a=row["chosen"], b=row["masked"], n=length)
-            e.emit("V_TOPK_MASK", dst=row["best"], count=one, **masked)
-            e.emit("V_MAX_VV", dst=row["chosen"], a=row["chosen"], b=row["best"], n=length)
-        case other:
-            raise AssertionError(f"{other} has no lowering, and `reference_only` refuses it")
+def every(c: Context, row: Mapping[str, Place], length: int) -> None:
+    """All masked positions."""
+    c.e.emit("V_MUL_VV", dst=row["chosen"], a=row["masked"], b=row["masked"], n=length)
+
+
+def by_policy(step: Level, first_step: int) -> Choose:
+    """What the commit policy takes at a step."""
+
+    def choose(c: Context, row: Mapping[str, Place], length: int) -> None:
+        masked = {"a": row["confidence"], "mask": row["masked"], "n": length}
+        match c.workload.commits:
+            case Commit.QUOTA:
+                quota = c.integer("quota", first_step, [(step, 1)])
+                c.e.emit("V_TOPK_MASK", dst=row["chosen"], count=quota, **masked)
+            case Commit.THRESHOLD:
+                threshold, one = c.fp("threshold"), c.integer("constants", 1)
+                c.e.emit("V_CMP_GE_VF", dst=row["chosen"], a=row["confidence"], scalar=threshold, n=length)
+                c.e.emit("V_MUL_VV", dst=row["chosen"], a=row["chosen"], b=row["masked"], n=length)
+                c.e.emit("V_TOPK_MASK", dst=row["best"], count=one, **masked)
+                c.e.emit("V_MAX_VV", dst=row["chosen"], a=row["chosen"], b=row["best"], n=length)
+            case other:
+                raise AssertionError(f"{other} has no lowering, and `reference_only` refuses it")
+
+    return choose

@@ -1,9 +1,12 @@
 """Sizes that lowering works with: tiles, chunks, and how a tile of the cache lies in Matrix SRAM."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dllm.canvas import canvas_of
 from dllm.model import ModelSpec
+from dllm.policies import Rows
 from dllm.workload import Numerics, Smoothing, Workload
 from npu.errors import TripathError
 from npu.formats import FORMATS, MX_BLOCK
@@ -18,7 +21,7 @@ STREAM_SLOTS = 2
 class Tiling:
     """Sizes that lowering works with.
 
-    `canvas` is the padded length S of a sequence in tokens (a multiple of the block length); keys live in a cache of
+    `canvas` is the padded length S of a sequence in tokens, `prompt` tokens and `blocks` blocks; keys live in a cache of
     `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A tile of attention has at most `row_tile`
     rows, a chunk at most `chunk_rows` of at most `chunk_sequences` sequences; `slice` columns are produced at a time where a
     wide result streams on (FFN, logits). `stage`: what the program is of.
@@ -26,6 +29,7 @@ class Tiling:
 
     canvas: int
     prompt: int
+    blocks: int
     key_tile: int
     cache_tokens: int
     token_block: int
@@ -99,7 +103,7 @@ def make_tiling(
     Raises:
         TripathError: the canvas exceeds the model's context, or widths do not fit the array.
     """
-    block, size = workload.block_length, numerics.block_size
+    block, size, appends = workload.block_length, numerics.block_size, workload.caches.appends
     if len(prompt_lengths) != workload.batch:
         raise TripathError(f"workload.batch: {workload.batch} sequences but {len(prompt_lengths)} prompts")
     if min(prompt_lengths) < 1:
@@ -125,17 +129,20 @@ def make_tiling(
             f"numerics.block_size: {size} does not divide model.head_dim {model.head_dim}, model.hidden, model.ffn or "
             f"hardware.mlen {hardware.mlen}"
         )
-    prompt = -(-longest // block) * block
-    canvas = prompt + workload.generation_length
-    smallest = max(MX_BLOCK, block, hardware.blen)  # a tile of MX_BLOCK keys at least, whatever their blocks
-    if smallest > min(hardware.mlen, hardware.vlen):
+    plan, most = canvas_of(model, workload, prompt_lengths), min(hardware.mlen, hardware.vlen)
+    smallest = max(MX_BLOCK, hardware.blen)  # a tile of MX_BLOCK keys at least, whatever their blocks
+    if smallest > most:
         raise TripathError(f"hardware.mlen: a key tile of {smallest} tokens exceeds it or hardware.vlen")
-    key_tile = key_tile_tokens(canvas, smallest, min(hardware.mlen, hardware.vlen))
+    if appends and block > most:  # keys grow by whole tiles from block to block, or tiles by whole blocks
+        key_tile = math.gcd(block, most)
+    else:
+        key_tile = key_tile_tokens(plan.rows, math.lcm(smallest, block) if appends else smallest, most)
+    canvas, rows = plan.rows, max(MAX_CHUNK_ROWS, block if Rows.SUFFIX in workload.caches.passes else 0)
     return Tiling(
-        canvas=canvas, prompt=prompt, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
+        canvas=canvas, prompt=plan.prompt, blocks=plan.blocks, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
         token_block=min(size, block), row_tile=min(hardware.blen, canvas),
         slice=min(hardware.vlen, model.ffn, model.vocab), batch=workload.batch, stage=workload.stage,
-        chunk_rows=min(MAX_CHUNK_ROWS, max(block, canvas * workload.batch)) // block * block,
+        chunk_rows=min(rows, canvas * workload.batch) // min(size, block) * min(size, block),
         chunk_sequences=workload.batch,
     )  # fmt: skip
 

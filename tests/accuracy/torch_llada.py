@@ -25,8 +25,11 @@ class TorchLlada:
         z = z * torch.polar(torch.ones(()).double(), positions[:, None].double() * inverse)[:, None]
         return torch.cat([z.real, z.imag], -1)
 
-    def forward(self, canvas, rows, keep):
-        """Logits of `rows` (a slice); with `keep` the keys and values of other rows stay as they were cached."""
+    def forward(self, canvas, rows, keep, visible=None):
+        """Logits of `rows` (a slice); with `keep` the keys and values of other rows stay as they were cached.
+
+        A row sees the keys where `visible` [rows, keys] is true (None: all).
+        """
         tokens, spec = torch.tensor(canvas), self.spec
         positions = torch.arange(len(tokens))[rows]
         x = self.w["wte"][tokens[rows]]
@@ -56,12 +59,15 @@ class TorchLlada:
                 k, v = old_k.index_copy(0, positions, k), old_v.index_copy(0, positions, v)
             self.cache[i] = (k, v)
             out = torch.nn.functional.scaled_dot_product_attention(
-                q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), enable_gqa=spec.heads != spec.kv_heads
-            )
+                q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), attn_mask=visible,
+                enable_gqa=spec.heads != spec.kv_heads,
+            )  # fmt: skip
             x = x + linear(out.transpose(0, 1).flatten(1), "attn_out")
             h = self.norm(x, f"blocks.{i}.ff_norm")
             x = x + linear(torch.nn.functional.silu(linear(h, "ff_proj")) * linear(h, "up_proj"), "ff_out")
-        if spec.shifted_logits:  # position i from row i - 1; the row before `rows` is as the last full pass left it
+        if (
+            spec.shifted_logits and visible is None
+        ):  # position i from row i - 1; the row before `rows` is as the last full pass left it
             if not keep:
                 self.last = x
             x = torch.cat([self.last[positions[0] - 1 :][:1], x[:-1]])

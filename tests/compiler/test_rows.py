@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.policies import Rows
-from npu_compiler.rows import block_loops, block_span, blocks_in_a_chunk, full_span, suffix_span
+from dllm.operators import Mask
+from dllm.policies import CACHE_POLICIES, Rows
+from npu_compiler.rows import block_loops, block_span, blocks_of_a_group, full_span, prompt_span, suffix_span
 from npu_compiler.stages import Level, Tree
 from tripath.api import compose_experiment, cycle, prepare, schedule
 
@@ -50,9 +51,12 @@ def rows_of(part, now):
 def test_the_parts_of_a_span_hold_every_row_once(blocks, length, prompt_blocks, batch, limit, first_apart):
     prompt, generation = prompt_blocks * length, blocks * length
     limit = max(length, limit * 4 // length * length)
-    workload = SimpleNamespace(block_length=length, blocks=blocks, generation_length=generation, batch=batch)
-    tiling = SimpleNamespace(canvas=prompt + generation, prompt=prompt, chunk_rows=limit, token_block=length)
-    period = blocks_in_a_chunk(workload, tiling, Rows.SUFFIX)
+    workload = SimpleNamespace(block_length=length, batch=batch, caches=CACHE_POLICIES["prefix"])
+    tiling = SimpleNamespace(
+        canvas=prompt + generation, prompt=prompt, blocks=blocks, chunk_rows=limit, token_block=length, cache_tokens=512,
+        key_tile=32,
+    )  # fmt: skip
+    period = blocks_of_a_group(workload, tiling, Rows.SUFFIX)
     tree, seen = Tree(), []
     ranges = [(0, 1), (1, blocks)] if first_apart else [(0, blocks)]
     for first, last in ranges:
@@ -75,6 +79,30 @@ def test_the_parts_of_a_span_hold_every_row_once(blocks, length, prompt_blocks, 
                         (s, r) for s in range(batch) for r in expected
                     ]
     assert seen == list(range(blocks))
+
+
+@given(st.integers(1, 40), st.sampled_from([1, 4, 8, 16, 32, 64]), st.integers(0, 6), st.sampled_from([16, 32, 64]))
+def test_an_appended_cache_is_read_to_the_end_of_the_block(blocks, length, prompt_blocks, key_tile):
+    prompt = prompt_blocks * length
+    canvas = prompt + blocks * length
+    cache = -(-canvas // key_tile) * key_tile
+    workload = SimpleNamespace(block_length=length, batch=1, caches=CACHE_POLICIES["append"])
+    tiling = SimpleNamespace(
+        canvas=canvas, prompt=prompt, blocks=blocks, chunk_rows=256, token_block=length, cache_tokens=cache,
+        key_tile=key_tile, pad=cache - canvas,
+    )  # fmt: skip
+    tree, period = Tree(), blocks_of_a_group(workload, tiling, Rows.BLOCK)
+    for block in block_loops(tree, 0, blocks, blocks, period):
+        for group, within in itertools.product(*(range(_trips(tree, level)) for level in (block.group, block.within))):
+            now = Indices({block.group.number: group, block.within.number: within, None: 0})
+            span = block_span(workload, tiling, block)
+            end = tiling.pad + prompt + (now.of(block.steps(1)) + 1) * length
+            assert now.trips(span.key_tiles) == -(-end // key_tile)
+            hidden = now.of(span.edge)  # the place in a row of `cache` zeros and then what hides
+            assert cache - hidden == end
+    if prompt:
+        clean = prompt_span(workload, tiling, Mask.CAUSAL)
+        assert clean.key_tiles.base == -(-(tiling.pad + prompt) // key_tile)
 
 
 def _trips(tree: Tree, level: Level) -> int:

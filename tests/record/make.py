@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.record.configurations import configurations
-from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare, schedule
+from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare
 
 FILE = Path(__file__).with_name("record.json")
 MEMORIES = ("hbm", "matrix", "vector", "fp", "integer")
@@ -42,7 +42,7 @@ def measured(overrides: tuple[str, ...]) -> dict[str, object]:
     program = prepared.program
     assert program is not None
     found = dict(compiled(overrides))
-    trace = schedule(experiment.workload)
+    trace = experiment.schedule(prepared.token_ids)
     if "accuracy" in experiment.paths:
         outcome = accuracy.simulate(
             program, model=experiment.model, workload=experiment.workload, prompts=prepared.token_ids

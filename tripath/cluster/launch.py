@@ -20,7 +20,6 @@ from npu.choices import check_choices, one_of
 from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
-from npu_compiler import schedule
 from tripath.experiment import Experiment
 from tripath.paths import Fact
 from tripath.run.pipeline import INPUT_ERRORS, PathRun, rows_of, run_path
@@ -177,7 +176,7 @@ class Cluster:
         import ray
 
         shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
-        task, trace = _remote(_run_with_trace, num_cpus=1, num_returns=2), ray.put(schedule(experiment.workload))
+        task, trace = _remote(_run_with_trace, num_cpus=1, num_returns=2), ray.put(experiment.schedule(prompts))
         pending: dict[str, ray.ObjectRef] = {}
         for row in rows:
             replayed = trace if Fact.TRACE in row.needs else None

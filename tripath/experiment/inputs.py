@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dllm.canvas import canvas_of
 from dllm.devices import Device
 from dllm.model import ModelSpec
 from dllm.workload import Numerics, Workload, reference_only
 from npu.energy import Technology
 from npu.errors import TripathError
 from npu.hardware import HardwareConfig
+from npu.program.trace import Trace
+from npu_compiler import schedule
 from tripath.paths import FROM_PATHS, PATHS, Fact, Path, giver_name, giver_of, own_path
 from tripath.validation import HostSettings, Settings
 from tripath.validation.measurements import Measurement
@@ -46,6 +49,11 @@ class Experiment:
     published: bool = False
     measurements: Sequence[Measurement] = ()
     host: HostSettings | None = None
+
+    def schedule(self, prompts: Sequence[Sequence[int]]) -> Trace:
+        """The trace that stands in where no path gives one; without prompts, of blocks as the workload says."""
+        canvas = canvas_of(self.model, self.workload, [len(tokens) for tokens in prompts]) if prompts else None
+        return schedule(self.workload, canvas)
 
     def __post_init__(self) -> None:
         for name, options in self.options.items():

@@ -14,7 +14,6 @@ from npu.metrics import Result, Table
 from npu.program import Program
 from npu.program.trace import Trace
 from npu.sources import digest_of_sources
-from npu_compiler import schedule
 from tripath.experiment import Experiment
 from tripath.paths import INPUTS, PATHS, Fact, Path, cycles_of, in_order
 from tripath.run.comparison import Findings, comparisons
@@ -94,27 +93,29 @@ def known_runs(
 ) -> dict[str, PathRun] | None:
     """All paths of an experiment as the cache has them; None if it lacks one."""
     for row in rows_of(experiment):
-        _inputs(row, program, experiment, prompts, schedule(experiment.workload))  # refused before any starts
+        _inputs(row, program, experiment, prompts, experiment.schedule(prompts))  # refused before any starts
 
     def known(row: Path, trace: Trace | None) -> PathRun | None:
         return _known(row, program, cache, _inputs(row, program, experiment, prompts, trace)[1])
 
-    return _each(experiment, known)
+    return _each(experiment, prompts, known)
 
 
 def run_paths(
     program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
 ) -> dict[str, PathRun]:
     """All paths of an experiment one after the other, each after those that it needs."""
-    runs = _each(experiment, lambda row, trace: run_path(row.name, program, experiment, prompts, trace, cache))
+    runs = _each(experiment, prompts, lambda row, trace: run_path(row.name, program, experiment, prompts, trace, cache))
     assert runs is not None
     return runs
 
 
-def _each(experiment: Experiment, take: Callable[[Path, Trace | None], PathRun | None]) -> dict[str, PathRun] | None:
+def _each(
+    experiment: Experiment, prompts: Sequence[Sequence[int]], take: Callable[[Path, Trace | None], PathRun | None]
+) -> dict[str, PathRun] | None:
     """What `take` has of each row, in order, given the trace that it replays; None where it has nothing of one."""
     runs: dict[str, PathRun] = {}
-    trace: Trace | None = schedule(experiment.workload)
+    trace: Trace | None = experiment.schedule(prompts)
     for row in rows_of(experiment):
         found = take(row, trace)
         if found is None:

@@ -1,0 +1,95 @@
+"""Where the tokens of a batch stand: prompts end together, blocks are decoded behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dllm.model import ModelSpec
+from dllm.operators import Mask
+from dllm.workload import Workload
+from npu.errors import TripathError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Canvas:
+    """Rows of tokens, one a sequence, whose blocks stand below each other.
+
+    Rows up to `prompt` hold prompts, with padding in front; then come `blocks` blocks of `block_length` tokens. Where blocks
+    are `aligned` to the first token of a sequence, the last tokens of a prompt, which fill no block, open the first block, and
+    a sequence may end a block before the others.
+
+    Attributes:
+        lengths: Tokens of each prompt.
+        generation: Tokens that are generated for each.
+        block_length: Tokens of a block.
+        aligned: Blocks count from the first token of a sequence, not from the first that is generated.
+        seeded: The first token of a block is none of its steps' doing.
+    """
+
+    lengths: tuple[int, ...]
+    generation: int
+    block_length: int
+    aligned: bool
+    seeded: bool
+
+    def tail(self, sequence: int) -> int:
+        """Tokens of a prompt that stand in the first block."""
+        return self.lengths[sequence] % self.block_length if self.aligned else 0
+
+    @property
+    def prompt(self) -> int:
+        """Rows before the first block."""
+        longest = max(length - self.tail(sequence) for sequence, length in enumerate(self.lengths))
+        return -(-longest // self.block_length) * self.block_length
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the sequence that has most."""
+        most = max(self.tail(sequence) for sequence in range(len(self.lengths))) + self.generation
+        return -(-most // self.block_length)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a sequence, padding included."""
+        return self.prompt + self.blocks * self.block_length
+
+    def first(self, sequence: int) -> int:
+        """Row of the first token of a prompt."""
+        return self.prompt - (self.lengths[sequence] - self.tail(sequence))
+
+    def output(self, sequence: int) -> slice:
+        """Rows of the tokens that are generated."""
+        start = self.first(sequence) + self.lengths[sequence]
+        return slice(start, start + self.generation)
+
+    def outputs(self, values: np.ndarray) -> np.ndarray:
+        """What stands at the generated positions [batch, generation], of values [batch, rows]."""
+        return np.stack([values[sequence, self.output(sequence)] for sequence in range(len(self.lengths))])
+
+    def end(self, sequence: int) -> int:
+        """Row behind the last block of a sequence; to this row, all positions behind the prompt are masks at first."""
+        blocks = -(-(self.tail(sequence) + self.generation) // self.block_length)
+        return self.prompt + blocks * self.block_length
+
+    @property
+    def most_masks(self) -> list[int]:
+        """Masks that the steps of each block fill, in the sequence that has most there."""
+        tails = [self.tail(sequence) for sequence in range(len(self.lengths))]
+        first = max(self.block_length - (tail or self.seeded) for tail in tails)
+        return [first, *[self.block_length - self.seeded] * (self.blocks - 1)]
+
+
+def canvas_of(model: ModelSpec, workload: Workload, prompt_lengths: Sequence[int]) -> Canvas:
+    """The canvas of prompts of so many tokens.
+
+    Raises:
+        TripathError: the cache policy does not serve the model's attention.
+    """
+    if not workload.caches.appends and (model.attention_mask != Mask.FULL.value or model.seeded_blocks):
+        key = "seeded_blocks: true" if model.seeded_blocks else f"attention_mask: {model.attention_mask}"
+        raise TripathError(f"workload.cache: {workload.cache} does not serve model.{key}, append does")
+    return Canvas(
+        lengths=tuple(prompt_lengths), generation=workload.generation_length, block_length=workload.block_length,
+        aligned=model.attention_mask == Mask.BLOCK_CAUSAL.value, seeded=model.seeded_blocks,
+    )  # fmt: skip

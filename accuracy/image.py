@@ -98,15 +98,15 @@ def _host(
         raise TripathError(f"workload.prompt: the program was compiled for {batch} prompts of other lengths")
     tokens = np.full((batch, canvas), model.eos_id)
     mask, valid = np.full((batch, cache), LOWEST, np.float32), np.zeros((batch, canvas), np.float32)
-    rope = np.zeros((batch, canvas, model.head_dim), np.float32)
-    frequency = model.rope_theta ** (-np.arange(0, model.head_dim, 2) / model.head_dim)
+    frequencies = model.rotation.frequencies(model.turned_channels)
+    rope = np.zeros((batch, canvas, model.turned_channels), np.float32)
     for row, prompt in enumerate(prompts):
         first = plan.first(row)
         tokens[row, first : first + len(prompt)] = prompt
         tokens[row, first + len(prompt) : plan.end(row)] = model.mask_id
         mask[row, cache - canvas + first :] = 0.0
         valid[row, first:] = 1.0
-        angle = np.outer(np.arange(canvas - first), frequency)
+        angle = np.outer(np.arange(canvas - first), frequencies)
         rope[row, first:] = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
     unscheduled = workload.block_length - workload.steps_per_block
     constants = [

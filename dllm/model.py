@@ -17,16 +17,17 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    Rotation,
+    Scaling,
 )
+from dllm.policies import Decoding
 from npu.choices import check_choices, one_of
 from npu.errors import TripathError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """A LLaDA-style transformer: RMSNorm, RoPE, bidirectional attention (GQA allowed), SwiGLU, untied LM head.
-
-    Dream's differs in `qkv_bias` and `shifted_logits`. `network` is the model as a list of operators.
+    """The shape of a transformer: RMSNorm, RoPE, attention (GQA allowed), SwiGLU; `network` is it as a list of operators.
 
     Attributes:
         name: What reports call it.
@@ -38,6 +39,8 @@ class ModelSpec:
         ffn: Width of the SwiGLU in elements, a multiple of 32.
         vocab: Rows of the embedding and of the LM head, a multiple of 32.
         rope_theta: Base of RoPE's wavelengths.
+        rope_scaling: How its angles are stretched beyond the first context (a mapping of `dllm.operators.Scaling`); null: not.
+        rotary_dim: Channels of a head that RoPE turns, the first ones; null: all.
         rms_eps: What RMSNorm adds to the mean square.
         mask_id: Token id of the mask.
         eos_id: Token id of the end of a text.
@@ -47,6 +50,8 @@ class ModelSpec:
         attention_mask: Keys that a row attends to: full, block_causal (up to the end of its block), causal (up to its own).
         shifted_logits: The logits of a position come from the hidden state of the position before it.
         seeded_blocks: The first token of a block is what the clean forward of the token before it says comes next.
+        tied_embeddings: The LM head is the embedding.
+        decoding: How the model is decoded where the workload does not say.
         checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
             shapes; null: only the shape is known, and the accuracy path has no weights.
         only_layers: The checkpoint's layers that are run; null: all.
@@ -65,11 +70,15 @@ class ModelSpec:
     mask_id: int
     eos_id: int
     max_sequence: int
+    rope_scaling: Scaling | None = None
+    rotary_dim: int | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
     attention_mask: str = field(default="full", metadata=one_of([each.value for each in Mask]))
     shifted_logits: bool = False
     seeded_blocks: bool = False
+    tied_embeddings: bool = False
+    decoding: Decoding = field(default_factory=Decoding)
     checkpoint: str | None = None
     only_layers: Sequence[int] | None = None
 
@@ -89,6 +98,10 @@ class ModelSpec:
         for key in ("hidden", "ffn", "vocab"):
             if getattr(self, key) % 32:
                 raise TripathError(f"model.{key}: must be a multiple of the MX block of 32, got {getattr(self, key)}")
+        if self.rotary_dim is not None and not (0 < self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0):
+            raise TripathError(
+                f"model.rotary_dim: must be even, at most model.head_dim {self.head_dim}, got {self.rotary_dim}"
+            )
         for key in ("mask_id", "eos_id"):
             if not 0 <= getattr(self, key) < self.vocab:
                 raise TripathError(f"model.{key}: {getattr(self, key)} is not below model.vocab {self.vocab}")
@@ -109,6 +122,16 @@ class ModelSpec:
         return self.query_width + 2 * self.kv_width
 
     @property
+    def turned_channels(self) -> int:
+        """Channels of a head that RoPE turns."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def rotation(self) -> Rotation:
+        """The angles of RoPE."""
+        return Rotation(theta=self.rope_theta, scaling=self.rope_scaling)
+
+    @property
     def layer_macs_per_row(self) -> int:
         """Multiply-accumulates of the projections of one layer for one row, attention products excluded."""
         (layers,) = self.network.groups
@@ -123,7 +146,7 @@ class ModelSpec:
             Norm(name="attention_norm", part="attn_norm", width=self.hidden, epsilon=self.rms_eps),
             Linear(name="w_qkv", parts=projections, inputs=self.hidden, bias="qkv_bias" if self.qkv_bias else ""),
             *((HeadNorm(**heads, epsilon=self.rms_eps),) if self.qk_norm else ()),
-            Rope(**heads, theta=self.rope_theta),
+            Rope(**heads, rotary_dim=self.turned_channels, rotation=self.rotation),
             Attention(**heads, mask=Mask(self.attention_mask)),
             Linear(name="w_out", parts=(("attn_out", self.hidden),), inputs=self.query_width),
             Residual(width=self.hidden),
@@ -136,6 +159,6 @@ class ModelSpec:
             groups=(Group(repeat=self.layers, pattern=layer),),
             head=(
                 Norm(name="final_norm", part="ln_f", width=self.hidden, epsilon=self.rms_eps),
-                LmHead(vocab=self.vocab, width=self.hidden),
+                LmHead(vocab=self.vocab, width=self.hidden, tied=self.tied_embeddings),
             ),
         )

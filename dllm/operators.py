@@ -8,11 +8,73 @@ before it left, and `Residual` adds that to the stream.
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias, get_args
 
+import numpy as np
+
+from npu.choices import check_choices, one_of
 from npu.errors import TripathError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaling:
+    """How the angles of a rotary embedding are stretched beyond the context that a model was first trained on.
+
+    Attributes:
+        kind: linear: every angle by 1 / `factor`. llama3: long waves so, short ones not, between them a line over the waves that
+            a pair of channels has in the context. yarn: the same, the line over the number of the pair.
+        factor: The context grows by so much.
+        original_context: Tokens of the context before.
+        low: A pair of at most so many waves in that context is wholly stretched (llama3: low_freq_factor, yarn: beta_slow).
+        high: A pair of at least so many is not stretched (llama3: high_freq_factor, yarn: beta_fast).
+    """
+
+    kind: str = field(metadata=one_of(("linear", "llama3", "yarn")))
+    factor: float
+    original_context: int = 8192
+    low: float = 1.0
+    high: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_choices("model.rope_scaling", self)
+        if self.factor < 1.0 or self.original_context < 1 or not 0.0 < self.low < self.high:
+            raise TripathError(
+                "model.rope_scaling: needs a factor and an original_context of at least 1 and 0 < low < high, got "
+                f"factor {self.factor}, original_context {self.original_context}, low {self.low}, high {self.high}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rotation:
+    """Angles of a rotary embedding: pair j of n channels turns by theta^(-2j / n) a token, unless `scaling` stretches it."""
+
+    theta: float
+    scaling: Scaling | None = None
+
+    def frequencies(self, channels: int) -> np.ndarray:
+        """Angle of a token's step for each pair of so many channels, float64 [channels / 2]."""
+        plain, scaling = self.theta ** (-np.arange(0, channels, 2) / channels), self.scaling
+        if scaling is None:
+            return plain
+        context = scaling.original_context
+        match scaling.kind:
+            case "linear":
+                return plain / scaling.factor
+            case "llama3":  # arXiv:2407.21783 and the checkpoints' rope_scaling
+                kept = (context * plain / (2 * np.pi) - scaling.low) / (scaling.high - scaling.low)
+            case "yarn":  # arXiv:2309.00071: the pairs of so many waves, rounded outwards
+                first, last = (
+                    channels * np.log(context / (waves * 2 * np.pi)) / (2 * np.log(self.theta))
+                    for waves in (scaling.high, scaling.low)
+                )
+                first, last = max(np.floor(first), 0), min(np.ceil(last), channels - 1)
+                kept = 1 - (np.arange(len(plain)) - first) / max(last - first, 0.001)
+            case other:
+                raise AssertionError(f"{other} is no kind of scaling")
+        kept = np.clip(kept, 0.0, 1.0)
+        return kept * plain + (1 - kept) * plain / scaling.factor
 
 
 class Role(Enum):
@@ -59,8 +121,25 @@ def _vector(name: str, role: Role, part: str, width: int) -> Weight:
     return Weight(name, role, (Part(part, (width,)),))
 
 
+class Trait(Enum):
+    """What an operator may do beside what every walker of it knows."""
+
+    BLOCK_CAUSAL = "block-causal attention"
+    CAUSAL = "causal attention"
+    PARTIAL_ROTARY = "a rotation of some channels of a head alone"
+    TIED = "an LM head that is the embedding"
+
+
+ALL_TRAITS = frozenset(Trait)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Operator:
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """What it does beside what every walker knows."""
+        return frozenset()
+
     @property
     def weights(self) -> tuple[Weight, ...]:
         """Weights, in the order in which their parts are stored; none unless an operator says so."""
@@ -143,12 +222,26 @@ class HeadNorm(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rope(_Operator):
-    """Rotary embedding of each head of Q and of K: channel j turns with channel j + head_dim / 2."""
+    """Rotary embedding of each head of Q and of K: channel j turns with channel j + rotary_dim / 2.
+
+    The first `rotary_dim` channels of a head turn, the others stay.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
-    theta: float
+    rotary_dim: int
+    rotation: Rotation
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """Whether some channels stay."""
+        return frozenset({Trait.PARTIAL_ROTARY}) if self.rotary_dim != self.head_dim else frozenset()
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """Angle of a token's step for each pair of channels, float64 [rotary_dim / 2]."""
+        return self.rotation.frequencies(self.rotary_dim)
 
 
 class Mask(Enum):
@@ -170,6 +263,17 @@ class Attention(_Operator):
     kv_heads: int
     head_dim: int
     mask: Mask = Mask.FULL
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """What the mask asks for."""
+        match self.mask:
+            case Mask.FULL:
+                return frozenset()
+            case Mask.BLOCK_CAUSAL:
+                return frozenset({Trait.BLOCK_CAUSAL})
+            case Mask.CAUSAL:
+                return frozenset({Trait.CAUSAL})
 
     @property
     def query_width(self) -> int:
@@ -213,15 +317,26 @@ class Residual(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LmHead(_Operator):
-    """logits := h W^T."""
+    """logits := h W^T; where it is `tied`, W is the table of the embedding, kept once more for the array."""
 
     vocab: int
     width: int
+    tied: bool = False
+
+    @property
+    def part(self) -> str:
+        """Name of W."""
+        return "wte" if self.tied else "ff_out"
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """Whether W is another operator's."""
+        return frozenset({Trait.TIED}) if self.tied else frozenset()
 
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The matrix."""
-        return (_matrix("lm_head", (("ff_out", self.vocab),), self.width),)
+        return (_matrix("lm_head", ((self.part, self.vocab),), self.width),)
 
 
 Operator: TypeAlias = Embedding | Norm | Linear | HeadNorm | Rope | Attention | GatedMlp | Residual | LmHead
@@ -285,16 +400,14 @@ class Network:
         """Number and operators of each layer."""
         yield from ((layer, group.pattern) for group, layers in self.numbered() for layer in layers)
 
-    def check(
-        self, known: Collection[type[Operator]], walker: str, masks: Collection[Mask] = frozenset({Mask.FULL})
-    ) -> None:
-        """Refuse a model of which a walker does not know every operator and attention mask.
+    def check(self, known: Collection[type[Operator]], walker: str, traits: Collection[Trait] = frozenset()) -> None:
+        """Refuse a model of which a walker does not know every operator and trait.
 
         Raises:
-            TripathError: naming the operator or the mask.
+            TripathError: naming the operator or the trait.
         """
         for each in (*self.stem, *(each for group in self.groups for each in group.pattern), *self.head):
             if type(each) not in known:
                 raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")
-            if isinstance(each, Attention) and each.mask not in masks:
-                raise TripathError(f"model.attention_mask: {walker} lacks the mask {each.mask.value}")
+            for trait in sorted(each.traits - set(traits), key=lambda trait: trait.value):
+                raise TripathError(f"model: {walker} lacks {trait.value}")

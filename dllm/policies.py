@@ -103,6 +103,29 @@ class Smoother(Enum):
                 return ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How a model is decoded where the workload does not say; each field stands for the workload's of that name.
+
+    Attributes:
+        generation_length: Tokens that are generated.
+        block_length: Tokens that are denoised together.
+        steps_per_block: Denoising steps of a block, where commits follow a schedule.
+        cache: The cache policy.
+        commit: The commit policy.
+        threshold: The confidence from which `commit=threshold` commits.
+        default_prompt: Text to go on from where no prompt is given; null: one must be.
+    """
+
+    generation_length: int = 256
+    block_length: int = 32
+    steps_per_block: int | None = None
+    cache: str = "dual"
+    commit: str = "quota"
+    threshold: float = 0.9
+    default_prompt: str | None = None
+
+
 ON_MACHINE = frozenset({
     Commit.QUOTA, Commit.THRESHOLD, Score.MASKGIT_PLUS, Smoother.PLAIN, Smoother.BAOS, Smoother.FROZEN, Smoother.STATIC,
     Smoother.HADAMARD,

@@ -14,6 +14,7 @@ from dllm.canvas import Canvas, canvas_of
 from dllm.families import tensor_name
 from dllm.model import ModelSpec
 from dllm.operators import (
+    ALL_TRAITS,
     Attention,
     Embedding,
     GatedMlp,
@@ -25,6 +26,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    Rotation,
 )
 from dllm.policies import Commit
 from dllm.workload import Workload
@@ -77,18 +79,18 @@ def silu(x: np.ndarray) -> np.ndarray:
     return x * np.where(x >= 0, np.float32(1), small) / (1 + small)
 
 
-def rope_tables(positions: np.ndarray, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines [R, 1, head_dim] of angles position * theta^(-2j / head_dim), both halves alike."""
-    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = np.outer(positions, frequency)
+def rope_tables(positions: np.ndarray, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [R, 1, channels] of angles position * frequency, both halves alike."""
+    angle = np.outer(positions, frequencies)
     cosine, sine = (np.concatenate([f(angle)] * 2, -1)[:, None].astype(np.float32) for f in (np.cos, np.sin))
     return cosine, sine
 
 
 def rotate(x_RHD: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
-    """Rotary embedding in the rotate-half form: channel j turns with channel j + head_dim / 2."""
-    low, high = np.split(x_RHD, 2, axis=-1)
-    return x_RHD * cosine + np.concatenate([-high, low], -1) * sine
+    """Rotary embedding in the rotate-half form: channel j turns with channel j + n / 2 of the n that the tables have."""
+    turned, kept = np.split(x_RHD, [cosine.shape[-1]], axis=-1)
+    low, high = np.split(turned, 2, axis=-1)
+    return np.concatenate([turned * cosine + np.concatenate([-high, low], -1) * sine, kept], -1)
 
 
 @dataclass(kw_only=True)
@@ -98,7 +100,7 @@ class Stream:
     `x` is float32 [R, hidden]; `h` has an array [R, width] for each part of the last operator's result (Q, K and V stand
     apart). `weights` has the parts of the layer (or of what stands outside of all) by name; `rows` of `tokens` [S], at
     `positions`, are computed; `kept` is the layer's KV cache, of which rows see the keys where `visible` [R or 1, S] is true
-    (None: all); `angles` are RoPE's tables by head_dim and theta.
+    (None: all); `angles` are RoPE's tables.
     """
 
     tokens: np.ndarray
@@ -109,7 +111,7 @@ class Stream:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     visible: np.ndarray | None = None
-    angles: dict[tuple[int, float], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    angles: dict[tuple[int, Rotation], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def _embed(_: Embedding, s: Stream) -> None:
@@ -142,9 +144,9 @@ def _head_norm(op: HeadNorm, s: Stream) -> None:
 
 
 def _rope(op: Rope, s: Stream) -> None:
-    if (shape := (op.head_dim, op.theta)) not in s.angles:
-        s.angles[shape] = rope_tables(s.positions, *shape)
-    tables, (q, k, v) = s.angles[shape], s.h
+    if (key := (op.rotary_dim, op.rotation)) not in s.angles:
+        s.angles[key] = rope_tables(s.positions, op.frequencies)
+    tables, (q, k, v) = s.angles[key], s.h
     s.h = [*(rotate(_heads(x, op.head_dim), *tables).reshape(x.shape) for x in (q, k)), v]
 
 
@@ -172,8 +174,8 @@ def _residual(_: Residual, s: Stream) -> None:
     s.x = s.x + s.h[0]
 
 
-def _lm_head(_: LmHead, s: Stream) -> None:
-    s.h = [s.h[0] @ s.weights["ff_out.weight"].T]
+def _lm_head(op: LmHead, s: Stream) -> None:
+    s.h = [s.h[0] @ s.weights[f"{op.part}.weight"].T]
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
@@ -197,7 +199,7 @@ class ReferenceModel:
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
         self.spec, self.network, self._tensors = spec, spec.network, tensors
-        self.network.check(COMPUTE, "the NumPy reference", masks=Mask)
+        self.network.check(COMPUTE, "the NumPy reference", traits=ALL_TRAITS)
         self._stem, self._head = _named(self.network.stem), _named(self.network.head)
         self._layers = [_named(pattern, number) for number, pattern in self.network.layers()]
 

@@ -1,9 +1,10 @@
 """What is generated: the canvas, its blocks, and the decoding policies; and the numerics it is generated with."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
-from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Score, Smoother
+from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Decoding, Score, Smoother
 from npu.choices import check_choices, one_of
 from npu.errors import TripathError
 from npu.formats import FORMATS
@@ -219,6 +220,18 @@ class Numerics:
     def token_block(self, block_length: int) -> int:
         """Tokens of a block that runs along tokens."""
         return min(self.block_size, block_length)
+
+
+def with_defaults(values: Mapping[str, object], decoding: Decoding) -> dict[str, object]:
+    """The fields of a workload, those that are null as the model is decoded; steps follow from blocks."""
+    found = dict(values)
+    for field_ in fields(Decoding):
+        if field_.name in found and found[field_.name] is None:
+            found[field_.name] = getattr(decoding, field_.name)
+    generation, block = found.get("generation_length"), found.get("block_length")
+    if found.get("steps", 0) is None and isinstance(generation, int) and isinstance(block, int) and block > 0:
+        found["steps"] = generation // block * min(block, decoding.steps_per_block or block)
+    return found
 
 
 def reference_only(workload: Workload, numerics: Numerics) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -11,6 +12,7 @@ from torch.nn import functional
 from dllm.families import PREFIX
 from dllm.model import ModelSpec
 from dllm.operators import (
+    ALL_TRAITS,
     Attention,
     Embedding,
     GatedMlp,
@@ -25,17 +27,17 @@ from dllm.operators import (
 )
 
 
-def rope_tables(positions: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [positions, head_dim], both halves alike."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(positions, dtype=torch.float32), frequency)
+def rope_tables(positions: int, frequencies: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [positions, channels], both halves alike."""
+    angle = torch.outer(torch.arange(positions, dtype=torch.float32), torch.tensor(frequencies, dtype=torch.float32))
     return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
 
 
 def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of x [batch, heads, tokens, head_dim]."""
-    low, high = x.chunk(2, -1)
-    return x * cosine + torch.cat([-high, low], -1) * sine
+    """Rotary embedding of x [batch, heads, tokens, head_dim], of as many channels as the tables have."""
+    turned, kept = x[..., : cosine.shape[-1]], x[..., cosine.shape[-1] :]
+    low, high = turned.chunk(2, -1)
+    return torch.cat([turned * cosine + torch.cat([-high, low], -1) * sine, kept], -1)
 
 
 @dataclass(kw_only=True)
@@ -113,8 +115,8 @@ def _residual(_: Residual, f: Flow) -> None:
     f.x = f.x + f.h[0]
 
 
-def _lm_head(_: LmHead, f: Flow) -> None:
-    f.h = [f.modules["ff_out"](f.h[0])]
+def _lm_head(op: LmHead, f: Flow) -> None:
+    f.h = [functional.linear(f.h[0], f.modules[op.part].get_parameter("weight"))]
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
@@ -140,6 +142,8 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
                 yield "ff_proj", nn.Linear(each.width, each.inner, bias=False)
                 yield "up_proj", nn.Linear(each.width, each.inner, bias=False)
                 yield "ff_out", nn.Linear(each.inner, each.width, bias=False)
+            case LmHead() if each.tied:
+                pass
             case LmHead():
                 yield "ff_out", nn.Linear(each.width, each.vocab, bias=False)
             case Rope() | Attention() | Residual():
@@ -154,7 +158,7 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, spec: ModelSpec, block: int = 8) -> None:
         super().__init__()
         self.spec, self.network, self.block = spec, spec.network, block
-        self.network.check(COMPUTE, "training", masks=Mask)
+        self.network.check(COMPUTE, "training", traits=ALL_TRAITS)
         for name, module in _modules(self.network.stem):
             self.add_module(name, module)
         self.blocks = nn.ModuleList(nn.ModuleDict(dict(_modules(pattern))) for _, pattern in self.network.layers())
@@ -162,7 +166,7 @@ class DiffusionTransformer(nn.Module):
             self.add_module(name, module)
         operators = [each for _, pattern in self.network.layers() for each in pattern]
         ropes = {each for each in operators if isinstance(each, Rope)}
-        self.tables = {each: rope_tables(spec.max_sequence, each.head_dim, each.theta) for each in ropes}
+        self.tables = {each: rope_tables(spec.max_sequence, each.frequencies) for each in ropes}
         self.masks = {each.mask for each in operators if isinstance(each, Attention)}
         for parameter in self.parameters():
             if parameter.ndim == 2:

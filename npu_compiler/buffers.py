@@ -61,7 +61,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ("x", rows * model.hidden, "embed", ""),
         ("norm_weight", model.hidden, "qkv", ""),
         ("h", rows * model.hidden, "qkv", ""),
-        ("rope", rows * model.head_dim, "qkv", ""),
+        ("rope", rows * model.turned_channels, "qkv", ""),
         ("bias", model.qkv_width if model.qkv_bias else 0, "qkv", ""),
         ("head_norm", 2 * model.head_dim if model.qk_norm else 0, "qkv", ""),
         ("qkv", rows * model.qkv_width, "qkv", ""),
@@ -96,7 +96,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         yield "mixed", STREAM_SLOTS * tiling.row_tile * model.head_dim, "qkv", "mixed"
     if smoothing.pre_rope:
         yield "cached_keys", rows * model.kv_width, "rotate", ""
-        yield "key_rope", rows * model.head_dim, "rotate", ""
+        yield "key_rope", rows * model.turned_channels, "rotate", ""
 
 
 def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling) -> Plan:

@@ -116,7 +116,7 @@ def _rotate_keys(c: Context, layer: Layer) -> None:
     for chunk in c.chunks(full_span(c.workload, c.tiling)):
         with e.stage("load keys"):
             move_keys(c, chunk, "H_LOAD_V", "keys", "cached_keys", layer)
-            c.transfer_rows(chunk, "H_LOAD_V", "rope", "key_rope", c.model.head_dim)
+            c.transfer_rows(chunk, "H_LOAD_V", "rope", "key_rope", c.model.turned_channels)
         with e.stage("rotate keys"):
             turn(c, chunk, "cached_keys", "key_rope", width, width)
         with e.stage("store keys"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dllm.canvas import Canvas
 from dllm.model import ModelSpec
-from dllm.operators import Mask
+from dllm.operators import ALL_TRAITS, Mask
 from dllm.policies import Rows, Smoother
 from dllm.workload import SIDES, Numerics, Workload, reference_only
 from npu.errors import CapacityError, TripathError
@@ -77,7 +77,7 @@ def compile_passes(
     Raises:
         TripathError: as `compile_program`.
     """
-    model.network.check(LOWER, "the compiler", masks=Mask)
+    model.network.check(LOWER, "the compiler", traits=ALL_TRAITS)
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:

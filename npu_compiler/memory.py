@@ -52,7 +52,7 @@ def hbm_map(
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         *([("edge", (1, 2 * tiling.cache_tokens), "bf16", MX_BLOCK, False)] if workload.caches.appends else []),
-        ("rope", (batch, canvas, model.head_dim), "bf16", MX_BLOCK, False),
+        ("rope", (batch, canvas, model.turned_channels), "bf16", MX_BLOCK, False),
     ]
     for stored in model.network.weights():
         weight, on_array = stored.weight, stored.weight.role is Role.MATRIX

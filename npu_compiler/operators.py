@@ -52,7 +52,7 @@ def _load_head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
 
 
 def _load_angles(op: Rope, c: Context, flow: Flow) -> None:
-    c.transfer_rows(flow.chunk, "H_LOAD_V", "rope", "rope", op.head_dim)
+    c.transfer_rows(flow.chunk, "H_LOAD_V", "rope", "rope", op.rotary_dim)
 
 
 LOAD: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
@@ -131,12 +131,15 @@ def _turned_width(c: Context) -> int:
 
 def turn(c: Context, chunk: Chunk, buffer: str, table: str, turned: int, width: int) -> None:
     """RoPE on the first `turned` of the `width` columns of a buffer, in place."""
-    limit = c.vlen // c.model.head_dim * c.model.head_dim
+    hd, channels = c.model.head_dim, c.model.turned_channels
+    limit = (
+        c.vlen // hd * hd if channels == hd else hd
+    )  # heads side by side turn at once where all of their channels do
     for first, count, lanes in segments(turned, limit):
         with c.e.loop(count) as piece, chunk.each(c.e) as rows:
             row = c.vector(buffer, first, [(piece, lanes), *times(rows, width)])
-            angles = c.vector(table, 0, times(rows, c.model.head_dim))
-            c.e.emit("V_ROPE_V", dst=row, a=row, table=angles, n=lanes, head_dim=c.model.head_dim)
+            angles, n = c.vector(table, 0, times(rows, channels)), lanes if channels == hd else channels
+            c.e.emit("V_ROPE_V", dst=row, a=row, table=angles, n=n, head_dim=channels)
 
 
 def _rope(op: Rope, c: Context, flow: Flow) -> None:

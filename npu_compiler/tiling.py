@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dllm.canvas import canvas_of
 from dllm.model import ModelSpec
 from dllm.policies import Rows
@@ -88,11 +90,15 @@ def cache_tile(model: ModelSpec, numerics: Numerics, tiling: Tiling, side: str) 
     )  # fmt: skip
 
 
-def key_tile_tokens(canvas: int, unit: int, largest: int) -> int:
-    """Keys of an attention tile, a multiple of `unit`: of equal tiles those with the least work, each costing 64 keys more."""
+def key_tile_tokens(canvas: int, unit: int, largest: int, unseen: Sequence[int] = (0,)) -> int:
+    """Keys of an attention tile, a multiple of `unit`: of equal tiles those with the least work, each costing 64 keys more.
+
+    `unseen` are the last tokens of the canvas that the passes do not see yet.
+    """
     units, most = -(-canvas // unit), largest // unit
-    sizes = [-(-units // tiles) * unit for tiles in range(-(-units // most), units + 1)]
-    return min(sizes, key=lambda size: (-(-canvas // size) * (size + 64), -size))
+    sizes = sorted({-(-units // tiles) * unit for tiles in range(-(-units // most), units + 1)}, reverse=True)
+    last = np.asarray(unseen)
+    return min(sizes, key=lambda size: int((-(-canvas // size) - last // size).sum()) * (size + 64))
 
 
 def make_tiling(
@@ -136,7 +142,10 @@ def make_tiling(
     if appends and block > most:  # keys grow by whole tiles from block to block, or tiles by whole blocks
         key_tile = math.gcd(block, most)
     else:
-        key_tile = key_tile_tokens(plan.rows, math.lcm(smallest, block) if appends else smallest, most)
+        unit, unseen = (
+            (math.lcm(smallest, block), range(0, plan.rows - plan.prompt, block)) if appends else (smallest, (0,))
+        )
+        key_tile = key_tile_tokens(plan.rows, unit, most, unseen)
     canvas, rows = plan.rows, max(MAX_CHUNK_ROWS, block if Rows.SUFFIX in workload.caches.passes else 0)
     return Tiling(
         canvas=canvas, prompt=plan.prompt, blocks=plan.blocks, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,

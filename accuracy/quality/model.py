@@ -100,11 +100,10 @@ class StudyModel:
 
     def new_batch(self, first_B: Tensor, canvas: int) -> Batch:
         """An empty cache for sequences whose first real token is `first_B`, on a canvas of `canvas` tokens."""
-        half = self.spec.head_dim // 2
-        frequency = self.spec.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        frequencies = torch.tensor(self.spec.rotation.frequencies(self.spec.turned_channels))
         real = torch.arange(canvas) >= first_B[:, None]
         position = (torch.arange(canvas) - first_B[:, None]).clamp(min=0)
-        angle = position[:, None, :, None] * frequency
+        angle = position[:, None, :, None] * frequencies
         cosine, sine = (self.lanes(table.to(torch.float32)) for table in (angle.cos(), angle.sin()))
         layers = range(self.spec.layers)
         return Batch(real=real, cosine=cosine, sine=sine, sides=[{} for _ in layers], loaded=[{} for _ in layers])

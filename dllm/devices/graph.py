@@ -12,6 +12,7 @@ from dllm.devices import numpy_graph
 from dllm.devices.operation import Operation, Shape
 from dllm.model import ModelSpec
 from dllm.operators import (
+    ALL_TRAITS,
     Attention,
     Embedding,
     GatedMlp,
@@ -38,9 +39,15 @@ EXP_FLOPS = 20
 def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]]:
     """(rows forwarded, rows of keys) of every denoising step: `none` all, `prefix` from the block on, `dual` the block.
 
-    The first step of a block forwards the whole canvas (Fast-dLLM, arXiv:2505.22618).
+    The first step of a block forwards the whole canvas (Fast-dLLM, arXiv:2505.22618). Where the cache is appended, the prompt is
+    forwarded once, and a clean forward of every block follows its steps.
     """
     canvas = prompt_length + workload.generation_length
+    if workload.caches.appends:
+        yield prompt_length, prompt_length
+        for end in range(prompt_length + workload.block_length, canvas + 1, workload.block_length):
+            yield from [(workload.block_length, end)] * (workload.steps_per_block + 1)
+        return
     for block in range(workload.blocks):
         start = prompt_length + block * workload.block_length
         for step in range(workload.steps_per_block):
@@ -52,7 +59,7 @@ def phase_operations(
     software: str, model: ModelSpec, phase: str, shape: Shape, sampling_format: str
 ) -> list[Operation]:
     """Operations of a phase; `sampling_format` is that of the probabilities (torch only)."""
-    model.network.check(OPERATORS_OF[software], f"a device that runs {software}")
+    model.network.check(OPERATORS_OF[software], f"a device that runs {software}", traits=ALL_TRAITS)
     if phase == "step":
         parts = ("prefill", "lm_head", "sampling")
         return [row for part in parts for row in phase_operations(software, model, part, shape, sampling_format)]

@@ -155,10 +155,10 @@ def forward(model: ModelSpec, rows: int, keys: int) -> list[Operation]:
     macs = sum(each.macs_per_row * group.repeat for group in network.groups for each in group.pattern)
     shape = Pass(rows=rows, keys=keys, weights_bytes=FP32_BYTES * macs)
     tables = {
-        (each.head_dim, each.theta) for group in network.groups for each in group.pattern if isinstance(each, Rope)
+        (each.rotary_dim, each.rotation) for group in network.groups for each in group.pattern if isinstance(each, Rope)
     }
     layers = [row for group in network.groups for row in _calls(group.pattern, shape) * group.repeat]
-    angles = [row for head_dim, _ in tables for row in passes(rows * head_dim, unary=6)]
+    angles = [row for rotary_dim, _ in tables for row in passes(rows * rotary_dim, unary=6)]
     return [*angles, *_calls(network.stem, shape), *layers]
 
 

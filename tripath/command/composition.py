@@ -159,7 +159,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
         TripathError: a value breaks a rule.
     """
     from dllm.model import ModelSpec
-    from dllm.workload import Numerics, Workload, reference_only
+    from dllm.workload import Numerics, Workload, reference_only, with_defaults
     from npu.energy import Technology
     from npu.hardware import HardwareConfig
     from tripath.command.comparisons import read_validation
@@ -186,7 +186,13 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     for key in (*sorted(groups), "devices"):
         if not isinstance(values.get(key), dict):
             raise TripathError(f"{key}: needs a mapping, got {values.get(key)!r}")
-    workload = dict(values["workload"])
+    model = {**values["model"], "checkpoint": resolve(values["model"].get("checkpoint"))}
+    if isinstance(sliced := model.get("only_layers"), list):
+        if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
+            raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
+        model["layers"] = len(sliced)
+    own = build(ModelSpec, "model", model)
+    workload = with_defaults(values["workload"], own.decoding)
     default_prompt = workload.pop("default_prompt", None)
     if default_prompt is not None and not isinstance(default_prompt, str):
         raise TripathError(f"workload.default_prompt: must be text, got {default_prompt!r}")
@@ -198,12 +204,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     prompt = workload.get("prompt")
     if isinstance(prompt, str):  # kept from instantiate, which would interpolate a `${` in it
         workload["prompt"] = None
-    model = {**values["model"], "checkpoint": resolve(values["model"].get("checkpoint"))}
-    if isinstance(sliced := model.get("only_layers"), list):
-        if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
-            raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
-        model["layers"] = len(sliced)
-    paths, own = values.get("paths"), build(ModelSpec, "model", model)
+    paths = values.get("paths")
     comparisons, settings = read_validation(values["validation"])
     references = [row for row in settings.references if _applies(row.when, values)]
     hardware = build(HardwareConfig, "hardware", _with_timing(values["hardware"]))

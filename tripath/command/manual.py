@@ -182,6 +182,8 @@ def _files(group: str) -> str:
     root = Path(str(files("conf")))
     lines = []
     for path in sorted((root / group).rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
+        if path.name.startswith("_"):  # what the files of a group have in common
+            continue
         inside = path.relative_to(root)
         command, sentence = summary_of(path)
         lines.append(f"| `{command or f'{inside.parent.as_posix()}={inside.stem}'}` | {sentence} |\n")

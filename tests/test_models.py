@@ -1,0 +1,78 @@
+"""Shipped models against what their publishers say of them, and against the program's map of memory."""
+
+import math
+
+import pytest
+
+from dllm.families import expected_shapes
+from npu_compiler.memory import hbm_map
+from npu_compiler.tiling import make_tiling
+from tripath.api import compose_experiment, prepare
+
+PUBLISHED = {
+    "llada_8b": (8.02e9, None, "arXiv:2502.09992, table 5"),
+    "dream_7b": (7.62e9, 6.53e9, "Qwen2.5-7B, from which Dream comes (model card)"),
+    "sdar_1_7b": (1.72e9, 1.4e9, "Qwen3-1.7B, whose shape it has (model card: 1.7B, 1.4B without embedding)"),
+    "sdar_4b": (4.02e9, 3.6e9, "Qwen3-4B (model card: 4.0B, 3.6B without embedding)"),
+    "sdar_8b": (8.19e9, 6.95e9, "Qwen3-8B (model card: 8.2B, 6.95B without embedding)"),
+    "fast_dllm_v2_1_5b": (1.54e9, 1.31e9, "Qwen2.5-1.5B (model card)"),
+    "fast_dllm_v2_7b": (7.62e9, 6.53e9, "Qwen2.5-7B (model card)"),
+    "nemotron_diffusion_3b": (3.83e9, None, "its checkpoint's index"),
+    "smollm2_135m": (134.5e6, None, "its checkpoint's index"),
+    "qwen3_8b": (8.19e9, 6.95e9, "model card: 8.2B, 6.95B without embedding"),
+    "wedlm_8b": (8.19e9, 6.95e9, "Qwen3-8B, whose shape it has"),
+    "llama3_1_8b": (8.03e9, None, "arXiv:2407.21783, its checkpoint's index"),
+}
+"""Parameters, and those without embedding and head, as published, and where."""
+CACHE_BYTES = {
+    "llama3_1_8b": 131_072,
+    "qwen3_8b": 147_456,
+    "llada_8b": 524_288,
+    "smollm2_135m": 23_040,
+    "dream_7b": 57_344,
+}
+"""Of one token in BF16: 2 x layers x KV heads x head_dim x 2 bytes."""
+
+
+def experiment_of(name, *changes):
+    changes = ("paths=[cycle]", "hardware=npu_datacenter", "workload.prompt_length=64", *changes)
+    return compose_experiment(f"model={name}", *changes)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name):
+    model = experiment_of(name).model
+    total, inner, _ = PUBLISHED[name]
+    shapes = expected_shapes(model)
+    assert sum(map(math.prod, shapes.values())) == pytest.approx(total, rel=0.01)
+    layers = sum(math.prod(shape) for part, shape in shapes.items() if ".blocks." in part)
+    if inner:
+        assert layers == pytest.approx(inner, rel=0.03)
+    macs = sum(each.macs_per_row for _, pattern in model.network.layers() for each in pattern)
+    assert macs == pytest.approx(layers, rel=0.002)  # a multiply-accumulate for each weight of the layers
+
+
+@pytest.mark.parametrize("name", CACHE_BYTES)
+def test_the_program_keeps_the_weights_and_the_cache(name):
+    x = experiment_of(name, "numerics=bf16")
+    lengths = [64]
+    tensors = hbm_map(
+        x.model, x.workload, x.numerics, make_tiling(x.model, x.workload, x.hardware, x.numerics, lengths), x.hardware
+    )
+    found = {tensor.name: tensor for tensor in tensors}
+    kept = found["keys"].size_bytes + found["values"].size_bytes
+    assert kept == CACHE_BYTES[name] * found["keys"].shape[3]
+    weights = sum(found[stored.name].size_bytes for stored in x.model.network.weights())
+    total, _, _ = PUBLISHED[name]
+    twice = x.model.vocab * x.model.hidden if x.model.tied_embeddings else 0  # for the array, and to gather from
+    assert weights == pytest.approx(2 * (total + twice), rel=0.01)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_model_brings_its_decoding(name):
+    """The command that the README promises: a model, a machine and a prompt's length are enough."""
+    x = experiment_of(name, "workload.generation_length=64")
+    assert x.workload.steps == 64
+    prepared = prepare(x, "")
+    assert len(prepared.program.words) < 20_000
+    assert x.workload.caches.appends is (x.model.attention_mask != "full")

@@ -14,6 +14,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    norms_of,
 )
 from npu.formats import FORMATS
 from npu_compiler.attention import attend
@@ -25,7 +26,7 @@ from npu_compiler.stages import Level, Place
 
 def load(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
     """Load what operators need beside the rows of the stream, in their order."""
-    assert sum(isinstance(each, Norm) for each in operators) <= 1, "a chunk has one buffer for the weights of a norm"
+    flow.norms = {each.name: number for number, each in enumerate(norms_of(operators))}
     for operator in operators:
         if (needed := LOAD.get(type(operator))) is not None:
             needed(operator, c, flow)
@@ -38,7 +39,7 @@ def lower(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
 
 
 def _load_norm(op: Norm, c: Context, flow: Flow) -> None:
-    c.load_row(flow, op.name, "norm_weight", op.width)
+    c.load_row(flow, op.name, "norm_weight", op.width, flow.norms[op.name] * op.width)
 
 
 def _load_bias(op: Linear, c: Context, flow: Flow) -> None:
@@ -79,7 +80,7 @@ def _embed(op: Embedding, c: Context, flow: Flow) -> None:
 def _norm(op: Norm, c: Context, flow: Flow) -> None:
     """h := norm(x)."""
     with c.e.stage(op.name):
-        c.rms_norm(flow.chunk, "x", "h", "norm_weight", zero_padding=flow.zero_padding)
+        c.rms_norm(flow, "x", "h", flow.norms[op.name] * op.width)
     flow.value = "h"
 
 

@@ -243,9 +243,9 @@ def _tree(
         _append_blocks(c, period, measuring=when == "once")
         return e
     if when == "once":  # the first block measures, the others are loops of their own
-        for block in block_loops(e, 0, 1, blocks, period, keep=True):
+        for block in block_loops(e, 0, 1, blocks, period):
             _block(c, block, measuring=True)
-    for block in block_loops(e, int(when == "once"), blocks, blocks, period, keep=when == "once"):
+    for block in block_loops(e, int(when == "once"), blocks, blocks, period):
         _block(c, block, measuring=when == "each")
     return e
 

@@ -141,7 +141,9 @@ def simulate(
     trips = [sum(record.block == block for record in steps[0]) for block in range(plan.blocks)]
     metrics, table = fidelity(ReferenceModel(model, tensors), workload, prompts, tokens, steps)
     metrics["generated_tokens"] = tokens.size
+    metrics["kept_tokens"] = sum(_before_end(row, model.eos_id) for row in tokens)
     metrics["denoising_steps"] = sum(trips)
+    metrics["forwards"] = plan.forwards(trips, appends=workload.caches.appends)
     result = Result(
         simulator="accuracy", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
         counts=event_counts(program, machine.retired), tables={"steps": table},
@@ -150,6 +152,12 @@ def simulate(
         result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips,
         commit_steps=_commit_steps(plan, steps), steps=steps,
     )  # fmt: skip
+
+
+def _before_end(tokens: np.ndarray, eos_id: int) -> int:
+    """Tokens of a sequence before the first end token."""
+    ends = np.flatnonzero(tokens == eos_id)
+    return int(ends[0]) if len(ends) else len(tokens)
 
 
 def _commit_steps(plan: Canvas, steps: Sequence[Sequence[Step]]) -> list[list[int]]:

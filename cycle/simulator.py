@@ -10,8 +10,8 @@ from cycle.fastforward import new_snapshots
 from cycle.machine import DEADLOCK, NO_BODY, OK, OUT_OF_RANGE, TRACE_SHORT, UNKNOWN, run
 from cycle.memory import DescriptorCosts
 from cycle.periods import mark_loops
-from cycle.races import check_races
 from cycle.state import EVENT, State, Statistics, new_state
+from cycle.verdicts import prove
 from npu.energy import Technology, account
 from npu.errors import ProgramError, TripathError
 from npu.hardware import HardwareConfig
@@ -92,7 +92,7 @@ def _replay(
                 f"{getattr(hardware, name)}"
             )
     if race_check:
-        check_races(program)
+        prove(program)
     costs = DescriptorCosts(hardware)
     code, facts = code_of(program, hardware), facts_of(hardware, costs)
     if fast_forward:

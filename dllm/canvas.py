@@ -72,6 +72,14 @@ class Canvas:
         blocks = -(-(self.tail(sequence) + self.generation) // self.block_length)
         return self.prompt + blocks * self.block_length
 
+    def forwards(self, steps: Sequence[int], *, appends: bool) -> int:
+        """Forwards of the model for so many denoising steps of each block; a cache that is appended takes one for the prompt
+        and a clean one for each block, which is all where a step only samples."""
+        if not appends:
+            return sum(steps)
+        sampled = self.seeded and self.block_length == 1
+        return bool(self.prompt) + len(steps) + (0 if sampled else sum(steps))
+
     @property
     def most_masks(self) -> list[int]:
         """Masks that the steps of each block fill, in the sequence that has most there."""

@@ -14,6 +14,7 @@ from npu_compiler.stages import Buffer, Stream
 from npu_compiler.tiling import CONTRACTED, STREAM_SLOTS, Tiling, cache_tile, panel_bytes, smoothing_widths
 
 STREAMS = ("weights", "keys_values", "gated", "logits", "logit_rows", "mixed")
+MATRIX_WORD_BYTES = 16
 SAMPLING_PHASES = ("setup", "sampling", "commit")
 """Phases of `workload.stage=sampling`."""
 COMMIT_ROWS = ("confidence", "masked", "chosen", "best", "left")
@@ -127,9 +128,19 @@ def _integer(workload: Workload, tiling: Tiling) -> Plan:
     )  # fmt: skip
 
 
+def aligned(size_bytes: int) -> int:
+    """Bytes of a slot in Matrix SRAM: slots that share no word of it are written and read independently."""
+    return -(-size_bytes // MATRIX_WORD_BYTES) * MATRIX_WORD_BYTES
+
+
 def _matrix(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling) -> Plan:
-    yield "weights", STREAM_SLOTS * panel_bytes(model, hardware, numerics), "ffn", "weights"
+    yield "weights", STREAM_SLOTS * aligned(panel_bytes(model, hardware, numerics)), "ffn", "weights"
     if numerics.smoothing.mixed:
         yield "hadamard", model.head_dim * FORMATS["bf16"].row_bytes(model.head_dim), "setup", ""
     for side in CONTRACTED:
-        yield side, STREAM_SLOTS * cache_tile(model, numerics, tiling, side).size_bytes, "attention", "keys_values"
+        yield (
+            side,
+            STREAM_SLOTS * aligned(cache_tile(model, numerics, tiling, side).size_bytes),
+            "attention",
+            "keys_values",
+        )

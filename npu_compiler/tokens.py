@@ -265,7 +265,9 @@ class _Placer:
         stop = _break_of(children)
         once_more = stop is not None and edge.before <= stop < edge.after
         early = any(edge.taker in _units(child) for child in children[: edge.before])
-        if enter is None or (leave is None) != once_more or early:
+        # What the giver does in the loop behind its signal, the token that leaves would not tell of.
+        late = leave is not None and self._matters(body, key, children[edge.after + 1 :], edge.giver)
+        if enter is None or (leave is None) != once_more or early or late:
             assert not once_more, f"{_name(edge)}: nothing gives the token for the way out of the loop"
             return
         parts: list[Semaphore] = list(dict.fromkeys([made[edge], made[enter], *([made[leave]] if leave else [])]))
@@ -282,6 +284,37 @@ class _Placer:
             made.update({each: whole for each, semaphore in made.items() if semaphore in parts})
         else:
             assert not once_more, f"{_name(edge)}: the token for the way out of the loop does not take turns"
+
+    def _matters(self, body: Sequence[Node], loop: int, behind: Sequence[Child], unit: str) -> bool:
+        """Something outside of a loop (its identity) conflicts with what a unit does in the last children of its body."""
+        done = [access for child in behind for access in _accesses(child, unit)]
+        others = [access for node in _outside(body, loop) for access in _accesses(node)]
+        return any(self.conflict(a, b) for a in done for b in others if b.unit != unit)
+
+
+def _accesses(child: Child, unit: str | None = None) -> Iterator[Access]:
+    """What a unit (None: every one) touches in a child, without what anyone knows of it."""
+    match child:
+        case Stage():
+            if unit in (None, child.unit):
+                nobody: frozenset[str] = frozenset()
+                yield from (
+                    Access(child.unit, at, written, nobody, nobody, moves) for at, written, moves in _touched(child)
+                )
+        case Loop():
+            for each in _children(child.body):
+                yield from _accesses(each, unit)
+        case Break():
+            pass
+
+
+def _outside(body: Sequence[Node], loop: int) -> Iterator[Stage]:
+    """The stages of a tree that are not in a loop (its identity)."""
+    for node in body:
+        if isinstance(node, Stage):
+            yield node
+        elif isinstance(node, Loop) and id(node) != loop:
+            yield from _outside(node.body, loop)
 
 
 def _units(child: Child) -> set[str]:

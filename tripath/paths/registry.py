@@ -24,7 +24,8 @@ EXACTNESS = (Fact.TIMES, Fact.ESTIMATE)
 
 def _accuracy(metrics: Mapping[str, float]) -> str:
     return (
-        f"{metrics['generated_tokens']:.0f} tokens, agreement with the FP32 reference "
+        f"{metrics['generated_tokens']:.0f} tokens ({metrics['kept_tokens']:.0f} before the end token) in "
+        f"{metrics['forwards']:.0f} forwards, agreement with the FP32 reference "
         f"{metrics['token_agreement']:.3f}, logit KL {metrics['logit_kl']:.2g} nats"
     )
 

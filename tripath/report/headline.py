@@ -10,20 +10,35 @@ from tripath.validation import WHOLE_RUN, Discrepancy
 
 
 def headline(experiment: Experiment, outcome: Outcome) -> Table:
-    """One row per timing path, as text: what a reader looks at first."""
-    rows = []
+    """One row per timing path, as text: what a reader looks at first.
+
+    Where a path gave tokens, those before the end token are counted apart (kept/s).
+    """
+    rows, kept = [], _kept_share(outcome)
     for name, result in outcome.results.items():
         metrics, cycles = result.metrics, cycles_of(result.metrics)
         if Fact.CYCLES not in gives(name) or cycles is None:
             continue
         row = [name, f"{cycles:,.0f}", format_seconds(cycles / experiment.hardware.clock_hz)]
-        row.append(_number(metrics["tokens_per_second"]) if "tokens_per_second" in metrics else "")
+        speed = metrics.get("tokens_per_second")
+        row.append("" if speed is None else _number(speed))
+        if kept is not None:
+            row.append("" if speed is None else _number(kept * speed))
         if "sampling_share" in metrics:
             row += [_bound_by(metrics, cycles), f"{metrics['matrix_utilisation']:.1%}", f"{metrics['sampling_share']:.1%}",
                     _number(metrics["tokens_per_joule"]) if "tokens_per_joule" in metrics else ""]  # fmt: skip
-        rows.append([*row, *[""] * (8 - len(row))])
-    columns = ["path", "cycles", "time", "tokens/s", "bound by", "array use", "sampling", "tokens/J"]
-    return Table(columns=columns, rows=rows)
+        rows.append(row)
+    counted = ["tokens/s"] if kept is None else ["tokens/s", "kept/s"]
+    columns = ["path", "cycles", "time", *counted, "bound by", "array use", "sampling", "tokens/J"]
+    return Table(columns=columns, rows=[[*row, *[""] * (len(columns) - len(row))] for row in rows])
+
+
+def _kept_share(outcome: Outcome) -> float | None:
+    """Of the generated tokens, those before the end token; None where no path gave tokens."""
+    for result in outcome.results.values():
+        if "kept_tokens" in result.metrics:
+            return result.metrics["kept_tokens"] / result.metrics["generated_tokens"]
+    return None
 
 
 def energy_line(outcome: Outcome) -> str:

@@ -1,0 +1,56 @@
+"""Random models, machines and decodings: every program has no race, equals the reference but for rounding, and is counted alike."""
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+
+from dllm.model import ModelSpec
+from tripath.api import accuracy, analytical, compile_program, compose_experiment, cycle
+
+CASES = 10
+
+
+def drawn(seed: int) -> tuple[ModelSpec, dict[str, Any], list[str], list[int]]:
+    """A model with random weights, a workload's fields, overrides of the machine, and lengths of prompts."""
+    rng = random.Random(seed)
+    kv_heads, block, batch = rng.choice([1, 2, 3, 5]), rng.choice([4, 8, 16, 32]), rng.choice([1, 2, 3])
+    cache = rng.choice(["none", "prefix", "dual", "append"])
+    mask = rng.choice(["full", "block_causal", "causal"]) if cache == "append" else "full"
+    seeded = cache == "append" and rng.random() < 0.5
+    vocab = 32 * rng.choice([3, 5, 16, 33])
+    model = ModelSpec(
+        name="drawn", layers=rng.choice([1, 2]), hidden=32 * rng.choice([1, 2, 3, 5, 6, 8]), heads=kv_heads * rng.choice([1, 2, 3]),
+        kv_heads=kv_heads, head_dim=rng.choice([32, 64, 96]), ffn=32 * rng.choice([2, 4, 7, 10, 14]), vocab=vocab,
+        rope_theta=1e4, rms_eps=1e-5, mask_id=1, eos_id=2, max_sequence=4096, qkv_bias=rng.random() < 0.5,
+        qk_norm=rng.random() < 0.5, rotary_dim=rng.choice([None, 32]), tied_embeddings=rng.random() < 0.3,
+        shifted_logits=rng.random() < 0.5, attention_mask=mask, seeded_blocks=seeded, checkpoint="synthetic",
+    )  # fmt: skip
+    if seeded and rng.random() < 0.5:
+        block = 1
+    blocks, steps = rng.choice([1, 2, 3]), rng.choice([1, 2, 4])
+    workload = {"cache": cache, "block_length": block, "generation_length": block * blocks, "batch": batch,
+                "steps": blocks * min(steps, block)}  # fmt: skip
+    numerics = rng.choice(["mxint8", "mxint4", "mxfp8", "bf16", *(["mxint4_baos"] if cache != "append" else [])])
+    machine = [f"hardware.{width}={rng.choice(sizes)}" for width, sizes in (("blen", [4, 8, 16]), ("mlen", [128, 256]),
+               ("vlen", [128, 256]))]  # fmt: skip
+    return model, workload, [*machine, f"numerics={numerics}"], [rng.randrange(1, 40) for _ in range(batch)]
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_a_drawn_program_is_right_on_every_path(seed):
+    model, fields, overrides, lengths = drawn(seed)
+    x = compose_experiment(
+        "paths=[analytical]", "workload.prompt_length=20", "hardware.sram.vector_bytes=4194304",
+        "hardware.sram.matrix_bytes=4194304", "hardware.sram.fp_bytes=65536", "hardware.sram.int_bytes=65536", *overrides,
+    )  # fmt: skip
+    workload = dataclasses.replace(x.workload, **fields)
+    program = compile_program(model, workload, x.hardware, x.numerics, lengths)
+    prompts = [[3 + (7 * row + place) % (model.vocab - 3) for place in range(n)] for row, n in enumerate(lengths)]
+    found = accuracy.simulate(program, model=model, workload=workload, prompts=prompts)
+    times = cycle.simulate(program, hardware=x.hardware, trace=found.trace)  # its race check is on
+    bound = analytical.simulate(program, hardware=x.hardware, trace=found.trace)
+    assert bound.counts == times.counts == found.result.counts
+    assert bound.metrics["lower_bound_cycles"] <= times.metrics["makespan_cycles"]
+    assert found.result.metrics["logit_kl"] < 0.2

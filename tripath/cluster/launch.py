@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
@@ -27,6 +27,7 @@ from tripath.run.pipeline import INPUT_ERRORS, PathRun, rows_of, run_path
 from tripath.run.results import Cache, default_folder
 
 CACHE_MODES = ("on", "off")
+MOST_CPUS = 1 << 16
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 POLL_SECONDS = 0.2
 REACH_SECONDS = 5.0
@@ -65,26 +66,19 @@ class Launch:
     """
 
     address: str | None = None
-    num_cpus: int | None = None
-    job_cpus: int = 1
-    job_memory_bytes: int | None = None
-    in_flight: int | None = None
+    num_cpus: int | None = field(default=None, metadata=within(1, MOST_CPUS))
+    job_cpus: int = field(default=1, metadata=within(1, MOST_CPUS))
+    job_memory_bytes: int | None = field(default=None, metadata=within(1, 1 << 50))
+    in_flight: int | None = field(default=None, metadata=within(1, 1 << 16))
     cache: str = field(default="on", metadata=one_of(CACHE_MODES))
     cache_folder: str | None = None
-    cache_limit_bytes: int | None = None
+    cache_limit_bytes: int | None = field(default=None, metadata=within(1, 1 << 60))
     sort_by: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_cpus", "job_cpus", "job_memory_bytes", "in_flight", "cache_limit_bytes"):
-            value = getattr(self, name)
-            optional = value is None and name != "job_cpus"
-            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise TripathError(f"launch.{name}: must be an integer of at least 1, got {value!r}")
-        if self.address is not None and not isinstance(self.address, str):
-            raise TripathError(f"launch.address: must be auto or HOST:PORT, got {self.address!r}")
+        check_choices("launch", self)
         if self.address is not None and self.num_cpus is not None:
             raise TripathError("launch.num_cpus: is a fact of the cluster where launch.address is given; leave it null")
-        check_choices("launch", self)
 
     @property
     def results(self) -> Cache:

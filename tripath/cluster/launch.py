@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -137,6 +138,8 @@ class Cluster:
 
     def _start(self) -> None:
         address = self._launch.address
+        if address is None:  # Ray would write a token to the user's home, which a container may lack
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray

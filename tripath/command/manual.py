@@ -66,7 +66,7 @@ other ([sweeps.md](sweeps.md)). With `search`, `params` are a space of designs (
 
 def manual() -> str:
     """Text of docs/configuration.md."""
-    values = compose_values("launch.cache_folder=null")  # whatever the environment says
+    values = compose_values("launch.cache_folder=null", "tracking.uri=null")  # whatever the environment says
     chosen = ", ".join(f"`{group}={_default_file(group)}`" for group in ("model", "hardware", "workload", "numerics"))
     parts = [INTRODUCTION.format(chosen=chosen, paths=", ".join(PATHS))]
     for group, (title, *kinds) in GROUPS.items():

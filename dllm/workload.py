@@ -26,7 +26,7 @@ class Workload:
 
     Attributes:
         prompt: Text to go on from; null: that of a file, or so many tokens, or `default_prompt`.
-        prompts_file: A file with one prompt a line, for a batch.
+        prompts_file: A file with one prompt a line, for a batch; NAME.jsonl: each an object with `prompt` or `token_ids`.
         prompt_length: Tokens of a prompt that stands in where no text is given.
         generation_length: Masked tokens of each sequence, a multiple of `block_length`.
         block_length: Tokens that are denoised together.

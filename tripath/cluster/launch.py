@@ -31,7 +31,11 @@ CACHE_MODES = ("on", "off")
 MOST_CPUS = 1 << 16
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 POLL_SECONDS = 0.2
-REACH_SECONDS = 5.0
+REACH_SECONDS, JOIN_SECONDS = 5.0, 60.0
+"""So long an address may take to answer at all, and a cluster to be joined."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2, and so of gRPC, which Ray speaks, says first; its server answers with a frame of type SETTINGS."""
+SETTINGS = 4
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
     "RAY_worker_niceness": "0",  # Ray's own 15 starves them on a machine that does anything else
@@ -181,7 +185,8 @@ class Cluster:
             pending[row.name], own = cast("Sequence[ray.ObjectRef]", task.remote(row.name, *shared, replayed, cache))
             trace = own if row.name == giver else trace
         waits = dict.fromkeys((row.name for row in rows if giver and Fact.TRACE in row.needs), giver)
-        return _collect(pending, waits, progress)
+        with _lost_in_one_line():
+            return _collect(pending, waits, progress)
 
     def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
@@ -200,17 +205,14 @@ class Cluster:
         if not ahead:
             return
         self._wait()
-        from ray.exceptions import RayError
-
-        try:
+        with _lost_in_one_line():
             yield from self._each(chain(ahead, more), show)
-        except (RayError, ConnectionError) as error:
-            raise TripathError(f"launch.address: the Ray cluster is lost ({_first_line(error)})") from None
 
     def _each(self, tasks: Iterator[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         import ray
 
         launch = self._launch
+        _check_room(launch, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         room = launch.in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // launch.job_cpus)
         resources: dict[str, Any] = {"num_cpus": launch.job_cpus, "memory": launch.job_memory_bytes}
         shared: dict[str, ray.ObjectRef] = {}
@@ -234,20 +236,36 @@ class Cluster:
                 for reference in done:
                     yield running.pop(reference), _value(reference)
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            if launch.address is not None:  # a cluster of its own ends with its tasks
+                for reference in running:  # not by force: of a task that is just ending, that would abort this process
+                    ray.cancel(reference)
 
     def _wait(self) -> None:
-        self._ready.wait()
+        address = self._launch.address
+        if not self._ready.wait(None if address is None else JOIN_SECONDS):
+            raise TripathError(f"launch.address: no Ray cluster at {address} (no answer in {JOIN_SECONDS:.0f} s)")
         if self._error is not None:
-            address = self._launch.address
             what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
             raise TripathError(f"{what} ({_first_line(self._error)})")
 
     def close(self) -> None:
         """Shut a cluster of our own down; leave another's."""
         self._closing.set()
-        self._thread.join()
+        if self._launch.address is None or self._ready.is_set():  # else it waits for another's that may never answer
+            self._thread.join()
+
+
+def _check_room(launch: Launch, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse jobs that no node has room for: Ray would wait for one that does.
+
+    Raises:
+        TripathError: naming what is asked for, and what the largest node has.
+    """
+    asked = {"job_cpus": ("CPU", launch.job_cpus), "job_memory_bytes": ("memory", launch.job_memory_bytes or 0)}
+    for key, (resource, wanted) in asked.items():
+        largest = max((node.get(resource, 0) for node in nodes), default=0)
+        if wanted > largest:
+            raise TripathError(f"launch.{key}: no node of the cluster has so much, {wanted} of at most {largest:.0f}")
 
 
 def _remote(function: Callable[..., Any], **resources: Any) -> Any:  # noqa: ANN401  Ray makes its class as it runs
@@ -303,13 +321,36 @@ def _state(name: str, giver: str | None, values: Mapping[str, PathRun]) -> str:
 
 
 def _reach(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray itself would end the process after a minute."""
+    """Refuse an address at which no server speaks gRPC: Ray itself would try for minutes, or end the process."""
     if address in ("auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise TripathError("must be auto or HOST:PORT")
-    socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    if not 0 < int(port) < 1 << 16:
+        raise TripathError(f"a port must be from 1 to 65535, got {port}")
+    with socket.create_connection((host, int(port)), timeout=REACH_SECONDS) as link:
+        link.sendall(PREFACE)
+        answer = link.recv(9)
+    if answer[3:4] != bytes((SETTINGS,)):
+        raise TripathError("what listens there is no Ray cluster; its port is 6379, 8265 is that of its dashboard")
+
+
+@contextmanager
+def _lost_in_one_line() -> Iterator[None]:
+    """Name a cluster that is lost.
+
+    Raises:
+        TripathError: it is.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError:  # a defect of ours in a worker
+        raise
+    except (RayError, ConnectionError) as error:
+        raise TripathError(f"launch.address: the Ray cluster is lost ({_first_line(error)})") from None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from npu.errors import NotInstalledError, TripathError, did_you_mean, print_error
 from npu.files import make_exclusively
 from tripath.command.composition import INPUT_ERRORS, Composer, build, build_experiment, one_line, resolve, to_yaml
+from tripath.command.sources import take_files
 
 if TYPE_CHECKING:
     from tripath.cluster.launch import Cluster, Launch
@@ -46,6 +47,7 @@ def run() -> int:
     _command.forget()
     try:
         _check_arguments()
+        take_files()
         _main()
         _command.end_sweep(whole=True)
     except KeyboardInterrupt:

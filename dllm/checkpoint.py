@@ -25,6 +25,8 @@ SYNTHETIC = "synthetic"
 """The checkpoint that is no folder."""
 KEPT_BYTES = 6 << 30
 _TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+LFS_POINTER = b"version https://git-lfs"
+PACKED = (".qweight", ".qzeros", ".g_idx")
 _INDEX = "model.safetensors.index.json"
 
 _CONFIG_KEYS = {
@@ -55,6 +57,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """One tensor as float32, read when it is asked for."""
         place, raw = self._stored(name)
         wide = (raw.astype(np.uint32) << 16).view(np.float32) if place.kind == "BF16" else raw.astype(np.float32)
+        if not np.isfinite(wide).all():  # an MX block would hide it
+            raise TripathError(f"model.checkpoint: tensor {place.name} has a value that is not finite ({place.file})")
         return wide.reshape(place.shape)
 
     def _stored(self, name: str) -> tuple[_Place, np.ndarray]:
@@ -244,6 +248,9 @@ def _folder(name: str | None) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         raise TripathError(f"model.checkpoint: no such folder {folder}")
+    for file in folder.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise TripathError(f"model.checkpoint: {file} is no file")  # a pipe would be waited for
     return folder
 
 
@@ -285,6 +292,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _header(file: Path) -> dict[str, _Place]:
     """Every tensor of a file; safetensors itself checks that offsets, types and sizes are consistent."""
+    with file.open("rb") as stream:
+        pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+    if pointer:
+        raise TripathError(f"model.checkpoint: {file} is a Git LFS pointer in place of the weights; git lfs pull")
     try:
         with safe_open(file, framework="numpy"), file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -292,6 +303,11 @@ def _header(file: Path) -> dict[str, _Place]:
     except (SafetensorError, OSError, ValueError) as error:
         raise TripathError(f"model.checkpoint: unreadable {file} ({str(error).splitlines()[0]})") from None
     entries.pop("__metadata__", None)
+    packed = next((name for name in entries if name.endswith(PACKED)), None)
+    if packed is not None:
+        raise TripathError(
+            f"model.checkpoint: tensor {packed} is packed by GPTQ or AWQ; weights must be F32, F16 or BF16 ({file})"
+        )
     return {
         name: _Place(file=file, name=name, kind=entry["dtype"], shape=tuple(entry["shape"]),
                      offset=8 + size + entry["data_offsets"][0])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
 from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Decoding, Score, Smoother
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.formats import FORMATS
 
@@ -16,6 +16,8 @@ SIDES = ("keys", "values")
 """Of the KV cache, in the order in which a row has them."""
 BLOCK_SIZES = (8, 16, 32)
 BLOCK_LENGTHS = tuple(1 << power for power in range(14))
+MOST_TOKENS = 1 << 20
+"""Of a sequence. A model states its own limit, `max_sequence`; this one holds before the model is looked at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +28,7 @@ class Workload:
 
     Attributes:
         prompt: Text to go on from; null: that of a file, or so many tokens, or `default_prompt`.
-        prompts_file: A file with one prompt a line, for a batch.
+        prompts_file: A file with one prompt a line, for a batch; NAME.jsonl: each an object with `prompt` or `token_ids`.
         prompt_length: Tokens of a prompt that stands in where no text is given.
         generation_length: Masked tokens of each sequence, a multiple of `block_length`.
         block_length: Tokens that are denoised together.
@@ -37,8 +39,8 @@ class Workload:
         commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
             `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
             with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
-        threshold: Confidence from which `commit=threshold` commits, above 0, at most 1.
-        factor: That of `commit=factor`, above 0.
+        threshold: Confidence from which `commit=threshold` commits.
+        factor: That of `commit=factor`.
         score: What positions are ranked by: the largest probability (maskgit_plus), its lead (topk_margin), the negative
             entropy (entropy).
         stage: sampling is the sampling stage of one step of one block alone, its logits given: for measurements.
@@ -46,46 +48,38 @@ class Workload:
 
     prompt: str | None = None
     prompts_file: str | None = None
-    prompt_length: int | None = None
-    generation_length: int
+    prompt_length: int | None = field(default=None, metadata=within(1, MOST_TOKENS))
+    generation_length: int = field(metadata=within(1, MOST_TOKENS))
     block_length: int = field(metadata=one_of(BLOCK_LENGTHS))
-    steps: int
-    batch: int = 1
+    steps: int = field(metadata=within(1, MOST_TOKENS))
+    batch: int = field(default=1, metadata=within(1, 1 << 16))
     cache: str = field(default="dual", metadata=one_of(CACHE_POLICIES))
     commit: str = field(default="quota", metadata=one_of([each.value for each in Commit]))
-    threshold: float = 0.9
-    factor: float = 1.0
+    threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
+    factor: float = field(default=1.0, metadata=within(1e-6, 1e6))
     score: str = field(default="maskgit_plus", metadata=one_of([each.value for each in Score]))
     stage: str = field(default="generation", metadata=one_of(STAGES))
 
     def __post_init__(self) -> None:
         check_choices("workload", self)
-        if self.generation_length < 1 or self.generation_length % self.block_length:
+        if self.generation_length % self.block_length:
             raise TripathError(
-                f"workload.generation_length: must be a positive multiple of workload.block_length "
+                f"workload.generation_length: must be a multiple of workload.block_length "
                 f"{self.block_length}, got {self.generation_length}"
             )
-        if self.steps < 1 or self.steps % self.blocks:
+        if self.steps % self.blocks:
             raise TripathError(
-                f"workload.steps: must be a positive multiple of the number of blocks {self.blocks}, got {self.steps}"
+                f"workload.steps: must be a multiple of the number of blocks {self.blocks}, got {self.steps}"
             )
         if self.steps_per_block > self.block_length:
             raise TripathError(
                 f"workload.steps: {self.steps_per_block} steps per block exceed workload.block_length "
                 f"{self.block_length} (a step commits at least one token)"
             )
-        if self.batch < 1:
-            raise TripathError(f"workload.batch: must be at least 1, got {self.batch}")
         if self.samples_only and (self.blocks, self.steps) != (1, 1):
             raise TripathError(
                 f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
             )
-        if self.factor <= 0.0:
-            raise TripathError(f"workload.factor: must be positive, got {self.factor}")
-        if not 0.0 < self.threshold <= 1.0:
-            raise TripathError(f"workload.threshold: must be in (0, 1], got {self.threshold}")
-        if self.prompt_length is not None and self.prompt_length < 1:
-            raise TripathError(f"workload.prompt_length: must be at least 1, got {self.prompt_length}")
 
     @property
     def blocks(self) -> int:
@@ -133,7 +127,7 @@ class Smoothing:
         scheme: baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens
             at the block's first step, geomean over its head. frozen: s of block 0. static: s of a calibration set. oracle: s
             anew at every step. hadamard: a rotation of the channels.
-        alpha: Exponent of s, above 0, at most 1.
+        alpha: Exponent of s.
         power_of_two: Round s to a power of two.
         keys: Smooth K.
         values: Smooth V.
@@ -142,7 +136,7 @@ class Smoothing:
     """
 
     scheme: str = field(default="plain", metadata=one_of([each.value for each in Smoother]))
-    alpha: float = 1.0
+    alpha: float = field(default=1.0, metadata=within(1e-6, 1.0))
     power_of_two: bool = False
     keys: bool = True
     values: bool = True
@@ -151,8 +145,6 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         check_choices("numerics.smoothing", self)
-        if not 0.0 < self.alpha <= 1.0:
-            raise TripathError(f"numerics.smoothing.alpha: must be in (0, 1], got {self.alpha}")
         if self.smoother is Smoother.HADAMARD and self.pre_rope:
             raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE")
 

@@ -1,5 +1,6 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written, and folders that nobody else has."""
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -16,3 +17,16 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def make_exclusively(folder: Path) -> Path:
+    """Make a folder that nobody else has: `folder`, else the first of `folder-2`, `folder-3`, ... that is free."""
+    for number in itertools.count(1):
+        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            own.mkdir()
+        except FileExistsError:
+            continue
+        return own
+    raise AssertionError

@@ -5,17 +5,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from npu.choices import check_choices, one_of
+from npu.choices import Limits, check_choices, check_limits, one_of, within
 from npu.errors import TripathError
 
 EXECUTIONS = ("serial", "decoupled")
 PROVENANCES = ("published", "rtl", "assumed")
 QUEUED_UNITS = ("matrix", "vector", "dma_in", "dma_out")
 
+MOST_CYCLES = 1 << 20
+"""Of one instruction, control or access: a millisecond at 1 GHz. A run retires fewer than 2^42, so cycles fit 63 bits."""
+INSTRUCTION_CYCLES = Limits(1, MOST_CYCLES)
+"""Latency, and interval, of an instruction at the machine's widths."""
+TERM = within(-MOST_CYCLES, MOST_CYCLES)
+"""One term of them, which may be negative."""
+CYCLES = within(0, MOST_CYCLES)
+SRAM_BYTES = within(1, 1 << 32)
+MOST_ENTRIES = 4096
+"""Of a queue."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Latency and initiation interval of one instruction, as formulas over the machine's widths.
+    """Latency and initiation interval of one instruction, as formulas over the widths of the machine, which checks it.
 
     latency_cycles = latency + latency_per_blen * BLEN + latency_per_tree_level * ceil(log2(VLEN + 1)) +
     latency_per_vlen * VLEN; the interval likewise.
@@ -31,17 +42,14 @@ class Timing:
         provenance: Where the numbers come from.
     """
 
-    latency: int
-    latency_per_blen: int = 0
-    latency_per_tree_level: int = 0
-    latency_per_vlen: int = 0
-    interval: int = 1
-    interval_per_blen: int = 0
-    interval_per_vlen: int = 0
+    latency: int = field(metadata=TERM)
+    latency_per_blen: int = field(default=0, metadata=TERM)
+    latency_per_tree_level: int = field(default=0, metadata=TERM)
+    latency_per_vlen: int = field(default=0, metadata=TERM)
+    interval: int = field(default=1, metadata=TERM)
+    interval_per_blen: int = field(default=0, metadata=TERM)
+    interval_per_vlen: int = field(default=0, metadata=TERM)
     provenance: str = field(metadata=one_of(PROVENANCES))
-
-    def __post_init__(self) -> None:
-        check_choices("hardware.timing", self)
 
 
 DRAM_TIMINGS = (
@@ -118,44 +126,30 @@ class Hbm:
         generation: Decides the energy per bit.
     """
 
-    channels: int
-    bytes_per_cycle_per_channel: int
-    read_latency_cycles: int
-    write_latency_cycles: int
-    burst_bytes: int
-    capacity_bytes: int
-    tck_ps: int
-    pseudo_channels: int
-    bank_groups: int
-    banks_per_group: int
-    rows: int
-    page_bytes: int
-    timings: Mapping[str, int]
-    act_command_cycles: int
+    channels: int = field(metadata=within(1, MOST_BANKS))
+    bytes_per_cycle_per_channel: int = field(metadata=within(1, 1 << 20))
+    read_latency_cycles: int = field(metadata=CYCLES)
+    write_latency_cycles: int = field(metadata=CYCLES)
+    burst_bytes: int = field(metadata=within(8, 4096, power_of_two=True))
+    capacity_bytes: int = field(metadata=within(1, 1 << 50))
+    tck_ps: int = field(metadata=within(10, 100_000))
+    pseudo_channels: int = field(metadata=within(1, 1024, power_of_two=True))
+    bank_groups: int = field(metadata=within(1, 1024, power_of_two=True))
+    banks_per_group: int = field(metadata=within(1, 1024, power_of_two=True))
+    rows: int = field(metadata=within(1, 1 << 30, power_of_two=True))
+    page_bytes: int = field(metadata=within(1, 1 << 20, power_of_two=True))
+    timings: Mapping[str, int] = field(metadata=within(1, LONGEST_TIMING))
+    act_command_cycles: int = field(metadata=within(1, 1024))
     address_mapping: str = field(metadata=one_of(ADDRESS_MAPPINGS))
-    interleave_bytes: int
-    read_queue_entries: int
-    write_queue_entries: int
+    interleave_bytes: int = field(metadata=within(1, 1 << 30))
+    read_queue_entries: int = field(metadata=within(1, MOST_ENTRIES))
+    write_queue_entries: int = field(metadata=within(1, MOST_ENTRIES))
     refresh: str = field(metadata=one_of(REFRESHES))
     model: str = field(default="bursts", metadata=one_of(MEMORY_MODELS))
     generation: str = field(default="hbm2", metadata=one_of(GENERATIONS))
 
     def __post_init__(self) -> None:
         check_choices("hardware.hbm", self)
-        at_least_one = (
-            "channels", "bytes_per_cycle_per_channel", "burst_bytes", "capacity_bytes", "tck_ps", "pseudo_channels",
-            "bank_groups", "banks_per_group", "rows", "page_bytes", "act_command_cycles", "interleave_bytes",
-            "read_queue_entries", "write_queue_entries",
-        )  # fmt: skip
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise TripathError(f"hardware.hbm.{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("read_latency_cycles", "write_latency_cycles"):
-            if getattr(self, name) < 0:
-                raise TripathError(f"hardware.hbm.{name}: must not be negative, got {getattr(self, name)}")
-        for name in ("burst_bytes", "pseudo_channels", "bank_groups", "banks_per_group", "rows", "page_bytes"):
-            if getattr(self, name).bit_count() != 1:
-                raise TripathError(f"hardware.hbm.{name}: must be a power of two, got {getattr(self, name)}")
         for name in ("page_bytes", "interleave_bytes"):
             if getattr(self, name) % self.burst_bytes:
                 raise TripathError(
@@ -196,8 +190,6 @@ def _check_timings(timings: Mapping[str, int]) -> None:
     for name in DRAM_TIMINGS:
         if name not in timings:
             raise TripathError(f"hardware.hbm.timings.{name}: is missing")
-        if not 1 <= timings[name] <= LONGEST_TIMING:
-            raise TripathError(f"hardware.hbm.timings.{name}: must be from 1 to {LONGEST_TIMING}, got {timings[name]}")
     # Between two refreshes, a row has to be opened, used and closed in each pseudo channel, or nothing would ever be served.
     parts = ("nRFC", "nRAS", "nRC", "nRCDRD", "nRCDWR", "nRP", "nRP", "nCWL", "nBL", "nWR", "nRTPL")
     longest = sum(timings[name] for name in parts)
@@ -218,10 +210,13 @@ class Sram:
         int_bytes: Int SRAM: token ids, masks and positions.
     """
 
-    matrix_bytes: int
-    vector_bytes: int
-    fp_bytes: int
-    int_bytes: int
+    matrix_bytes: int = field(metadata=SRAM_BYTES)
+    vector_bytes: int = field(metadata=SRAM_BYTES)
+    fp_bytes: int = field(metadata=SRAM_BYTES)
+    int_bytes: int = field(metadata=SRAM_BYTES)
+
+    def __post_init__(self) -> None:
+        check_choices("hardware.sram", self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,20 +237,18 @@ class FrontEnd:
             themselves, 1 where scalar instructions add.
     """
 
-    issue_cycles: int = 1
-    loop_cycles: int = 1
-    next_cycles: int = 0
-    exit_cycles: int = 0
-    break_cycles: int = 1
-    affine_cycles: int = 1
-    control_cycles: int = 1
-    dispatch_cycles: int = 0
-    address_step_cycles: int = 0
+    issue_cycles: int = field(default=1, metadata=CYCLES)
+    loop_cycles: int = field(default=1, metadata=CYCLES)
+    next_cycles: int = field(default=0, metadata=CYCLES)
+    exit_cycles: int = field(default=0, metadata=CYCLES)
+    break_cycles: int = field(default=1, metadata=CYCLES)
+    affine_cycles: int = field(default=1, metadata=CYCLES)
+    control_cycles: int = field(default=1, metadata=CYCLES)
+    dispatch_cycles: int = field(default=0, metadata=CYCLES)
+    address_step_cycles: int = field(default=0, metadata=CYCLES)
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) < 0:
-                raise TripathError(f"hardware.frontend.{name}: must not be negative, got {getattr(self, name)}")
+        check_choices("hardware.frontend", self)
 
     def control_cycles_of(self, mnemonic: str) -> int:
         """Cycles of a control instruction, without those that step addresses; of a C_NEXT that goes round."""
@@ -274,9 +267,9 @@ class HardwareConfig:
         name: What reports call it.
         clock_hz: Core clock.
         execution: Units side by side (decoupled), or one instruction after the other (serial).
-        blen: Width of the array's tile, a power of two from 4 to 128.
-        mlen: Contraction of the array's tile, a power of two from 32 to 8192.
-        vlen: Lanes of the vector unit, a power of two from 32 to 8192.
+        blen: Width of the array's tile.
+        mlen: Contraction of the array's tile.
+        vlen: Lanes of the vector unit.
         sram: The on-chip memories.
         hbm: The off-chip memory.
         queue_depth: Instructions that wait before each unit at most.
@@ -287,35 +280,31 @@ class HardwareConfig:
     """
 
     name: str
-    clock_hz: float
+    clock_hz: float = field(metadata=within(1e6, 1e11))
     execution: str = field(metadata=one_of(EXECUTIONS))
-    blen: int
-    mlen: int
-    vlen: int
+    blen: int = field(metadata=within(4, 128, power_of_two=True))
+    mlen: int = field(metadata=within(32, 8192, power_of_two=True))
+    vlen: int = field(metadata=within(32, 8192, power_of_two=True))
     sram: Sram
     hbm: Hbm
-    queue_depth: Mapping[str, int]
-    dma_outstanding: int
-    prefetch_rows: int | None = None
+    queue_depth: Mapping[str, int] = field(metadata=within(1, MOST_ENTRIES))
+    dma_outstanding: int = field(metadata=within(1, MOST_ENTRIES))
+    prefetch_rows: int | None = field(default=None, metadata=within(1, 1 << 20))
     frontend: FrontEnd
     timing: Mapping[str, Timing]
 
     def __post_init__(self) -> None:
         check_choices("hardware", self)
-        for name, low, high in (("blen", 4, 128), ("mlen", 32, 8192), ("vlen", 32, 8192)):
-            value = getattr(self, name)
-            if not low <= value <= high or value & (value - 1):
-                raise TripathError(f"hardware.{name}: must be a power of two from {low} to {high}, got {value}")
-        if set(self.queue_depth) != set(QUEUED_UNITS) or min(self.queue_depth.values()) < 1:
+        if set(self.queue_depth) != set(QUEUED_UNITS):
             raise TripathError(
-                f"hardware.queue_depth: needs a depth of at least 1 for each of {', '.join(QUEUED_UNITS)}"
+                f"hardware.queue_depth: needs a depth for each of {', '.join(QUEUED_UNITS)}, "
+                f"got {', '.join(self.queue_depth) or 'none'}"
             )
-        if self.dma_outstanding < 1:
-            raise TripathError(f"hardware.dma_outstanding: must be at least 1, got {self.dma_outstanding}")
-        if self.prefetch_rows is not None and self.prefetch_rows < 1:
-            raise TripathError(f"hardware.prefetch_rows: must be at least 1, got {self.prefetch_rows}")
-        if self.clock_hz <= 0:
-            raise TripathError(f"hardware.clock_hz: must be positive, got {self.clock_hz}")
+        for mnemonic, row in self.timing.items():
+            key = f"hardware.timing.{mnemonic}"
+            check_choices(key, row)
+            for what, cycles in (("latency", self.latency_cycles), ("interval", self.interval_cycles)):
+                check_limits(f"{key}.{what} with its terms per width", cycles(mnemonic), INSTRUCTION_CYCLES)
 
     @property
     def peak_bytes_per_cycle(self) -> float:

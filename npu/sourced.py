@@ -1,8 +1,8 @@
 """Numbers that say where they come from: a mapping name -> {value, provenance, source}, as `conf` holds them."""
 
-import math
 from collections.abc import Mapping, Sequence
 
+from npu.choices import Limits, check_limits
 from npu.errors import TripathError
 
 PROVENANCES: tuple[str, ...] = ("published", "synthesis", "derived", "assumed")
@@ -11,10 +11,12 @@ without a source. From strong to weak."""
 
 Numbers = Mapping[str, Mapping[str, float | str]]
 FIELDS = {"value", "provenance", "source"}
+LIMITS = Limits(1e-12, 1e18)
+"""Of any number, whatever its unit: from picoseconds and square micrometres to operations and bytes per second."""
 
 
 def check_numbers(key: str, numbers: Numbers, names: Sequence[str]) -> None:
-    """Refuse numbers other than exactly `names`, each positive and with a source.
+    """Refuse numbers other than exactly `names`, each within LIMITS and with a source.
 
     Raises:
         TripathError: naming `key` and the number.
@@ -28,8 +30,9 @@ def check_numbers(key: str, numbers: Numbers, names: Sequence[str]) -> None:
                 f"{key}.{name}: needs value, provenance and source, got {None if row is None else dict(row)}"
             )
         value = row["value"]
-        if isinstance(value, str) or not (math.isfinite(value) and value > 0):
-            raise TripathError(f"{key}.{name}.value: must be a positive number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TripathError(f"{key}.{name}.value: must be a number, got {value!r}")
+        check_limits(f"{key}.{name}.value", value, LIMITS)
         if row["provenance"] not in PROVENANCES:
             raise TripathError(
                 f"{key}.{name}.provenance: unknown {row['provenance']!r}, one of {', '.join(PROVENANCES)}"

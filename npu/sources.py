@@ -5,9 +5,12 @@ depends on that too. No list is kept: what the imports say is what the caches ha
 the imports may be.
 """
 
+import contextlib
 import hashlib
 import os
 import re
+import stat
+import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,8 +25,33 @@ _NUMBA = re.compile(r"^\s*(?:from|import)\s+numba\b", re.MULTILINE)
 
 
 def user_cache() -> Path:
-    """The project's folder below the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tripath"
+    """The project's folder below the user's cache folder; where none can be written, a private one for temporary files."""
+    try:
+        return _writable(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tripath")
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return _private(Path(tempfile.gettempdir()) / f"tripath-{os.getuid()}")
+
+
+@lru_cache
+def _writable(folder: Path) -> Path:
+    """The folder, made where it is not there.
+
+    Raises:
+        OSError: nothing can be written to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    return folder
+
+
+@lru_cache
+def _private(folder: Path) -> Path:
+    """The folder where it is this user's alone, else a new one: what a cache holds is trusted."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    state = folder.lstat()
+    own = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077
+    return folder if own else Path(tempfile.mkdtemp(prefix=folder.name))
 
 
 @lru_cache

@@ -1,5 +1,6 @@
 """The command line in process, with the simulators run at once in place of Ray: statuses, messages, files, folders."""
 
+import datetime as dt
 import html
 import itertools
 import json
@@ -7,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ import tripath.cluster.launch
 import tripath.run.job
 import tripath.tracking.store
 from npu.errors import TripathError
+from npu.files import make_exclusively
 from npu.metrics import PHASES, UNITS
 from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath.command import cli
@@ -91,8 +94,8 @@ BAD_INPUT = [
     (["workload.steps=many"], "workload.steps: must be an integer, got 'many'"),
     (["workload.steps=8.5"], "workload.steps: must be an integer, got 8.5"),
     (["workload.steps=true"], "workload.steps: must be an integer, got True"),
-    (["workload.steps=5"], "workload.steps: must be a positive multiple of the number of blocks 4, got 5"),
-    (["workload.generation_length=33"], "workload.generation_length: must be a positive multiple"),
+    (["workload.steps=5"], "workload.steps: must be a multiple of the number of blocks 4, got 5"),
+    (["workload.generation_length=33"], "workload.generation_length: must be a multiple"),
     (["workload.threshold=.nan"], "workload.threshold: must be a finite number"),
     (["workload.cache=none,dual"], "Ambiguous value for argument 'workload.cache=none,dual'"),
     (["workload.prompt_length=500"], "workload.prompt: 500 tokens"),
@@ -115,10 +118,17 @@ BAD_INPUT = [
     (["paths=[]"], "paths: must be a choice of"),
     (["paths=[cycle,cycle]"], "paths: must be a choice of"),
     (["+simulator.cycle.speed=2", "paths=[cycle]"], "simulator.cycle: unknown option 'speed'"),
+    (["simulator.cycle.race_check=[]", "paths=[cycle]"], "simulator.cycle.race_check: must be true or false, got []"),
+    (["simulator.cycle.fast_forward=no", "paths=[cycle]"], "fast_forward: must be true or false, got 'no'"),
+    (["simulator.accuracy.keep_quantised=1", "paths=[accuracy]"], "keep_quantised: must be true or false, got 1"),
+    (["simulator.quality.planted=much", "paths=[quality]"], "simulator.quality.planted: must be a finite number"),
     (["+simulator.spice.speed=2"], "simulator.spice: no such simulator"),
     (["validation.estimate.value=0.9"], "validation.estimate: tolerance 0.9"),
     (["validation.fail_on=[counts]"], "validation.fail_on: unknown 'counts'"),
-    (["launch.num_cpus=0"], "launch.num_cpus: must be an integer of at least 1"),
+    (["launch.num_cpus=0"], "launch.num_cpus: must be from 1 to 65536, got 0"),
+    (["launch.num_cpus=true"], "launch.num_cpus: must be an integer, got True"),
+    (["launch.job_cpus=null"], "launch.job_cpus: must be an integer, got None"),
+    (["launch.address=6379"], "launch.address: must be a text, got 6379"),
     (["tracking.enabled=maybe"], "tracking.enabled: must be true or false"),
     (["modell=llada_8b"], "modell: no such key, `tripath --cfg job` prints all; did you mean 'model'?"),
     (["steps=8"], "steps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
@@ -451,3 +461,32 @@ def test_a_command_that_computed_something_keeps_the_cache_within_its_limit(trip
     )
     assert len(kept()) == 1
     assert tripath_command(*arguments, "launch.cache_limit_bytes=0")[0] == cli.BAD_INPUT
+
+
+class SameSecond:
+    """A clock that stands still."""
+
+    @staticmethod
+    def now():
+        return dt.datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001  as Hydra's
+
+
+def test_commands_of_one_second_have_folders_of_their_own(tripath_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("hydra.core.utils.datetime", SameSecond)
+    quick = (*QUICK, "paths=[analytical]", "tracking=off")
+    assert tripath_command(*quick)[0] == cli.PASSED
+    assert tripath_command(*quick)[0] == cli.PASSED
+    assert tripath_command("--multirun", *quick, "hardware.blen=4,8")[0] == cli.PASSED
+    assert tripath_command("--multirun", *quick, "hardware.blen=7,5")[0] == cli.BAD_INPUT
+    assert tripath_command(*quick, "hardware.blen=7")[0] == cli.BAD_INPUT
+    day = tmp_path / "runs" / "2026-01-02"
+    assert {path.relative_to(day).as_posix() for path in day.rglob("report.json")} == {
+        "03-04-05/report.json", "03-04-05-2/report.json", "03-04-05-3/0/report.json", "03-04-05-3/1/report.json",
+    }  # fmt: skip
+    assert sorted(path.name for path in day.iterdir()) == ["03-04-05", "03-04-05-2", "03-04-05-3"]
+
+
+def test_a_folder_is_made_for_one_alone(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: make_exclusively(tmp_path / "new" / "run"), range(40)))
+    assert {path.name for path in made} == {"run", *(f"run-{number}" for number in range(2, 41))}

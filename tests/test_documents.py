@@ -3,11 +3,14 @@
 import importlib
 import inspect
 import itertools
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
@@ -126,3 +129,26 @@ def test_the_tutorial_s_timing_commands_print_what_it_shows(tripath_command, cap
             assert all(row.split(": ", 2)[2] in said for row in shown if row.startswith("error: "))
             ran += 1
     assert ran == 6
+
+
+EXPERIMENTS = {"validation.host.": "validate_host", "hydra.sweeper.search.": "design_space"}
+"""Groups that are null unless an experiment fills them."""
+FILLED_IN = {"hydra.sweeper.search.numerics", "hydra.run.dir", "hydra.sweep.dir"}
+"""What a command fills in itself, or a text that only Hydra resolves."""
+
+
+@pytest.mark.parametrize("experiment", [None, *EXPERIMENTS.values()])
+def test_every_documented_key_can_be_set(experiment):
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]* \| (?:`([^|]*)`)?[^|]* \|", manual(), re.MULTILINE)
+    own = {key: value for key, value in rows if key.partition(".")[0] in compose_values() or key.startswith("hydra.")}
+    of_experiment = {
+        key: next((name for group, name in EXPERIMENTS.items() if key.startswith(group)), None) for key in own
+    }
+    chosen = [key for key in own if of_experiment[key] == experiment and not re.search(r"NAME|\[\]|\.value$", key)]
+    assert len(chosen) > 3
+    values = {key: yaml.safe_load(own[key] or "null") for key in chosen if key not in FILLED_IN}
+    simple = {key: None if isinstance(value, dict) else value for key, value in values.items()}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in simple.items()]
+    chosen_experiment = [f"experiment={experiment}"] if experiment else []
+    with initialize_config_module("conf", version_base="1.3"):
+        compose("config", overrides=[*chosen_experiment, *overrides], return_hydra_config=True)

@@ -1,5 +1,6 @@
 """The floors of the house: what the linter allows, what the caches hash and what the page draws are one and the same."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -89,3 +90,23 @@ def test_the_page_draws_the_floors_of_the_linter():
     page = (ROOT / "docs" / "architecture.md").read_text()
     (drawn,) = re.findall(r"^## The house\n.*?^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert [re.split(r" +\| +", line.strip()) for line in drawn.splitlines()] == floors
+
+
+@pytest.mark.parametrize("home", ["/proc/nobody", None])
+def test_without_a_home_caches_are_private_and_temporary(tmp_path, monkeypatch, home):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def nobody():
+        message = "Could not determine home directory."
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("pathlib.Path.home", (lambda: Path(home)) if home else nobody)
+    sources._private.cache_clear()
+    folder = sources.user_cache()
+    assert folder == tmp_path / f"tripath-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # someone else may have made it
+    sources._private.cache_clear()
+    assert sources.user_cache() != folder
+    sources._private.cache_clear()

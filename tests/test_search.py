@@ -159,7 +159,7 @@ def test_spread_takes_both_ends():
         ({"objectives": {}}, "objectives: at least one"),
         ({"objectives": {"x": "smaller"}}, "objectives.x: unknown 'smaller', one of minimize, maximize"),
         ({"objectives": {"x": "minimize"}, "sampler": "luck"}, "sampler: unknown 'luck', one of grid, optuna"),
-        ({"objectives": {"x": "minimize"}, "batch": 0}, "batch: must be at least 1"),
+        ({"objectives": {"x": "minimize"}, "batch": 0}, "batch: must be from 1 to"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given, said):

@@ -14,6 +14,7 @@ import tripath.tracking.store
 from npu.errors import TripathError
 from tests.conftest import compose_experiment
 from tests.test_report import make_outcome
+from tripath.command.composition import compose_values
 from tripath.report.run_report import write_files
 from tripath.tracking.record import git_commit, parameters, record_of
 from tripath.tracking.store import Store, Tracked, Tracking
@@ -170,3 +171,19 @@ def test_parameters_are_flat_and_complete():
 def test_a_copy_that_git_does_not_know_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(tripath.tracking.record, "__file__", str(tmp_path / "record.py"))
     assert git_commit.__wrapped__() is None
+
+
+@pytest.mark.parametrize("name", ["my%20project", "q?z", "a#b", "x y", "ü"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name
+    store = Store(tracking(folder))
+    store.wait()
+    assert (folder / "mlflow.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_address_that_mlflow_s_own_variable_names_is_taken(monkeypatch):
+    assert compose_values("tracking=sqlite")["tracking"]["uri"] is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
+    assert compose_values("tracking=sqlite")["tracking"]["uri"] == "http://there:5000"
+    assert compose_values("tracking=sqlite", "tracking.uri=null")["tracking"]["uri"] is None

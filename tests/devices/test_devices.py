@@ -110,7 +110,7 @@ def test_every_phase_has_work_that_grows_with_the_batch(experiment, software):
     [
         ("devices.a100.software=jax", r"devices.a100.software: unknown 'jax', one of torch, numpy"),
         ("devices.a100.sampling_format=int8", r"devices.a100.sampling_format: unknown 'int8'"),
-        ("devices.a100.numbers.board_watts.value=0", r"devices.a100.numbers.board_watts.value: must be a positive number"),
+        ("devices.a100.numbers.board_watts.value=0", r"devices.a100.numbers.board_watts.value: must be from"),
         ("~devices.a100.numbers.board_watts", r"devices.a100.numbers.board_watts: needs value"),
         ("devices.host.curves.exp=[[1.0]]", r"devices.host.curves.exp: needs points"),
         ("~devices.host.curves.exp", r"devices.host.curves: needs pack"),

@@ -137,7 +137,7 @@ def test_no_technology_no_energy(experiment):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("technology.numbers.hbm2_bit_pj.value=-1", r"technology.numbers.hbm2_bit_pj.value: must be a positive number"),
+        ("technology.numbers.hbm2_bit_pj.value=-1", r"technology.numbers.hbm2_bit_pj.value: must be from"),
         ("technology.numbers.hbm2_bit_pj.provenance=heard", r"hbm2_bit_pj.provenance: unknown 'heard', one of published"),
         ("technology.numbers.hbm2_bit_pj.source=''", r"hbm2_bit_pj.source: must not be empty"),
         ("~technology.numbers.hbm2_bit_pj", r"hbm2_bit_pj: needs value, provenance and source, got None"),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
@@ -26,9 +27,14 @@ from tripath.run.pipeline import INPUT_ERRORS, PathRun, rows_of, run_path
 from tripath.run.results import Cache, default_folder
 
 CACHE_MODES = ("on", "off")
+MOST_CPUS = 1 << 16
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 POLL_SECONDS = 0.2
-REACH_SECONDS = 5.0
+REACH_SECONDS, JOIN_SECONDS = 5.0, 60.0
+"""So long an address may take to answer at all, and a cluster to be joined."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2, and so of gRPC, which Ray speaks, says first; its server answers with a frame of type SETTINGS."""
+SETTINGS = 4
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
     "RAY_worker_niceness": "0",  # Ray's own 15 starves them on a machine that does anything else
@@ -64,26 +70,19 @@ class Launch:
     """
 
     address: str | None = None
-    num_cpus: int | None = None
-    job_cpus: int = 1
-    job_memory_bytes: int | None = None
-    in_flight: int | None = None
+    num_cpus: int | None = field(default=None, metadata=within(1, MOST_CPUS))
+    job_cpus: int = field(default=1, metadata=within(1, MOST_CPUS))
+    job_memory_bytes: int | None = field(default=None, metadata=within(1, 1 << 50))
+    in_flight: int | None = field(default=None, metadata=within(1, 1 << 16))
     cache: str = field(default="on", metadata=one_of(CACHE_MODES))
     cache_folder: str | None = None
-    cache_limit_bytes: int | None = None
+    cache_limit_bytes: int | None = field(default=None, metadata=within(1, 1 << 60))
     sort_by: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_cpus", "job_cpus", "job_memory_bytes", "in_flight", "cache_limit_bytes"):
-            value = getattr(self, name)
-            optional = value is None and name != "job_cpus"
-            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise TripathError(f"launch.{name}: must be an integer of at least 1, got {value!r}")
-        if self.address is not None and not isinstance(self.address, str):
-            raise TripathError(f"launch.address: must be auto or HOST:PORT, got {self.address!r}")
+        check_choices("launch", self)
         if self.address is not None and self.num_cpus is not None:
             raise TripathError("launch.num_cpus: is a fact of the cluster where launch.address is given; leave it null")
-        check_choices("launch", self)
 
     @property
     def results(self) -> Cache:
@@ -142,6 +141,8 @@ class Cluster:
 
     def _start(self) -> None:
         address = self._launch.address
+        if address is None:  # Ray would write a token to the user's home, which a container may lack
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
@@ -183,7 +184,8 @@ class Cluster:
             pending[row.name], own = cast("Sequence[ray.ObjectRef]", task.remote(row.name, *shared, replayed, cache))
             trace = own if row.name == giver else trace
         waits = dict.fromkeys((row.name for row in rows if giver and Fact.TRACE in row.needs), giver)
-        return _collect(pending, waits, progress)
+        with _lost_in_one_line():
+            return _collect(pending, waits, progress)
 
     def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
@@ -202,17 +204,14 @@ class Cluster:
         if not ahead:
             return
         self._wait()
-        from ray.exceptions import RayError
-
-        try:
+        with _lost_in_one_line():
             yield from self._each(chain(ahead, more), show)
-        except (RayError, ConnectionError) as error:
-            raise TripathError(f"launch.address: the Ray cluster is lost ({_first_line(error)})") from None
 
     def _each(self, tasks: Iterator[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         import ray
 
         launch = self._launch
+        _check_room(launch, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         room = launch.in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // launch.job_cpus)
         resources: dict[str, Any] = {"num_cpus": launch.job_cpus, "memory": launch.job_memory_bytes}
         shared: dict[str, ray.ObjectRef] = {}
@@ -236,20 +235,36 @@ class Cluster:
                 for reference in done:
                     yield running.pop(reference), _value(reference)
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            if launch.address is not None:  # a cluster of its own ends with its tasks
+                for reference in running:  # not by force: of a task that is just ending, that would abort this process
+                    ray.cancel(reference)
 
     def _wait(self) -> None:
-        self._ready.wait()
+        address = self._launch.address
+        if not self._ready.wait(None if address is None else JOIN_SECONDS):
+            raise TripathError(f"launch.address: no Ray cluster at {address} (no answer in {JOIN_SECONDS:.0f} s)")
         if self._error is not None:
-            address = self._launch.address
             what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
             raise TripathError(f"{what} ({_first_line(self._error)})")
 
     def close(self) -> None:
         """Shut a cluster of our own down; leave another's."""
         self._closing.set()
-        self._thread.join()
+        if self._launch.address is None or self._ready.is_set():  # else it waits for another's that may never answer
+            self._thread.join()
+
+
+def _check_room(launch: Launch, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse jobs that no node has room for: Ray would wait for one that does.
+
+    Raises:
+        TripathError: naming what is asked for, and what the largest node has.
+    """
+    asked = {"job_cpus": ("CPU", launch.job_cpus), "job_memory_bytes": ("memory", launch.job_memory_bytes or 0)}
+    for key, (resource, wanted) in asked.items():
+        largest = max((node.get(resource, 0) for node in nodes), default=0)
+        if wanted > largest:
+            raise TripathError(f"launch.{key}: no node of the cluster has so much, {wanted} of at most {largest:.0f}")
 
 
 def _remote(function: Callable[..., Any], **resources: Any) -> Any:  # noqa: ANN401  Ray makes its class as it runs
@@ -305,13 +320,36 @@ def _state(name: str, giver: str | None, values: Mapping[str, PathRun]) -> str:
 
 
 def _reach(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray itself would end the process after a minute."""
+    """Refuse an address at which no server speaks gRPC: Ray itself would try for minutes, or end the process."""
     if address in ("auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise TripathError("must be auto or HOST:PORT")
-    socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    if not 0 < int(port) < 1 << 16:
+        raise TripathError(f"a port must be from 1 to 65535, got {port}")
+    with socket.create_connection((host, int(port)), timeout=REACH_SECONDS) as link:
+        link.sendall(PREFACE)
+        answer = link.recv(9)
+    if answer[3:4] != bytes((SETTINGS,)):
+        raise TripathError("what listens there is no Ray cluster; its port is 6379, 8265 is that of its dashboard")
+
+
+@contextmanager
+def _lost_in_one_line() -> Iterator[None]:
+    """Name a cluster that is lost.
+
+    Raises:
+        TripathError: it is.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError:  # a defect of ours in a worker
+        raise
+    except (RayError, ConnectionError) as error:
+        raise TripathError(f"launch.address: the Ray cluster is lost ({_first_line(error)})") from None
 
 
 @contextmanager

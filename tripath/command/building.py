@@ -4,7 +4,6 @@ No configuration names code: the class follows from the place. Files of before m
 """
 
 import dataclasses
-import math
 import pickle
 import types
 import typing
@@ -14,10 +13,10 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from npu.choices import TYPE_NAMES, is_a
 from npu.errors import TripathError
 
 TARGET = "_target_"
-TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
 Kind = TypeVar("Kind")
 
 
@@ -75,7 +74,7 @@ def _value(key: str, value: object, kind: Any) -> object:  # noqa: ANN401  a typ
         if value is None and type(None) in arguments:
             return None
         plain = [argument for argument in arguments if argument is not type(None)]
-        if any(_is_a(value, argument) for argument in plain):
+        if any(is_a(value, argument) for argument in plain):
             return value
         kind = plain[0]
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -85,14 +84,6 @@ def _value(key: str, value: object, kind: Any) -> object:  # noqa: ANN401  a typ
         return {name: _value(f"{key}.{name}", item, arguments[1]) for name, item in value.items() if name != TARGET}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _object(kind, key, value)
-    if not _is_a(value, origin or kind):
+    if not is_a(value, origin or kind):
         raise TripathError(f"{key}: must be {TYPE_NAMES.get(kind, 'a list or mapping')}, got {value!r}")
     return value
-
-
-def _is_a(value: object, kind: object) -> bool:
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind) if kind in (str, bool) else False

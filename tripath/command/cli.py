@@ -19,10 +19,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from npu.errors import NotInstalledError, TripathError, did_you_mean, print_error
+from npu.files import make_exclusively
 from tripath.command.composition import INPUT_ERRORS, Composer, build, build_experiment, one_line, resolve, to_yaml
+from tripath.command.sources import take_files
 
 if TYPE_CHECKING:
     from tripath.cluster.launch import Cluster, Launch
@@ -45,6 +47,7 @@ def run() -> int:
     _command.forget()
     try:
         _check_arguments()
+        take_files()
         _main()
         _command.end_sweep(whole=True)
     except KeyboardInterrupt:
@@ -135,10 +138,22 @@ class _Command:
             launch.results.prune(launch.cache_limit_bytes)
         self._cluster = None
 
-    def note_folder(self, folder: Path) -> None:
-        """Note what is there before Hydra makes `folder`: its missing parents, the deepest first, and its contents."""
+    def take_folder(self, config: DictConfig, kind: str) -> None:
+        """Note what is there before Hydra makes the folder of a `run` or `sweep`. Unless the user names it, it is made here, so
+        that no other command has the same."""
+        key, folder = f"hydra.{kind}.dir", Path(config.hydra[kind].dir).absolute()
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         self._folder, self._before = folder, set(folder.iterdir()) if folder.is_dir() else set()
+        if any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra):
+            return
+        own = make_exclusively(folder)
+        if own != folder:
+            self._folder, self._before, self._made = own, set(), [own, *self._made]
+        with read_write(config), open_dict(config):
+            config.hydra[kind].dir = str(own)
+            config.hydra.overrides.hydra.append(
+                quoted(key, str(own))
+            )  # the jobs of a sweep are composed of these again
 
     def tidy_folder(self) -> None:
         """Remove what Hydra made and nothing was written to."""
@@ -156,16 +171,16 @@ class _Command:
 _command = _Command()
 
 
-class NoteFolder(Callback):
+class TakeFolder(Callback):
     """The Hydra callback of conf/config.yaml: it runs before Hydra makes a folder."""
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        """Note the folder of a run."""
-        _command.note_folder(Path(config.hydra.run.dir).absolute())
+        """Take a folder for a run."""
+        _command.take_folder(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Note the folder of a sweep."""
-        _command.note_folder(Path(config.hydra.sweep.dir).absolute())
+        """Take a folder for a sweep."""
+        _command.take_folder(config, "sweep")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -362,10 +377,15 @@ def quote_prompt(argument: str) -> str:
     text = argument.removeprefix(PROMPT)
     if text in (argument, "null") or text[:1] in ("'", '"'):
         return argument
+    return quoted(PROMPT.removesuffix("="), text)
+
+
+def quoted(key: str, text: str) -> str:
+    """The override that gives `key` any text."""
     # A backslash has a meaning only before what it escapes: an interpolation, a quote, and the closing quote.
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + ('\\"' if run[2] else ""), escaped)
-    return f'{PROMPT}"{escaped}"'
+    return f'{key}="{escaped}"'
 
 
 def _remove_if_empty(path: Path) -> None:

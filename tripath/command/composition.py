@@ -164,7 +164,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     from npu.hardware import HardwareConfig
     from tripath.command.comparisons import read_validation
     from tripath.experiment import Experiment
-    from tripath.experiment.prompts import read_prompts_file
+    from tripath.experiment.prompts import kept_prompts, read_prompts_file
     from tripath.paths import Fact
 
     values = cast("Values", OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config)
@@ -198,9 +198,11 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
         raise TripathError(f"workload.default_prompt: must be text, got {default_prompt!r}")
     if sum(workload.get(key) is not None for key in ("prompt", "prompts_file", "prompt_length")) > 1:
         raise TripathError("workload: give one of prompt, prompts_file and prompt_length, and null for the others")
+    name = workload.get("prompts_file")
+    if name is not None:
+        name = workload["prompts_file"] = kept_prompts(str(name))
     if workload.get("batch") is None:
-        name = workload.get("prompts_file")
-        workload["batch"] = 1 if name is None else len(read_prompts_file(str(name)))
+        workload["batch"] = 1 if name is None else len(read_prompts_file(name))
     prompt = workload.get("prompt")
     if isinstance(prompt, str):  # kept from instantiate, which would interpolate a `${` in it
         workload["prompt"] = None

@@ -17,7 +17,7 @@ import yaml
 from dllm.devices import Device
 from dllm.model import ModelSpec
 from dllm.workload import Numerics, Workload
-from npu.choices import choices_of
+from npu.choices import choices_of, limits_of
 from npu.energy import Technology
 from npu.hardware import HardwareConfig
 from tripath.cluster.launch import Launch
@@ -55,7 +55,7 @@ Units end the names of keys. Files of your own stand beside these with `--config
 | `row_only` | true or false | `false` | A job of a sweep leaves no run folder, only its row of `sweep.csv` |
 | `hydra.run.dir` | text | `runs/DATE/TIME` | Folder of a run |
 | `hydra.sweep.dir` | text | `runs/DATE/TIME` | Folder of a sweep |
-| `hydra.launcher` | file | `cluster` | The jobs of a sweep at once on one cluster; `basic`: one run after the other |
+| `hydra/launcher` | file | `cluster` | The jobs of a sweep at once on one cluster; `basic`: one run after the other |
 """
 SWEEPER = """## hydra.sweeper
 
@@ -66,7 +66,7 @@ other ([sweeps.md](sweeps.md)). With `search`, `params` are a space of designs (
 
 def manual() -> str:
     """Text of docs/configuration.md."""
-    values = compose_values("launch.cache_folder=null")  # whatever the environment says
+    values = compose_values("launch.cache_folder=null", "tracking.uri=null")  # whatever the environment says
     chosen = ", ".join(f"`{group}={_default_file(group)}`" for group in ("model", "hardware", "workload", "numerics"))
     parts = [INTRODUCTION.format(chosen=chosen, paths=", ".join(PATHS))]
     for group, (title, *kinds) in GROUPS.items():
@@ -113,8 +113,7 @@ def _rows(key: str, kind: type, values: Mapping[str, Any]) -> list[Line]:
         elif typing.get_origin(hint) is Sequence and dataclasses.is_dataclass(typing.get_args(hint)[0]):
             lines += [(name, _type(hint), _shown(value), text), *_rows(f"{name}[]", typing.get_args(hint)[0], {})]
         else:
-            known = ", ".join(map(str, choices_of(field)))
-            lines.append((name, _type(hint), _shown(value), f"{text} One of: {known}." if known else text))
+            lines.append((name, _type(hint), _shown(value), f"{text}{_taken(field)}"))
     if key == "workload":
         lines.append(
             (
@@ -137,6 +136,14 @@ def _options(values: Values) -> list[Line]:
             for option, value in values[name].items()
         ]
     return lines
+
+
+def _taken(field: "dataclasses.Field[Any]") -> str:
+    """What a field takes, as a sentence after its meaning; empty: anything of its type."""
+    known, limits = ", ".join(map(str, choices_of(field))), limits_of(field)
+    if known:
+        return f" One of: {known}."
+    return f" {str(limits).capitalize()}." if limits else ""
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from npu.choices import TYPE_NAMES, is_a
 from npu.errors import TripathError
 from npu.metrics import Result, Table
 from npu.program import Program
@@ -156,7 +157,7 @@ def _options(row: Path, experiment: Experiment) -> dict[str, object]:
     """The options of a path that the experiment gives.
 
     Raises:
-        TripathError: the path lacks one.
+        TripathError: the path lacks one, or it is of another type than its default.
     """
     options = dict(experiment.options.get(row.name) or {})
     if row.name not in PATHS:
@@ -165,11 +166,14 @@ def _options(row: Path, experiment: Experiment) -> dict[str, object]:
         return {}
     known, handed = inspect.signature(row.simulate).parameters, [fact.argument for fact in row.needs]
     possible = [key for key, each in known.items() if key not in handed and each.default is not each.empty]
-    for option in options:
+    for option, value in options.items():
         if option not in possible:
             raise TripathError(
                 f"simulator.{row.name}: unknown option {option!r}, one of {', '.join(possible) or 'none'}"
             )
+        kind = type(known[option].default)
+        if kind in TYPE_NAMES and not is_a(value, kind):
+            raise TripathError(f"simulator.{row.name}.{option}: must be {TYPE_NAMES[kind]}, got {value!r}")
     return options
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.metrics import Table
 from tripath.paths import Fact, giver_name
@@ -33,6 +33,7 @@ DESIGNS, FRONT, PICTURE = "designs.csv", "pareto.md", "pareto.png"
 PATIENCE = 20
 """Proposals for each new design that a sampler may make before its space counts as used up."""
 MOST_LABELS = 10
+MOST_DESIGNS = 1_000_000
 
 Design = Mapping[str, str]
 
@@ -79,13 +80,13 @@ class Search:
     """
 
     objectives: Mapping[str, str]
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict, metadata=within(-1e30, 1e30))
     sampler: str = field(default="grid", metadata=one_of(SAMPLERS))
-    trials: int = 300
-    batch: int = 50
-    seed: int = 0
+    trials: int = field(default=300, metadata=within(1, MOST_DESIGNS))
+    batch: int = field(default=50, metadata=within(1, MOST_DESIGNS))
+    seed: int = field(default=0, metadata=within(0, (1 << 32) - 1))
     confirm: Sequence[str] = ("paths=[analytical,cycle]",)
-    confirm_at_most: int = 24
+    confirm_at_most: int = field(default=24, metadata=within(0, MOST_DESIGNS))
     quality: str | None = None
     numerics: str = ""
 
@@ -97,13 +98,6 @@ class Search:
                 known = ", ".join(DIRECTIONS)
                 raise TripathError(f"hydra.sweeper.search.objectives.{name}: unknown {direction!r}, one of {known}")
         check_choices("hydra.sweeper.search", self)
-        for name in ("trials", "batch"):
-            if getattr(self, name) < 1:
-                raise TripathError(f"hydra.sweeper.search.{name}: must be at least 1, got {getattr(self, name)}")
-        if self.confirm_at_most < 0:
-            raise TripathError(
-                f"hydra.sweeper.search.confirm_at_most: must not be negative, got {self.confirm_at_most}"
-            )
 
     def batches(self, axes: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> Iterator[Batch]:
         """What to run, batch after batch; `rows` grows by the jobs of each before the next is asked for.

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shlex
 import tempfile
 import threading
@@ -14,12 +15,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from npu.errors import TripathError
 from npu.files import write_atomically
 from tripath.tracking.record import FILE, TRACKED, Record, flat, from_json
 
-DATABASE = "mlflow.db"
+DATABASE, SQLITE = "mlflow.db", "sqlite:///"
 DATABASE_SCHEMES = ("sqlite", "mysql", "postgresql", "mssql")
 BATCH = 100
 """MLflow takes at most so many parameters at once."""
@@ -45,7 +47,7 @@ class Tracking:
 
     Attributes:
         enabled: Log runs to MLflow.
-        uri: A tracking URI; null: SQLite and artifacts in `folder`.
+        uri: A tracking URI; null: `$MLFLOW_TRACKING_URI`, else SQLite and artifacts in `folder`.
         folder: Relative to where the command is run.
         experiment: The experiment in MLflow.
     """
@@ -76,12 +78,17 @@ class Tracked:
         return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
 
+def sqlite_uri(database: Path) -> str:
+    """The address of a database file: in an address, `%` and `?` have a meaning."""
+    return f"{SQLITE}{re.sub('[%?]', lambda sign: quote(sign[0]), str(database))}"
+
+
 class Store:
     """An MLflow tracking store, opened in the background when made. Only the driver writes to it."""
 
     def __init__(self, tracking: Tracking) -> None:
         self._folder, self._name = Path(tracking.folder).absolute(), tracking.experiment
-        self.uri = tracking.uri or f"sqlite:///{self._folder / DATABASE}"
+        self.uri = tracking.uri or sqlite_uri(self._folder / DATABASE)
         self._local = tracking.uri is None
         self._experiment_id = ""
         self._error: Exception | None = None
@@ -104,6 +111,9 @@ class Store:
                     known.experiment_id if known else client.create_experiment(self._name, self._artifact_place(), KIND)
                 )
                 self._client = client
+                if self._local and (named := Path(self.uri.removeprefix(SQLITE)).parent) != self._folder:
+                    with contextlib.suppress(OSError):  # MLflow makes the folder that the address names undecoded
+                        os.removedirs(named)
         except Exception as error:  # noqa: BLE001  raised again where the store is needed
             self._error = error
 
@@ -121,7 +131,7 @@ class Store:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._folder / f"{DATABASE}.{uuid.uuid4().hex}"
-        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+        MlflowClient(tracking_uri=sqlite_uri(partial)).search_experiments()
         if database.exists():  # another run was faster
             partial.unlink()
         else:

@@ -4,6 +4,7 @@ FOLDER is that of a run, or of a sweep with its jobs below. What is in the store
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,10 @@ def main() -> None:
     """Log a folder; exits with 0, or with 2 and one line if that is not possible."""
     parser = argparse.ArgumentParser(prog="tripath-sync", description="Log a run, or a sweep with its jobs, to MLflow.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--uri", help="as tracking.uri; else SQLite in the folder of --store")
+    parser.add_argument(
+        "--uri", default=os.environ.get("MLFLOW_TRACKING_URI"),
+        help="as tracking.uri; else $MLFLOW_TRACKING_URI, else SQLite in the folder of --store",
+    )  # fmt: skip
     parser.add_argument("--store", default="mlruns", help="as tracking.folder (default: %(default)s)")
     parser.add_argument("--experiment", default="tripath", help="as tracking.experiment (default: %(default)s)")
     given = parser.parse_args()

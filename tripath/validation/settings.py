@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 
 KINDS = ("count", "bound", "estimate", "fidelity", "reference")
@@ -74,20 +74,16 @@ class HostSettings:
         rounds: Rounds.
     """
 
-    canvases: Sequence[int]
-    blocks: Sequence[int]
-    repeats: int
-    rounds: int
+    canvases: Sequence[int] = field(metadata=within(1, 1 << 16))
+    blocks: Sequence[int] = field(metadata=within(1, 1 << 16))
+    repeats: int = field(metadata=within(1, 10_000))
+    rounds: int = field(metadata=within(1, 10_000))
 
     def __post_init__(self) -> None:
-        for name, values in (
-            ("canvases", self.canvases),
-            ("blocks", self.blocks),
-            ("repeats", [self.repeats]),
-            ("rounds", [self.rounds]),
-        ):
-            if not values or min(values) < 1:
-                raise TripathError(f"validation.host.{name}: must be at least 1, got {list(values)}")
+        check_choices("validation.host", self)
+        for name in ("canvases", "blocks"):
+            if not getattr(self, name):
+                raise TripathError(f"validation.host.{name}: needs at least one number, got none")
         if max(self.blocks) > max(self.canvases):
             raise TripathError(
                 f"validation.host.blocks: {max(self.blocks)} exceeds the largest canvas {max(self.canvases)}"

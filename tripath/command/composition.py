@@ -186,6 +186,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     for key in (*sorted(groups), "devices"):
         if not isinstance(values.get(key), dict):
             raise TripathError(f"{key}: needs a mapping, got {values.get(key)!r}")
+    values = {**values, "model": _of_folder(values["model"])}
     model = {**values["model"], "checkpoint": resolve(values["model"].get("checkpoint"))}
     if isinstance(sliced := model.get("only_layers"), list):
         if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
@@ -225,6 +226,23 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
+
+
+def _of_folder(model: Values) -> Values:
+    """The group `model`, where it names a folder, as that folder describes it.
+
+    Raises:
+        TripathError: the folder is not understood.
+    """
+    from dllm.folder import read_folder
+
+    if "folder" not in model:
+        return model
+    given = dict(model)
+    folder = given.pop("folder")
+    if not isinstance(folder, str) or folder == MISSING:
+        raise TripathError("model.folder: give the folder of a checkpoint, with its config.json")
+    return read_folder(folder, given)
 
 
 def _with_timing(hardware: Mapping[str, Any]) -> Mapping[str, Any]:

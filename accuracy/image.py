@@ -9,6 +9,7 @@ import numpy as np
 from accuracy.calibration import static_factors
 from accuracy.quantised import keep, place_of, read
 from dllm.canvas import canvas_of
+from dllm.constants import CONSTANTS, HIDDEN, LOWEST, Facts
 from dllm.families import tensor_name
 from dllm.model import ModelSpec
 from dllm.workload import Workload
@@ -16,13 +17,6 @@ from npu.errors import TripathError
 from npu.formats import FORMATS
 from npu.formats.rounding import encode_rows
 from npu.program import Program, Tensor
-
-LOWEST = -float.fromhex("0x1.fep127")
-"""The lowest finite BF16: what a masked score and an initial maximum are."""
-HIDDEN = -(2.0**100)
-"""What is added to the score of a key that a row does not see."""
-SMALLEST_SHARE = 2.0**-14
-"""A channel's maximum counts as this share of its head's at least, so that a dead channel has a finite factor."""
 
 
 def build_image(
@@ -109,14 +103,12 @@ def _host(
         angle = np.outer(np.arange(canvas - first), frequencies)
         rope[row, first:] = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
     unscheduled = workload.block_length - workload.steps_per_block
-    constants = [
-        0.0, LOWEST, 1.0, -1.0, 1.0 / model.hidden, model.rms_eps, model.head_dim**-0.5, workload.threshold,
-        layout["alpha_millionths"] / 1e6, 1.0 / model.head_dim, SMALLEST_SHARE,
-    ]  # fmt: skip
+    facts = Facts(model=model, workload=workload, alpha=layout["alpha_millionths"] / 1e6)
+    constants = [value(facts) for value in CONSTANTS.values()]
     present, optional = {tensor.name for tensor in program.hbm}, {}
     if "inverse_tokens" in present:
         optional["inverse_tokens"] = 1 / valid.sum(1)[None]
-    if "edge" in present:  # no sum of two of these exceeds BF16
+    if "edge" in present:
         optional["edge"] = np.where(np.arange(2 * cache) < cache, 0.0, HIDDEN)[None]
     if "hadamard" in present:
         optional["hadamard"] = _hadamard(model.head_dim)

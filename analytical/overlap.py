@@ -82,13 +82,13 @@ class _Writer:
         self._signals = [tuple(s for s in row if s) for row in tables.signals.tolist()]
         self._queue = queues(self.program).tolist()
         self._runs: Runs = nests_of(self.program)[1]
-        self._outer = {loop.head for loop in indexed_loops(self.program)}
+        self._indices = indexed_loops(self.program)
         self._shapes: dict[int, tuple[list[int], list[Loop]]] = {}
         self._maps: dict[tuple, int] = {}
         self._counts = {loop.head: self.trips.of(loop).tolist() for loop in loop_tree(self.program).loops}
 
     def walk(self, nodes: Sequence["int | Loop"], state: _State, index: int, depth: int = 1) -> None:
-        """Nodes one after the other, in iteration `index` of the indexed loop."""
+        """Nodes one after the other, at an `index` of the innermost indexed loop around them."""
         position = 0
         while position < len(nodes):
             node = nodes[position]
@@ -118,8 +118,10 @@ class _Writer:
 
     def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
         self._line(CONTROL, loop.head, 0, NONE, NONE)
-        if loop.head in self._outer:
-            for _, same in groupby(range(loop.trips.base), key=lambda index: self._inside(loop, index)):
+        if loop.head in self._indices:
+            own = range(index * loop.trips.base, (index + 1) * loop.trips.base)
+            size = self._indices[loop.head]
+            for _, same in groupby(own, key=lambda each: self._inside(loop, each, size)):
                 first, *others = same
                 self._power(loop, 1 + len(others), state, first, depth)
             return
@@ -134,7 +136,7 @@ class _Writer:
         used, _ = self._shape(loop)
         slots = [(semaphore, place) for semaphore in used for place in state.pending.get(semaphore, [])]
         shape = tuple(len(state.pending.get(semaphore, [])) for semaphore in used)
-        key = (loop.head, trips, *self._inside(loop, index), shape)
+        key = (loop.head, trips, self._inside(loop, index, self._size_inside(loop)), shape)
         if key not in self._maps:  # the same for every index of the outer loop that gives the same trip counts
             self._maps[key] = self._iterate(loop, trips, index, dict(zip(used, shape, strict=True)), depth + 1)
         own = [*range(self.fixed), *(place for _, place in slots)]
@@ -163,12 +165,22 @@ class _Writer:
         self.places.extend(places)
         return len(self.places) - len(places), len(self.places)
 
-    def _inside(self, loop: Loop, index: int) -> list[int]:
-        """Trip counts of the loops inside that vary with the outer loop."""
-        return [self._counts[inner.head][index] for inner in self._shape(loop)[1]]
+    def _size_inside(self, loop: Loop) -> int:
+        """Indices of the innermost indexed loop that is `loop` or around it."""
+        own = [loop, *reversed(loop_tree(self.program).around[loop.head])]
+        return next((self._indices[each.head] for each in own if each.head in self._indices), 1)
+
+    def _inside(self, loop: Loop, index: int, size: int) -> tuple[tuple[int, ...], ...]:
+        """Trip counts of the loops inside that vary, at an index of `size`: one for each index of indexed loops inside."""
+        found = []
+        for inner in self._shape(loop)[1]:
+            counts = self._counts[inner.head]
+            each = len(counts) // size
+            found.append(tuple(counts[index * each : (index + 1) * each]))
+        return tuple(found)
 
     def _shape(self, loop: Loop) -> tuple[list[int], list[Loop]]:
-        """The semaphores used in a loop, and the loops inside whose trip counts vary with the outer loop."""
+        """The semaphores used in a loop, and the loops inside whose trip counts vary."""
         if loop.head not in self._shapes:
             inside = range(loop.head, loop.next)
             used = {semaphore for number in inside for semaphore in (*self._waits[number], *self._signals[number])}

@@ -7,7 +7,7 @@ before it left, and `Residual` adds that to the stream.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias, get_args
@@ -411,3 +411,22 @@ class Network:
                 raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")
             for trait in sorted(each.traits - set(traits), key=lambda trait: trait.value):
                 raise TripathError(f"model: {walker} lacks {trait.value}")
+
+    def parts(self) -> Iterator[Sequence[Operator]]:
+        """What a pass computes at a time: the stem, of each pattern what comes before attention and the rest, and the head."""
+        yield self.stem
+        for group in self.groups:
+            at = next(number for number, each in enumerate(group.pattern) if isinstance(each, Attention))
+            yield group.pattern[:at]
+            yield group.pattern[at:]
+        yield self.head
+
+
+def norms_of(operators: Sequence[Operator]) -> list[Norm]:
+    """The norms of operators, in their order."""
+    return [each for each in operators if isinstance(each, Norm)]
+
+
+def most_norms(network: Network) -> int:
+    """Norms of the part of a network that has most."""
+    return max(len(norms_of(part)) for part in network.parts())

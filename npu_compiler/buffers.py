@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from dllm.constants import CONSTANTS
 from dllm.model import ModelSpec
+from dllm.operators import most_norms
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
 from npu.isa import Memory
-from npu_compiler.memory import CONSTANTS
 from npu_compiler.stages import Buffer, Stream
 from npu_compiler.tiling import CONTRACTED, STREAM_SLOTS, Tiling, cache_tile, panel_bytes, smoothing_widths
 
@@ -59,7 +60,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
     sequences, sliced = tiling.chunk_sequences, STREAM_SLOTS * rows * tiling.slice
     yield from (
         ("x", rows * model.hidden, "embed", ""),
-        ("norm_weight", model.hidden, "qkv", ""),
+        ("norm_weight", most_norms(model.network) * model.hidden, "qkv", ""),
         ("h", rows * model.hidden, "qkv", ""),
         ("rope", rows * model.turned_channels, "qkv", ""),
         ("bias", model.qkv_width if model.qkv_bias else 0, "qkv", ""),

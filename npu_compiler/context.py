@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dllm.constants import CONSTANTS
 from dllm.model import ModelSpec
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS, MX_BLOCK
@@ -11,7 +12,6 @@ from npu.isa import Memory
 from npu.program import Tensor
 from npu_compiler.buffers import Buffers
 from npu_compiler.flow import Flow
-from npu_compiler.memory import CONSTANTS
 from npu_compiler.rows import Chunk, Span, segments, times
 from npu_compiler.stages import Place, Steps, Tree, place
 from npu_compiler.tiling import Tiling
@@ -64,7 +64,7 @@ class Context:
     def fp(self, name: str, offset: int = 0, steps: Steps = ()) -> Place:
         """A place in FP SRAM; names of constants are known too."""
         if name in CONSTANTS:
-            return place(self.buffers[Memory.FP, "constants"], CONSTANTS.index(name))
+            return place(self.buffers[Memory.FP, "constants"], list(CONSTANTS).index(name))
         return place(self.buffers[Memory.FP, name], offset, steps)
 
     def integer(self, name: str, offset: int = 0, steps: Steps = ()) -> Place:
@@ -140,9 +140,10 @@ class Context:
             format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
         )  # fmt: skip
 
-    def rms_norm(self, chunk: Chunk, source: str, target: str, weight: str, *, zero_padding: bool = False) -> None:
-        """target := source / rms(source) * weight for each row; rows of padding become zero if asked for."""
-        e, width = self.e, self.model.hidden
+    def rms_norm(self, flow: Flow, source: str, target: str, weight: int) -> None:
+        """target := source / rms(source) * weight for each row, the weight from that column of `norm_weight` on; where the flow
+        says so, rows of padding become zero."""
+        e, width, chunk = self.e, self.model.hidden, flow.chunk
 
         def each(mnemonic: str, **operands: Place | str) -> None:
             with chunk.each(e) as rows:
@@ -159,7 +160,7 @@ class Context:
         each("S_MUL_FP", dst="sum", a="sum", b=self.fp("inverse_hidden"))
         each("S_ADD_FP", dst="sum", a="sum", b=self.fp("epsilon"))
         each("S_RSQRT_FP", dst="sum", a="sum")
-        if zero_padding:
+        if flow.zero_padding:
             with chunk.each(e) as rows:
                 total = self.fp("square_sum", 0, rows)
                 e.emit("S_MUL_FP", dst=total, a=total, b=self.fp("valid", 0, rows))
@@ -170,7 +171,7 @@ class Context:
                        scalar=self.fp("square_sum", 0, rows), n=lanes)  # fmt: skip
             with chunk.each(e) as rows:
                 normed = self.vector(target, offset, [*piece, *times(rows, width)])
-                factor = self.vector(weight, offset, piece)
+                factor = self.vector("norm_weight", weight + offset, piece)
                 e.emit("V_MUL_VV", dst=normed, a=normed, b=factor, n=lanes)
 
     def project(

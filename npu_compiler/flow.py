@@ -1,6 +1,6 @@
 """Where a value stands while the operators of a chunk are lowered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dllm.operators import Group
 from npu_compiler.rows import Chunk, fixed
@@ -24,8 +24,9 @@ class Layer:
 class Flow:
     """The rows of the chunk that is lowered; the residual stream is in the buffer `x`.
 
-    `value` is the buffer of the last operator's result, `result` the one into which a projection puts its own; where
-    `zero_padding`, rows of padding become zero in a norm, so that they cannot move the scale of an MX block.
+    `norms` says which row of the buffer `norm_weight` holds that of a norm, by its name. `value` is the buffer of the last
+    operator's result, `result` the one into which a projection puts its own. Where `zero_padding`, rows of padding become zero
+    in a norm, so that they cannot move the scale of an MX block.
     """
 
     chunk: Chunk
@@ -33,6 +34,7 @@ class Flow:
     value: str = "x"
     result: str = "y"
     zero_padding: bool = False
+    norms: dict[str, int] = field(default_factory=dict)
 
     def tensor(self, weight: str) -> str:
         """The machine's name of a weight of the operators that are lowered."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from dllm.canvas import Canvas
+from dllm.constants import CONSTANTS
 from dllm.model import ModelSpec
 from dllm.operators import ALL_TRAITS, Mask
 from dllm.policies import Rows, Smoother
@@ -20,7 +21,7 @@ from npu_compiler.context import LOG2_ROW_BLOCK, Context
 from npu_compiler.emission import emit
 from npu_compiler.forward import forward
 from npu_compiler.lifetimes import lifetimes
-from npu_compiler.memory import CONSTANTS, hbm_map
+from npu_compiler.memory import hbm_map
 from npu_compiler.mixing import load_hadamard
 from npu_compiler.operators import LOWER
 from npu_compiler.rows import (
@@ -85,6 +86,8 @@ def compile_passes(
             f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"
         )
     largest = make_tiling(model, workload, hardware, numerics, prompt_lengths)
+    if workload.caches.appends:
+        _check_measuring(numerics, largest)
     tensors = hbm_map(model, workload, numerics, largest, hardware)
     fitting = _fitting(model, workload, hardware, numerics, largest, tensors)
     tiling, tree, buffers, allocation = fitting.tiling, fitting.tree, fitting.buffers, fitting.allocation
@@ -105,6 +108,23 @@ def compile_passes(
         facts["power_of_two"] = int(numerics.smoothing.power_of_two)
     program = Program(words=words_of(instructions), hbm=tensors, geometry=geometry, layout=facts, phases=phases)
     return Compiled(tiling=tiling, tree=tree, allocation=allocation, tokens=tokens, program=program)
+
+
+def _check_measuring(numerics: Numerics, tiling: Tiling) -> None:
+    """A cache that is appended keeps the factors of its channels, which only the prompt can give.
+
+    Raises:
+        TripathError: the scheme looks at the channels again, or there is no prompt to look at.
+    """
+    smoothing = numerics.smoothing
+    if smoothing.measured == "each" or smoothing.centres:
+        key = "scheme" if smoothing.measured == "each" else "centre"
+        raise TripathError(
+            f"numerics.smoothing.{key}: {getattr(smoothing, key)} needs all K and V of a block, workload.cache=append keeps "
+            "those of before; scheme=frozen measures the prompt"
+        )
+    if smoothing.measured and not tiling.prompt:
+        raise TripathError("numerics.smoothing.scheme: frozen measures the prompt, of which no block is full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +228,7 @@ def _tree(
     )  # fmt: skip
     with e.phase("setup"):
         with e.stage("load constants"):
-            e.emit("H_LOAD_F", dst=c.fp(CONSTANTS[0]), src=c.hbm("constants"), n=len(CONSTANTS))
+            e.emit("H_LOAD_F", dst=c.fp(next(iter(CONSTANTS))), src=c.hbm("constants"), n=len(CONSTANTS))
             if c.centres:
                 e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
             e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)
@@ -223,9 +243,9 @@ def _tree(
         _append_blocks(c, period, measuring=when == "once")
         return e
     if when == "once":  # the first block measures, the others are loops of their own
-        for block in block_loops(e, 0, 1, blocks, period, keep=True):
+        for block in block_loops(e, 0, 1, blocks, period):
             _block(c, block, measuring=True)
-    for block in block_loops(e, int(when == "once"), blocks, blocks, period, keep=when == "once"):
+    for block in block_loops(e, int(when == "once"), blocks, blocks, period):
         _block(c, block, measuring=when == "each")
     return e
 

@@ -1,5 +1,6 @@
 """The map of HBM: every tensor of a program, those that it writes first."""
 
+from dllm.constants import CONSTANTS
 from dllm.model import ModelSpec
 from dllm.operators import Role
 from dllm.workload import Numerics, Workload
@@ -11,10 +12,6 @@ from npu.units import format_bytes
 from npu_compiler.tiling import Tiling, smoothing_widths
 
 HBM_ALIGNMENT_BYTES = 64
-CONSTANTS = (
-    "zero", "lowest", "one", "minus_one", "inverse_hidden", "epsilon", "attention_scale", "threshold", "alpha",
-    "inverse_head_dim", "smallest_share",
-)  # fmt: skip
 
 
 def hbm_map(

@@ -14,6 +14,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    norms_of,
 )
 from npu.formats import FORMATS
 from npu_compiler.attention import attend
@@ -25,7 +26,7 @@ from npu_compiler.stages import Level, Place
 
 def load(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
     """Load what operators need beside the rows of the stream, in their order."""
-    assert sum(isinstance(each, Norm) for each in operators) <= 1, "a chunk has one buffer for the weights of a norm"
+    flow.norms = {each.name: number for number, each in enumerate(norms_of(operators))}
     for operator in operators:
         if (needed := LOAD.get(type(operator))) is not None:
             needed(operator, c, flow)
@@ -38,7 +39,7 @@ def lower(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
 
 
 def _load_norm(op: Norm, c: Context, flow: Flow) -> None:
-    c.load_row(flow, op.name, "norm_weight", op.width)
+    c.load_row(flow, op.name, "norm_weight", op.width, flow.norms[op.name] * op.width)
 
 
 def _load_bias(op: Linear, c: Context, flow: Flow) -> None:
@@ -79,7 +80,7 @@ def _embed(op: Embedding, c: Context, flow: Flow) -> None:
 def _norm(op: Norm, c: Context, flow: Flow) -> None:
     """h := norm(x)."""
     with c.e.stage(op.name):
-        c.rms_norm(flow.chunk, "x", "h", "norm_weight", zero_padding=flow.zero_padding)
+        c.rms_norm(flow, "x", "h", flow.norms[op.name] * op.width)
     flow.value = "h"
 
 
@@ -112,16 +113,24 @@ def _head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
     e, hd, width, chunk = c.e, op.head_dim, c.model.qkv_width, flow.chunk
     with e.stage("q_norm, k_norm"):
         for number, (first, heads) in enumerate(((0, op.heads), (op.heads, op.kv_heads))):
-            with e.loop(heads) as head, chunk.each(e) as rows:
-                row = c.vector(flow.value, first * hd, [(head, hd), *times(rows, width)])
-                total, weight = c.fp("square_sum", 0, rows), c.vector("head_norm", number * hd)
-                e.emit("S_MOV_FP", dst=total, a=c.fp("zero"))
-                e.emit("V_RED_SUMSQ", dst=total, a=row, n=hd)
-                e.emit("S_MUL_FP", dst=total, a=total, b=c.fp("inverse_head_dim"))
-                e.emit("S_ADD_FP", dst=total, a=total, b=c.fp("epsilon"))
-                e.emit("S_RSQRT_FP", dst=total, a=total)
-                e.emit("V_MUL_VF", dst=row, a=row, scalar=total, n=hd)
-                e.emit("V_MUL_VV", dst=row, a=row, b=weight, n=hd)
+            with e.loop(heads) as head:
+
+                def each(mnemonic: str, **operands: Place | int | str) -> None:
+                    """One instruction for all rows, so that none waits for the one before it; names stand for the row's."""
+                    with chunk.each(e) as rows:
+                        places = {
+                            "row": c.vector(flow.value, first * hd, [(head, hd), *times(rows, width)]),  # noqa: B023
+                            "sum": c.fp("square_sum", 0, rows),
+                        }  # fmt: skip
+                        e.emit(mnemonic, **{k: places[v] if isinstance(v, str) else v for k, v in operands.items()})
+
+                each("S_MOV_FP", dst="sum", a=c.fp("zero"))
+                each("V_RED_SUMSQ", dst="sum", a="row", n=hd)
+                each("S_MUL_FP", dst="sum", a="sum", b=c.fp("inverse_head_dim"))
+                each("S_ADD_FP", dst="sum", a="sum", b=c.fp("epsilon"))
+                each("S_RSQRT_FP", dst="sum", a="sum")
+                each("V_MUL_VF", dst="row", a="row", scalar="sum", n=hd)
+                each("V_MUL_VV", dst="row", a="row", b=c.vector("head_norm", number * hd), n=hd)
 
 
 def _turned_width(c: Context) -> int:

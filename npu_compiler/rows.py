@@ -48,17 +48,17 @@ FIRST_BLOCK = Block(first=0, period=1, left=1, behind=Trips(base=0), group=fixed
 """The first block, for what happens once, before all blocks."""
 
 
-def block_loops(e: Tree, first: int, last: int, blocks: int, period: int, *, keep: bool = False) -> Iterator[Block]:
+def block_loops(e: Tree, first: int, last: int, blocks: int, period: int) -> Iterator[Block]:
     """Loops over the blocks `first` to `last` (excluded) of `blocks`; yields once inside of each: emit the body every time.
 
-    `keep` makes a loop of a single block, too.
+    A block beside others has a loop of its own, so that all loops that are left early lie in one.
     """
     while first < last:
         left = (blocks - first) % period or period
         size = min(left, last - first)
         groups = max(1, (last - first) // period) if size == period else 1
         behind = -(-(blocks - first) // period) - 1
-        with e.loop(groups) as group, e.loop(size, keep=keep) as within:
+        with e.loop(groups) as group, e.loop(size, keep=groups * size == 1 and blocks > 1) as within:
             yield Block(first=first, period=period, left=left, behind=Trips(base=behind, factor=-1, level=group),
                         group=group, within=within)  # fmt: skip
         first += groups * size

@@ -78,7 +78,10 @@ def tripath_command(monkeypatch, tmp_path, capsys, tmp_path_factory):
 
 
 BAD_INPUT = [
-    (["model=lada_8b"], "model: no option 'lada_8b', one of dream_7b, llada_8b, wordmath; did you mean 'llada_8b'?"),
+    (
+        ["model=lada_8b"],
+        "model: no option 'lada_8b', one of dream_7b, llada_8b, wordmath, wordmath_block; did you mean 'llada_8b'?",
+    ),
     (["nothing=1"], "nothing: no such key"),
     (["+nothing=1"], "nothing: no such key, one of hardware"),
     (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
@@ -416,7 +419,7 @@ def test_help_explains_itself_and_lists_groups(tripath_command, capsys):
     for shown in (
         "Examples:",
         "hardware: npu_datacenter, npu_plena, npu_small, npu_v1",
-        "model: dream_7b, llada_8b, wordmath",
+        "model: dream_7b, llada_8b, wordmath, wordmath_block",
         "Exit status",
     ):
         assert shown in output

@@ -40,14 +40,14 @@ def test_training_has_the_tensors_that_the_operators_name(changes):
     assert {name: tuple(value.shape) for name, value in tensors.items()} == expected_shapes(spec)
 
 
-@pytest.mark.parametrize("name", ["wordmath", "llada_8b", "dream_7b"])
+@pytest.mark.parametrize("name", ["wordmath", "wordmath_block", "llada_8b", "dream_7b"])
 def test_work_and_weights_agree(name):
     spec = compose_experiment(f"model={name}", "paths=[cycle]", "workload.prompt_length=8").model
     group = spec.network.groups[0]
     matrices = [w for each in group.pattern for w in each.weights if w.role is Role.MATRIX]
     assert sum(each.macs_per_row for each in group.pattern) == sum(math.prod(w.shape) for w in matrices)
     total = sum(math.prod(shape) for shape in expected_shapes(spec).values())
-    published = {"llada_8b": 8.02e9, "dream_7b": 7.62e9, "wordmath": 0.72e6}
+    published = {"llada_8b": 8.02e9, "dream_7b": 7.62e9, "wordmath": 0.72e6, "wordmath_block": 0.72e6}
     """Parameters: of LLaDA-8B (arXiv:2502.09992, table 5) and of Qwen2.5-7B, from which Dream comes (its model card)."""
     assert total == pytest.approx(published[name], rel=0.02)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from accuracy.quality.quantise import fake_quantise
 from accuracy.quality.schemes import Side, hadamard
+from dllm.constants import LOWEST
 from dllm.families import PREFIX
 from dllm.model import ModelSpec
 from dllm.operators import (
@@ -33,10 +34,6 @@ from dllm.operators import (
 from dllm.policies import Smoother
 from dllm.workload import SIDES, Numerics
 from npu.formats import FORMATS, MX_BLOCK
-
-LOWEST = -float.fromhex("0x1.fep127")
-"""A masked score: the lowest finite BF16."""
-
 
 UNQUANTISED = Numerics(weights="fp32", activations="fp32", kv="fp32", logits="fp32", confidences="fp32")
 """Everything in FP32."""

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.quantise import fake_quantise
+from dllm.constants import SMALLEST_SHARE
 from dllm.policies import Smoother
 from dllm.workload import Numerics, Smoothing
 from npu.errors import TripathError
-
-SMALLEST_SHARE = 2.0**-14
-"""c is kept above this share of the largest c of its head, so that a dead channel has a finite s."""
 
 
 def channel_maxima(x_BHTD: Tensor, real_BT: Tensor, *, pairs: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from dllm.operators import Mask
 from dllm.policies import CACHE_POLICIES, Rows
 from npu_compiler.rows import block_loops, block_span, blocks_of_a_group, full_span, prompt_span, suffix_span
 from npu_compiler.stages import Level, Tree
-from tripath.api import compose_experiment, cycle, prepare, schedule
+from tripath.api import analytical, compose_experiment, cycle, prepare, schedule
 
 
 @dataclass
@@ -148,3 +148,23 @@ def test_what_a_longer_prompt_costs_has_no_cliff(changes, block, key_tile, promp
         for number, (less, much) in enumerate(zip(old, new, strict=True)):
             assert much > 0.98 * less
             assert much < (1 + share) * less * (more / chunks if number else 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("workload.cache=prefix", "workload.generation_length=72", "workload.prompt_length=9", "workload.batch=2"),
+        ("model=wordmath_block", "workload.generation_length=80", "workload.prompt_length=21"),
+    ],
+    ids=["a suffix in several chunks", "keys that grow by tiles"],
+)
+def test_blocks_in_groups_are_counted_and_estimated(changes):
+    """Two nested loops decide about trip counts: both timing paths retire the same, and the estimate stays near."""
+    x = compose_experiment("paths=[analytical,cycle]", "hardware.sram.vector_bytes=65536", *changes)
+    prepared = prepare(x, "")
+    program, trace = prepared.program, x.schedule(prepared.token_ids)
+    times = cycle.simulate(program, hardware=x.hardware, trace=trace)
+    found = analytical.simulate(program, hardware=x.hardware, trace=trace)
+    assert found.counts == times.counts
+    assert found.metrics["lower_bound_cycles"] <= times.metrics["makespan_cycles"]
+    assert found.metrics["estimated_cycles"] == pytest.approx(times.metrics["makespan_cycles"], rel=0.06)

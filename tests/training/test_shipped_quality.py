@@ -1,8 +1,12 @@
-"""Quality of the shipped checkpoint, and that its batched torch decoding is what the NumPy reference decodes."""
+"""Quality of the shipped checkpoints, and that the batched torch decoding is what other decoders decode."""
+
+import math
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="batched evaluation needs torch, which the package does not")
+
+from tokenizers import Tokenizer  # noqa: E402  (after the skip)
 
 from dllm.reference import ReferenceModel, generate  # noqa: E402  (after the skip)
 from dllm.workload import Workload  # noqa: E402
@@ -17,29 +21,66 @@ from dllm_training.evaluate import (  # noqa: E402
     score,
     wilson_interval,
 )  # fmt: skip
+from dllm_training.model import DiffusionTransformer  # noqa: E402
+from dllm_training.train import RECIPES  # noqa: E402
 
 PROBLEMS, FLOOR = 300, 0.90
 
 
+Loaded = tuple[DiffusionTransformer, Tokenizer, list[Problem]]
+
+
 @pytest.fixture(scope="module")
-def shipped() -> tuple:
+def shipped() -> Loaded:
     return load(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
-def decoded(shipped: tuple) -> Decoded:
+def decoded(shipped: Loaded) -> Decoded:
     model, tokenizer, test = shipped
     return decode(model, tokenizer, test[:PROBLEMS], steps=ANSWER_TOKENS)
 
 
-def test_exact_match_of_the_shipped_checkpoint(shipped: tuple, decoded: Decoded) -> None:
-    scores = score(shipped[2][:PROBLEMS], decoded.answers)
-    right = sum(s.result_right for s in scores.values())
-    assert right / PROBLEMS >= FLOOR, scores
+@pytest.fixture(scope="module")
+def block_causal() -> Loaded:
+    return load(RECIPES["block_causal"].out)
+
+
+def right_of(test: list[Problem], answers: list[str]) -> int:
+    return sum(s.result_right for s in score(test, answers).values())
+
+
+def test_exact_match_of_the_shipped_checkpoint(shipped: Loaded, decoded: Decoded) -> None:
+    assert right_of(shipped[2][:PROBLEMS], decoded.answers) / PROBLEMS >= FLOOR
     assert decoded.steps == [ANSWER_TOKENS] * PROBLEMS
 
 
-def test_the_reference_decodes_the_same_text(shipped: tuple, decoded: Decoded) -> None:
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_exact_match_of_the_block_causal_checkpoint(block_causal: Loaded, threshold: float | None) -> None:
+    """One token a step, and by threshold; a sequence takes no step behind the block of its end."""
+    model, tokenizer, test = block_causal[0], block_causal[1], block_causal[2][:PROBLEMS]
+    made = decode(model, tokenizer, test, steps=ANSWER_TOKENS, threshold=threshold)
+    assert right_of(test, made.answers) / PROBLEMS >= FLOOR
+    for problem, answer, steps in zip(test, made.answers, made.steps, strict=True):
+        tail = len(tokenizer.encode(problem.prompt).ids) % BLOCK
+        blocks = math.ceil((tail + len(tokenizer.encode(answer).ids) + 1) / BLOCK)
+        assert blocks <= steps <= blocks * BLOCK - tail
+        assert threshold is not None or steps == blocks * BLOCK - tail
+
+
+def test_a_block_causal_batch_gives_each_prompt_what_it_gets_alone(block_causal: Loaded) -> None:
+    model, tokenizer, test = block_causal[0], block_causal[1], block_causal[2][:6]
+    together = decode(model, tokenizer, test, steps=ANSWER_TOKENS)
+    alone = [decode(model, tokenizer, [problem], steps=ANSWER_TOKENS) for problem in test]
+    assert together == Decoded(answers=[d.answers[0] for d in alone], steps=[d.steps[0] for d in alone])
+
+
+def test_both_checkpoints_are_judged_by_the_same_problems() -> None:
+    for name in ("test.jsonl", "tokenizer.json"):
+        assert (CHECKPOINT / name).read_bytes() == (RECIPES["block_causal"].out / name).read_bytes()
+
+
+def test_the_reference_decodes_the_same_text(shipped: Loaded, decoded: Decoded) -> None:
     model, tokenizer, test = shipped
     reference = ReferenceModel(model.spec, {name: value.numpy() for name, value in model.named_tensors().items()})
     for problem, answer in list(zip(test, decoded.answers, strict=False))[:12]:
@@ -52,7 +93,7 @@ def test_the_reference_decodes_the_same_text(shipped: tuple, decoded: Decoded) -
         assert tokenizer.decode(ids[:end]) == answer
 
 
-def test_threshold_decoding_takes_fewer_steps(shipped: tuple) -> None:
+def test_threshold_decoding_takes_fewer_steps(shipped: Loaded) -> None:
     model, tokenizer, test = shipped
     quick = decode(model, tokenizer, test[:64], steps=ANSWER_TOKENS, threshold=0.9)
     assert min(quick.steps) >= ANSWER_TOKENS // BLOCK

@@ -1,0 +1,39 @@
+"""The numbers that a program finds in FP SRAM: their names for the compiler, their values for who fills HBM."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dllm.model import ModelSpec
+from dllm.workload import Workload
+
+LOWEST = -float.fromhex("0x1.fep127")
+"""The lowest finite BF16: the score of a key of padding, and an initial maximum."""
+HIDDEN = -(2.0**100)
+"""What the score of a key that a row does not see gets added; together with LOWEST still a finite BF16."""
+SMALLEST_SHARE = 2.0**-14
+"""A channel's maximum counts as this share of its head's at least, so that a dead channel has a finite factor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What values depend on; `alpha` is the exponent of the smoothing factors."""
+
+    model: ModelSpec
+    workload: Workload
+    alpha: float
+
+
+CONSTANTS: Mapping[str, Callable[[Facts], float]] = {
+    "zero": lambda _: 0.0,
+    "lowest": lambda _: LOWEST,
+    "one": lambda _: 1.0,
+    "minus_one": lambda _: -1.0,
+    "inverse_hidden": lambda facts: 1.0 / facts.model.hidden,
+    "epsilon": lambda facts: facts.model.rms_eps,
+    "attention_scale": lambda facts: facts.model.head_dim**-0.5,
+    "threshold": lambda facts: facts.workload.threshold,
+    "alpha": lambda facts: facts.alpha,
+    "inverse_head_dim": lambda facts: 1.0 / facts.model.head_dim,
+    "smallest_share": lambda _: SMALLEST_SHARE,
+}
+"""By name, in the order in which they lie in HBM and in FP SRAM."""

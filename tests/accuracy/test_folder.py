@@ -83,6 +83,13 @@ def test_what_no_shipped_model_has_is_read_too(tmp_path):
     assert model.name == tmp_path.name
 
 
+@pytest.mark.parametrize("name", ["wordmath", "wordmath_block"])
+def test_the_folder_of_a_trained_model_is_that_model(name):
+    shipped = compose_experiment(f"model={name}", "workload.prompt_length=16").model
+    read = compose(shipped.checkpoint).model
+    assert dataclasses.replace(read, decoding=shipped.decoding) == shipped
+
+
 def small(folder, name):
     """A small random checkpoint of a published layout, in BF16; the experiment of its folder."""
     config = published(name)

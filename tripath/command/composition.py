@@ -291,7 +291,8 @@ def one_line(error: BaseException) -> str:
     """The telling part of an error in one line; Hydra's own errors in the words of this command."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}: no option {option!r}, one of {', '.join(error.options)}"
+        known = [each for each in error.options if not each.startswith("_")]  # what others have in common is no option
+        return f"{group}: no option {option!r}, one of {', '.join(known)}"
     if isinstance(error, OverrideParseException):
         rule = "write KEY=VALUE, and quote blanks, commas and brackets"
         return f"arguments: cannot read {error.override!r}, {rule}; see tripath --help"

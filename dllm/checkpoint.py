@@ -8,32 +8,50 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, tensor_name
+from dllm.folder import CONFIG, POINTER, describe, read_small
 from dllm.model import ModelSpec
-from dllm.operators import Part
+from dllm.operators import Part, Scaling
 from npu.errors import TripathError
 
 SYNTHETIC = "synthetic"
 """The checkpoint that is no folder."""
 KEPT_BYTES = 6 << 30
-_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-LFS_POINTER = b"version https://git-lfs"
 PACKED = (".qweight", ".qzeros", ".g_idx")
+"""Ends of names of tensors in quantised layouts."""
 _INDEX = "model.safetensors.index.json"
+_VOCABULARY, _MERGES = "vocab.json", "merges.txt"
+SUBJECT = "model.checkpoint"
+_FREE = ("name", "checkpoint", "only_layers", "decoding")
+"""Fields of a ModelSpec of which config.json says nothing, or only what is done where nothing else is asked for."""
 
-_CONFIG_KEYS = {
-    "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
-    "rope_theta": ("rope_theta",), "rms_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",),
-}  # fmt: skip
-"""What no tensor's shape tells, by its names in config.json."""
+
+def _wide_e4m3(raw: np.ndarray) -> np.ndarray:
+    """E4M3 as float32: bias 7, subnormals, no infinity, NaN where all bits but the sign are set (arXiv:2209.05433)."""
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    sizes = np.where(exponent, np.ldexp(1 + mantissa / 8, exponent - 7), np.ldexp(mantissa / 8, -6))
+    table = np.where(codes & 127 == 127, np.nan, np.where(codes & 128, -sizes, sizes)).astype(np.float32)
+    return table[raw]
+
+
+_TYPES: Mapping[str, tuple[np.dtype[Any], Callable[[np.ndarray], np.ndarray]]] = {
+    "F32": (np.dtype("<f4"), lambda raw: raw.astype(np.float32)),
+    "F16": (np.dtype("<f2"), lambda raw: raw.astype(np.float32)),
+    "BF16": (np.dtype("<u2"), lambda raw: (raw.astype(np.uint32) << 16).view(np.float32)),
+    "F8_E4M3": (np.dtype("u1"), _wide_e4m3),
+    "F8_E5M2": (np.dtype("u1"), lambda raw: (raw.astype(np.uint16) << 8).view(np.float16).astype(np.float32)),
+}
+"""By the name of a type in a header: how it is stored, and as float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,16 +72,22 @@ class Checkpoint(Mapping[str, np.ndarray]):
     places: Mapping[str, _Place]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor as float32, read when it is asked for."""
+        """One tensor as float32, read when it is asked for.
+
+        Raises:
+            TripathError: one of its values is not finite.
+        """
         place, raw = self._stored(name)
-        wide = (raw.astype(np.uint32) << 16).view(np.float32) if place.kind == "BF16" else raw.astype(np.float32)
-        if not np.isfinite(wide).all():  # an MX block would hide it
-            raise TripathError(f"model.checkpoint: tensor {place.name} has a value that is not finite ({place.file})")
-        return wide.reshape(place.shape)
+        _, widen = _TYPES[place.kind]
+        wide = widen(raw).reshape(place.shape)
+        if not np.isfinite(wide).all():
+            raise TripathError(f"{SUBJECT}: tensor {place.name} has a value that is not finite ({place.file})")
+        return wide
 
     def _stored(self, name: str) -> tuple[_Place, np.ndarray]:
         place = self.places[name]
-        return place, np.fromfile(place.file, _TYPES[place.kind], math.prod(place.shape), offset=place.offset)
+        stored, _ = _TYPES[place.kind]
+        return place, np.fromfile(place.file, stored, math.prod(place.shape), offset=place.offset)
 
     def identity(self, name: str) -> str:
         """Digest of a tensor's stored bytes, their type and shape."""
@@ -124,7 +148,7 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
             raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}")
         headers |= _header(file)
     family = next((each for each in FAMILIES if any(name.startswith(each.marks) for name in headers)), LLADA)
-    _check_config(spec, family, folder / "config.json")
+    _check_config(spec, family, folder / CONFIG)
     places, read = {}, set()
     for name, (part, layer) in _stored(spec).items():
         known = family.name_of(part.name, layer)
@@ -133,7 +157,7 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
         place = headers[known]
         if place.kind not in _TYPES:
             raise TripathError(
-                f"model.checkpoint: tensor {known} has type {place.kind}, not F32, F16 or BF16 ({place.file})"
+                f"model.checkpoint: tensor {known} has type {place.kind}, not one of {', '.join(_TYPES)} ({place.file})"
             )
         if place.shape != part.shape:
             raise TripathError(
@@ -143,6 +167,16 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
         read.add(known)
     _check_unread(spec, family, headers, read)
     return Checkpoint(places=places)
+
+
+def check_checkpoint(spec: ModelSpec) -> None:
+    """Refuse a checkpoint that is not the model, before anything runs; synthetic weights always are.
+
+    Raises:
+        TripathError: as `open_checkpoint`.
+    """
+    if spec.checkpoint != SYNTHETIC:
+        open_checkpoint(spec)
 
 
 def _stored(spec: ModelSpec) -> dict[str, tuple[Part, int | None]]:
@@ -164,9 +198,10 @@ def _check_unread(spec: ModelSpec, family: Family, headers: Mapping[str, _Place]
     Raises:
         TripathError: naming the tensor, the file, and the key of the model that would read it, if there is one.
     """
+    twin = _twin(spec, family, headers)
     skipped = tuple(family.layer.format(layer=layer) for layer in _layers_left_out(spec, family, headers))
     for name, place in headers.items():
-        if name in read or name.startswith(skipped) or name.endswith(DERIVED):
+        if name in read or name.startswith(skipped) or name.endswith(DERIVED) or name == twin:
             continue
         layer = next(
             (n for n in spec.only_layers or range(spec.layers) if name.startswith(family.layer.format(layer=n))), None
@@ -177,6 +212,15 @@ def _check_unread(spec: ModelSpec, family: Family, headers: Mapping[str, _Place]
         raise TripathError(
             f"model.checkpoint: no operator of model {spec.name} reads tensor {name} ({place.file}), so it is another model"
         )
+
+
+def _twin(spec: ModelSpec, family: Family, headers: Mapping[str, _Place]) -> str | None:
+    """The name of a head that is stored beside the embedding although the two are tied; None: there is none, or it differs."""
+    names = family.name_of("ff_out.weight"), family.name_of("wte.weight")
+    if not spec.tied_embeddings or not all(name in headers for name in names):
+        return None
+    both = Checkpoint(places={name: headers[name] for name in names})
+    return names[0] if both.identity(names[0]) == both.identity(names[1]) else None
 
 
 def _layers_left_out(spec: ModelSpec, family: Family, headers: Mapping[str, _Place]) -> list[int]:
@@ -201,21 +245,48 @@ def load_tensors(spec: ModelSpec) -> Mapping[str, np.ndarray]:
     return {name: tensors[name] for name in tensors} if kept else tensors
 
 
-def load_tokenizer(folder: str) -> "TextTokenizer | None":
-    """Tokenizer of a checkpoint folder; None for synthetic weights.
+def load_tokenizer(folder: str, *, needed: bool = True) -> "TextTokenizer | None":
+    """Tokenizer of a checkpoint folder (`tokenizer.json`, or `vocab.json` and `merges.txt`); None for synthetic weights, and
+    where a folder has none and none is `needed`.
 
     Raises:
-        TripathError: the folder or its tokenizer.json is missing or unreadable.
+        TripathError: the folder is missing, or its tokenizer is, or is unreadable.
     """
     if folder == SYNTHETIC:
         return None
-    path = _folder(folder) / "tokenizer.json"
-    if not path.exists():
-        raise TripathError(f"model.checkpoint: no tokenizer.json in {folder}")
+    root = _folder(folder)
+    whole, parts = root / "tokenizer.json", (root / _VOCABULARY, root / _MERGES)
+    if whole.exists():
+        return _tokenizer(whole, lambda: Tokenizer.from_str(read_small(whole, SUBJECT).decode()))
+    if all(part.exists() for part in parts):
+        return _tokenizer(root / _VOCABULARY, lambda: _byte_level(*parts))
+    if not needed:
+        return None
+    raise TripathError(f"model.checkpoint: no tokenizer.json in {folder}, nor {_VOCABULARY} with {_MERGES}")
+
+
+def _tokenizer(file: Path, make: Callable[[], Tokenizer]) -> "TextTokenizer":
     try:
-        return TextTokenizer(Tokenizer.from_file(str(path)))
+        return TextTokenizer(make())
+    except TripathError:
+        raise
     except Exception as error:  # noqa: BLE001  the library raises bare Exception
-        raise TripathError(f"model.checkpoint: unreadable {path} ({str(error).splitlines()[0]})") from None
+        raise TripathError(f"model.checkpoint: unreadable {file} ({str(error).splitlines()[0]})") from None
+
+
+def _byte_level(vocabulary: Path, merges: Path) -> Tokenizer:
+    """The tokenizer of GPT-2 and its descendants, as its two files say; added_tokens.json, where it is there, has the tokens
+    that are no pieces of text."""
+    known = json.loads(read_small(vocabulary, SUBJECT))
+    lines = read_small(merges, SUBJECT).decode().splitlines()
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    made = Tokenizer(models.BPE(vocab=known, merges=cast("list[tuple[str, str]]", pairs)))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    if (added := vocabulary.with_name("added_tokens.json")).exists():
+        texts = sorted(json.loads(read_small(added, SUBJECT)).items(), key=lambda pair: pair[1])
+        made.add_special_tokens([text for text, _ in texts])
+    return made
 
 
 class TextTokenizer:
@@ -255,30 +326,38 @@ def _folder(name: str | None) -> Path:
 
 
 def _check_config(spec: ModelSpec, family: Family, file: Path) -> None:
-    """Compare with config.json what the tensors do not show; keys that it lacks are not compared."""
+    """Compare the model with what config.json says of it; fields that none of its keys gives are not compared.
+
+    Raises:
+        TripathError: they differ, or as `dllm.folder.describe`.
+    """
     if not file.exists():
         return
-    try:
-        config = json.loads(file.read_text())
-        told = {field: config[key] for field, keys in _CONFIG_KEYS.items() for key in keys if key in config}
-    except (TypeError, ValueError, OSError):
-        raise TripathError(f"model.checkpoint: malformed {file}") from None
-    kind = config.get("model_type")
-    if kind is not None and kind not in family.model_types:
-        known = ", ".join(each for row in FAMILIES for each in row.model_types)
+    told = describe(file, SUBJECT)
+    if told.family is not family:
         raise TripathError(
-            f"model.checkpoint: model_type {kind!r} is none that is known with these tensors, {known} ({file})"
+            f"{SUBJECT}: the names of the tensors are {family.name}'s, not those of a {told.family.name} ({file})"
         )
-    for field, value in told.items():
-        if value is not None and value != getattr(spec, field):
+    known = {name: value for name, value in told.values.items() if name not in told.assumed and name not in _FREE}
+    if spec.only_layers is not None:
+        known.pop("layers", None)
+    if spec.eos_id in told.ends:
+        known.pop("eos_id", None)
+    if spec.max_sequence <= known.get("max_sequence", 0):  # a shorter context is a choice
+        known.pop("max_sequence", None)
+    if isinstance(known.get("rope_scaling"), Mapping):
+        known["rope_scaling"] = Scaling(**known["rope_scaling"])
+    for field, value in {"rope_scaling": None, **known}.items():
+        if value != getattr(spec, field):
             raise TripathError(f"model.{field}: is {getattr(spec, field)}, the checkpoint says {value} ({file})")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     """File of each tensor by the index; every file lies beside it."""
+    raw = read_small(index, SUBJECT)
     try:
-        listed = dict(json.loads(index.read_text())["weight_map"])
-    except (KeyError, TypeError, ValueError, OSError):
+        listed = dict(json.loads(raw)["weight_map"])
+    except (KeyError, TypeError, ValueError):
         raise TripathError(f"model.checkpoint: malformed {index}") from None
     for tensor, name in listed.items():
         if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & {"/", "\\", ":", "\0"}:
@@ -293,9 +372,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _header(file: Path) -> dict[str, _Place]:
     """Every tensor of a file; safetensors itself checks that offsets, types and sizes are consistent."""
     with file.open("rb") as stream:
-        pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
-    if pointer:
-        raise TripathError(f"model.checkpoint: {file} is a Git LFS pointer in place of the weights; git lfs pull")
+        if stream.read(len(POINTER)) == POINTER:
+            raise TripathError(f"{SUBJECT}: {file} is a pointer of Git LFS; `git lfs pull` fetches the weights")
     try:
         with safe_open(file, framework="numpy"), file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")

@@ -31,12 +31,11 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 class Family:
     """A layout of checkpoints: what its files call our parts.
 
-    `model_types` are those of config.json; `marks` begin the names that tell the family by its tensors; `layer` is the
-    prefix of a layer's tensors, `outside` and `inside` the modules by ours, outside and inside of layers.
+    `marks` begin the names that tell the family by its tensors; `layer` is the prefix of a layer's tensors, `outside` and
+    `inside` the modules by ours, outside and inside of layers.
     """
 
     name: str
-    model_types: tuple[str, ...]
     marks: tuple[str, ...]
     layer: str
     outside: Mapping[str, str]
@@ -51,22 +50,25 @@ class Family:
 
 
 LLADA = Family(
-    name="LLaDA", model_types=("llada",), marks=(PREFIX,), layer=f"{BLOCKS}{{layer}}.",
+    name="LLaDA", marks=(PREFIX,), layer=f"{BLOCKS}{{layer}}.",
     outside={module: f"{PREFIX}{module}" for module in ("wte", "ln_f", "ff_out")},
 )  # fmt: skip
+_LLAMA_LAYER = {
+    "attn_norm": "input_layernorm", "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj", "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
+    "attn_out": "self_attn.o_proj", "ff_norm": "post_attention_layernorm", "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
+}  # fmt: skip
 QWEN = Family(
-    name="Qwen", model_types=("Dream", "dream", "sdar"), marks=("model.embed_tokens.", "model.layers."),
-    layer="model.layers.{layer}.",
-    outside={"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"},
-    inside={
-        "attn_norm": "input_layernorm", "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj",
-        "v_proj": "self_attn.v_proj", "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-        "attn_out": "self_attn.o_proj", "ff_norm": "post_attention_layernorm", "ff_proj": "mlp.gate_proj",
-        "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
-    },
+    name="Qwen", marks=("model.embed_tokens.", "model.layers."), layer="model.layers.{layer}.",
+    outside={"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}, inside=_LLAMA_LAYER,
 )  # fmt: skip
-FAMILIES = (LLADA, QWEN)
-"""LLaDA's names, and those of Dream, DiffuCoder, SDAR and everything that descends from Qwen."""
+NEMOTRON = Family(
+    name="Nemotron", marks=("encoder.embed_tokens.", "encoder.layers."), layer="encoder.layers.{layer}.",
+    outside={"wte": "encoder.embed_tokens", "ln_f": "encoder.norm", "ff_out": "diffusion_head"}, inside=_LLAMA_LAYER,
+)  # fmt: skip
+FAMILIES = (LLADA, QWEN, NEMOTRON)
+"""LLaDA's names; those of Qwen, Llama and all that descends from them (Dream, SDAR, Fast-dLLM v2, WeDLM); Nemotron's."""
 
 DERIVED = ("rotary_emb.inv_freq",)
 """Ends of names of tensors that hold nothing but what the configuration says."""

@@ -14,7 +14,7 @@ from typing import TypeAlias, get_args
 
 import numpy as np
 
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 
 
@@ -32,18 +32,15 @@ class Scaling:
     """
 
     kind: str = field(metadata=one_of(("linear", "llama3", "yarn")))
-    factor: float
-    original_context: int = 8192
-    low: float = 1.0
-    high: float = 4.0
+    factor: float = field(metadata=within(1.0, 1024.0))
+    original_context: int = field(default=8192, metadata=within(1, 1 << 24))
+    low: float = field(default=1.0, metadata=within(1e-3, 1e6))
+    high: float = field(default=4.0, metadata=within(1e-3, 1e6))
 
     def __post_init__(self) -> None:
         check_choices("model.rope_scaling", self)
-        if self.factor < 1.0 or self.original_context < 1 or not 0.0 < self.low < self.high:
-            raise TripathError(
-                "model.rope_scaling: needs a factor and an original_context of at least 1 and 0 < low < high, got "
-                f"factor {self.factor}, original_context {self.original_context}, low {self.low}, high {self.high}"
-            )
+        if self.low >= self.high:
+            raise TripathError(f"model.rope_scaling.low: {self.low} is not below model.rope_scaling.high {self.high}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,8 +3,10 @@
 Compiler, references and device models read the same rows. Whoever decides by a policy matches on all of its values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from npu.choices import check_choices, within
 
 
 class Rows(Enum):
@@ -117,13 +119,16 @@ class Decoding:
         default_prompt: Text to go on from where no prompt is given; null: one must be.
     """
 
-    generation_length: int = 256
-    block_length: int = 32
-    steps_per_block: int | None = None
+    generation_length: int = field(default=256, metadata=within(1, 1 << 20))
+    block_length: int = field(default=32, metadata=within(1, 1 << 13))
+    steps_per_block: int | None = field(default=None, metadata=within(1, 1 << 13))
     cache: str = "dual"
     commit: str = "quota"
-    threshold: float = 0.9
+    threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
     default_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choices("model.decoding", self)
 
 
 ON_MACHINE = frozenset({

@@ -80,15 +80,18 @@ def tripath_command(monkeypatch, tmp_path, capsys, tmp_path_factory):
     return command
 
 
+MODELS = sorted(
+    file.stem for file in (Path(__file__).parents[1] / "conf" / "model").glob("*.yaml") if not file.stem.startswith("_")
+)
 BAD_INPUT = [
     (
         ["model=lada_8b"],
-        "model: no option 'lada_8b', one of dream_7b, llada_8b, wordmath, wordmath_block; did you mean 'llada_8b'?",
+        f"model: no option 'lada_8b', one of {', '.join(MODELS)}; did you mean 'llada_8b'?",
     ),
     (["nothing=1"], "nothing: no such key"),
     (["+nothing=1"], "nothing: no such key, one of hardware"),
     (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
-    (["workload.cache=dul"], "unknown 'dul', one of none, prefix, dual; did you mean 'dual'?"),
+    (["workload.cache=dul"], "unknown 'dul', one of none, prefix, dual, append; did you mean 'dual'?"),
     (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
     (["workload.steps"], "arguments: cannot read 'workload.steps', write KEY=VALUE"),
     (["workload.steps=many"], "workload.steps: must be an integer, got 'many'"),
@@ -142,7 +145,7 @@ BAD_INPUT = [
     (["numerics/smoothing=boas"], "numerics/smoothing: no option 'boas', one of baos, plain; did you mean 'baos'?"),
     (["hardware.execution=decouple"], "hardware.execution: unknown 'decouple', one of serial, decoupled; did you mean"),
     (["launch.cache=no"], "launch.cache: unknown 'no', one of on, off"),
-    (["workload.block_length=12"], "workload.block_length: unknown 12, one of 4, 8, 16, 32, 64"),
+    (["workload.block_length=12"], "workload.block_length: unknown 12, one of 1, 2, 4, 8, 16, "),
     (["workload.prompt=Tom", "has", "12"], "arguments: cannot read 'has', write KEY=VALUE, and quote blanks"),
     (["paths=[analytical"], "arguments: cannot read 'paths=[analytical', write KEY=VALUE"),
     (
@@ -381,7 +384,7 @@ def test_quoting_leaves_other_arguments_alone():
 
 
 def test_a_synthetic_prompt_has_its_length_and_no_special_token():
-    special = ("model.mask_id=7", "model.eos_id=0")
+    special = ("model.mask_id=7", "model.eos_id=0", "model.checkpoint=synthetic")
     experiment = compose_experiment("workload.prompt_length=200", "workload.batch=2", *special)
     prompts = read_prompts(experiment, "unused")
     assert [len(tokens) for tokens in prompts.token_ids] == [200, 200]
@@ -429,7 +432,7 @@ def test_help_explains_itself_and_lists_groups(tripath_command, capsys):
     for shown in (
         "Examples:",
         "hardware: npu_datacenter, npu_plena, npu_small, npu_v1",
-        "model: dream_7b, llada_8b, wordmath, wordmath_block",
+        ", ".join(MODELS),
         "Exit status",
     ):
         assert shown in output

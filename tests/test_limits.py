@@ -76,7 +76,11 @@ def keys_of(key, values):
 
 
 VALUES = compose_values(
-    "paths=[analytical,cycle]", "model.checkpoint=null", "workload.prompt_length=9", "workload.batch=1"
+    "paths=[analytical,cycle]",
+    "model.checkpoint=null",
+    "workload.prompt_length=9",
+    "workload.batch=1",
+    "workload=wordmath",
 )
 VALUES["workload"]["default_prompt"] = None
 OF_GROUPS = {

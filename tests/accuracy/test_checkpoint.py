@@ -132,7 +132,12 @@ def random_checkpoint(folder, spec, *, dream=False, shards=3):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     config = {"num_attention_heads": spec.heads, "num_key_value_heads": spec.kv_heads} if dream else {
         "n_heads": spec.heads, "n_kv_heads": spec.kv_heads}  # fmt: skip
-    config |= {"rope_theta": spec.rope_theta, "rms_norm_eps": spec.rms_eps, "mask_token_id": spec.mask_id}
+    config |= {
+        "model_type": "Dream" if dream else "llada",
+        "rope_theta": spec.rope_theta,
+        "rms_norm_eps": spec.rms_eps,
+        "mask_token_id": spec.mask_id,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return dataclasses.replace(spec, checkpoint=str(folder)), {k: v.astype(np.float32) for k, v in made.items()}
 
@@ -153,6 +158,7 @@ def test_dream_maps_into_the_same_names(tmp_path, shards):
     assert set(loaded) == set(made)
     for name, value in made.items():
         np.testing.assert_array_equal(loaded[name], value)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(TripathError, match=r"model\.qkv_bias: is false, but .* has tensor model\.layers\.0\.self_attn"):
         load_tensors(dataclasses.replace(spec, qkv_bias=False))
 
@@ -322,7 +328,10 @@ def set_head(name):
         (lambda f: rewrite_index(f, lambda listed: listed.clear()), r"malformed .*index\.json"),
         (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": [1]}'), r"malformed .*index\.json"),
         (lambda f: (f / "config.json").write_text("["), r"malformed .*config\.json"),
-        (lambda f: (f / "config.json").write_text('{"n_heads": 6}'), r"model\.heads: is 3, the checkpoint says 6"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "llada", "n_heads": 6}'),
+            r"model\.heads: is 3, the checkpoint says 6",
+        ),
     ],
 )
 def test_damaged_shards_are_named(tmp_path, damage, message):

@@ -21,7 +21,7 @@ class TorchLlada:
         """x [tokens, heads, head_dim] as complex numbers (first half real, second half imaginary)."""
         half = x.shape[-1] // 2
         z = torch.complex(x[..., :half], x[..., half:])
-        inverse = self.spec.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        inverse = stretched(self.spec.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half), self.spec)
         z = z * torch.polar(torch.ones(()).double(), positions[:, None].double() * inverse)[:, None]
         return torch.cat([z.real, z.imag], -1)
 
@@ -71,7 +71,9 @@ class TorchLlada:
             if not keep:
                 self.last = x
             x = torch.cat([self.last[positions[0] - 1 :][:1], x[:-1]])
-        return torch.nn.functional.linear(self.norm(x, "ln_f"), self.w["ff_out"])
+        return torch.nn.functional.linear(
+            self.norm(x, "ln_f"), self.w["wte" if self.spec.tied_embeddings else "ff_out"]
+        )
 
     def block_logits(self, canvas, start, length, step, cache):
         """Logits [L, vocab] of the block at `start` on a canvas, at a step of a cache policy."""
@@ -79,6 +81,27 @@ class TorchLlada:
         last = start + length if first and cache == "dual" else len(canvas)
         logits = self.forward(canvas, slice(first, last), keep=bool(first))
         return logits[start - first : start - first + length]
+
+
+def stretched(inverse, spec):
+    """Inverse frequencies under the model's scaling, by the formulas of each method's authors."""
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return inverse
+    context, slow = scaling.original_context, inverse / scaling.factor
+    if scaling.kind == "llama3":
+        wavelengths = 2 * torch.pi / inverse
+        smooth = (context / wavelengths - scaling.low) / (scaling.high - scaling.low)
+        between = (1 - smooth) * slow + smooth * inverse
+        found = torch.where(wavelengths > context / scaling.low, slow, between)
+        return torch.where(wavelengths < context / scaling.high, inverse, found)
+    assert scaling.kind == "yarn"
+    dims = 2 * len(inverse)
+    rotations = torch.tensor([scaling.high, scaling.low], dtype=torch.float64)
+    edges = dims * (context / (rotations * 2 * torch.pi)).log() / (2 * torch.tensor(spec.rope_theta).double().log())
+    first, last = edges[0].floor().clamp(min=0), edges[1].ceil().clamp(max=dims - 1)
+    ramp = ((torch.arange(len(inverse)) - first) / (last - first)).clamp(0, 1)
+    return slow * ramp + inverse * (1 - ramp)
 
 
 def decide(logits, masked, workload, step):

@@ -186,6 +186,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     for key in (*sorted(groups), "devices"):
         if not isinstance(values.get(key), dict):
             raise TripathError(f"{key}: needs a mapping, got {values.get(key)!r}")
+    values = {**values, "model": _of_folder(values["model"])}
     model = {**values["model"], "checkpoint": resolve(values["model"].get("checkpoint"))}
     if isinstance(sliced := model.get("only_layers"), list):
         if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
@@ -227,6 +228,23 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     if isinstance(prompt, str):
         experiment = replace(experiment, workload=replace(experiment.workload, prompt=prompt))
     return experiment, default_prompt
+
+
+def _of_folder(model: Values) -> Values:
+    """The group `model`, where it names a folder, as that folder describes it.
+
+    Raises:
+        TripathError: the folder is not understood.
+    """
+    from dllm.folder import read_folder
+
+    if "folder" not in model:
+        return model
+    given = dict(model)
+    folder = given.pop("folder")
+    if not isinstance(folder, str) or folder == MISSING:
+        raise TripathError("model.folder: give the folder of a checkpoint, with its config.json")
+    return read_folder(folder, given)
 
 
 def _with_timing(hardware: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -275,7 +293,8 @@ def one_line(error: BaseException) -> str:
     """The telling part of an error in one line; Hydra's own errors in the words of this command."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}: no option {option!r}, one of {', '.join(error.options)}"
+        known = [each for each in error.options if not each.startswith("_")]  # what others have in common is no option
+        return f"{group}: no option {option!r}, one of {', '.join(known)}"
     if isinstance(error, OverrideParseException):
         rule = "write KEY=VALUE, and quote blanks, commas and brackets"
         return f"arguments: cannot read {error.override!r}, {rule}; see tripath --help"

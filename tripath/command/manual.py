@@ -57,6 +57,14 @@ Units end the names of keys. Files of your own stand beside these with `--config
 | `hydra.sweep.dir` | text | `runs/DATE/TIME` | Folder of a sweep |
 | `hydra/launcher` | file | `cluster` | The jobs of a sweep at once on one cluster; `basic`: one run after the other |
 """
+BESIDE = {
+    "workload": ("default_prompt", "The prompt where no other is given."),
+    "model": (
+        "folder",
+        "With `model=hf`: a folder of Hugging Face, whose config.json says what is null (docs/models.md).",
+    ),
+}
+"""A key of a group that is no field of its class, and its meaning."""
 SWEEPER = """## hydra.sweeper
 
 What `tripath --multirun` does. `params` and `also` are lists of overrides: every combination of the one, then the jobs of the
@@ -112,17 +120,13 @@ def _rows(key: str, kind: type, values: Mapping[str, Any]) -> list[Line]:
             lines += [(name, _type(hint), _shown(value), text), *_rows(f"{name}.NAME", typing.get_args(hint)[1], {})]
         elif typing.get_origin(hint) is Sequence and dataclasses.is_dataclass(typing.get_args(hint)[0]):
             lines += [(name, _type(hint), _shown(value), text), *_rows(f"{name}[]", typing.get_args(hint)[0], {})]
+        elif optional := next((each for each in typing.get_args(hint) if dataclasses.is_dataclass(each)), None):
+            lines += [(name, _type(hint), _shown(value), text), *_rows(name, typing.cast("type", optional), {})]
         else:
             lines.append((name, _type(hint), _shown(value), f"{text}{_taken(field)}"))
-    if key == "workload":
-        lines.append(
-            (
-                f"{key}.default_prompt",
-                "text or null",
-                _shown(values["default_prompt"]),
-                "The prompt where no other is given.",
-            )
-        )
+    if key in BESIDE:
+        name, meaning = BESIDE[key]
+        lines.append((f"{key}.{name}", "text or null", _shown(values.get(name)), meaning))
     return lines
 
 

@@ -61,9 +61,10 @@ def read_prompts(experiment: Experiment, default_prompt: str | None) -> Prompts:
     workload, model = experiment.workload, experiment.model
     tokenizer = None
     if model.checkpoint is not None:
-        from dllm.checkpoint import load_tokenizer
+        from dllm.checkpoint import check_checkpoint, load_tokenizer
 
-        tokenizer = load_tokenizer(model.checkpoint)
+        check_checkpoint(model)
+        tokenizer = load_tokenizer(model.checkpoint, needed=workload.prompt_length is None)
     if workload.prompt_length is not None:
         plain = [i % model.vocab for i in range(FIRST_SYNTHETIC_TOKEN, FIRST_SYNTHETIC_TOKEN + workload.prompt_length)]
         special = (model.mask_id, model.eos_id)

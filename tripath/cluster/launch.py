@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -138,7 +138,8 @@ class Cluster:
         self._closing.wait()
         import ray
 
-        ray.shutdown()
+        with suppress(Exception):  # it may have ended before
+            ray.shutdown()
 
     def _start(self) -> None:
         address = self._launch.address

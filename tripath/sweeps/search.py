@@ -18,7 +18,8 @@ from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.metrics import Table
 from tripath.paths import Fact, giver_name
-from tripath.sweeps.summary import Row
+from tripath.report.pictures import literal
+from tripath.sweeps.summary import Row, markdown_line
 
 if TYPE_CHECKING:
     import optuna
@@ -235,7 +236,7 @@ class Search:
         if not weighed:
             return []
         said, table = self.outcome(rows)
-        lines = [f"{said}.", "", *(f"| {' | '.join(map(str, row))} |" for row in (table.columns, *table.rows))]
+        lines = [f"{said}.", "", *map(markdown_line, (table.columns, *table.rows))]
         lines.insert(3, "|---" * len(table.columns) + "|")
         (folder / FRONT).write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._write_designs(folder / DESIGNS, weighed, {each.number for each in front})
@@ -297,7 +298,7 @@ class Search:
             of = [e for e in inside if e.design.get("numerics", "") == choice]
             shade: dict[str, Any] = {"c": [e.metrics[colour] for e in of], **scale} if colour else {"color": "#3b6ea5"}
             drawn = axes.scatter([e.metrics[across] for e in of], [e.metrics[up] for e in of], s=16, marker=marker, zorder=2,
-                                 label=f"{choice or 'designs'} ({len(of)})", **shade)  # fmt: skip
+                                 label=literal(f"{choice or 'designs'} ({len(of)})"), **shade)  # fmt: skip
         axes.scatter([e.metrics[across] for e in front], [e.metrics[up] for e in front], s=70, facecolors="none",
                      edgecolors="#c0504d", linewidths=1.4, label=f"front ({len(front)})", zorder=3)  # fmt: skip
         exact = [

@@ -101,7 +101,7 @@ def test_every_command_of_the_tutorial_composes(arguments):
     if "--help" in arguments or "workload.cache=duel" in arguments:
         return
     parsed = OverridesParser.create().parse_overrides(
-        [cli.quote_prompt(each) for each in arguments if each != "--multirun"]
+        [cli.quote_text(each) for each in arguments if each != "--multirun"]
     )
     swept = [override for override in parsed if override.is_sweep_override()]
     assert ("--multirun" in arguments) == bool(swept)

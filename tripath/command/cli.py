@@ -19,10 +19,12 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from npu.errors import NotInstalledError, TripathError, did_you_mean, print_error
 from npu.files import make_exclusively
@@ -31,7 +33,6 @@ from tripath.command.composition import (
     Composer,
     build,
     build_experiment,
-    check_files,
     one_line,
     resolve,
     to_yaml,
@@ -47,7 +48,15 @@ if TYPE_CHECKING:
 
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 ENDING = (signal.SIGINT, signal.SIGTERM)
-PROMPT = "workload.prompt="
+SEVERAL_FILES = re.compile(
+    r"(experiment|model|hardware|workload|numerics|scheme|technology|simulator|validation|launch|tracking)=(\[.*)"
+)
+"""Hydra would merge them, the last one over the others."""
+ANY_TEXT = (
+    "workload.prompt", "workload.prompts_file", "model.checkpoint", "tracking.folder", "tracking.uri", "launch.cache_folder",
+    "validation.streams", "validation.measurements",
+)  # fmt: skip
+"""Keys whose text may hold characters of Hydra's grammar."""
 ROW_ONLY = "row_only=true"
 WIDTH_WITHOUT_TERMINAL = "120"
 
@@ -93,8 +102,16 @@ def _run() -> int:
             _command.close()
         print_error("interrupted")
         return INTERRUPTED
-    except (*INPUT_ERRORS, ValueError) as error:  # Hydra refuses combinations of its own flags with ValueError
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # Hydra refuses combinations of its own flags with ValueError
         print_error(one_line(error))
+        return BAD_INPUT
+    except OSError as error:  # of the jobs' own none comes here
+        folder = "hydra.sweep.dir" if {"--multirun", "-m"} & set(sys.argv) else "hydra.run.dir"
+        print_error(f"{folder}: cannot write {error.filename or 'there'} ({error.strerror or error})")
         return BAD_INPUT
     except Exception:  # noqa: BLE001  a defect of ours has a status of its own
         traceback.print_exc()
@@ -239,7 +256,6 @@ def _main(config: DictConfig) -> None:
 
 def _job(config: DictConfig, folder: Path) -> int:
     """Everything between a configuration and its exit status."""
-    check_files(HydraConfig.get().runtime.choices)
     experiment, default_prompt = build_experiment(config)
     if config.validation.get("baseline"):
         raise TripathError("validation.baseline: is that of a sweep, add --multirun (with hydra/launcher=cluster)")
@@ -275,7 +291,10 @@ def _job(config: DictConfig, folder: Path) -> int:
             OmegaConf.to_yaml(config, resolve=True),
             shlex.join(["tripath", *_command.flags, *_overrides()]),
         )
-        write_files(folder, experiment, outcome, configuration=configuration, command=command)
+        try:
+            write_files(folder, experiment, outcome, configuration=configuration, command=command)
+        except OSError as error:  # the results are in the cache
+            raise TripathError(f"hydra.run.dir: cannot write {folder} ({error.strerror})") from None
         tracked = None
         if store:
             show({"mlflow": "writes the run"})
@@ -406,8 +425,12 @@ def _check_arguments() -> None:
     for argument in sys.argv:
         if argument.encode(errors="replace").decode() != argument:
             raise TripathError(f"arguments: must be UTF-8, got {argument!r}")
+        if several := SEVERAL_FILES.match(argument):
+            raise TripathError(
+                f"{several[1]}: takes one file, got {several[2]}; several are swept, {several[1]}=A,B with --multirun"
+            )
     if "--multirun" not in sys.argv and "-m" not in sys.argv:
-        sys.argv[1:] = [quote_prompt(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [quote_text(argument) for argument in sys.argv[1:]]
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -424,12 +447,12 @@ def _check_arguments() -> None:
     _command.flags = ["--config-dir", given.config_dir] if given.config_dir else []
 
 
-def quote_prompt(argument: str) -> str:
-    """`workload.prompt=TEXT` with TEXT quoted: in Hydra's grammar commas, brackets and signs have a meaning."""
-    text = argument.removeprefix(PROMPT)
-    if text in (argument, "null") or text[:1] in ("'", '"'):
+def quote_text(argument: str) -> str:
+    """`KEY=TEXT` of a prompt or path with TEXT quoted: in Hydra's grammar commas, brackets and signs have a meaning."""
+    key, _, text = argument.partition("=")
+    if key not in ANY_TEXT or text == "null" or text[:1] in ("'", '"'):
         return argument
-    return quoted(PROMPT.removesuffix("="), text)
+    return quoted(key, text)
 
 
 def quoted(key: str, text: str) -> str:

@@ -88,7 +88,6 @@ class Composer:
             task = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
             independent = INTERPOLATION not in OmegaConf.to_yaml(task).replace(ENVIRONMENT, "")
             plain = pickle.dumps(OmegaConf.to_container(task, resolve=True)) if independent else None
-            check_files(whole.hydra.runtime.choices)
             self._known[files] = _OfFiles(whole=whole, packed=pickle.dumps(task), plain=plain)
         return self._known[files]
 
@@ -124,17 +123,6 @@ class _OfFiles:
 def _has_meaning(text: str) -> bool:
     """Whether OmegaConf takes a text for more than itself."""
     return INTERPOLATION in text or text == MISSING
-
-
-def check_files(choices: Mapping[str, object]) -> None:
-    """Refuse several files of one group: Hydra would merge them, the last one over the others.
-
-    Raises:
-        TripathError: naming the group.
-    """
-    for group, chosen in choices.items():
-        if not isinstance(chosen, str | None):
-            raise TripathError(f"{group}: takes one file, got {', '.join(map(str, cast('Sequence[object]', chosen)))}")
 
 
 def to_yaml(values: Values) -> str:

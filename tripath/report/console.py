@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dllm.policies import Commit
 from npu.errors import printable
 from npu.metrics import Table as Rows
 from tripath.experiment import Experiment, Outcome
@@ -128,6 +129,13 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         )
         if line := energy_line(outcome):
             out.print(line, soft_wrap=True)
+    if (
+        outcome.program is not None
+        and experiment.trace_giver is None
+        and experiment.workload.commits is not Commit.QUOTA
+    ):
+        steps = "no path says how many steps the commits take; timing has those of workload.steps"
+        error_out.print(f"note: workload.commit={experiment.workload.commit}: {steps}", style="yellow")
     if outcome.reference_only:
         out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True)
     for row in PATHS.values():

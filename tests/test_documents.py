@@ -140,7 +140,8 @@ FILLED_IN = {"hydra.sweeper.search.numerics", "hydra.run.dir", "hydra.sweep.dir"
 @pytest.mark.parametrize("experiment", [None, *EXPERIMENTS.values()])
 def test_every_documented_key_can_be_set(experiment):
     rows = re.findall(r"^\| `([^`]+)` \| [^|]* \| (?:`([^|]*)`)?[^|]* \|", manual(), re.MULTILINE)
-    own = {key: value for key, value in rows if key.partition(".")[0] in compose_values() or key.startswith("hydra.")}
+    groups = compose_values()
+    own = {key: value for key, value in rows if key.partition(".")[0] in groups or key.startswith("hydra.")}
     of_experiment = {
         key: next((name for group, name in EXPERIMENTS.items() if key.startswith(group)), None) for key in own
     }

@@ -9,6 +9,10 @@ CHOICE = re.compile(r"(?:'(?P<quoted>[^']+)'|(?P<key>[^\s:]+): no such [a-z]+), 
 """An unknown value or key, and what is known instead."""
 
 
+MOST_CHARACTERS = 2000
+"""Of an error's line; of a longer one the beginning and the end are shown."""
+
+
 class TripathError(ValueError):
     """A mistake in the input: configuration, checkpoint, program file. The command exits with status 2."""
 
@@ -29,9 +33,19 @@ def print_error(message: str) -> None:
     """Write an error to standard error, in one line; where it lists what is known, with what was probably meant."""
     line = " ".join(message.split())
     choice = CHOICE.search(line)
-    if choice:
-        line += did_you_mean(choice["quoted"] or choice["key"].rpartition(".")[2], choice["known"].split(", "))
-    sys.stderr.write(f"error: {line}\n")
+    near = (
+        did_you_mean(choice["quoted"] or choice["key"].rpartition(".")[2], choice["known"].split(", "))
+        if choice
+        else ""
+    )
+    if len(line) > MOST_CHARACTERS:
+        line = f"{line[: MOST_CHARACTERS // 2]} ... {line[-MOST_CHARACTERS // 4 :]}"
+    sys.stderr.write(f"error: {printable(line)}{near}\n")
+
+
+def printable(text: str) -> str:
+    """Text without characters that would act on a terminal: they are shown as Python writes them."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

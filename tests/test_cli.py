@@ -154,11 +154,17 @@ BAD_INPUT = [
     ),
     (["+simulator.cycle.racecheck=false"], "simulator.cycle: unknown option 'racecheck'"),
     (["validation.streams=publised", "experiment=dram_reference"], "did you mean 'published'?"),
+    (["--experimental-rerun", "job.pickle"], "arguments: --experimental-rerun reads a pickle, which may run code"),
+    (["experiment=[quick,ci]"], "experiment: takes one file, got [quick,ci]; several are swept"),
+    (["hardware=[npu_small,npu_v1]"], "hardware: takes one file, got [npu_small,npu_v1]"),
+    (["workload.prompt=\udcff"], "arguments: must be UTF-8, got 'workload.prompt=\\udcff'"),
     (["--mutlirun"], "unrecognized arguments: --mutlirun; see tripath --help; did you mean '--multirun'?"),
     (["--speed"], "arguments: unrecognized arguments: --speed"),
     (["--multirun", "--run"], "Only one of --run"),
     (["--config-dir", "absent"], "Additional config directory"),
-    (["hydra.run.dir=/proc/absent/run"], "No such file or directory"),
+    (["hydra.run.dir=/proc/absent/run"], "hydra.run.dir: cannot write /proc/absent"),
+    (["model.checkpoint=a,b [1] {c}=$d"], "model.checkpoint: no such folder a,b [1] {c}=$d"),
+    (["workload.prompts_file=it's (1).txt"], "workload.prompts_file: cannot read it's (1).txt (No such file"),
 ]
 
 
@@ -374,13 +380,13 @@ PLAIN_TEXT = st.characters(codec="utf-8", exclude_categories=["C", "Z"], include
 @given(st.text(PLAIN_TEXT, min_size=1) | st.text("ab \\'\"${}[](),:=&", min_size=1))
 def test_a_quoted_prompt_reads_back(text):
     if text[:1] not in ("'", '"') and text != "null":
-        override = OverridesParser.create().parse_override(cli.quote_prompt(f"workload.prompt={text}"))
+        override = OverridesParser.create().parse_override(cli.quote_text(f"workload.prompt={text}"))
         assert OmegaConf.create({"prompt": override.value()}).prompt == text
 
 
 def test_quoting_leaves_other_arguments_alone():
     for argument in ("workload.prompt=null", "workload.prompt='a, b'", 'workload.prompt="a"', "workload.steps=8"):
-        assert cli.quote_prompt(argument) == argument
+        assert cli.quote_text(argument) == argument
 
 
 def test_a_synthetic_prompt_has_its_length_and_no_special_token():
@@ -493,3 +499,10 @@ def test_a_folder_is_made_for_one_alone(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: make_exclusively(tmp_path / "new" / "run"), range(40)))
     assert {path.name for path in made} == {"run", *(f"run-{number}" for number in range(2, 41))}
+
+
+def test_a_commit_that_depends_on_data_says_so_where_no_path_has_data(tripath_command):
+    said = "note: workload.commit=threshold: no path says how many steps the commits take"
+    arguments = (*QUICK, "tracking=off", "workload.commit=threshold")
+    assert tripath_command(*arguments, "paths=[analytical]")[2].startswith(said)
+    assert tripath_command(*arguments, "paths=[analytical,accuracy]")[2] == ""

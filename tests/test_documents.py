@@ -101,7 +101,7 @@ def test_every_command_of_the_tutorial_composes(arguments):
     if "--help" in arguments or "workload.cache=duel" in arguments:
         return
     parsed = OverridesParser.create().parse_overrides(
-        [cli.quote_prompt(each) for each in arguments if each != "--multirun"]
+        [cli.quote_text(each) for each in arguments if each != "--multirun"]
     )
     swept = [override for override in parsed if override.is_sweep_override()]
     assert ("--multirun" in arguments) == bool(swept)
@@ -142,7 +142,8 @@ OPTIONAL = ("model.rope_scaling.",)
 @pytest.mark.parametrize("experiment", [None, *EXPERIMENTS.values()])
 def test_every_documented_key_can_be_set(experiment):
     rows = re.findall(r"^\| `([^`]+)` \| [^|]* \| (?:`([^|]*)`)?[^|]* \|", manual(), re.MULTILINE)
-    own = {key: value for key, value in rows if key.partition(".")[0] in compose_values() or key.startswith("hydra.")}
+    groups = compose_values()
+    own = {key: value for key, value in rows if key.partition(".")[0] in groups or key.startswith("hydra.")}
     of_experiment = {
         key: next((name for group, name in EXPERIMENTS.items() if key.startswith(group)), None) for key in own
     }

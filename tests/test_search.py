@@ -137,6 +137,17 @@ def test_quality_is_an_objective_from_a_file(tmp_path):
     assert {design["numerics"] for design in batches[-1].designs} == {"mxint4", "mxint8"}
 
 
+def test_quality_is_that_of_a_model_by_name(tmp_path):
+    file = tmp_path / "quality.csv"
+    file.write_text("model,numerics,logit_kl\nwordmath,mxint4,0.5\nwordmath,mxint8,0.01\n")
+    search = Search(objectives={**OBJECTIVES, "quality.logit_kl": "minimize"}, quality=str(file))
+    rows, _ = run(search, AXES, metrics_of)
+    assert "quality.logit_kl of wordmath" in search.outcome(rows)[1].columns
+    search.write(tmp_path, rows)
+    assert "quality.logit_kl of wordmath" in (tmp_path / "designs.csv").read_text().splitlines()[0]
+    assert "quality.logit_kl of wordmath" in (tmp_path / "pareto.md").read_text()
+
+
 def test_quality_of_formats_that_are_no_axis(tmp_path):
     file = tmp_path / "quality.csv"
     file.write_text("numerics,logit_kl\nmxint4,0.5\nmxint8,0.01\n")

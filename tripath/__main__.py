@@ -1,5 +1,6 @@
 """`python -m tripath` and the command `tripath`."""
 
+import signal
 import sys
 
 
@@ -10,9 +11,14 @@ def main() -> None:
 
         print(f"tripath {version('tripath')}")
         return
-    from tripath.command.cli import run
+    try:
+        from tripath.command.cli import run
 
-    sys.exit(run())
+        status = run()
+    except KeyboardInterrupt:  # before the command line could take it
+        status = 130
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the interpreter's end
+    sys.exit(status)
 
 
 if __name__ == "__main__":

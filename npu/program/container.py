@@ -16,9 +16,11 @@ from npu.formats import FORMATS
 from npu.isa import Instruction, assemble, disassemble
 from npu.program.bounds import check_bounds
 from npu.program.looptree import LoopTree
-from npu.program.structure import check_structure
+from npu.program.structure import check_header, check_structure
 
 MAGIC = b"TRIPATH1"
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
+"""What a header of another form than ours ends in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,11 +157,13 @@ class Program:
         if hashlib.sha256(data[:-32]).digest() != data[-32:]:
             raise ProgramError("program file: corrupted (checksum differs)")
         words = np.frombuffer(data, "<u8", 2 * count, start + header_bytes).reshape(count, 2)
-        return cls._of_header(json.loads(data[start : start + header_bytes]), words)
+        return cls._of_header(data[start : start + header_bytes], words)
 
     @classmethod
-    def _of_header(cls, header: dict, words: np.ndarray) -> "Program":
+    def _of_header(cls, text: bytes | str, words: np.ndarray) -> "Program":
         try:
+            header = json.loads(text)
+            check_header(header)
             program = cls(
                 words=words.astype(np.uint64),
                 hbm=tuple(Tensor(**{**row, "shape": tuple(row["shape"])}) for row in header["hbm"]),
@@ -167,8 +171,10 @@ class Program:
                 phases=tuple(Phase(**row) for row in header["phases"]),
             )  # fmt: skip
             program.check_bounds()
-        except (KeyError, TypeError) as error:
-            raise ProgramError(f"program file: malformed header ({error})") from None
+        except ProgramError:
+            raise
+        except MALFORMED as error:
+            raise ProgramError(f"program file: malformed header ({type(error).__name__}: {error})") from None
         return program
 
     def to_text(self) -> str:
@@ -188,11 +194,7 @@ class Program:
         lines = text.splitlines()
         header = "\n".join(line.removeprefix(".header ") for line in lines if line.startswith(".header "))
         code = "\n".join("" if line.startswith(".header ") else line for line in lines)
-        try:
-            facts = json.loads(header)
-        except json.JSONDecodeError as error:
-            raise ProgramError(f"program text: malformed .header ({error.msg})") from None
-        return cls._of_header(facts, words_of(assemble(code)))
+        return cls._of_header(header, words_of(assemble(code)))
 
 
 _FACTS = "_facts"

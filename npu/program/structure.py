@@ -4,13 +4,39 @@ every loop leaves each semaphore as it found it. That loops nest is checked as t
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from npu.errors import ProgramError
 from npu.isa.spec import ControlKind, Instruction, Unit
 from npu.program.looptree import Loop, LoopTree
 
+MOST = 1 << 50
+SHAPES = {"tokens": ("batch", "canvas"), "mask": ("batch", "cache_tokens")}
+"""Tensors whose shape the layout states too."""
 WIDTHS = {"M_MM": {"rows": "blen", "cols": "blen", "k": "mlen"}, "M_OUT": {"rows": "blen", "cols": "blen"}}
 """Operands of the matrix unit that a width of the machine limits."""
+
+
+def check_header(header: Mapping[str, Any]) -> None:
+    """Raise unless the numbers of a header are such that a host can allocate by them, and say the same.
+
+    Raises:
+        ProgramError: naming the number.
+    """
+    for table in ("geometry", "layout"):
+        for name, value in header[table].items():
+            _check_number(f"{table}.{name}", value)
+    for tensor in header["hbm"]:
+        for value in (tensor["address"], tensor["block"], *tensor["shape"]):
+            _check_number(f"tensor {tensor['name']}", value)
+        told = [header["layout"].get(name) for name in SHAPES.get(tensor["name"], ())]
+        if None not in told and told and told != list(tensor["shape"]):
+            raise ProgramError(f"program: tensor {tensor['name']} has shape {tensor['shape']}, the layout says {told}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST:
+        raise ProgramError(f"program: {name} must be an integer from 0 to {MOST - 1}, got {str(value)[:40]}")
 
 
 def check_structure(instructions: Sequence[Instruction], tree: LoopTree, geometry: Mapping[str, int]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -137,7 +138,8 @@ class Cluster:
         self._closing.wait()
         import ray
 
-        ray.shutdown()
+        with suppress(Exception):  # it may have ended before
+            ray.shutdown()
 
     def _start(self) -> None:
         address = self._launch.address
@@ -243,6 +245,9 @@ class Cluster:
         address = self._launch.address
         if not self._ready.wait(None if address is None else JOIN_SECONDS):
             raise TripathError(f"launch.address: no Ray cluster at {address} (no answer in {JOIN_SECONDS:.0f} s)")
+        with suppress(ValueError, TypeError):  # not the main thread, or a handler that is not Python's
+            for number in (signal.SIGINT, signal.SIGTERM):  # Ray's native code has put handlers before ours that abort
+                signal.signal(number, signal.getsignal(number))
         if self._error is not None:
             what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
             raise TripathError(f"{what} ({_first_line(self._error)})")

@@ -1,8 +1,11 @@
 """The command line: Hydra composes a configuration, this builds the experiment, runs it and prints what came out."""
 
+import contextlib
+import io
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +19,24 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from npu.errors import NotInstalledError, TripathError, did_you_mean, print_error
 from npu.files import make_exclusively
-from tripath.command.composition import INPUT_ERRORS, Composer, build, build_experiment, one_line, resolve, to_yaml
+from tripath.command.composition import (
+    INPUT_ERRORS,
+    Composer,
+    build,
+    build_experiment,
+    one_line,
+    resolve,
+    to_yaml,
+)
 from tripath.command.sources import take_files
 
 if TYPE_CHECKING:
@@ -34,13 +47,44 @@ if TYPE_CHECKING:
     from tripath.tracking.store import Store, Tracking
 
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
-PROMPT = "workload.prompt="
+ENDING = (signal.SIGINT, signal.SIGTERM)
+SEVERAL_FILES = re.compile(
+    r"(experiment|model|hardware|workload|numerics|scheme|technology|simulator|validation|launch|tracking)=(\[.*)"
+)
+"""Hydra would merge them, the last one over the others."""
+ANY_TEXT = (
+    "workload.prompt", "workload.prompts_file", "model.checkpoint", "tracking.folder", "tracking.uri", "launch.cache_folder",
+    "validation.streams", "validation.measurements",
+)  # fmt: skip
+"""Keys whose text may hold characters of Hydra's grammar."""
 ROW_ONLY = "row_only=true"
 WIDTH_WITHOUT_TERMINAL = "120"
 
 
 def run() -> int:
     """Run the command line; returns the exit status, the worst one of a multirun."""
+    _open_streams()
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished is written
+    try:
+        return _run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _open_streams() -> None:
+    """Have a standard output and error where the caller closed them, and let each take any character."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback of its own
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", WIDTH_WITHOUT_TERMINAL)  # tables in a log need not fit a small screen
@@ -51,12 +95,23 @@ def run() -> int:
         _main()
         _command.end_sweep(whole=True)
     except KeyboardInterrupt:
-        _command.end_sweep(whole=False)
-        _command.close()
+        for number in ENDING:  # a second one would leave half of what follows
+            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(Exception):  # the same signal may have ended the cluster or a server
+            _command.end_sweep(whole=False)
+            _command.close()
         print_error("interrupted")
         return INTERRUPTED
-    except (*INPUT_ERRORS, ValueError) as error:  # Hydra refuses combinations of its own flags with ValueError
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # Hydra refuses combinations of its own flags with ValueError
         print_error(one_line(error))
+        return BAD_INPUT
+    except OSError as error:  # of the jobs' own none comes here
+        folder = "hydra.sweep.dir" if {"--multirun", "-m"} & set(sys.argv) else "hydra.run.dir"
+        print_error(f"{folder}: cannot write {error.filename or 'there'} ({error.strerror or error})")
         return BAD_INPUT
     except Exception:  # noqa: BLE001  a defect of ours has a status of its own
         traceback.print_exc()
@@ -83,6 +138,7 @@ class _Command:
         self._composer: Composer | None = None
         self.shared: tuple[Launch, Tracking, str | None] | None = None
         self.axes: Mapping[str, Sequence[str]] = {}
+        self.flags: Sequence[str] = []
 
     def forget(self) -> None:
         """Begin anew: a process may run several commands, each in a folder of its own."""
@@ -95,7 +151,8 @@ class _Command:
         from tripath.sweeps.multirun import Sweep
 
         if self._sweep is None:
-            command = shlex.join(["tripath", "--multirun", *config.hydra.overrides.task])
+            own = [each for each in config.hydra.overrides.hydra if each.startswith("hydra.sweeper.")]
+            command = shlex.join(["tripath", "--multirun", *self.flags, *config.hydra.overrides.task, *own])
             self._sweep = Sweep(folder=Path(config.hydra.sweep.dir).absolute(), command=command)
         return self._sweep
 
@@ -214,7 +271,7 @@ def _job(config: DictConfig, folder: Path) -> int:
     prepared = prepare(experiment, default_prompt)
     if prepared.prompts and prepared.prompts.unknown_words:
         words = ", ".join(prepared.prompts.unknown_words[:8])
-        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow", markup=False)
+        error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow")
     store = _command.store(tracking)
     program, tokens = prepared.program, prepared.token_ids
     runs = known_runs(program, experiment, tokens, launch.results)
@@ -230,8 +287,14 @@ def _job(config: DictConfig, folder: Path) -> int:
             show({"mlflow": "opens the store"})
             store.wait()
         show({"report": "is written"})
-        configuration, command = OmegaConf.to_yaml(config, resolve=True), shlex.join(["tripath", *_overrides()])
-        write_files(folder, experiment, outcome, configuration=configuration, command=command)
+        configuration, command = (
+            OmegaConf.to_yaml(config, resolve=True),
+            shlex.join(["tripath", *_command.flags, *_overrides()]),
+        )
+        try:
+            write_files(folder, experiment, outcome, configuration=configuration, command=command)
+        except OSError as error:  # the results are in the cache
+            raise TripathError(f"hydra.run.dir: cannot write {folder} ({error.strerror})") from None
         tracked = None
         if store:
             show({"mlflow": "writes the run"})
@@ -239,7 +302,7 @@ def _job(config: DictConfig, folder: Path) -> int:
                 tracked = store.log_folder(folder)
             except TripathError as error:  # the results are on disk already
                 later = f"the results are kept, `tripath-sync {folder}` logs them later"
-                error_out.print(f"note: {error}; {later}", style="yellow", markup=False)
+                error_out.print(f"note: {error}; {later}", style="yellow")
     print_outcome(experiment, outcome, tracked, str(folder))
     return PASSED if outcome.status == "passed" else FAILED
 
@@ -329,7 +392,7 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
 
 def _alone(overrides: Sequence[str]) -> str:
     """The command that runs a job of a sweep alone."""
-    return shlex.join(["tripath", *(each for each in overrides if each != ROW_ONLY)])
+    return shlex.join(["tripath", *_command.flags, *(each for each in overrides if each != ROW_ONLY)])
 
 
 def _job_of(
@@ -359,8 +422,15 @@ def _job_of(
 
 def _check_arguments() -> None:
     """Refuse unknown flags in one line, and let a prompt hold any character."""
+    for argument in sys.argv:
+        if argument.encode(errors="replace").decode() != argument:
+            raise TripathError(f"arguments: must be UTF-8, got {argument!r}")
+        if several := SEVERAL_FILES.match(argument):
+            raise TripathError(
+                f"{several[1]}: takes one file, got {several[2]}; several are swept, {several[1]}=A,B with --multirun"
+            )
     if "--multirun" not in sys.argv and "-m" not in sys.argv:
-        sys.argv[1:] = [quote_prompt(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [quote_text(argument) for argument in sys.argv[1:]]
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -369,15 +439,20 @@ def _check_arguments() -> None:
         raise TripathError(f"arguments: {message}; see tripath --help{near}")
 
     parser.error = refuse
-    parser.parse_args()
+    given = parser.parse_args()
+    if given.experimental_rerun is not None:
+        raise TripathError(
+            "arguments: --experimental-rerun reads a pickle, which may run code; paste the command of a report"
+        )
+    _command.flags = ["--config-dir", given.config_dir] if given.config_dir else []
 
 
-def quote_prompt(argument: str) -> str:
-    """`workload.prompt=TEXT` with TEXT quoted: in Hydra's grammar commas, brackets and signs have a meaning."""
-    text = argument.removeprefix(PROMPT)
-    if text in (argument, "null") or text[:1] in ("'", '"'):
+def quote_text(argument: str) -> str:
+    """`KEY=TEXT` of a prompt or path with TEXT quoted: in Hydra's grammar commas, brackets and signs have a meaning."""
+    key, _, text = argument.partition("=")
+    if key not in ANY_TEXT or text == "null" or text[:1] in ("'", '"'):
         return argument
-    return quoted(PROMPT.removesuffix("="), text)
+    return quoted(key, text)
 
 
 def quoted(key: str, text: str) -> str:

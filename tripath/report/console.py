@@ -1,5 +1,6 @@
 """What a run prints: progress while it works, then text, tables and where to look."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dllm.policies import Commit
+from npu.errors import printable
 from npu.metrics import Table as Rows
 from tripath.experiment import Experiment, Outcome
 from tripath.paths import PATHS
@@ -20,8 +23,20 @@ SHOWN_PROMPTS = 4
 LINE_SECONDS = 10.0
 STYLES = {"passed": "green", "failed": "bold red", "bad input": "red", "internal error": "bold red"}
 
-out = Console(highlight=False, soft_wrap=False)
-error_out = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console that shows text as it is: brackets are no markup, colons no emoji; and that outlives its reader (`| head`)."""
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on: the work goes on, and its status stays what it is."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+out = _Console()
+error_out = _Console(stderr=True, soft_wrap=True)
 
 
 class Tracked(Protocol):
@@ -58,7 +73,7 @@ def progress() -> Iterator[Callable[[dict[str, str]], None]]:
                 if since.get(name, ("", 0.0))[0] != what:
                     since[name] = what, now
                     if not out.is_terminal:
-                        out.print(f"  {name}: {what}", markup=False)
+                        out.print(f"  {name}: {what}")
             status.update(Text("   ").join(_state(name, what, now - since[name][1]) for name, what in state.items()))
 
         yield show
@@ -82,7 +97,7 @@ def sweep_progress() -> Iterator[Callable[[Sequence[str], int, int], None]]:
             bar.update(task, completed=done, total=total, description=text)
             if not out.is_terminal and (now - printed > LINE_SECONDS or done == total):
                 printed = now
-                out.print(f"  {text}", markup=False)
+                out.print(f"  {text}")
 
         yield show
 
@@ -102,8 +117,8 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
     if outcome.generated:
         for prompt, text in list(zip(outcome.generated.prompts, outcome.generated.texts, strict=True))[:SHOWN_PROMPTS]:
             out.print()
-            out.print(Text.assemble(("prompt  ", "dim"), prompt))
-            out.print(Text.assemble(("answer  ", "dim"), (text, "bold")))
+            out.print(Text.assemble(("prompt  ", "dim"), printable(prompt)))
+            out.print(Text.assemble(("answer  ", "dim"), (printable(text), "bold")))
         steps = " + ".join(map(str, outcome.generated.trip_counts))
         out.print(Text(f"        {steps} denoising steps in {len(outcome.generated.trip_counts)} blocks", style="dim"))
     if outcome.program is not None:
@@ -114,8 +129,15 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         )
         if line := energy_line(outcome):
             out.print(line, soft_wrap=True)
+    if (
+        outcome.program is not None
+        and experiment.trace_giver is None
+        and experiment.workload.commits is not Commit.QUOTA
+    ):
+        steps = "no path says how many steps the commits take; timing has those of workload.steps"
+        error_out.print(f"note: workload.commit={experiment.workload.commit}: {steps}", style="yellow")
     if outcome.reference_only:
-        out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True, markup=False)
+        out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True)
     for row in PATHS.values():
         if row.sentence and row.name in outcome.results:
             out.print(f"{row.name}: {row.sentence(outcome.results[row.name].metrics)}", soft_wrap=True)
@@ -136,11 +158,12 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
 
 def print_places(folder: str, tracked: Tracked | None) -> None:
     """Where the files of a run or a sweep are, and its page."""
-    out.print(f"files   {folder}", soft_wrap=True, markup=False)
+    out.print(f"files   {folder}", soft_wrap=True)
     if tracked:
-        out.print(f"mlflow  run {tracked.run_id}, opened with", soft_wrap=True, markup=False)
-        out.print(f"        {tracked.command}", soft_wrap=True, markup=False)
-        out.print(f"        {tracked.page}", soft_wrap=True, markup=False)
+        out.print(f"mlflow  run {tracked.run_id}{', opened with' if tracked.command else ''}", soft_wrap=True)
+        if tracked.command:
+            out.print(f"        {tracked.command}", soft_wrap=True)
+        out.print(f"        {tracked.page}", soft_wrap=True)
 
 
 def verdict_line(outcome: Outcome) -> str:
@@ -155,10 +178,10 @@ def verdict_line(outcome: Outcome) -> str:
 
 def table_of(title: str, rows: Rows) -> Table:
     """A table of text cells as the console shows it; verdicts are coloured."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    table = Table(title=printable(title), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for column in rows.columns:
         side = "left" if column in LEFT_COLUMNS else "right"
         table.add_column(column, header_style="underline", justify=side, overflow="fold")
     for row in rows.rows:
-        table.add_row(*(Text(str(cell), style=STYLES.get(str(cell), "")) for cell in row))
+        table.add_row(*(Text(printable(str(cell)), style=STYLES.get(str(cell), "")) for cell in row))
     return table

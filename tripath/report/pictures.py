@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from npu.errors import printable
 from npu.metrics import UNITS, Result
 from tripath.experiment import Experiment, Outcome
 from tripath.paths import PATHS, Picture
@@ -14,6 +15,11 @@ COLOURS = {"busy": "#3b6ea5", "frontend": "#bcbcbc", "semaphore_matrix": "#f2cf8
            "queue_full": "#8c8c8c", "serial": "#6b8e6b", "shared_queue": "#9fc5e8", "drained": "#eeeeee"}  # fmt: skip
 MARGINS = {"left": 0.13, "right": 0.97, "bottom": 0.13, "top": 0.92}
 """Of the roofline, as shares of the picture: fitting them to the text takes longer than all of an analytical run."""
+
+
+def literal(text: str) -> str:
+    """Text as a picture shows it: a dollar starts no formula, and control characters are spelled out."""
+    return printable(text).replace("$", r"\$")
 
 
 def pictures_of(path: str) -> Sequence[Picture]:
@@ -56,7 +62,7 @@ def _roofline(path: Path, experiment: Experiment, timed: Mapping[str, Result]) -
         label = f"{name}: {reached:.3g} MAC/cycle, {share:.0%} of the roof"
         axes.loglog([intensity], [reached], PATHS[name].style[0], label=label)
     axes.set(xlabel="arithmetic intensity (MAC per HBM byte)", ylabel="MAC per cycle",
-             title=f"Roofline: {experiment.model.name} on {hardware.name}")  # fmt: skip
+             title=literal(f"Roofline: {experiment.model.name} on {hardware.name}"))  # fmt: skip
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")  # powers of ten are set by a formula parser: a third of the time
     axes.minorticks_off()

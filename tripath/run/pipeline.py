@@ -18,11 +18,13 @@ from npu.sources import digest_of_sources
 from tripath.experiment import Experiment
 from tripath.paths import INPUTS, PATHS, Fact, Path, cycles_of, in_order
 from tripath.run.comparison import Findings, comparisons
-from tripath.run.results import Cache, digest_of, folder_digest
+from tripath.run.results import Cache, digest_of, folder_digest, library_versions
 from tripath.validation import Discrepancy
 
 INPUT_ERRORS = (TripathError, OSError)
 """What a user can act on; other errors are defects."""
+LIBRARIES = ("numpy", "numba", "tokenizers")
+"""What every path may compute with."""
 WORKED_OUT = Fact.BITS | Fact.TIMES
 """Facts too large to keep: whoever needs them works them out anew, and depends on the sources of who gives them."""
 
@@ -150,7 +152,8 @@ def _inputs(
     options = _options(row, experiment)
     witnesses = [other.module for other in PATHS.values() if other.gives & row.needs & WORKED_OUT]
     sources = digest_of_sources(row.module, *witnesses)
-    return {**inputs, **options}, digest_of(row.name, content, options, row.content, sources)
+    versions = library_versions(*LIBRARIES, *([row.library] if row.library else []))
+    return {**inputs, **options}, digest_of(row.name, content, options, row.content, sources, versions)
 
 
 def _options(row: Path, experiment: Experiment) -> dict[str, object]:
@@ -187,7 +190,7 @@ def _known(row: Path, program: Program | None, cache: Cache, digest: str) -> Pat
             **content, "cached": True, "result": _result(content["result"]), "trace": _trace(content["trace"]),
             "findings": _findings(content["findings"]),
         })  # fmt: skip
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None
     if Fact.CHECKS in row.gives:
         return run if run.result is None else None
@@ -201,6 +204,8 @@ def _known(row: Path, program: Program | None, cache: Cache, digest: str) -> Pat
 def _result(content: Mapping[str, Any] | None) -> Result | None:
     if content is None:
         return None
+    if not all(isinstance(value, int | float) for value in content["metrics"].values()):
+        raise TypeError("a metric is no number")
     return Result(**{**content, "tables": {name: Table(**table) for name, table in content["tables"].items()}})
 
 

@@ -9,9 +9,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +104,12 @@ def decode(data: bytes, digest: str) -> dict[str, Any]:
         raise ValueError("cache entry: checksum differs")
     try:
         entry = json.loads(zlib.decompress(packed))
-    except zlib.error as error:
+        found, content = (entry["schema"], entry["digest"]), dict(entry["content"])
+    except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"cache entry: {error}") from None
-    if entry["schema"] != SCHEMA or entry["digest"] != digest:
+    if found != (SCHEMA, digest):
         raise ValueError("cache entry: not the one that was asked for")
-    return entry["content"]
+    return content
 
 
 def digest_of(*values: object) -> str:
@@ -117,6 +120,16 @@ def digest_of(*values: object) -> str:
     """
     text = json.dumps(values, default=_fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache
+def library_versions(*names: str) -> dict[str, str]:
+    """Versions of installed libraries, and of Python: what they compute may change with them."""
+    found = dict.fromkeys(names, "")
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {**found, "python": platform.python_version()}
 
 
 def folder_digest(folder: str) -> str:

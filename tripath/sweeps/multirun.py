@@ -182,9 +182,7 @@ class Sweep:
             return False
         if value.unknown_words:
             words = ", ".join(value.unknown_words[:8])
-            error_out.print(
-                f"note: job {job.number}: the model's vocabulary lacks: {words}", style="yellow", markup=False
-            )
+            error_out.print(f"note: job {job.number}: the model's vocabulary lacks: {words}", style="yellow")
         if not job.row_only:
             try:
                 write_job(job.folder, value.files)
@@ -290,9 +288,7 @@ class Sweep:
         hits, paths = (sum(len(paths) for paths in of) for of in
                        ([row.cached for row in self.rows], [row.wall_seconds for row in self.rows]))  # fmt: skip
         cached = f"; {hits} of {paths} results from the cache" if hits else ""
-        out.print(
-            ", ".join(f"{number} {what}" for what, number in self._counts.items() if number) + cached, markup=False
-        )
+        out.print(", ".join(f"{number} {what}" for what, number in self._counts.items() if number) + cached)
         if known:
             print_places(str(self.folder), tracked)
 
@@ -406,4 +402,4 @@ class _Writer:
 
 
 def _note(text: str) -> None:
-    error_out.print(f"note: {' '.join(text.split())}", style="yellow", markup=False)
+    error_out.print(f"note: {' '.join(text.split())}", style="yellow")

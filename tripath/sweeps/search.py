@@ -18,7 +18,8 @@ from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.metrics import Table
 from tripath.paths import Fact, giver_name
-from tripath.sweeps.summary import Row
+from tripath.report.pictures import literal
+from tripath.sweeps.summary import Row, markdown_line
 
 if TYPE_CHECKING:
     import optuna
@@ -29,6 +30,8 @@ PROPOSED, CONFIRMED = f"{giver_name(Fact.ESTIMATE)}.", f"{giver_name(Fact.TIMES)
 """Metrics of the path that proposes have their like in the path that confirms."""
 QUALITY = f"{giver_name(Fact.QUALITY)}."
 """Metrics of a design's formats, from the file `quality`."""
+OF_ROW = ("numerics", "model")
+"""Columns of that file which are no metric."""
 DESIGNS, FRONT, PICTURE = "designs.csv", "pareto.md", "pareto.png"
 PATIENCE = 20
 """Proposals for each new design that a sampler may make before its space counts as used up."""
@@ -74,8 +77,8 @@ class Search:
         seed: Of optuna's choices.
         confirm: Overrides of the jobs that confirm the front.
         confirm_at_most: Designs that are confirmed, spread over the front.
-        quality: A CSV file with a column `numerics` and one for each metric `quality.NAME` that a choice of formats decides;
-            null: none.
+        quality: A CSV file with a column `numerics`, one for each metric `quality.NAME` that a choice of formats decides, and
+            `model`, on which they were measured; null: none.
         numerics: That choice, where it is no axis; the command line fills it in.
     """
 
@@ -197,14 +200,23 @@ class Search:
             with Path(self.quality).open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
             return {
-                row["numerics"]: {f"{QUALITY}{name}": float(value) for name, value in row.items() if name != "numerics"}
+                row["numerics"]: {f"{QUALITY}{name}": float(row[name]) for name in row if name not in OF_ROW}
                 for row in rows
             }
         except OSError as error:
             raise TripathError(f"hydra.sweeper.search.quality: cannot read {self.quality} ({error.strerror})") from None
-        except (KeyError, ValueError, TypeError):
-            message = "needs a column numerics, and numbers in all others"
+        except (KeyError, ValueError, TypeError, csv.Error):
+            message = "needs a column numerics, and numbers in all others but model"
             raise TripathError(f"hydra.sweeper.search.quality: {self.quality} {message}") from None
+
+    def _titled(self, name: str) -> str:
+        """A metric as tables and pictures call it: of quality with the model that it was measured on."""
+        if self.quality is None or not name.startswith(QUALITY):
+            return name
+        with Path(self.quality).open(newline="", encoding="utf-8") as file:
+            models = dict.fromkeys(row.get("model") for row in csv.DictReader(line for line in file if line[:1] != "#"))
+        told = ", ".join(model for model in models if model)
+        return f"{name} of {told}" if told else name
 
     def outcome(self, rows: Sequence[Row]) -> tuple[str, Table]:
         """In a sentence what was found, and the front: designs, objectives as proposed, and what the confirming path says."""
@@ -226,7 +238,13 @@ class Search:
             ]
             for each in front
         ]  # fmt: skip
-        columns = ["job", *names, *shown, *(f"{_twin(name)} against it" for name in twins), "stays on the front"]
+        columns = [
+            "job",
+            *names,
+            *map(self._titled, shown),
+            *(f"{_twin(name)} against it" for name in twins),
+            "stays on the front",
+        ]
         return said, Table(columns=columns, rows=cells)
 
     def write(self, folder: Path, rows: Sequence[Row]) -> list[str]:
@@ -235,7 +253,7 @@ class Search:
         if not weighed:
             return []
         said, table = self.outcome(rows)
-        lines = [f"{said}.", "", *(f"| {' | '.join(map(str, row))} |" for row in (table.columns, *table.rows))]
+        lines = [f"{said}.", "", *map(markdown_line, (table.columns, *table.rows))]
         lines.insert(3, "|---" * len(table.columns) + "|")
         (folder / FRONT).write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._write_designs(folder / DESIGNS, weighed, {each.number for each in front})
@@ -257,7 +275,8 @@ class Search:
     def _write_designs(self, path: Path, weighed: Sequence[Weighed], front: set[int]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["job", *weighed[0].design, *self._shown, "within limits", "on the front"])
+            titles = [*map(self._titled, self._shown)]
+            table.writerow(["job", *weighed[0].design, *titles, "within limits", "on the front"])
             for each in weighed:
                 numbers = [each.metrics[name] for name in self._shown]
                 table.writerow(
@@ -297,7 +316,7 @@ class Search:
             of = [e for e in inside if e.design.get("numerics", "") == choice]
             shade: dict[str, Any] = {"c": [e.metrics[colour] for e in of], **scale} if colour else {"color": "#3b6ea5"}
             drawn = axes.scatter([e.metrics[across] for e in of], [e.metrics[up] for e in of], s=16, marker=marker, zorder=2,
-                                 label=f"{choice or 'designs'} ({len(of)})", **shade)  # fmt: skip
+                                 label=literal(f"{choice or 'designs'} ({len(of)})"), **shade)  # fmt: skip
         axes.scatter([e.metrics[across] for e in front], [e.metrics[up] for e in front], s=70, facecolors="none",
                      edgecolors="#c0504d", linewidths=1.4, label=f"front ({len(front)})", zorder=3)  # fmt: skip
         exact = [
@@ -309,12 +328,14 @@ class Search:
             axes.scatter(*zip(*exact, strict=True), marker="x", s=40, color="black", zorder=4,
                          label=f"confirmed by the cycle path ({len(exact)})")  # fmt: skip
         if drawn is not None and colour:
-            figure.colorbar(drawn, ax=axes, label=colour)
+            figure.colorbar(drawn, ax=axes, label=literal(self._titled(colour)))
         for scale_of, name in ((axes.set_xscale, across), (axes.set_yscale, up)):
             values = [e.metrics[name] for e in weighed]
             if min(values) > 0 and max(values) > 10 * min(values):
                 scale_of("log")
-        axes.set(xlabel=across, ylabel=up, title=f"{len(weighed)} designs")
+        axes.set(
+            xlabel=literal(self._titled(across)), ylabel=literal(self._titled(up)), title=f"{len(weighed)} designs"
+        )
         axes.grid(visible=True, alpha=0.2)
         axes.legend(fontsize=8)
         figure.savefig(path, dpi=110)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tripath.sweeps.summary import Row, axes_of, is_number, short
+from tripath.report.pictures import literal
+from tripath.sweeps.summary import Row, axes_of, is_number, markdown_line, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +99,7 @@ def markdown(rows: Sequence[Row]) -> str:
         ]
         columns["energy, J"] = [_cost(row, ENERGY, base[ENERGY], ".3g") for row in rows]
     lines = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"{markdown_line(list(line))}\n" for line in lines)
 
 
 def _exact_match(row: Row) -> str:
@@ -151,12 +152,12 @@ def _draw(path: Path, rows: Sequence[Row], metric: str) -> None:
             groups.setdefault(row.swept.get(colour, ""), []).append(row)
         for number, (name, group) in enumerate(groups.items()):
             if len(group) == 1 and len(places) > 1:  # what the others are compared with
-                plot.axhline(group[0].metrics[metric], color="0.4", linestyle="--", linewidth=1, label=name)
+                plot.axhline(group[0].metrics[metric], color="0.4", linestyle="--", linewidth=1, label=literal(name))
                 continue
             offset = (number - (len(groups) - 1) / 2) * 0.7 / len(groups)
-            _errors(plot, [places.index(row.swept.get(x, "")) + offset for row in group], group, metric, name)
-        plot.set_xticks(range(len(places)), places, rotation=40, ha="right")
-        plot.set_title(TITLES[metric] + (f"; {told} {value}" if panel else ""), fontsize=10)
+            _errors(plot, [places.index(row.swept.get(x, "")) + offset for row in group], group, metric, literal(name))
+        plot.set_xticks(range(len(places)), [*map(literal, places)], rotation=40, ha="right")
+        plot.set_title(TITLES[metric] + (literal(f"; {told} {value}") if panel else ""), fontsize=10)
         plot.set_xlabel(short(x, axes) if x else "")
         if metric == LOGIT_KL:
             plot.set_yscale("log")
@@ -224,12 +225,16 @@ def _draw_pareto(path: Path, rows: Sequence[Row]) -> None:
             hollow = all(beyond(row) for row in members)
             style = {"color": f"C{number}", "markerfacecolor": "white" if hollow else f"C{number}"}
             named = f"{name}, {REFERENCE_ONLY}" if hollow else name
-            plot.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", linewidth=1, label=named, **style)
+            plot.plot(
+                [x for x, _, _ in points], [y for _, y, _ in points], "o-", linewidth=1, label=literal(named), **style
+            )
             for x, y, job in points:
                 row = by_number[job]
                 plot.vlines(x, *_interval(row), color=f"C{number}", alpha=0.25)
                 told = ",".join(row.swept[axis] for axis in numeric if axis in row.swept)
-                plot.annotate(told, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7, color=f"C{number}")
+                plot.annotate(
+                    literal(told), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7, color=f"C{number}"
+                )
         best = front([(of_row[row.number], row.metrics[EXACT_MATCH]) for row in rows if row.number in of_row])
         plot.step(
             *zip(*best, strict=True), where="post", color="grey", linestyle=":", linewidth=1.5, label="Pareto front"

@@ -1,6 +1,7 @@
 """A sweep in one table and one picture: what each job was given, what became of it, and the metric that is looked for."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +9,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from npu.errors import printable
 from npu.metrics import Table
 from tripath.paths import EXACTNESS, PATHS
+from tripath.report.pictures import literal
 
 _BY_EXACTNESS = sorted(PATHS.values(), key=lambda row: [fact not in row.gives for fact in EXACTNESS])
 COSTS = tuple(f"{row.name}.{row.cost}" for row in _BY_EXACTNESS if row.cost)
@@ -139,7 +142,7 @@ def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:
     few = len(lines) <= MOST_LINES
     for choice, points in lines.items():
         named = others if few else others[:1]
-        label = ", ".join(f"{short(axis, others)} {value}" for axis, value in zip(named, choice))
+        label = literal(", ".join(f"{short(axis, others)} {value}" for axis, value in zip(named, choice)))
         style = {"color": colours[choice[0]], "label": label} if choice else {}
         marker = markers[choice[1]] if len(choice) > 1 else "o"
         axes.plot(*zip(*sorted(points), strict=True), marker=marker, linewidth=1, markersize=4, **style)
@@ -150,7 +153,7 @@ def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:
     if numeric and ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
         axes.set_xscale("log", base=2)
     if len(ticks) <= MOST_LINES:
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks] if numeric else values[x])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks] if numeric else [*map(literal, values[x])])
     axes.set(xlabel=x, ylabel=name, title=f"{len(drawn)} jobs")
     axes.grid(visible=True, alpha=0.2)
     if others:
@@ -162,6 +165,16 @@ def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> bool:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return True
+
+
+def markdown_line(cells: Sequence[object]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(markdown_text(str(cell)) for cell in cells)} |"
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is: in a table a bar ends a cell."""
+    return re.sub(r"([|<`*\\\[\]])", r"\\\1", " ".join(printable(text).split()))
 
 
 def _shown(rows: Sequence[Row], metric: str | None) -> list[str]:

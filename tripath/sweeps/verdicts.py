@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from tripath.sweeps.baseline import Drift
-from tripath.sweeps.summary import Row, summary
+from tripath.sweeps.summary import Row, markdown_line, markdown_text, summary
 
 JUNIT, MARKDOWN = "junit.xml", "summary.md"
 RUN, BASELINE = "run", "baseline"
@@ -77,11 +77,11 @@ def markdown(rows: Sequence[Row], drifts: Sequence[Drift] | None, metric: str | 
     table, lines = summary(rows, metric), _by_job(drifts or [])
     names = {str(row.number): row.name for row in rows}
     columns = [*table.columns, *([] if drifts is None else ["drifts"])]
-    text = [f"# Sweep {title}", "", f"{len(rows)} jobs, {bad} not passed{against}.", "", _line(columns),
+    text = [f"# Sweep {title}", "", f"{len(rows)} jobs, {bad} not passed{against}.", "", markdown_line(columns),
             "|---" * len(columns) + "|"]  # fmt: skip
     for cells in table.rows:
         drifted = [] if drifts is None else [str(len(lines.get(names[str(cells[0])], [])))]
-        text.append(_line([*map(str, cells), *drifted]))
+        text.append(markdown_line([*map(str, cells), *drifted]))
     failed = [f"- {row.name}: {case.check}: {line}" for row in rows for case in cases_of(row)
               if case.outcome in {"failure", "error"} for line in case.lines]  # fmt: skip
     drifted = [f"- {job}: {line}" for job, of_job in lines.items() for line in of_job]
@@ -89,7 +89,7 @@ def markdown(rows: Sequence[Row], drifts: Sequence[Drift] | None, metric: str | 
         if items:
             left = len(items) - MOST_LINES
             rest = [f"- and {left} more, in {JUNIT}"] if left > 0 else []
-            text += ["", f"## {heading}", "", *map(_escape, items[:MOST_LINES]), *rest]
+            text += ["", f"## {heading}", "", *map(markdown_text, items[:MOST_LINES]), *rest]
     return "\n".join(text) + "\n"
 
 
@@ -105,15 +105,6 @@ def _counts(cases: Sequence[Case]) -> Mapping[str, str]:
     number = {"failures": "failure", "errors": "error", "skipped": "skipped"}
     counts = {name: str(sum(case.outcome == outcome for case in cases)) for name, outcome in number.items()}
     return {"tests": str(len(cases)), **counts, "time": f"{sum(case.seconds for case in cases):.3f}"}
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_escape, cells))} |"
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is: in a table a bar ends a cell."""
-    return re.sub(r"([|<`*\\])", r"\\\1", " ".join(text.split()))
 
 
 def _clean(text: str) -> str:

@@ -98,11 +98,14 @@ def from_json(data: bytes) -> Record:
     """
     try:
         return _of(json.loads(data))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TripathError(f"{FILE}: not a record ({str(error).splitlines()[0]})") from None
 
 
 def _of(content: dict[str, Any]) -> Record:
+    for name in (*content["files"], *content["tables"]):
+        if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."}:
+            raise ValueError(f"{name!r} is no name of a file in the folder")
     return Record(**{**content, "children": [_of(child) for child in content["children"]]})
 
 

@@ -35,6 +35,8 @@ QUIET = {
 PATIENCE_SECONDS, RETRY_SECONDS = 60.0, 1.0
 """So long a database that others hold is asked again."""
 BUSY = ("database is locked", "database is busy")
+VERDICT = "verdict"
+"""The tag that says whether all checks held: a run has it once it is written whole."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The page then shows runs and charts, not conversations with a model."""
 DISPLAYED = "mlflow.loggedArtifacts"
@@ -68,13 +70,15 @@ class Tracked:
 
     @property
     def command(self) -> str:
-        """Shell command that opens the store in a browser."""
+        """Shell command that opens the store in a browser; empty where a server does."""
+        if self.uri.startswith("http"):
+            return ""
         return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)} --host 127.0.0.1"
 
     @property
     def page(self) -> str:
         """Address of the run: on its server, or on one started by `command`."""
-        server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        server = "http://127.0.0.1:5000" if self.command else self.uri.rstrip("/")
         return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
 
@@ -183,6 +187,11 @@ class Store:
             record = from_json((folder / FILE).read_bytes())
         except OSError as error:
             raise TripathError(f"{folder}: no record of a run ({error.strerror})") from None
+        known = noted(folder, whole=False)
+        if known and known.uri == self.uri:  # interrupted while it was written
+            self.wait()
+            with contextlib.suppress(Exception):  # whoever manages the store may have removed it
+                self._client.delete_run(known.run_id)
         tracked = self.log(flat(record) if parent else record, folder, parent)
         note(folder, tracked)
         return tracked
@@ -201,14 +210,24 @@ class Store:
                 time.sleep(RETRY_SECONDS)
 
     def _create(self, record: Record, parent: str | None) -> str:
-        tags = {**record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        """A run that goes on; what became of it is told last."""
+        tags = {
+            **{key: value for key, value in record.tags.items() if key != VERDICT},
+            **({"mlflow.parentRunId": parent} if parent else {}),
+        }
         return self._client.create_run(self._experiment_id, run_name=record.name, tags=tags).info.run_id
 
     def _log(self, record: Record, folder: Path, parent: str | None) -> str:
         run_id = self._create(record, parent)
-        self._fill(run_id, record, folder)
-        for child in record.children:
-            self._log(child, folder, run_id)
+        try:
+            note(folder, Tracked(uri=self.uri, experiment_id=self._experiment_id, run_id=run_id), whole=False)
+            for child in record.children:
+                self._fill(self._create(child, run_id), child, folder)
+            self._fill(run_id, record, folder)
+        except BaseException:  # also where the user ends it
+            with contextlib.suppress(Exception):
+                self._client.set_terminated(run_id, "KILLED")
+            raise
         return run_id
 
     def _fill(self, run_id: str, record: Record, folder: Path) -> str:
@@ -221,7 +240,10 @@ class Store:
         shown = [{"path": f"{title}.json", "type": "table"} for title in record.tables]
         tags = {**record.tags, **({DISPLAYED: json.dumps(shown)} if shown else {})}
         self._client.log_batch(
-            run_id, metrics=metrics, params=items[:BATCH], tags=[RunTag(key, value) for key, value in tags.items()]
+            run_id,
+            metrics=metrics,
+            params=items[:BATCH],
+            tags=[RunTag(key, value) for key, value in tags.items() if key != VERDICT],
         )
         for start in range(BATCH, len(items), BATCH):
             self._client.log_batch(run_id, params=items[start : start + BATCH])
@@ -233,21 +255,25 @@ class Store:
                     content = {"columns": list(table), "data": list(zip(*table.values(), strict=True))}
                     (Path(place) / f"{title}.json").write_text(json.dumps(content), encoding="utf-8")
                 self._client.log_artifacts(run_id, place)
+        if VERDICT in tags:
+            self._client.set_tag(run_id, VERDICT, tags[VERDICT])
         self._client.set_terminated(run_id, record.status)
         return run_id
 
 
-def note(folder: Path, tracked: Tracked) -> None:
-    """Leave a note in `folder` of where its run is. A folder that cannot be written is noted nowhere."""
+def note(folder: Path, tracked: Tracked, *, whole: bool = True) -> None:
+    """Leave a note in `folder` of where its run is, `whole` or being written; nowhere in one that cannot be written."""
     with contextlib.suppress(OSError):
-        write_atomically(folder / TRACKED, json.dumps(dataclasses.asdict(tracked)).encode() + b"\n")
+        content = {**dataclasses.asdict(tracked), "whole": whole}
+        write_atomically(folder / TRACKED, json.dumps(content).encode() + b"\n")
 
 
-def noted(folder: Path) -> Tracked | None:
-    """The run that `note` left word of."""
+def noted(folder: Path, *, whole: bool = True) -> Tracked | None:
+    """The run that `note` left word of, if it is `whole`, or still only begun."""
     try:
-        return Tracked(**json.loads((folder / TRACKED).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads((folder / TRACKED).read_bytes())
+        return Tracked(**content) if content.pop("whole", True) is whole else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

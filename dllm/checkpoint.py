@@ -1,4 +1,5 @@
-"""Checkpoints in the Hugging Face layout: config.json, safetensors (one file or shards with an index), tokenizer.
+"""Checkpoints in the Hugging Face layout (config.json, safetensors in one file or shards with an index, tokenizer), or one
+file of llama.cpp.
 
 The tensors that the operators of a model name are read, by the names of the checkpoint's family (`dllm.families`). Headers are
 checked first, then tensors are read one by one, without pickle. Errors name the tensor and the file.
@@ -17,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from dllm import gguf_files
 from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, tensor_name
 from dllm.folder import CONFIG, POINTER, describe, read_small
 from dllm.model import ModelSpec
@@ -56,13 +58,16 @@ _TYPES: Mapping[str, tuple[np.dtype[Any], Callable[[np.ndarray], np.ndarray]]] =
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Place:
-    """Where a tensor lies: its name there, type and shape by the header, first byte."""
+    """Where a tensor lies: its name there, type and shape by the header, first byte, bytes; in files of llama.cpp, the heads
+    whose channels turn in pairs of neighbours (0: they do not)."""
 
     file: Path
     name: str
     kind: str
     shape: tuple[int, ...]
     offset: int
+    size_bytes: int
+    heads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +83,19 @@ class Checkpoint(Mapping[str, np.ndarray]):
             TripathError: one of its values is not finite.
         """
         place, raw = self._stored(name)
-        _, widen = _TYPES[place.kind]
-        wide = widen(raw).reshape(place.shape)
+        if place.file.suffix == gguf_files.SUFFIX:
+            wide = gguf_files.widen(place.kind, raw, place.shape, place.file, SUBJECT)
+            wide = gguf_files.half_rotation(wide, place.heads) if place.heads else wide
+        else:
+            stored, widen = _TYPES[place.kind]
+            wide = widen(raw.view(stored)).reshape(place.shape)
         if not np.isfinite(wide).all():
             raise TripathError(f"{SUBJECT}: tensor {place.name} has a value that is not finite ({place.file})")
         return wide
 
     def _stored(self, name: str) -> tuple[_Place, np.ndarray]:
         place = self.places[name]
-        stored, _ = _TYPES[place.kind]
-        return place, np.fromfile(place.file, stored, math.prod(place.shape), offset=place.offset)
+        return place, np.fromfile(place.file, np.uint8, place.size_bytes, offset=place.offset)
 
     def identity(self, name: str) -> str:
         """Digest of a tensor's stored bytes, their type and shape."""
@@ -139,23 +147,18 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
     Raises:
         TripathError: a file or tensor is missing, unreadable, or of another type or shape than the model says.
     """
-    folder = _folder(spec.checkpoint)
-    index = folder / _INDEX
-    listed = _weight_map(index) if index.exists() else {}
-    headers: dict[str, _Place] = {}
-    for file in [folder / name for name in sorted(set(listed.values()))] or [folder / "model.safetensors"]:
-        if not file.is_file():
-            raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}")
-        headers |= _header(file)
+    folder = _place(spec.checkpoint)
+    file = gguf_files.find(folder, SUBJECT)
+    headers, listed = _headers(folder) if file is None else (_gguf_header(spec, file), {})
     family = next((each for each in FAMILIES if any(name.startswith(each.marks) for name in headers)), LLADA)
-    _check_config(spec, family, folder / CONFIG)
+    _check_config(spec, family, file or folder / CONFIG)
     places, read = {}, set()
     for name, (part, layer) in _stored(spec).items():
         known = family.name_of(part.name, layer)
         if known not in headers:
             raise TripathError(f"model.checkpoint: tensor {known} is missing in {folder / listed.get(known, '')}")
         place = headers[known]
-        if place.kind not in _TYPES:
+        if file is None and place.kind not in _TYPES:
             raise TripathError(
                 f"model.checkpoint: tensor {known} has type {place.kind}, not one of {', '.join(_TYPES)} ({place.file})"
             )
@@ -167,6 +170,28 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
         read.add(known)
     _check_unread(spec, family, headers, read)
     return Checkpoint(places=places)
+
+
+def _headers(folder: Path) -> tuple[dict[str, _Place], dict[str, str]]:
+    """Every tensor of the safetensors of a folder, and the file of each by the index, if there is one."""
+    index = folder / _INDEX
+    listed = _weight_map(index) if index.exists() else {}
+    headers: dict[str, _Place] = {}
+    for file in [folder / name for name in sorted(set(listed.values()))] or [folder / "model.safetensors"]:
+        if not file.is_file():
+            raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}")
+        headers |= _header(file)
+    return headers, listed
+
+
+def _gguf_header(spec: ModelSpec, file: Path) -> dict[str, _Place]:
+    """Every tensor of a file of llama.cpp."""
+    turned = {"attn_q.weight": spec.heads, "attn_k.weight": spec.kv_heads}
+    return {
+        name: _Place(file=file, name=name, kind=each.kind, shape=each.shape, offset=each.offset, size_bytes=each.size_bytes,
+                     heads=turned.get(name.split(".", 2)[-1], 0))
+        for name, each in gguf_files.contents(file, SUBJECT).tensors.items()
+    }  # fmt: skip
 
 
 def check_checkpoint(spec: ModelSpec) -> None:
@@ -254,7 +279,9 @@ def load_tokenizer(folder: str, *, needed: bool = True) -> "TextTokenizer | None
     """
     if folder == SYNTHETIC:
         return None
-    root = _folder(folder)
+    root = _place(folder)
+    if file := gguf_files.find(root, SUBJECT):
+        return _tokenizer(file, lambda: gguf_files.tokenizer(file, SUBJECT))
     whole, parts = root / "tokenizer.json", (root / _VOCABULARY, root / _MERGES)
     if whole.exists():
         return _tokenizer(whole, lambda: Tokenizer.from_str(read_small(whole, SUBJECT).decode()))
@@ -311,18 +338,23 @@ class TextTokenizer:
         return [text[start:stop] for token, (start, stop) in spans if unknown is not None and token == unknown]
 
 
-def _folder(name: str | None) -> Path:
+def _place(name: str | None) -> Path:
+    """The folder of a checkpoint, or the file of llama.cpp.
+
+    Raises:
+        TripathError: there is none.
+    """
     if name is None:
         raise TripathError(
             "model.checkpoint: the model has no checkpoint; run without accuracy: paths=[analytical,cycle]"
         )
-    folder = Path(name)
-    if not folder.is_dir():
-        raise TripathError(f"model.checkpoint: no such folder {folder}")
-    for file in folder.iterdir():
+    place = Path(name)
+    if not place.is_dir() and gguf_files.find(place, SUBJECT) is None:
+        raise TripathError(f"model.checkpoint: no such folder {place}")
+    for file in place.iterdir() if place.is_dir() else ():
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise TripathError(f"model.checkpoint: {file} is no file")  # a pipe would be waited for
-    return folder
+    return place
 
 
 def _check_config(spec: ModelSpec, family: Family, file: Path) -> None:
@@ -388,6 +420,7 @@ def _header(file: Path) -> dict[str, _Place]:
         )
     return {
         name: _Place(file=file, name=name, kind=entry["dtype"], shape=tuple(entry["shape"]),
-                     offset=8 + size + entry["data_offsets"][0])
+                     offset=8 + size + entry["data_offsets"][0],
+                     size_bytes=entry["data_offsets"][1] - entry["data_offsets"][0])
         for name, entry in entries.items()
     }  # fmt: skip

@@ -67,8 +67,17 @@ NEMOTRON = Family(
     name="Nemotron", marks=("encoder.embed_tokens.", "encoder.layers."), layer="encoder.layers.{layer}.",
     outside={"wte": "encoder.embed_tokens", "ln_f": "encoder.norm", "ff_out": "diffusion_head"}, inside=_LLAMA_LAYER,
 )  # fmt: skip
-FAMILIES = (LLADA, QWEN, NEMOTRON)
-"""LLaDA's names; those of Qwen, Llama and all that descends from them (Dream, SDAR, Fast-dLLM v2, WeDLM); Nemotron's."""
+GGUF = Family(
+    name="llama.cpp", marks=("token_embd.", "blk."), layer="blk.{layer}.",
+    outside={"wte": "token_embd", "ln_f": "output_norm", "ff_out": "output"},
+    inside={
+        "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "attn_out": "attn_output", "ff_norm": "ffn_norm",
+        "ff_proj": "ffn_gate", "up_proj": "ffn_up", "ff_out": "ffn_down",
+    },
+)  # fmt: skip
+FAMILIES = (LLADA, QWEN, NEMOTRON, GGUF)
+"""LLaDA's names; those of Qwen, Llama and all that descends from them (Dream, SDAR, Fast-dLLM v2, WeDLM); Nemotron's;
+those of files of llama.cpp."""
 
 DERIVED = ("rotary_emb.inv_freq",)
 """Ends of names of tensors that hold nothing but what the configuration says."""

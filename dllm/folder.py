@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dllm.families import LLADA, NEMOTRON, QWEN, Family
+from dllm import gguf_files
+from dllm.families import GGUF, LLADA, NEMOTRON, QWEN, Family
 from dllm.model import ModelSpec
 from npu.errors import TripathError
 
@@ -187,6 +188,25 @@ ADAPTERS = (
 scaled (`llama_4_scaling_beta`), Dream's where its README ends it. The third row is I-DLM, whose 2N - 1 rows `block_size` counts;
 like WeDLM it is decoded one token at a time, which gives the tokens that its own way accepts."""
 
+_G = "llama."
+GGUF_ADAPTER = Adapter(
+    model_types=("llama",), family=GGUF,
+    keys={
+        "layers": (f"{_G}block_count",), "hidden": (f"{_G}embedding_length",), "heads": (f"{_G}attention.head_count",),
+        "kv_heads": (f"{_G}attention.head_count_kv", f"{_G}attention.head_count"),
+        "head_dim": (f"{_G}attention.key_length", f"{_G}rope.dimension_count"), "ffn": (f"{_G}feed_forward_length",),
+        "vocab": (f"{_G}vocab_size",), "rope_theta": (f"{_G}rope.freq_base",),
+        "rms_eps": (f"{_G}attention.layer_norm_rms_epsilon",), "eos_id": ("tokenizer.ggml.eos_token_id",),
+        "max_sequence": (f"{_G}context_length",), "tied_embeddings": (f"{_G}tied",),
+    },
+    defaults={"rope_theta": 10000.0}, constants=_CAUSAL, decoding=_ONE_BY_ONE,
+    only={"general.architecture": ("llama",), f"{_G}rope.scaling.type": ("none",)},
+    ignored=frozenset({f"{_G}attention.value_length"}),
+)  # fmt: skip
+"""The metadata of a file of llama.cpp, with `llama.tied` for the absence of a head."""
+_IGNORED_GGUF = ("general.", "tokenizer.", "GGUF.")
+"""Beginnings of keys of metadata that say nothing of what a model computes."""
+
 MIXTURE = "mixture of experts"
 LACKING = {
     "llada2_moe": MIXTURE, "llada2_moe_veomni": MIXTURE, "lladamoe": MIXTURE, "sdar_moe": MIXTURE, "qwen3_moe": MIXTURE,
@@ -221,14 +241,16 @@ _ROPE_KIND = ("rope_type", "type")
 
 
 def describe(file: Path, subject: str = "model.folder") -> Described:
-    """The model that a config.json describes; `subject` is the key of the configuration that an error names.
+    """The model of a config.json or a file of llama.cpp; `subject` is the key of the configuration that an error names.
 
     Raises:
         TripathError: it cannot be read, or holds a family, key or value that is not understood; in one line.
     """
-    whole = _read(file, subject)
-    config = _Config(file=file, subject=subject, values=_flat(whole))
-    adapter = _adapter(config)
+    if file.suffix == gguf_files.SUFFIX:
+        config, adapter = _metadata(file, subject), GGUF_ADAPTER
+    else:
+        config = _Config(file=file, subject=subject, values=_flat(_read(file, subject)))
+        adapter = _adapter(config)
     _check(config, adapter)
     values = {name: found for name, keys in adapter.keys.items() if (found := config.first(keys)) is not None}
     ends = values.get("eos_id")
@@ -255,22 +277,25 @@ def describe(file: Path, subject: str = "model.folder") -> Described:
 def read_folder(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the ModelSpec of a folder; those that are `given` and not null take the place of what it says.
 
-    The checkpoint is the folder where it holds safetensors, else null.
+    The checkpoint is the folder where it holds safetensors, or the file of llama.cpp that it is or holds, else null.
 
     Raises:
         TripathError: no such folder, or as `describe`, or it lacks a field that is not given either.
     """
     root = Path(folder)
-    if not root.is_dir():
+    if not root.exists():
         raise TripathError(f"model.folder: no such folder {root}")
-    found = describe(root / CONFIG)
-    checkpoint = str(root) if any(root.glob("*.safetensors")) else None
-    values = {"name": root.resolve().name, "checkpoint": checkpoint, **found.values}
+    file = gguf_files.find(root, "model.folder")
+    found = describe(file or root / CONFIG)
+    weights = file or (root if any(root.glob("*.safetensors")) else None)
+    values = {"name": root.resolve().stem, "checkpoint": weights and str(weights), **found.values}
     decoding = {**found.values["decoding"], **given.get("decoding", {})}
     values |= {name: value for name, value in given.items() if value is not None} | {"decoding": decoding}
     for name in (each.name for each in fields(ModelSpec)):
         if name in found.keys and name not in values:
-            raise TripathError(f"model.folder: {CONFIG} lacks {found.keys[name]}, give model.{name} ({found.file})")
+            raise TripathError(
+                f"model.folder: {found.file.name} lacks {found.keys[name]}, give model.{name} ({found.file})"
+            )
     return values
 
 
@@ -304,7 +329,7 @@ class _Config:
     def refuse(self, key: str, why: str = "is not understood") -> NoReturn:
         """Refuse a key and its value."""
         value = textwrap.shorten(json.dumps(self.values.get(key)), 80)
-        raise TripathError(f"{self.subject}: {CONFIG} key {key} = {value} {why} ({self.file})")
+        raise TripathError(f"{self.subject}: {self.file.name} key {key} = {value} {why} ({self.file})")
 
 
 def _read(file: Path, subject: str) -> dict[str, Any]:
@@ -316,6 +341,21 @@ def _read(file: Path, subject: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TripathError(f"{subject}: malformed {file}")
     return found
+
+
+def _metadata(file: Path, subject: str) -> _Config:
+    """What a file of llama.cpp says of its model."""
+    held = gguf_files.contents(file, subject)
+    values = {key: value for key, value in held.values.items() if not key.startswith(_IGNORED_GGUF)}
+    kept = {key for keys in GGUF_ADAPTER.keys.values() for key in keys} | {"general.architecture"}
+    values |= {key: held.values[key] for key in kept if key in held.values}
+    values[f"{_G}tied"] = GGUF.name_of("ff_out.weight") not in held.tensors
+    config = _Config(file=file, subject=subject, values=values)
+    widths = [f"{_G}attention.key_length", f"{_G}attention.value_length", f"{_G}rope.dimension_count"]
+    for key in widths:
+        if values.get(key) not in (None, config.first(widths)):
+            config.refuse(key, f"differs from the width of a head, {config.first(widths)}")
+    return config
 
 
 def _flat(whole: Mapping[str, Any]) -> dict[str, Any]:

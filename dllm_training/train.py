@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from dllm.families import LLADA, QWEN, Family, parts_of, tensor_name
+from dllm.families import LLADA, QWEN, Family, tensor_name
 from dllm.model import ModelSpec
 from dllm.operators import Mask
 from dllm_training.corpus import ANSWER_TOKENS, EOS, MASK, VOCABULARY, Problem, build_tokenizer, problems
@@ -188,9 +188,9 @@ def export(folder: Path, recipe: Recipe, tokenizer: Tokenizer, model: DiffusionT
     """Write config, tokenizer, weights and test set in the layout of the recipe's family, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     ours, tensors = model.named_tensors(), {}
-    for weight, layers in model.network.weights():
-        for layer, parts in parts_of(weight, layers):
-            for part in parts:
+    for stored in model.network.weights():
+        for _, layer in stored.of_layers():
+            for part in stored.weight.parts:
                 value = ours[tensor_name(part.name, layer)]
                 tensors[recipe.family.name_of(part.name, layer)] = value.contiguous()
     config = recipe.config(model.spec, recipe)

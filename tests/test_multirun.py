@@ -37,7 +37,7 @@ def metrics_of(folder):
 OVERRIDES = [
     ["workload.cache=none"], ["workload.cache=dual", "hardware.vlen=128"], ["hardware=npu_datacenter", "numerics=mxint4"],
     ["experiment=quick", "workload.batch=2"], ["workload.prompt='a, b'"], ["paths=[cycle]"],
-    ["hardware=npu_plena", "hardware/timing=v1"], ["+simulator.cycle.speed=2"], ["~workload.threshold"],
+    ["hardware=npu_plena", "hardware/timing=v1"], ["+simulator.cycle.speed=2"], ["~workload.factor"],
     ["workload.prompt='\\${z}'"], ["hardware.queue_depth={matrix:4}"], ["workload.prompt='1'"], ["workload.prompt=null"],
     ["++hardware.vlen=128"], ["hardware.clock_hz=2e9", "hardware.vlen=64", "hardware.vlen=128"], ["launch.cache_folder=${hardware.name}"],
 ]  # fmt: skip

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dllm.model import ModelSpec
     from tripath.experiment import Experiment
 
-PACKAGE = "pkg://"
+PACKAGE, EXTRA = "pkg://", "gguf://"
 INTERPOLATION, ENVIRONMENT = "${", "${oc.env:"
 """What an interpolation begins with, and one that refers to no other value."""
 INPUT_ERRORS = (TripathError, HydraException, OmegaConfBaseException, OSError)
@@ -342,7 +342,11 @@ def _known_keys() -> list[str]:
 
 
 def resolve(checkpoint: object) -> object:
-    """A checkpoint inside an installed package (`pkg://package/folder`) as a path."""
+    """A checkpoint inside an installed package (`pkg://package/folder`) as a path; of an extra (`gguf://package`) the folder
+    that holds its file of llama.cpp, or None where it is not installed."""
+    if isinstance(checkpoint, str) and checkpoint.startswith(EXTRA):
+        found = find_spec(checkpoint.removeprefix(EXTRA)) if find_spec("gguf") else None  # a spec imports nothing
+        return found.submodule_search_locations[0] if found and found.submodule_search_locations else None
     if not isinstance(checkpoint, str) or not checkpoint.startswith(PACKAGE):
         return checkpoint
     package, _, rest = checkpoint.removeprefix(PACKAGE).partition("/")

@@ -133,9 +133,9 @@ def library_versions(*names: str) -> dict[str, str]:
 
 
 def folder_digest(folder: str) -> str:
-    """Digest of the files of a folder (a checkpoint), read again only where a size or time of change differs."""
+    """Digest of the files of a folder (a checkpoint), or of one file, read again only where a size or time of change differs."""
     root = Path(folder)
-    states = [(file, file.stat()) for file in sorted(root.rglob("*")) if file.is_file()]
+    states = [(file, file.stat()) for file in (root, *sorted(root.rglob("*"))) if file.is_file()]
     return _folder_digest(root, tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
 
 

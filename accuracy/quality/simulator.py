@@ -35,7 +35,7 @@ def simulate(
         workload: The policy.
         numerics: Formats and scheme.
         problems: Held-out problems that are solved, the first ones.
-        compared: Of these, compared step by step with the FP32 model on the same canvases.
+        compared: Of these, so many at most are compared step by step with the FP32 model on the same canvases.
         planted: Gain of K outliers that leave the function as it is; 1: none.
         ranking: What the FP32 model's confidences are computed in: bf16, fp32 or fp64; null: `numerics.confidences`, whose
             ties would else hide what a cache does to committed sets.
@@ -44,6 +44,7 @@ def simulate(
         TripathError: a value out of range, or the checkpoint lacks weights or problems.
     """
     _check(model, workload, problems, compared, planted, ranking)
+    compared = min(compared, problems)
     assert model.checkpoint is not None
     folder = Path(model.checkpoint)
     known = load_problems(folder)
@@ -100,13 +101,13 @@ def _check(
     for name, value in (("problems", problems), ("compared", compared)):  # of one there is no standard error
         if isinstance(value, bool) or not isinstance(value, int) or value < 2:
             raise TripathError(f"simulator.quality.{name}: must be an integer of at least 2, got {value!r}")
-    if compared > problems:  # pyright: ignore[reportOperatorIssue]
-        raise TripathError(f"simulator.quality.compared: {compared} exceed simulator.quality.problems {problems}")
     if isinstance(planted, bool) or not isinstance(planted, (int, float)):
         raise TripathError(f"simulator.quality.planted: must be a number, got {planted!r}")
     if ranking not in (None, *CONFIDENCES):
         raise TripathError(f"simulator.quality.ranking: unknown {ranking!r}, one of {', '.join(CONFIDENCES)}")
     if workload.samples_only:
         raise TripathError(f"workload.stage: {workload.stage} generates no text for quality to judge")
+    if workload.caches.appends:
+        raise TripathError(f"workload.cache={workload.cache}: the quality path does not carry this out, programs do")
     if model.checkpoint is None:
         raise TripathError(f"paths: model {model.name} has no checkpoint whose quality could be measured")

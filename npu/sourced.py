@@ -11,7 +11,7 @@ without a source. From strong to weak."""
 
 Numbers = Mapping[str, Mapping[str, float | str]]
 FIELDS = {"value", "provenance", "source"}
-LIMITS = Limits(1e-12, 1e18)
+LIMITS = Limits(1e-24, 1e18)
 """Of any number, whatever its unit: from picoseconds and square micrometres to operations and bytes per second."""
 
 

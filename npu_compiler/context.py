@@ -140,8 +140,8 @@ class Context:
             format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
         )  # fmt: skip
 
-    def rms_norm(self, flow: Flow, source: str, target: str, weight: int) -> None:
-        """target := source / rms(source) * weight for each row, the weight from that column of `norm_weight` on; where the flow
+    def rms_norm(self, flow: Flow, source: str, target: str, weight: str, first: int = 0) -> None:
+        """target := source / rms(source) * weight for each row, the weight from column `first` of its buffer on; where the flow
         says so, rows of padding become zero."""
         e, width, chunk = self.e, self.model.hidden, flow.chunk
 
@@ -171,7 +171,7 @@ class Context:
                        scalar=self.fp("square_sum", 0, rows), n=lanes)  # fmt: skip
             with chunk.each(e) as rows:
                 normed = self.vector(target, offset, [*piece, *times(rows, width)])
-                factor = self.vector("norm_weight", weight + offset, piece)
+                factor = self.vector(weight, first + offset, piece)
                 e.emit("V_MUL_VV", dst=normed, a=normed, b=factor, n=lanes)
 
     def project(

@@ -80,7 +80,7 @@ def _embed(op: Embedding, c: Context, flow: Flow) -> None:
 def _norm(op: Norm, c: Context, flow: Flow) -> None:
     """h := norm(x)."""
     with c.e.stage(op.name):
-        c.rms_norm(flow, "x", "h", flow.norms[op.name] * op.width)
+        c.rms_norm(flow, "x", "h", "norm_weight", flow.norms[op.name] * op.width)
     flow.value = "h"
 
 

@@ -144,7 +144,7 @@ def test_weights_that_are_no_weights_are_named(checkpoint):
     save_file({**tensors, "layer.0.qweight": np.zeros(4, np.int32)}, weights)
     refused(checkpoint, "tensor layer.0.qweight is packed by GPTQ or AWQ")
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    refused(checkpoint, "is a Git LFS pointer in place of the weights; git lfs pull")
+    refused(checkpoint, "is a pointer of Git LFS; `git lfs pull` fetches the weights")
     (checkpoint / "config.json").unlink()
     os.mkfifo(checkpoint / "config.json")
     refused(checkpoint, "config.json is no file")

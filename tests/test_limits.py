@@ -136,7 +136,7 @@ def test_an_instruction_takes_from_one_cycle_to_a_million_at_the_widths_that_the
 
 @pytest.mark.parametrize("value", [0, -1.0, 1e300, 1e-300])
 def test_a_number_of_a_technology_has_limits(value):
-    with pytest.raises(TripathError, match=r"^technology.numbers.sram_cell_um2.value: must be from 1e-12 to 1e18, got"):
+    with pytest.raises(TripathError, match=r"^technology.numbers.sram_cell_um2.value: must be from 1e-24 to 1e18, got"):
         compose_experiment(f"technology.numbers.sram_cell_um2.value={value}")
     assert value not in LIMITS
 

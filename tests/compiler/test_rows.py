@@ -126,7 +126,7 @@ def cost(*changes: str) -> tuple[int, float, float, float]:
     return chunks, metrics["makespan_cycles"], metrics["hbm_bursts"], metrics["energy_joules"]
 
 
-DREAM = ("model.qkv_bias=true", "model.shifted_logits=true")
+DREAM = ("model.qkv_bias=true", "model.shifted_logits=true", "model.checkpoint=null")
 LLADA = ("model=llada_8b", "hardware=npu_datacenter", "workload=llada_gsm8k", "numerics=mxint4", "workload.steps=64",
          "workload.generation_length=64")  # fmt: skip
 

@@ -101,7 +101,7 @@ def nests(draw):
 SKIPPED = []
 
 
-@settings(max_examples=250, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=250, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     nest=nests(), depth=st.sampled_from([1, 4, 32]), outstanding=st.sampled_from([1, 2, 8]),
     execution=st.sampled_from(["decoupled", "decoupled", "serial"]), start=st.integers(0, 3000),

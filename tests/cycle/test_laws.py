@@ -35,7 +35,9 @@ def better_cores(hardware):
     """Hardware whose core is better in one respect."""
     for mnemonic in UNIT_INSTRUCTIONS:
         row = hardware.timing[mnemonic]
-        yield with_timing(hardware, mnemonic, latency=row.latency // 2, latency_per_blen=0, latency_per_tree_level=0)
+        yield with_timing(
+            hardware, mnemonic, latency=max(1, row.latency // 2), latency_per_blen=0, latency_per_tree_level=0
+        )
         yield with_timing(hardware, mnemonic, interval=1, interval_per_blen=0)
     for queue, depth in hardware.queue_depth.items():
         yield dataclasses.replace(hardware, queue_depth={**hardware.queue_depth, queue: depth + 1})

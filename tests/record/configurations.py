@@ -58,7 +58,7 @@ def configurations() -> dict[str, tuple[str, ...]]:
         found[f"hardware-{hardware}-mxint4"] = (*SHORT, f"hardware={hardware}", "numerics=mxint4")
     found["hardware-npu_datacenter"] = ("model=llada_8b", "numerics=mxint4", *LARGE[:2], TIMED)
     found["hardware-npu_v1"] = ("model=llada_8b", "hardware=npu_v1", "numerics=mxfp8", "workload=paper_sampling", TIMED)
-    found["sampling-small"] = ("+workload.stage=sampling", "workload.generation_length=8", "workload.steps=1",
+    found["sampling-small"] = ("workload.stage=sampling", "workload.generation_length=8", "workload.steps=1",
                                "workload.prompt_length=8", TIMED)  # fmt: skip
     for name, change in {
         "blen-4": "hardware.blen=4", "vlen-128": "hardware.vlen=128", "block-4": "workload.block_length=4",

@@ -94,10 +94,10 @@ def canvas_of(model: ModelSpec, workload: Workload, prompt_lengths: Sequence[int
     Raises:
         TripathError: the cache policy does not serve the model's attention.
     """
-    if not workload.caches.appends and (model.attention_mask != Mask.FULL.value or model.seeded_blocks):
+    if not workload.caches.appends and (model.mask is not Mask.FULL or model.seeded_blocks):
         key = "seeded_blocks: true" if model.seeded_blocks else f"attention_mask: {model.attention_mask}"
         raise TripathError(f"workload.cache: {workload.cache} does not serve model.{key}, append does")
     return Canvas(
         lengths=tuple(prompt_lengths), generation=workload.generation_length, block_length=workload.block_length,
-        aligned=model.attention_mask == Mask.BLOCK_CAUSAL.value, seeded=model.seeded_blocks,
+        aligned=model.mask is Mask.BLOCK_CAUSAL, seeded=model.seeded_blocks,
     )  # fmt: skip

@@ -122,6 +122,11 @@ class ModelSpec:
         return self.query_width + 2 * self.kv_width
 
     @property
+    def mask(self) -> Mask:
+        """Keys that a row attends to."""
+        return Mask(self.attention_mask)
+
+    @property
     def turned_channels(self) -> int:
         """Channels of a head that RoPE turns."""
         return self.rotary_dim or self.head_dim
@@ -147,7 +152,7 @@ class ModelSpec:
             Linear(name="w_qkv", parts=projections, inputs=self.hidden, bias="qkv_bias" if self.qkv_bias else ""),
             *((HeadNorm(**heads, epsilon=self.rms_eps),) if self.qk_norm else ()),
             Rope(**heads, rotary_dim=self.turned_channels, rotation=self.rotation),
-            Attention(**heads, mask=Mask(self.attention_mask)),
+            Attention(**heads, mask=self.mask),
             Linear(name="w_out", parts=(("attn_out", self.hidden),), inputs=self.query_width),
             Residual(width=self.hidden),
             Norm(name="ffn_norm", part="ff_norm", width=self.hidden, epsilon=self.rms_eps),

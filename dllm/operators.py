@@ -349,6 +349,13 @@ class Group:
     pattern: tuple[Operator, ...]
     name: str = ""
 
+    def around_attention(self) -> tuple[tuple[Operator, ...], Attention, tuple[Operator, ...]]:
+        """The operators of a layer before attention, attention, and those behind it."""
+        (at,) = (number for number, each in enumerate(self.pattern) if isinstance(each, Attention))
+        attention = self.pattern[at]
+        assert isinstance(attention, Attention)
+        return self.pattern[:at], attention, self.pattern[at + 1 :]
+
     def tensor(self, weight: str) -> str:
         """The machine's name of a weight of these layers."""
         return f"{self.name}.{weight}" if self.name else weight
@@ -410,12 +417,11 @@ class Network:
                 raise TripathError(f"model: {walker} lacks {trait.value}")
 
     def parts(self) -> Iterator[Sequence[Operator]]:
-        """What a pass computes at a time: the stem, of each pattern what comes before attention and the rest, and the head."""
+        """What a pass computes at a time: the stem, of each pattern what comes before and behind attention, and the head."""
         yield self.stem
         for group in self.groups:
-            at = next(number for number, each in enumerate(group.pattern) if isinstance(each, Attention))
-            yield group.pattern[:at]
-            yield group.pattern[at:]
+            before, _, behind = group.around_attention()
+            yield from (before, behind)
         yield self.head
 
 

@@ -341,7 +341,7 @@ class _Decoder:
     def append_blocks(self) -> None:
         """The prompt once, then block by block: its steps, and the clean forward whose K and V stay."""
         spec, length, model = self.model.spec, self.workload.block_length, self.model
-        cache, mask, places = model.new_cache(), Mask(spec.attention_mask), np.arange(len(self.tokens))
+        cache, mask, places = model.new_cache(), spec.mask, np.arange(len(self.tokens))
         before, edge = slice(0, self.start(0)), np.zeros((1, spec.hidden), np.float32)
         if before.stop:
             edge = model.forward(self.tokens, before, cache, visible(mask, places, before, length))[-1:]

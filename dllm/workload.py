@@ -217,9 +217,9 @@ class Numerics:
 def with_defaults(values: Mapping[str, object], decoding: Decoding) -> dict[str, object]:
     """The fields of a workload, those that are null as the model is decoded; steps follow from blocks."""
     found = dict(values)
-    for field_ in fields(Decoding):
-        if field_.name in found and found[field_.name] is None:
-            found[field_.name] = getattr(decoding, field_.name)
+    for each in fields(Decoding):
+        if each.name in found and found[each.name] is None:
+            found[each.name] = getattr(decoding, each.name)
     generation, block = found.get("generation_length"), found.get("block_length")
     if found.get("steps", 0) is None and isinstance(generation, int) and isinstance(block, int) and block > 0:
         found["steps"] = generation // block * min(block, decoding.steps_per_block or block)

@@ -73,7 +73,7 @@ def _decode_chunk(
     model: DiffusionTransformer, prompts: list[list[int]], steps: int, threshold: float | None
 ) -> tuple[list[list[int]], torch.Tensor]:
     """Answer tokens, ANSWER_TOKENS of each prompt, and steps taken [batch]."""
-    spec, mask = model.spec, Mask(model.spec.attention_mask)
+    spec, mask = model.spec, model.spec.mask
     if mask is Mask.CAUSAL:
         raise TripathError("model.attention_mask: causal is not decoded block by block")
     by_block = mask is Mask.BLOCK_CAUSAL
@@ -185,7 +185,7 @@ def main() -> None:
         right, equal = (sum(getattr(s, field) for s in scores.values()) for field in ("result_right", "answer_equal"))
         cells = [name, f"{sum(decoded.steps) / len(test):.1f}", _cell(right, len(test)), _cell(equal, len(test))]
         print("| " + " | ".join(cells + [f"{s.result_right}/{s.problems}" for s in scores.values()]) + " |", flush=True)
-    if model.spec.attention_mask == Mask.FULL.value:
+    if model.spec.mask is Mask.FULL:
         _print_caches(options.folder, model)
 
 

@@ -76,14 +76,7 @@ class _Head:
 
     def attend(self) -> None:
         """Softmax and weighted sum over the tiles of keys; then the division by the sum of the weights."""
-        c, e, op, hd, blen, width = (
-            self.c,
-            self.c.e,
-            self.op,
-            self.op.head_dim,
-            self.c.hardware.blen,
-            self.op.query_width,
-        )
+        c, e, blen, hd, width = self.c, self.c.e, self.c.hardware.blen, self.op.head_dim, self.op.query_width
         layer = self.flow.layer
         assert layer is not None
         with e.stage("clear the output"):
@@ -102,7 +95,7 @@ class _Head:
                     e.emit("M_OUT", dst=c.vector("scores", 0, [(n, blen)], rows=c.vlen), rows=tile.rows, cols=blen)
                 with e.stage("softmax"):
                     self.softmax(part, tile)
-                with e.stage("weights times values"), e.loop(op.head_dim // blen) as n:
+                with e.stage("weights times values"), e.loop(hd // blen) as n:
                     multiply_tile(c, "values", n, tile.rows, c.vector("scores", rows=c.vlen))
                     e.emit("M_OUT", dst=c.vector("partial", 0, [(n, blen)], rows=hd), rows=tile.rows, cols=blen)
                 with e.stage("correct the output"), e.loop(tile.rows) as row:

@@ -184,7 +184,7 @@ class Context:
         """
         chunk, acts, name = flow.chunk, acts or flow.value, flow.tensor(weights)
         e, columns, facts, size = self.e, self.hardware.blen, self.tensor(name), FORMATS[self.numerics.weights]
-        moves = [*(flow.layers(facts.stride_bytes(0)) if flow.layer else []), *times(list(steps), facts.row_bytes)]
+        moves = [*flow.layers(facts.stride_bytes(0)), *times(steps, facts.row_bytes)]
         panel, row_bytes, block = columns * facts.row_bytes, facts.row_bytes, self.numerics.block_size
         record = size.record_bytes(block)
         with e.loop(outputs // columns) as n:

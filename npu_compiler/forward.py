@@ -29,15 +29,13 @@ def forward(c: Context, span: Span, *, measuring: bool) -> None:
     for group, layers in network.numbered():
         with c.e.loop(group.repeat) as loop:
             layer = Layer(group=group, first=layers.start, loop=loop)
-            at = next(number for number, each in enumerate(group.pattern) if isinstance(each, Attention))
-            attention = group.pattern[at]
-            assert isinstance(attention, Attention)
-            _write_cache(c, group.pattern[:at], span, layer, measuring=measuring)
+            before, attention, behind = group.around_attention()
+            _write_cache(c, before, span, layer, measuring=measuring)
             if c.numerics.smoothing.pre_rope:
                 with c.e.phase("rotate"):
                     _rotate_keys(c, layer)
             for chunk in c.chunks(span):
-                _read_cache(c, attention, group.pattern[at + 1 :], chunk, layer)
+                _read_cache(c, attention, behind, chunk, layer)
 
 
 def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: Layer, *, measuring: bool) -> None:

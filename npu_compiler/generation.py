@@ -204,7 +204,7 @@ def _spans(model: ModelSpec, workload: Workload, tiling: Tiling) -> list[Span]:
     """The rows of all passes of a program."""
     found, policy = [], workload.caches
     if policy.appends and tiling.prompt:
-        found.append(prompt_span(workload, tiling, Mask(model.attention_mask)))
+        found.append(prompt_span(workload, tiling, model.mask))
     for block in block_loops(Tree(), 0, tiling.blocks, tiling.blocks, _period(workload, tiling)):
         found += [span_of(workload, tiling, rows, block) for rows in policy.passes]
         found.append(_head_span(model, workload, tiling, block))
@@ -272,7 +272,7 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
 def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
     """The prompt's K and V into the cache, then block by block: its first token, its denoising steps, and a clean forward."""
     e, model, workload, tiling = c.e, c.model, c.workload, c.tiling
-    mask, length = Mask(model.attention_mask), workload.block_length
+    mask, length = model.mask, workload.block_length
     if tiling.prompt:
         forward(c, prompt_span(workload, tiling, mask), measuring=measuring)
     for block in block_loops(e, 0, tiling.blocks, tiling.blocks, period):

@@ -44,10 +44,6 @@ class Block:
         return Trips(base=self.left, factor=-1, level=self.within)
 
 
-FIRST_BLOCK = Block(first=0, period=1, left=1, behind=Trips(base=0), group=fixed(0), within=fixed(0))
-"""The first block, for what happens once, before all blocks."""
-
-
 def block_loops(e: Tree, first: int, last: int, blocks: int, period: int) -> Iterator[Block]:
     """Loops over the blocks `first` to `last` (excluded) of `blocks`; yields once inside of each: emit the body every time.
 

@@ -287,34 +287,18 @@ class _Placer:
 
     def _matters(self, body: Sequence[Node], loop: int, behind: Sequence[Child], unit: str) -> bool:
         """Something outside of a loop (its identity) conflicts with what a unit does in the last children of its body."""
-        done = [access for child in behind for access in _accesses(child, unit)]
-        others = [access for node in _outside(body, loop) for access in _accesses(node)]
-        return any(self.conflict(a, b) for a in done for b in others if b.unit != unit)
+        done = [a for leaf in _leaves(behind) for a in self.summary(leaf).accesses if a.unit == unit]
+        others = [b for leaf in _leaves(body, loop) for b in self.summary(leaf).accesses if b.unit != unit]
+        return any(self.conflict(a, b) for a in done for b in others)
 
 
-def _accesses(child: Child, unit: str | None = None) -> Iterator[Access]:
-    """What a unit (None: every one) touches in a child, without what anyone knows of it."""
-    match child:
-        case Stage():
-            if unit in (None, child.unit):
-                nobody: frozenset[str] = frozenset()
-                yield from (
-                    Access(child.unit, at, written, nobody, nobody, moves) for at, written, moves in _touched(child)
-                )
-        case Loop():
-            for each in _children(child.body):
-                yield from _accesses(each, unit)
-        case Break():
-            pass
-
-
-def _outside(body: Sequence[Node], loop: int) -> Iterator[Stage]:
-    """The stages of a tree that are not in a loop (its identity)."""
-    for node in body:
-        if isinstance(node, Stage):
+def _leaves(body: Sequence[Node], besides: int = 0) -> Iterator[Stage | Break]:
+    """Stages and breaks of a tree, but those in the loop of an identity."""
+    for node in _children(body):
+        if not isinstance(node, Loop):
             yield node
-        elif isinstance(node, Loop) and id(node) != loop:
-            yield from _outside(node.body, loop)
+        elif id(node) != besides:
+            yield from _leaves(node.body, besides)
 
 
 def _units(child: Child) -> set[str]:

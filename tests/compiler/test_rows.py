@@ -109,8 +109,7 @@ def _trips(tree: Tree, level: Level) -> int:
     """Iterations of the loop that was opened last at a level."""
     if level.number is None:
         return 1
-    nodes = tree._open[-1] if not tree._open else tree._open[level.number]
-    return nodes[-1].trips.base
+    return tree._open[level.number][-1].trips.base
 
 
 def cost(*changes: str) -> tuple[int, float, float, float]:

@@ -35,7 +35,6 @@ OF_ROW = ("numerics", "model")
 DESIGNS, FRONT, PICTURE = "designs.csv", "pareto.md", "pareto.png"
 PATIENCE = 20
 """Proposals for each new design that a sampler may make before its space counts as used up."""
-MOST_LABELS = 10
 MOST_DESIGNS = 1_000_000
 
 Design = Mapping[str, str]

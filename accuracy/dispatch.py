@@ -11,8 +11,11 @@ from npu.isa.control import (
     address_of,
     c_affine,
     c_break_if,
+    c_count,
     c_end,
+    c_host,
     c_loop,
+    c_loop_n,
     c_loop_r,
     c_next,
 )
@@ -46,12 +49,16 @@ from npu.isa.scalar import (
     s_sub_fp,
 )
 from npu.isa.vector import (
+    v_add_at_v,
     v_add_vf,
     v_add_vv,
+    v_append_int,
     v_cmp_eq_int,
     v_cmp_ge_vf,
+    v_count_int,
     v_exp2_v,
     v_exp_v,
+    v_fetch_v,
     v_fill_vf,
     v_log2_v,
     v_max_abs_vv,
@@ -59,6 +66,7 @@ from npu.isa.vector import (
     v_max_vv,
     v_mul_vf,
     v_mul_vv,
+    v_pick_v,
     v_reci_v,
     v_red_count,
     v_red_max,
@@ -67,6 +75,7 @@ from npu.isa.vector import (
     v_red_sumsq,
     v_rope_v,
     v_round_v,
+    v_scan_int,
     v_select_int,
     v_sub_vf,
     v_sub_vv,
@@ -100,6 +109,12 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         a_ring(control, o[0], o[1], o[2], o[3])
     elif opcode == 0x0b:
         a_next(control, o[0])
+    elif opcode == 0x0c:
+        c_count(control, o[0], 0, o[2])
+    elif opcode == 0x0d:
+        c_loop_n(control, o[0], o[1], o[2], o[3])
+    elif opcode == 0x0e:
+        c_host(control, 0, 0, 0, 0, 0, o[3], o[4], o[5])
     elif opcode == 0x10:
         m_mm(matrix, vector, accumulator, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3], o[4], o[5], o[6], o[7], o[8])
     elif opcode == 0x11:
@@ -156,6 +171,18 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         v_select_int(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
     elif opcode == 0x38:
         v_red_count(vector, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
+    elif opcode == 0x39:
+        v_count_int(vector, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
+    elif opcode == 0x3a:
+        v_scan_int(integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
+    elif opcode == 0x3b:
+        v_append_int(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4], o[5])
+    elif opcode == 0x3c:
+        v_fetch_v(vector, integer, address_of(control, o[0]), address_of(control, o[1]), control.row_stride[o[1]], address_of(control, o[2]), address_of(control, o[3]), o[4], o[5], o[6])
+    elif opcode == 0x3d:
+        v_add_at_v(vector, integer, address_of(control, o[0]), address_of(control, o[1]), control.row_stride[o[1]], address_of(control, o[2]), address_of(control, o[3]), o[4], o[5], o[6])
+    elif opcode == 0x3e:
+        v_pick_v(vector, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3])
     elif opcode == 0x3f:
         v_sync()
     elif opcode == 0x40:

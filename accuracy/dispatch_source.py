@@ -3,6 +3,7 @@
 `python -m accuracy.dispatch_source` writes the file again; a test compares it with what is committed.
 """
 
+import argparse
 from pathlib import Path
 
 from npu.isa import TABLE
@@ -25,12 +26,13 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
 def _call(spec: InstructionSpec) -> str:
     arguments = list(spec.memories)
     for position, operand in enumerate(spec.operands.values()):
-        if operand.address and spec.control is None:
+        if not operand.address:
+            arguments.append(f"o[{position}]")
+        elif spec.control is None:
             arguments.append(f"address_of(control, o[{position}])")
-            if operand.rows:
-                arguments.append(f"control.row_stride[o[{position}]]")
-        else:
-            arguments.append("0" if operand.address else f"o[{position}]")
+            arguments += [f"control.row_stride[o[{position}]]"] if operand.rows else []
+        else:  # the path reads it, if anyone
+            arguments += ["0"] * (1 + operand.rows)
     return f"{spec.mnemonic.lower()}({', '.join(arguments)})"
 
 
@@ -53,4 +55,5 @@ def source() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     Path(__file__).with_name("dispatch.py").write_text(source())

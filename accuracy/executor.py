@@ -11,15 +11,22 @@ from numba import njit
 from accuracy.dispatch import dispatch
 from npu.errors import ProgramError
 from npu.isa import BY_MNEMONIC
-from npu.isa.control import Control, address_of, new_control
-from npu.isa.spec import SEMAPHORES, ControlKind
-from npu.program import Program
+from npu.isa.control import Control, address_of, new_control, set_count
+from npu.isa.spec import LOOP_LEVELS, SEMAPHORES, ControlKind
+from npu.program import Program, loop_tree
+from npu.program.host import host_turns
 from npu.program.tables import Tables, tabulate
+from npu.program.trace import Trace
+from npu.unowned import unowned
 
-BREAK = int(ControlKind.BREAK)
+BREAK, COUNT = int(ControlKind.BREAK), int(ControlKind.COUNT)
 GATHER = BY_MNEMONIC["H_GATHER_V"].opcode
 GATHER_TABLE, GATHER_INDEX, GATHER_COLS, GATHER_ROWS = (
     list(BY_MNEMONIC["H_GATHER_V"].operands).index(name) for name in ("table", "index", "cols", "rows")
+)
+SAMPLE = BY_MNEMONIC["V_RED_MAX_IDX"].opcode
+SAMPLE_PLACE, SAMPLE_ROW, SAMPLE_LANES, SAMPLE_FIRST = (
+    list(BY_MNEMONIC["V_RED_MAX_IDX"].operands).index(name) for name in ("place", "a", "n", "first")
 )
 DONE, PAUSED, NO_TOKEN, NO_ROW, NO_BODY = range(5)
 SLICE = 1 << 20
@@ -27,9 +34,17 @@ SLICE = 1 << 20
 
 
 @njit(cache=True)
-def _run(opcode, kinds, operands, waits, signals, control, hbm, matrix, vector, fp, integer, accumulator, tokens, retired,
-         breaks, gathers, filled, resume, budget):  # fmt: skip
+def _run(opcode, kinds, operands, waits, signals, early, control, hbm, matrix, vector, fp, integer, accumulator, tokens,
+         retired, breaks, gathers, counts, filled, entry, logits, sampled, resume, budget):  # fmt: skip
     """Run until the end, a C_BREAK_IF (unless it is the instruction resumed from), or `budget` instructions."""
+    operands, control, hbm, matrix, vector = (
+        unowned(operands),
+        unowned(control),
+        unowned(hbm),
+        unowned(matrix),
+        unowned(vector),
+    )
+    fp, integer, accumulator = unowned(fp), unowned(integer), unowned(accumulator)
     while control.pc[0] >= 0:
         pc = control.pc[0]
         op = opcode[pc]
@@ -47,12 +62,20 @@ def _run(opcode, kinds, operands, waits, signals, control, hbm, matrix, vector, 
         runs = True
         if kind == BREAK:
             level = o[0]
-            if filled[0] == breaks.size:
-                return NO_ROW
             runs = integer[address_of(control, o[1])] == 0 or control.index[level] + 1 == control.trips[level]
             if runs:
-                breaks[filled[0]] = control.index[level]
-                filled[0] += 1
+                breaks[entry[level]] = control.index[level]
+        elif early[pc]:
+            if filled[0] == breaks.size:
+                return NO_ROW
+            entry[o[0]] = filled[0]
+            filled[0] += 1
+        elif kind == COUNT:
+            if filled[2] == counts.size:
+                return NO_ROW
+            set_count(control, o[0], np.int64(integer[address_of(control, o[1])]), o[2])
+            counts[filled[2]] = control.register[o[0]]
+            filled[2] += 1
         elif op == GATHER:
             for row in range(o[GATHER_ROWS]):
                 number = integer[address_of(control, o[GATHER_INDEX]) + row]
@@ -61,6 +84,12 @@ def _run(opcode, kinds, operands, waits, signals, control, hbm, matrix, vector, 
                     return NO_ROW
                 gathers[filled[1]] = number
                 filled[1] += 1
+        elif op == SAMPLE:
+            position, first = address_of(control, o[SAMPLE_PLACE]) - sampled, address_of(control, o[SAMPLE_FIRST])
+            if 0 <= position < logits.shape[0]:
+                row = address_of(control, o[SAMPLE_ROW])
+                for lane in range(min(o[SAMPLE_LANES], logits.shape[1] - first)):
+                    logits[position, first + lane] = vector[row + lane]
         if runs and not dispatch(op, o, control, hbm, matrix, vector, fp, integer, accumulator):
             return NO_BODY
         if not runs or not kind:
@@ -73,15 +102,21 @@ def _run(opcode, kinds, operands, waits, signals, control, hbm, matrix, vector, 
 @dataclass(kw_only=True)
 class Machine:
     """All state of the NPU: memories (HBM and Matrix SRAM in bytes, Vector SRAM as BF16 values in float32), front end,
-    semaphores; and what was recorded: retirements per instruction, breaks, gathered rows."""
+    semaphores; and what was recorded: retirements per instruction, breaks, gathered rows, counts.
+
+    Of loops that may be `early` left, `entry` is where the trace has the present one of each level. `logits` [positions of the
+    batch's blocks, vocabulary] are what was sampled last; of size 0 they are not kept."""
 
     program: Program
     hbm: np.ndarray
     tables: Tables = field(init=False)
     control: Control = field(init=False)
     finished: bool = False
+    logits: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def __post_init__(self) -> None:
+        if host_turns(self.program):
+            raise ProgramError("program: it hands over to a host, of which the accuracy path knows nothing (C_HOST)")
         self.program.check_bounds()
         if self.hbm.size < self.program.hbm_bytes:
             raise ProgramError(f"program: the image has {self.hbm.size} bytes, HBM {self.program.hbm_bytes}")
@@ -97,8 +132,21 @@ class Machine:
         self.retired = np.zeros(len(self.program.words), np.int64)
         self.breaks = np.zeros(1 << 16, np.int64)
         self.gathers = np.zeros(1 << 22, np.int64)
-        self.filled = np.zeros(2, np.int64)
+        self.counts = np.zeros(1 << 23, np.int64)
+        self.filled = np.zeros(3, np.int64)
+        self.entry = np.zeros(LOOP_LEVELS, np.int64)
+        self.early = np.zeros(len(self.program.words), np.bool_)
+        self.early[[loop.head for loop in loop_tree(self.program).loops if loop.leaves_early]] = True
         self._at_break = False
+
+    @property
+    def trace(self) -> Trace:
+        """What was recorded, once the program is at its end."""
+        breaks, gathers, counts = (
+            tuple(stream[:filled].tolist())
+            for stream, filled in zip((self.breaks, self.gathers, self.counts), self.filled.tolist(), strict=True)
+        )
+        return Trace(breaks=breaks, gathers=gathers, counts=counts)
 
     def run_to_break(self) -> bool:
         """Run to the next C_BREAK_IF (that is: after a denoising step), or to the end; whether the program goes on.
@@ -115,9 +163,9 @@ class Machine:
         """Run at most SLICE instructions, to the next C_BREAK_IF or the end; whether it stands at a break."""
         t = self.tables
         status = _run(
-            t.opcode, t.control, t.operands, t.waits, t.signals, self.control, self.hbm, self.matrix, self.vector, self.fp,
-            self.integer, self.accumulator, self.tokens, self.retired, self.breaks, self.gathers, self.filled,
-            self._at_break, SLICE,
+            t.opcode, t.control, t.operands, t.waits, t.signals, self.early, self.control, self.hbm, self.matrix, self.vector,
+            self.fp, self.integer, self.accumulator, self.tokens, self.retired, self.breaks, self.gathers, self.counts,
+            self.filled, self.entry, self.logits, self.program.layout.get("sampled", 0), self._at_break, SLICE,
         )  # fmt: skip
         pc = int(self.control.pc[0])
         faults = {

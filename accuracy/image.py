@@ -11,6 +11,7 @@ from accuracy.quantised import keep, place_of, read
 from dllm.canvas import canvas_of
 from dllm.constants import CONSTANTS, HIDDEN, LOWEST, Facts
 from dllm.families import tensor_name
+from dllm.layout import fill_up, laid_out
 from dllm.model import ModelSpec
 from dllm.workload import Workload
 from npu.errors import TripathError
@@ -41,15 +42,17 @@ def build_image(
         write_tensor(image, program.tensor(name), values)
     if "static_sides" in program.layout:
         write_tensor(image, program.tensor("smoothing"), static_factors(program, model))
+    kept = {stored.name: stored.weight.parts for stored in laid_out(model).network.weights()}
     for stored in model.network.weights():
-        whole = program.tensor(stored.name)
+        whole, parts = program.tensor(stored.name), kept[stored.name]
         for index, layer in stored.of_layers():
             tensor = _layer_tensor(whole, index)
             names = [tensor_name(part.name, layer) for part in stored.weight.parts]
             file, place = quantised and place_of(tensor, names, tensors, quantised), _bytes_of(image, tensor)
             if file and read(file, place):
                 continue
-            write_tensor(image, tensor, np.concatenate([tensors[name] for name in names]))  # one at a time in memory
+            filled = [fill_up(tensors[name], part.shape, model) for name, part in zip(names, parts, strict=True)]
+            write_tensor(image, tensor, np.concatenate(filled))  # one at a time in memory
             if file:
                 keep(file, place)
     return image
@@ -108,6 +111,11 @@ def _host(
     present, optional = {tensor.name for tensor in program.hbm}, {}
     if "inverse_tokens" in present:
         optional["inverse_tokens"] = 1 / valid.sum(1)[None]
+    if "expert_scale" in present:
+        assert model.experts is not None
+        optional["expert_scale"] = np.array([[model.experts.scale]])
+    if "edit_threshold" in present:
+        optional["edit_threshold"] = np.array([[workload.edit_threshold]])
     if "edge" in present:
         optional["edge"] = np.where(np.arange(2 * cache) < cache, 0.0, HIDDEN)[None]
     if "hadamard" in present:

@@ -14,8 +14,6 @@ from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
 from dllm.reference import Generation, ReferenceModel, Step, generate, softmax
 from dllm.workload import Workload
-from npu.formats import FORMATS
-from npu.formats.rounding import decode_rows
 from npu.metrics import Result, Table
 from npu.program import Program
 from npu.program.tables import event_counts
@@ -49,8 +47,9 @@ def execute(
     `progress(steps done, steps scheduled at most)` is called after each step; `quantised`: see `build_image`.
     """
     image = build_image(program, model, workload, tensors, prompts, quantised=quantised)
-    machine = Machine(program=program, hbm=image)
     layout, steps = program.layout, [[] for _ in prompts]
+    seen = np.zeros((layout["batch"] * layout["block_length"], model.vocab), np.float32)
+    machine = Machine(program=program, hbm=image, logits=seen)
     length, block, step = layout["block_length"], 0, 0
     plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
     before = read_tokens(machine.hbm, program)
@@ -58,26 +57,19 @@ def execute(
         after = read_tokens(machine.hbm, program)
         start = layout["prompt"] + block * length
         place = slice(start, start + length)
-        logits = _logits(machine, program)
+        logits = seen.reshape(layout["batch"], length, model.vocab).copy()
         if plan.seeded and length > 1 and step == 0:  # the first token was there before the step
             before[:, start] = after[:, start]
         for row in range(len(prompts)):
             steps[row].append(_record(machine, program, row, plan, block, step, before, after, logits, place))
         before, step = after, step + 1
         if progress:
-            progress(sum(1 for _ in steps[0]), plan.blocks * length)
-        if step == length or not (after[:, place] == model.mask_id).any():
+            progress(sum(1 for _ in steps[0]), plan.blocks * workload.most_steps)
+        masked = (after[:, place] == model.mask_id).any()
+        edited = workload.edits and any(records[-1].committed.any() for records in steps)
+        if step == workload.most_steps or not (masked or edited):
             block, step = block + 1, 0
     return machine, steps
-
-
-def _logits(machine: Machine, program: Program) -> np.ndarray:
-    """Logits of the block as they lie in HBM, float32 [batch, L, vocab]."""
-    tensor = program.tensor("logits")
-    values = np.zeros(tensor.shape, np.float32)
-    raw = machine.hbm[tensor.address : tensor.address + tensor.size_bytes]
-    decode_rows(raw, FORMATS[tensor.format].code, tensor.block, values.reshape(-1, tensor.shape[-1]))
-    return values
 
 
 def _record(
@@ -132,10 +124,7 @@ def simulate(
         program, model=model, workload=workload, tensors=tensors, prompts=prompts, progress=progress,
         quantised=default_folder() if keep_quantised else None,
     )  # fmt: skip
-    breaks, gathers = (
-        array[:count].tolist() for array, count in zip((machine.breaks, machine.gathers), machine.filled, strict=True)
-    )
-    trace = Trace(breaks=tuple(breaks), gathers=tuple(gathers))
+    trace = machine.trace
     plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
     tokens = plan.outputs(read_tokens(machine.hbm, program))
     trips = [sum(record.block == block for record in steps[0]) for block in range(plan.blocks)]
@@ -192,6 +181,7 @@ def fidelity(
         for mine, theirs in _pairs(steps[number], forced):
             start = len(prompt) - plan.tail(0) + mine.block * workload.block_length
             masked = theirs.canvas[start : start + workload.block_length] == model.spec.mask_id
+            masked |= not masked.any()  # a step that only edits looks at all positions
             p, q = softmax(theirs.logits.astype(np.float64)), softmax(mine.logits.astype(np.float64))
             kl = (p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum(-1)[masked]
             agree = (mine.token_ids == theirs.token_ids)[masked]

@@ -33,10 +33,11 @@ its number, or a run: nodes of one unit that follow each other, behind the instr
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
 stride of each loop level."""
 
-Values = namedtuple("Values", "occupied ideal tail least first front count")
+Values = namedtuple("Values", "occupied ideal tail least first front count port_from port_until")
 """float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `ideal` with memory at its peak and nothing to
 wait for; `tail` from then to the last result, of which `least` is the last instruction's own; `first` until the first result;
-`front` end cycles to issue all; `count` of instructions."""
+`front` end cycles to issue all; `count` of instructions; `port_from`, `port_until`: when it first takes the write-out port and
+when it last gives it back, inf and -inf of what never has it."""
 
 
 Runs = dict[int, tuple[int, int, int]]
@@ -88,17 +89,17 @@ def _unit_of(node: "int | Loop", known: dict[int, int]) -> int:
     if isinstance(node, int):
         return known[node]
     found = {_unit_of(inner, known) for inner in node.body}
-    fixed = not node.leaves_early and node.trips.level < 0 and node.trips.base >= 1
+    fixed = not node.leaves_early and node.trips.constant and node.trips.base >= 1
     known[node.head] = found.pop() if fixed and len(found) == 1 else -1
     return known[node.head]
 
 
 def _with_touches(program: Program, rows: np.ndarray, parts: np.ndarray, runs: int) -> Nests:
     accesses, registers = tabulate(program).accesses, address_registers(program)
-    base = np.zeros(1 + max(registers, default=0), np.int64)
+    base, pitch = np.zeros((2, 1 + max(registers, default=0)), np.int64)
     strides = np.zeros((len(base), LOOP_LEVELS), np.int64)
     for number, register in registers.items():
-        base[number] = register.base
+        base[number], pitch[number] = register.base, register.row_stride
         for level, stride in register.strides.items():
             strides[number, level] = stride
     on_chip = accesses[:, :, Access.MEMORY] > Memory.MATRIX
@@ -110,7 +111,8 @@ def _with_touches(program: Program, rows: np.ndarray, parts: np.ndarray, runs: i
         high[head] = bounds[after]
     return Nests(
         nests=rows, parts=parts, low=low, high=high, memory=touched[:, Access.MEMORY].copy(),
-        write=touched[:, Access.WRITE] > 0, first=first, last=first + touched[:, Access.SIZE], strides=strides[name],
+        write=touched[:, Access.WRITE] > 0, first=first, strides=strides[name],
+        last=first + touched[:, Access.SIZE] + (touched[:, Access.ROWS] - 1) * np.abs(pitch[name]),
     )  # fmt: skip
 
 
@@ -118,7 +120,8 @@ def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Value
     """What each node takes on a machine."""
     nests, runs = nests_of(program)
     latent = costs.latency - costs.interval
-    columns = costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent))
+    port = np.where(costs.port > 0, 0.0, np.inf), np.where(costs.port > 0, costs.port, -np.inf)
+    columns = costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)), *port
     values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
     granule = np.ones(len(Memory), np.int64)
     granule[Memory.VECTOR] = hardware.vlen
@@ -136,6 +139,7 @@ def _fill_in(nests, first, last, granule, values):
             nest[0], nests.parts[nest[1] : nest[2]], nest[3], nest[4], nest[5], nest[6], nest[7]
         )  # fmt: skip
         issue, ideal, count, front, done, occupied = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        port_from, port_until = np.inf, -np.inf
         for j in range(len(parts)):
             part = parts[j]
             # A part starts when the one before has issued, and when what it needs is ready at its own pace.
@@ -146,6 +150,9 @@ def _fill_in(nests, first, last, granule, values):
                     if share_of_meetings(nests, first, last, granule, earlier, part, -1) > 0:
                         over = starts[i] + values.occupied[earlier] + values.tail[earlier]
                         start = max(start, starts[i] + values.first[earlier], min(over - values.occupied[part], over))
+            start = max(start, port_until - values.port_from[part])
+            port_from = min(port_from, start + values.port_from[part])
+            port_until = max(port_until, start + values.port_until[part])
             starts[j] = start
             occupied = max(occupied, start + values.occupied[part])
             done = max(done, start + values.occupied[part] + values.tail[part])
@@ -153,7 +160,7 @@ def _fill_in(nests, first, last, granule, values):
             ideal += values.ideal[part]
             count += values.count[part]
             front += values.front[part]
-        period = issue
+        period = max(issue, port_until - port_from)
         if interlocked and trips > 1:
             for i in range(len(parts)):
                 for j in range(i + 1):
@@ -162,6 +169,8 @@ def _fill_in(nests, first, last, granule, values):
                         share = share_of_meetings(nests, first, last, granule, parts[i], parts[j], level)
                         period = max(period, issue + wait * share)
         values.occupied[node] = (trips - 1) * period + occupied
+        values.port_from[node] = port_from
+        values.port_until[node] = (trips - 1) * period + port_until
         values.ideal[node] = trips * ideal
         values.tail[node] = done - occupied
         values.least[node] = values.least[parts[-1]]

@@ -6,9 +6,10 @@ import numpy as np
 
 from analytical.memory import memory_facts, occupied_cycles
 from npu.hardware import QUEUED_UNITS, HardwareConfig
-from npu.isa import TABLE, Memory, Unit
+from npu.isa import TABLE, Memory, OpClass, Unit
 from npu.isa.spec import ControlKind
 from npu.program import Program, fact_of_program, loop_tree
+from npu.program.host import host_cycles
 from npu.program.tables import QUEUE_OF_UNIT, Access, Register, address_registers, address_steps, tabulate
 
 DMA = (QUEUED_UNITS.index("dma_in"), QUEUED_UNITS.index("dma_out"))
@@ -19,12 +20,15 @@ _DMA = (Unit.DMA_IN, Unit.DMA_OUT)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
     """Arrays over instructions (float64 [n]): `interval` (cycles that the unit is occupied), `ideal` (the same with the memory
-    at peak bandwidth), `latency`, `front_end` (cycles to issue)."""
+    at peak bandwidth), `port` (cycles that the write-out port is), `latency`, `front_end` (cycles to issue, and those of the
+    host), `host` (cycles for which the front end waits for it)."""
 
     interval: np.ndarray
     ideal: np.ndarray
+    port: np.ndarray
     latency: np.ndarray
     front_end: np.ndarray
+    host: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +53,8 @@ def _facts(program: Program) -> _Facts:
     tables, registers, queue = tabulate(program), address_registers(program), queues(program)
     opcodes, which = np.unique(tables.opcode, return_inverse=True)
     patterns: dict[tuple[int, int, int, int], list[int]] = {}
-    for number, slot in np.argwhere(tables.accesses[:, :, Access.MEMORY] == Memory.HBM).tolist():
+    moves = (tables.accesses[:, :, Access.MEMORY] == Memory.HBM) & (queue >= 0)[:, None]
+    for number, slot in np.argwhere(moves).tolist():
         _, _, name, rows, size = tables.accesses[number, slot].tolist()
         patterns.setdefault((int(queue[number]), *_run(registers[name], rows, size)), []).append(number)
     return _Facts(
@@ -72,10 +77,11 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
     """Facts of every instruction of a program on a machine."""
     facts, memory = _facts(program), memory_facts(hardware)
     rows = np.array([_of_opcode(opcode, hardware) for opcode in facts.opcodes], float)
-    interval, latency, front_end = rows[facts.which].T.copy()
+    interval, port, latency, front_end = rows[facts.which].T.copy()
     ideal = interval.copy()
     front_end[facts.left_early] = hardware.frontend.loop_cycles
-    front_end += hardware.frontend.address_step_cycles * address_steps(program)
+    host = host_cycles(program, hardware).astype(float)
+    front_end += hardware.frontend.address_step_cycles * address_steps(program) + host
     burst = hardware.hbm.burst_bytes
     for (queue, runs, size, step), numbers in facts.patterns.items():
         # Bursts of a run: exact where it begins with one, else the mean over where it may begin.
@@ -83,16 +89,19 @@ def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
         cycles = occupied_cycles(memory, bursts, runs, size)
         interval[numbers], ideal[numbers] = cycles, runs * size / memory.peak
         latency[numbers] = cycles + (memory.write_latency if queue == DMA[1] else memory.read_latency)
-    return Costs(interval=interval, ideal=ideal, latency=latency, front_end=front_end)
+    return Costs(interval=interval, ideal=ideal, port=port, latency=latency, front_end=front_end, host=host)
 
 
-def _of_opcode(opcode: int, hardware: HardwareConfig) -> tuple[float, float, float]:
-    """Interval, latency and cycles of the front end of an instruction, that of DMA as if it moved nothing (a sync)."""
+def _of_opcode(opcode: int, hardware: HardwareConfig) -> tuple[float, float, float, float]:
+    """Cycles of the unit, of the write-out port, of latency and of the front end; DMA as if it moved nothing (a sync)."""
     spec, frontend = TABLE[opcode], hardware.frontend
     if spec.control is ControlKind.LOOP:  # what leaving costs is paid on entry: each happens once
-        return 0, 0, frontend.loop_cycles + frontend.exit_cycles - frontend.next_cycles
+        return 0, 0, 0, frontend.loop_cycles + frontend.exit_cycles - frontend.next_cycles
     if spec.control is not None:
-        return 0, 0, frontend.control_cycles_of(spec.mnemonic)
+        return 0, 0, 0, frontend.control_cycles_of(spec.control)
     if spec.unit in _DMA:
-        return 0, 1, frontend.issue_cycles
-    return hardware.interval_cycles(spec.mnemonic), hardware.latency_cycles(spec.mnemonic), frontend.issue_cycles
+        return 0, 0, 1, frontend.issue_cycles
+    interval, latency = hardware.interval_cycles(spec.mnemonic), hardware.latency_cycles(spec.mnemonic)
+    if hardware.writes_out_beside and spec.op_class is OpClass.TILE_OUT:
+        return 0, interval, latency, frontend.issue_cycles
+    return interval, 0, latency, frontend.issue_cycles

@@ -20,30 +20,33 @@ from numba import njit
 
 from analytical.chains import Runs, Values, nests_of, number_of
 from analytical.facts import queues
-from analytical.tree import TripCounts, indexed_loops
+from analytical.tree import TripCounts, indexed_loops, retired_and_read
 from npu.errors import ProgramError
 from npu.hardware import QUEUED_UNITS
 from npu.program import Program, fact_of_program, loop_tree
+from npu.program.host import host_turns
 from npu.program.looptree import Loop, loops_of
+from npu.program.reads import counting
 from npu.program.tables import tabulate
 
 NEVER = -np.inf
 UNITS = len(QUEUED_UNITS)
-FRONT, FREE, DONE, LINES = 0, 1, 1 + UNITS, 1 + 2 * UNITS
-"""Places in the state: front end; per queue, from when the unit is free and until when its results are out; from LINES on, for
-each shallow queue when the last instructions that fill it started, the oldest first. Behind them stand dependences, which are
-signalled and not yet awaited."""
+FRONT, FREE, DONE, PORT, LINES = 0, 1, 1 + UNITS, 1 + 2 * UNITS, 2 + 2 * UNITS
+"""Places in the state: front end; per queue, from when the unit is free and until when its results are out; from when the
+write-out port is free; from LINES on, for each shallow queue when the last instructions that fill it started, the oldest first.
+Behind them stand dependences, which are signalled and not yet awaited."""
 SHALLOW = 8
 """The deepest queue whose places are followed one by one. In a deeper one only a long nest holds the front end up."""
 
-UNIT, CONTROL, ENTER, LEAVE, APPLY = range(5)
+UNIT, CONTROL, ENTER, LEAVE, APPLY, HAND_OVER = range(6)
 """Kinds of lines of a score:
 
 - UNIT: a node goes to a queue (node, queue, two dependences awaited, two signalled);
 - CONTROL: the front end takes its time for a node (node, 0, two dependences awaited);
 - ENTER: what follows is one iteration of a loop, as a map of (number of) inputs;
 - LEAVE: the map is complete: its power is kept (map, C_NEXT, trips, from, to: its outputs in `places`);
-- APPLY: a map that is kept is applied (map, 0, 0, from, to: where in the state, in `places`).
+- APPLY: a map that is kept is applied (map, 0, 0, from, to: where in the state, in `places`);
+- HAND_OVER: as CONTROL, but the front end takes its time from when it has what it awaits.
 """
 NONE = -1
 LANES = 16
@@ -81,11 +84,20 @@ class _Writer:
         self._waits = [tuple(s for s in row if s) for row in tables.waits.tolist()]
         self._signals = [tuple(s for s in row if s) for row in tables.signals.tolist()]
         self._queue = queues(self.program).tolist()
+        self._hosts = frozenset(host_turns(self.program))
         self._runs: Runs = nests_of(self.program)[1]
         self._indices = indexed_loops(self.program)
         self._shapes: dict[int, tuple[list[int], list[Loop]]] = {}
         self._maps: dict[tuple, int] = {}
-        self._counts = {loop.head: self.trips.of(loop).tolist() for loop in loop_tree(self.program).loops}
+        loops = list(loop_tree(self.program).loops)
+        varying = [loop for loop in loops if loop.leaves_early or not (loop.trips.constant or loop.trips.count >= 0)]
+        self._counts = {loop.head: self.trips.of(loop).tolist() for loop in varying}
+        self._typical = {
+            loop.head: typical_numbers(self.trips, count, loop)
+            for loop in loops
+            for count in counts_in(self.program, loop)
+        }
+        self._read: dict[int, int] = {}
 
     def walk(self, nodes: Sequence["int | Loop"], state: _State, index: int, depth: int = 1) -> None:
         """Nodes one after the other, at an `index` of the innermost indexed loop around them."""
@@ -114,10 +126,11 @@ class _Writer:
                 signalled.append(state.rows)
                 state.rows += 1
         first, second = [*awaited, NONE, NONE][:2], [*signalled, NONE, NONE][:2]
-        self._line(CONTROL if self._queue[number] < 0 else UNIT, number, self._queue[number], *first, *second)
+        kind = UNIT if self._queue[number] >= 0 else HAND_OVER if number in self._hosts else CONTROL
+        self._line(kind, number, self._queue[number], *first, *second)
 
     def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
-        self._line(CONTROL, loop.head, 0, NONE, NONE)
+        self._instruction(loop.head, state)
         if loop.head in self._indices:
             own = range(index * loop.trips.base, (index + 1) * loop.trips.base)
             size = self._indices[loop.head]
@@ -125,9 +138,21 @@ class _Writer:
                 first, *others = same
                 self._power(loop, 1 + len(others), state, first, depth)
             return
-        self._power(loop, self._counts[loop.head][index], state, index, depth)
+        if loop.head in self._typical:
+            (count,) = counts_in(self.program, loop)
+            for number, same in groupby(self._typical[loop.head][index]):
+                self._read[count] = number
+                self._power(loop, len(list(same)), state, index, depth)
+            del self._read[count]
+            return
+        self._power(loop, self._trips(loop, index), state, index, depth)
         if loop.exit is not None:  # what stands before the break runs once more
             self.walk(loop.body[: loop.exit + 1], state, index, depth)
+
+    def _trips(self, loop: Loop, index: int) -> int:
+        if loop.trips.count >= 0:
+            return -(-self._read[loop.trips.count] // loop.trips.unit)
+        return self._counts[loop.head][index] if loop.head in self._counts else loop.trips.base
 
     def _power(self, loop: Loop, trips: int, state: _State, index: int, depth: int) -> None:
         """Apply `trips` iterations of a loop to the state."""
@@ -170,11 +195,15 @@ class _Writer:
         own = [loop, *reversed(loop_tree(self.program).around[loop.head])]
         return next((self._indices[each.head] for each in own if each.head in self._indices), 1)
 
-    def _inside(self, loop: Loop, index: int, size: int) -> tuple[tuple[int, ...], ...]:
-        """Trip counts of the loops inside that vary, at an index of `size`: one for each index of indexed loops inside."""
-        found = []
+    def _inside(self, loop: Loop, index: int, size: int) -> tuple[tuple[object, ...], ...]:
+        """Trip counts of the loops inside that vary, at an index of `size`: one for each index of indexed loops inside; of those
+        that data decide about what was read, or what is read typically."""
+        found: list[tuple[object, ...]] = []
         for inner in self._shape(loop)[1]:
-            counts = self._counts[inner.head]
+            if inner.trips.count >= 0:
+                found.append((self._read.get(inner.trips.count),))
+                continue
+            counts: Sequence[object] = self._typical.get(inner.head) or self._counts[inner.head]
             each = len(counts) // size
             found.append(tuple(counts[index * each : (index + 1) * each]))
         return tuple(found)
@@ -184,9 +213,34 @@ class _Writer:
         if loop.head not in self._shapes:
             inside = range(loop.head, loop.next)
             used = {semaphore for number in inside for semaphore in (*self._waits[number], *self._signals[number])}
-            varying = [inner for inner in loops_of(loop.body) if inner.leaves_early or inner.trips.level >= 0]
+            varying = [
+                inner for inner in loops_of(loop.body)
+                if inner.leaves_early or inner.head in self._typical or not inner.trips.constant
+            ]  # fmt: skip
             self._shapes[loop.head] = sorted(used), varying
         return self._shapes[loop.head]
+
+
+def counts_in(program: Program, loop: Loop) -> list[int]:
+    """The C_COUNTs that stand directly in a loop."""
+    return [node for node in loop.body if isinstance(node, int) and node in counting(program)]
+
+
+def typical_numbers(trips: TripCounts, count: int, loop: Loop) -> list[tuple[int, ...]]:
+    """What a C_COUNT reads in the iterations of the loop that it stands in, for each index of the innermost indexed loop around
+    it: the mean over all entries of the loop, each with its numbers in ascending order.
+
+    Raises:
+        ProgramError: the loop has no constant number of iterations.
+    """
+    if not loop.trips.constant or loop.leaves_early:
+        raise ProgramError(f"program: the loop at instruction {loop.head} reads numbers and varies, not analysed")
+    reads, found = retired_and_read(trips.program, trips)[1][count], []
+    for numbers in np.split(trips.read(count), np.cumsum(reads)[:-1]):
+        entries = np.sort(numbers.reshape(-1, loop.trips.base), axis=1)
+        mean = entries.mean(axis=0) if len(entries) else np.zeros(loop.trips.base)
+        found.append(tuple(np.diff(np.rint(np.cumsum(mean)), prepend=0).astype(int).tolist()))
+    return found
 
 
 def _awaited(state: _State, semaphore: int) -> int:
@@ -220,23 +274,30 @@ def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Sco
 def estimate_cycles(score: Score, values: Values, depth: np.ndarray, dispatch: float = 0.0) -> float:
     """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues, `dispatch` cycles between
     them and the front end."""
-    return float(
-        makespan(
-            score, values.occupied, values.tail, values.front, values.count, depth, 1.0 + dispatch, dispatch, SHALLOW
-        )
-    )
+    return float(makespan(score, values, depth, 1.0 + dispatch, dispatch, SHALLOW))
 
 
-def bound_cycles(score: Score, values: Values, depth: np.ndarray) -> float:
-    """The same with only what no schedule can avoid: peak bandwidth, intervals, latency of what is awaited, no front end."""
+def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarray) -> float:
+    """The same with only what no schedule can avoid: peak bandwidth, intervals, latency of what is awaited, and the `host`
+    cycles of each instruction.
+
+    Front end and write-out port cost nothing else: what the port takes at least is a bound of its own.
+    """
     nothing = np.zeros(len(values.ideal))
-    return float(makespan(score, values.ideal, values.least, nothing, nothing, depth, 0.0, 0.0, SHALLOW))
+    front = np.concatenate([host, nothing[len(host) :]])
+    least = values._replace(
+        occupied=values.ideal, tail=values.least, front=front, count=nothing, port_from=nothing + np.inf,
+        port_until=nothing - np.inf,
+    )  # fmt: skip
+    return float(makespan(score, least, depth, 0.0, 0.0, SHALLOW))
 
 
 @njit(cache=True)
-def makespan(score, occupied, tail, front, count, depth, dispatch, back, shallow):
+def makespan(score, values, depth, dispatch, back, shallow):
     """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over, `back` cycles
     between a place that becomes free in a queue and the front end. Queues of at most `shallow` places are followed."""
+    occupied, tail, front, count = values.occupied, values.tail, values.front, values.count
+    port_from, port_until = values.port_from, values.port_until
     widest = score.inputs.max() if len(score.inputs) else 1
     states = np.empty((score.depth, score.rows, widest + LANES))
     maps = [np.empty((0, 0)) for _ in range(0)]
@@ -265,6 +326,8 @@ def makespan(score, occupied, tail, front, count, depth, dispatch, back, shallow
                     start = max(start, state[third, i])
                 if fourth >= 0:
                     start = max(start, state[fourth, i])
+                start = max(start, state[PORT, i] - port_from[node])
+                state[PORT, i] = max(state[PORT, i], start + port_until[node])
                 state[free, i] = start + length
                 state[done, i] = max(state[done, i], start + (length + tail[node]))
                 state[FRONT, i] += front[node]
@@ -287,6 +350,13 @@ def makespan(score, occupied, tail, front, count, depth, dispatch, back, shallow
                     state[FRONT, i] = max(state[FRONT, i], state[third, i])
                 if fourth >= 0:
                     state[FRONT, i] = max(state[FRONT, i], state[fourth, i])
+        elif kind == HAND_OVER:
+            for i in range(width):
+                if third >= 0:
+                    state[FRONT, i] = max(state[FRONT, i], state[third, i])
+                if fourth >= 0:
+                    state[FRONT, i] = max(state[FRONT, i], state[fourth, i])
+                state[FRONT, i] += front[node]
         elif kind == ENTER:
             at += 1
             widths[at] = -(-node // LANES) * LANES

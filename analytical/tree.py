@@ -1,11 +1,12 @@
 """How often each loop of a program goes round and each instruction retires, in closed form.
 
-A trip count is a constant, affine in the index of one enclosing loop, or given by the trace for a loop that is left
-early; loops whose index decides so may nest. So multiplicities are sums of products of trip counts; nothing is executed.
+A trip count is a constant, affine in the index of one enclosing loop, a number that the program reads (in the trace), or
+given by the trace for a loop that is left early; loops whose index decides so may nest. So multiplicities are sums of products
+of trip counts; nothing is executed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -14,6 +15,7 @@ import numpy as np
 from npu.errors import ProgramError
 from npu.program import Program, fact_of_program, loop_tree
 from npu.program.looptree import Loop, loops_of
+from npu.program.reads import counting, reads_of
 from npu.program.trace import Trace
 
 
@@ -48,39 +50,57 @@ def _around(program: Program) -> dict[int, tuple[Loop, ...]]:
 class TripCounts:
     """Trip counts under a trace: that of a loop is an array over the indices of the indexed loop that it lies in.
 
-    `exits`: for each loop that is left early, its C_LOOP and the iterations that reach the C_NEXT, at each of these indices.
+    `exits`: by C_LOOP of each loop that is left early, the iterations that reach the C_NEXT, at each of these indices.
     """
 
     program: Program = field(compare=False, hash=False)
-    exits: tuple[tuple[int, tuple[int, ...]], ...]
+    trace: Trace
+    exits: Mapping[int, np.ndarray] = field(compare=False, hash=False)
 
     def of(self, loop: Loop) -> np.ndarray:
         """Iterations that reach the C_NEXT, for each index of the innermost indexed loop around it (int64; one where there is
-        none)."""
-        for head, stops in self.exits:
-            if head == loop.head:
-                return np.array(stops, np.int64)
+        none). The trips of a loop that data decide about are not asked for here, see `read`."""
+        assert loop.trips.count < 0, f"the trips of the loop at {loop.head} are data"
+        if loop.head in self.exits:
+            return self.exits[loop.head]
         around = _around(self.program)[loop.head]
         sizes = [outer.trips.base for outer in around]
         index = np.zeros(math.prod(sizes), np.int64)
+        if loop.trips.constant:
+            return index + max(loop.trips.base, 0)
         for number, outer in enumerate(around):
             if outer.level == loop.trips.level:
                 index = np.arange(len(index)) // math.prod(sizes[number + 1 :]) % sizes[number]
         return np.maximum(loop.trips.base + loop.trips.factor * index, 0)
 
+    def read(self, count: int) -> np.ndarray:
+        """What a C_COUNT, by its number, reads in order."""
+        return _numbers_read(self.program, self)[count]
 
+
+@fact_of_program
+def _numbers_read(program: Program, trips: TripCounts) -> dict[int, np.ndarray]:
+    """By the number of each C_COUNT: what it reads, in order."""
+    order = reads_of(program, trips.trace.breaks)
+    return {count: trips.trace.numbers[order == count] for count in counting(program)}
+
+
+@fact_of_program
 def trip_counts(program: Program, trace: Trace) -> TripCounts:
     """Trip counts of a program under `trace`.
 
     Raises:
-        ProgramError: the trace has another number of loop exits than the program, or the exits of two loops mix.
+        ProgramError: the trace has another number of loop exits or counts than the program, or the exits of two loops mix.
     """
     counts = _exits(program)
     stops = list(accumulate(counts.values(), initial=0))
     if stops[-1] and len(trace.breaks) != stops[-1]:
         raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {stops[-1]}")
     parts = zip(counts, stops[:-1], stops[1:], strict=True)
-    return TripCounts(program=program, exits=tuple((head, tuple(trace.breaks[a:b])) for head, a, b in parts))
+    exits = {head: np.array(trace.breaks[a:b], np.int64) for head, a, b in parts}
+    if (reads := len(reads_of(program, trace.breaks))) != len(trace.counts):
+        raise ProgramError(f"trace: {len(trace.counts)} counts, the program reads {reads}")
+    return TripCounts(program=program, trace=trace, exits=exits)
 
 
 @fact_of_program
@@ -107,29 +127,51 @@ def _exits(program: Program) -> dict[int, int]:
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:
     """How often each instruction retires (int64 [n])."""
-    return _retired(program, trip_counts(program, trace))
+    return retired_and_read(program, trip_counts(program, trace))[0]
 
 
 @fact_of_program
-def _retired(program: Program, trips: TripCounts) -> np.ndarray:
-    root, indexed = loop_tree(program).body, indexed_loops(program)
-    counts = np.ones(len(program.words), np.int64)
+def retired_and_read(program: Program, trips: TripCounts) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """How often each instruction retires (int64 [n]); and for each C_COUNT, by its number, how many of its reads are of each
+    index of the innermost indexed loop around it, one index after the other."""
+    root, indexed, counts_of_loops = loop_tree(program).body, indexed_loops(program), counting(program)
+    counts, reads = np.ones(len(program.words), np.int64), {}
 
-    def walk(nodes: Sequence[int | Loop], weight: np.ndarray) -> None:
+    def trips_of(loop: Loop, at: np.ndarray, numbers: Mapping[int, np.ndarray]) -> np.ndarray:
+        if loop.trips.count < 0:
+            return trips.of(loop)[at]
+        return -(-numbers[loop.trips.count] // loop.trips.unit)
+
+    def walk(
+        nodes: Sequence[int | Loop], weight: np.ndarray, at: np.ndarray, numbers: Mapping[int, np.ndarray]
+    ) -> None:
+        """`weight`: how often nodes are passed, for each index of indexed loops, behind a C_COUNT for each pair of an index and a
+        number that it read; `at` says of which index each weight is."""
         for loop in nodes:
             if isinstance(loop, int):
+                if loop in counts_of_loops:
+                    assert not numbers, f"the C_COUNT at {loop} comes behind another"
+                    reads[loop], most = weight, trips.read(loop).max(initial=0) + 1
+                    parts = np.split(trips.read(loop), np.cumsum(weight)[:-1])
+                    times = np.concatenate([np.bincount(part, minlength=most) for part in parts])
+                    pairs = np.flatnonzero(times)
+                    at, numbers, weight = pairs // most, {loop: pairs % most}, times[pairs]
                 continue
-            inside = np.repeat(weight, loop.trips.base) if loop.head in indexed else weight * trips.of(loop)
+            if loop.head in indexed:
+                assert not numbers, f"the loop at {loop.head} has indices behind a C_COUNT"
+                inside, there = np.repeat(weight, loop.trips.base), np.arange(len(weight) * loop.trips.base)
+            else:
+                inside, there = weight * trips_of(loop, at, numbers), at
             counts[loop.head + 1 : loop.next + 1] = inside.sum()
             if loop.exit is None:
-                walk(loop.body, inside)
+                walk(loop.body, inside, there, numbers)
                 continue
             # The last iteration ends at the break: what stands before it runs once more.
             before, after = loop.body[: loop.exit + 1], loop.body[loop.exit + 1 :]
             counts[loop.head + 1 : loop.left_at + 1] += weight.sum()
-            walk(before, inside + weight)
-            walk(after, inside)
+            walk(before, inside + weight, there, numbers)
+            walk(after, inside, there, numbers)
 
-    walk(root, np.ones(1, np.int64))
+    walk(root, np.ones(1, np.int64), np.zeros(1, np.int64), {})
     counts.setflags(write=False)
-    return counts
+    return counts, reads

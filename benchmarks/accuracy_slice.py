@@ -57,7 +57,7 @@ def main() -> None:
     hidden = reference.forward(tokens)
     reference.logits(hidden[32:])
     seconds = lap("NumPy float32, the canvas and its logits")
-    macs = len(tokens) * x.model.layers * x.model.layer_macs_per_row + 32 * x.model.hidden * x.model.vocab
+    macs = len(tokens) * x.model.network.layer_macs_per_row + 32 * x.model.hidden * x.model.vocab
     print(f"{macs / 1e9:.1f} GMAC, {macs / seconds / 1e9:.2f} GMAC/s")
 
 

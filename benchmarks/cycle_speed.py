@@ -1,9 +1,10 @@
 """How fast is the cycle path? `python benchmarks/cycle_speed.py [--scalesim PYTHON] [--quick]` prints one table.
 
-Each case runs in a process of its own, on one core, after a small program has loaded the compiled code: seconds are those of
-`cycle.simulate` with its race check off, memory is the process's peak. PYTHON is an interpreter that has SCALE-Sim:
-`python3.11 -m venv /tmp/scalesim; /tmp/scalesim/bin/pip install scalesim 'numpy<2'`. It simulates the same products C[M, N] =
-A[M, K] B[K, N] on an array of the same size, in the same run, so that the ratio does not depend on the machine.
+Each case runs in a process of its own, on one core, after a small program has loaded the compiled code: CPU seconds are those of
+`cycle.simulate` with its race check off, and of models those of the race check alone; memory is the process's peak. PYTHON is an
+interpreter that has SCALE-Sim: `python3.11 -m venv /tmp/scalesim; /tmp/scalesim/bin/pip install scalesim 'numpy<2'`. It simulates
+the same products C[M, N] = A[M, K] B[K, N] on an array of the same size, in the same run, so that the ratio does not depend on
+the machine.
 """
 
 import argparse
@@ -24,6 +25,12 @@ LLADA = (
     "workload=llada_gsm8k",
     "paths=[analytical,cycle]",
 )
+EXPERTS = {
+    f"{name}, 256 + {tokens}": (f"model={model}", "hardware=npu_datacenter", "numerics=mxint4", "workload.prompt_length=256",
+                                f"workload.generation_length={tokens}", "paths=[analytical,cycle]")
+    for name, model, tokens in (("LLaDA2-mini", "llada2_mini", 256), ("LLaDA2-flash", "llada2_flash", 64),
+                                ("SDAR-30B-A3B", "sdar_30b_a3b", 256))
+}  # fmt: skip
 GEMMS = ((32, 512, 2048), (32, 4096, 4096), (256, 2048, 2048))
 """M, N, K."""
 SIDE = 32
@@ -89,14 +96,25 @@ def main() -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("case", "cycles", "instructions", "executed", "seconds", "M instructions/s", "cycles/s", "MiB"):
+    for column in (
+        "case",
+        "cycles",
+        "instructions",
+        "executed",
+        "seconds",
+        "race check",
+        "M instructions/s",
+        "cycles/s",
+        "MiB",
+    ):
         table.add_column(column, justify="left" if column == "case" else "right")
 
     def add(name: str, case: dict[str, object]) -> None:
         row = in_process(case)
         table.add_row(
             name, f"{row['cycles']:,.0f}", f"{row['instructions']:,.0f}", f"{row['executed'] / row['instructions']:.1%}",
-            f"{row['seconds']:.2f}", f"{row['instructions'] / row['seconds'] / 1e6:,.1f}",
+            f"{row['seconds']:.2f}", f"{row['proof_seconds']:.2f}" if "overrides" in case else "",
+            f"{row['instructions'] / row['seconds'] / 1e6:,.1f}",
             f"{row['cycles'] / row['seconds']:,.0f}", f"{row['mebibytes']:.0f}",
         )  # fmt: skip
 
@@ -111,13 +129,15 @@ def main() -> None:
             add(f"LLaDA-8B, dual, {layers} layers", {"overrides": [*LLADA, f"model.layers={layers}"]})
         for steps in (32, 128):
             add(f"LLaDA-8B, dual, {steps} steps", {"overrides": [*LLADA, f"workload.steps={steps}"]})
+        for name, overrides in EXPERTS.items():
+            add(name, {"overrides": overrides})
     for gemm in GEMMS[:1] if options.quick else GEMMS:
         name = "x".join(map(str, gemm))
         for fast in (False, True):
             add(f"product {name}, {'fast-forward' if fast else 'all run'}", {"gemm": gemm, "fast": fast})
         if options.scalesim:
             cycles, seconds = scalesim(options.scalesim, gemm)
-            cells = ["", "", f"{seconds:.2f}", "", f"{cycles / seconds:,.0f}", ""]
+            cells = ["", "", f"{seconds:.2f}", "", "", f"{cycles / seconds:,.0f}", ""]
             table.add_row(f"product {name}, SCALE-Sim", f"{cycles:,.0f}", *cells)
     Console(width=150).print(table)
 
@@ -135,10 +155,12 @@ def run_case(
 ) -> dict[str, float]:
     """One simulation, after another has loaded the compiled code."""
     import cycle
+    from cycle.races import find_race
     from npu.program.trace import Trace
 
     small, hardware = product_program((SIDE, 64, 64))
     cycle.simulate(small, hardware=hardware, trace=Trace(breaks=()), race_check=False)
+    find_race(small)
     trace = Trace(breaks=())
     if gemm:
         program, hardware = product_program(tuple(gemm))
@@ -150,13 +172,15 @@ def run_case(
         workload, hardware = experiment.workload, experiment.hardware
         lengths = [workload.prompt_length or 0] * workload.batch
         program = compile_program(experiment.model, workload, hardware, experiment.numerics, lengths)
-        trace = schedule(workload)
-    began = time.perf_counter()
+        trace = experiment.with_load(program, schedule(workload))
+    began = time.process_time()
+    find_race(program)
+    proof_seconds, began = time.process_time() - began, time.process_time()
     result = cycle.simulate(program, hardware=hardware, trace=trace, race_check=False, fast_forward=fast)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return {
         "cycles": result.metrics["makespan_cycles"], "instructions": result.metrics["instructions"],
-        "executed": result.metrics["executed_instructions"], "seconds": seconds,
+        "executed": result.metrics["executed_instructions"], "seconds": seconds, "proof_seconds": proof_seconds,
         "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }  # fmt: skip
 

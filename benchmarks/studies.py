@@ -9,16 +9,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tripath.sweeps.study import PAGE
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = {
-    "kv_quantisation": "kv_quantisation.md", "sampling_precision": "decoding_quality.md",
-    "decoding_quality": "decoding_quality.md",
-}  # fmt: skip
 SIZE = ("simulator.quality.problems=240", "simulator.quality.compared=64")
+PAGES: dict[str, tuple[str, Sequence[str]]] = {
+    "kv_quantisation": ("kv_quantisation.md", SIZE), "sampling_precision": ("decoding_quality.md", SIZE),
+    "decoding_quality": ("decoding_quality.md", SIZE), "kv_outliers": ("kv_quantisation.md", ()),
+}  # fmt: skip
+"""By experiment: its page, and what it is run with."""
 
 
 def main() -> int:
@@ -26,7 +28,9 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in PAGES:
         sys.stderr.write(f"usage: python benchmarks/studies.py {'|'.join(PAGES)} [OVERRIDE ...]\n")
         return 2
-    name, overrides = sys.argv[1], {each.partition("=")[0]: each for each in (*SIZE, *sys.argv[2:])}
+    name = sys.argv[1]
+    written, size = PAGES[name]
+    overrides = {each.partition("=")[0]: each for each in (*size, *sys.argv[2:])}
     folder = Path("runs") / "studies" / name
     shutil.rmtree(folder, ignore_errors=True)  # pictures of another sweep would be taken for this one's
     command = ["--multirun", f"experiment={name}", *overrides.values()]
@@ -34,7 +38,7 @@ def main() -> int:
     status = subprocess.run(tripath, check=False).returncode  # noqa: S603  ourselves
     if status:
         return status
-    page = DOCS / PAGES[name]
+    page = DOCS / written
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     shown = {picture.stem: DOCS / "pictures" / f"{name}_{picture.name}" for picture in sorted(folder.glob("*.png"))}
     shown.pop("sweep")

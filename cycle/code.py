@@ -6,11 +6,12 @@ from cycle.memory import DescriptorCosts
 from cycle.schema import record
 from npu.errors import ProgramError
 from npu.hardware import QUEUED_UNITS, FrontEnd, HardwareConfig
-from npu.isa import TABLE, Memory, Unit
-from npu.isa.spec import SEMAPHORES
+from npu.isa import TABLE, Memory, OpClass, Unit
+from npu.isa.spec import SEMAPHORES, ControlKind
 from npu.metrics import UNITS
 from npu.program import Program
-from npu.program.tables import QUEUE_OF_UNIT, address_steps, tabulate
+from npu.program.host import host_cycles
+from npu.program.tables import QUEUE_OF_UNIT, address_registers, address_steps, bytes_moved, tabulate
 
 VECTOR, DMA_IN, DMA_OUT = (QUEUED_UNITS.index(name) for name in ("vector", "dma_in", "dma_out"))
 """Queues."""
@@ -22,13 +23,18 @@ COMPUTE_QUEUES = tuple(queue for queue in range(len(QUEUED_UNITS)) if queue not 
 
 CAUSES = (
     "frontend", "semaphore_matrix", "semaphore_vector", "semaphore_dma_in", "semaphore_dma_out", "operand",
-    "dram_bandwidth", "dram_latency", "dram_row", "dram_refresh", "queue_full", "serial", "shared_queue", "drained",
+    "write_out", "dram_bandwidth", "dram_latency", "dram_row", "dram_refresh", "host", "queue_full", "serial",
+    "shared_queue", "drained",
 )  # fmt: skip
-(FRONTEND, SEMAPHORE, _, _, _, OPERAND, BANDWIDTH, LATENCY, ROW, REFRESH, QUEUE_FULL, SERIAL, SHARED_QUEUE,
- DRAINED) = range(len(CAUSES))  # fmt: skip
+(FRONTEND, SEMAPHORE, _, _, _, OPERAND, WRITE_OUT, BANDWIDTH, LATENCY, ROW, REFRESH, HOST, QUEUE_FULL, SERIAL,
+ SHARED_QUEUE, DRAINED) = range(len(CAUSES))  # fmt: skip
 """Why a unit stands still; a semaphore is named by the queue that gives it: SEMAPHORE + queue."""
+BUSY, BEHIND = 0, 1
+"""Columns of what a unit does: busy, then BEHIND + cause."""
 
 UNIT_FRONTEND, UNIT_MATRIX, UNIT_VECTOR, UNIT_SCALAR, UNIT_DMA_IN, UNIT_DMA_OUT = range(len(UNITS))
+
+HAND_OVER = int(ControlKind.HOST)
 
 UNIT_OF_QUEUE = tuple(UNITS.index(name) for name in QUEUED_UNITS)
 
@@ -40,14 +46,17 @@ LOCK = record("cell", "width", "size", "write")
 """An interlocked access: first cell of its memory in the scoreboard, addresses a cell, addresses touched, written or not."""
 
 INSTRUCTION = record(
-    "opcode", "control", "unit", "queue", "direction", "phase", "interval_cycles", "latency_cycles", ("wait", (2,)),
-    ("wait_cause", (2,)), ("signal", (2,)), "moves", "hbm_rows", "hbm_bytes", "period", "exits", "level", "cost",
-    "exit_cost", "address_cost", "addresses", ("register", (LOCKS,)), "locks", ("lock", LOCK, (LOCKS,)),
+    "opcode", "control", "unit", "queue", "direction", "phase", "interval_cycles", "port_cycles", "latency_cycles",
+    ("wait", (2,)), ("wait_cause", (2,)), ("signal", (2,)), "moves", "hbm_rows", "hbm_bytes", "period", "known", "exits",
+    "level", "cost", "exit_cost", "host_cost", ("host_bytes", (2,)), "address_cost",
+    "addresses", ("register", (LOCKS,)), "locks", ("lock", LOCK, (LOCKS,)),
 )  # fmt: skip
-"""`control`: a ControlKind, 0 of what is queued. `direction`: READ, WRITE or NEITHER. `wait`, `signal`: two semaphores (0:
-none); `wait_cause`: what waiting for each counts as. `moves`: whether it accesses HBM (a DMA instruction may be only a sync),
-with so many rows of so many bytes. `period`, `exits` (of what closes a loop): see `periods`. `level`: first operand. `cost`:
-cycles of the front end; `exit_cost`: those of what closes a loop and leaves it; `address_cost`: how many of them step addresses.
+"""`control`: a ControlKind, 0 of what is queued. `direction`: READ, WRITE or NEITHER. `interval_cycles`, `port_cycles`: for which
+it occupies its unit, and the write-out port. `wait`, `signal`: two semaphores (0: none); `wait_cause`: what waiting for each
+counts as. `moves`: whether it accesses HBM (a DMA instruction may be only a sync), with so many rows of so many bytes. `period`,
+`known` (of what closes a loop): see `periods`; `exits` (of what opens it): the trace says in which trip it is left. `level`:
+first operand. `cost`: cycles of the front end; `exit_cost`: those of what closes a loop and leaves it; `host_cost`: how long it
+waits for the host, which moves `host_bytes` of HBM by direction; `address_cost`: how many of its cycles step addresses.
 `addresses`: how many addresses matter for time, and the `register`s that they come from: of the access to HBM, or of the `locks`
 in order."""
 
@@ -72,21 +81,28 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
     for opcode in np.unique(tables.opcode):
         spec = TABLE[int(opcode)]
         if spec.unit in (Unit.MATRIX, Unit.VECTOR, Unit.SCALAR):
-            code["interval_cycles"][tables.opcode == opcode] = hardware.interval_cycles(spec.mnemonic)
+            beside = hardware.writes_out_beside and spec.op_class is OpClass.TILE_OUT
+            held = "port_cycles" if beside else "interval_cycles"
+            code[held][tables.opcode == opcode] = hardware.interval_cycles(spec.mnemonic)
             code["latency_cycles"][tables.opcode == opcode] = hardware.latency_cycles(spec.mnemonic)
     _control_costs(program, hardware.frontend, code)
+    code["host_cost"] = host_cycles(program, hardware)
+    for direction in (READ, WRITE):
+        moved = bytes_moved(program, Memory.HBM, written=direction == WRITE)
+        code["host_bytes"][:, direction] = np.where(tables.control == HAND_OVER, moved, 0)
     giver = np.zeros(SEMAPHORES + 1, np.int64)
     giver[tables.signals] = code["queue"][:, None]
     code["wait"], code["signal"] = tables.waits, tables.signals
     code["wait_cause"] = SEMAPHORE + giver[tables.waits]
-    first_cell, width = scoreboard(program, hardware)
+    (first_cell, width), registers = scoreboard(program, hardware), address_registers(program)
     queues = code["queue"].tolist()
     for number, accesses in enumerate(tables.accesses.tolist()):
         if queues[number] == VECTOR:
             locks: dict[tuple[int, int, int, int], int] = {}  # reading and writing the same place is one access
-            for memory, write, register, _, size in accesses:
+            for memory, write, register, rows, size in accesses:
                 if memory >= 0:
-                    place = register, first_cell[memory], width[memory], size
+                    reach = (rows - 1) * registers[register].row_stride if rows > 1 else 0
+                    place = register, first_cell[memory], width[memory], reach + size
                     locks[place] = locks.get(place, 0) | write
             if locks:
                 row = code[number]
@@ -107,7 +123,9 @@ def code_of(program: Program, hardware: HardwareConfig) -> np.ndarray:
 def _control_costs(program: Program, frontend: FrontEnd, code: np.ndarray) -> None:
     """Fill in `cost`, `exit_cost` and `address_cost`."""
     code["cost"] = [
-        frontend.issue_cycles if instruction.spec.control is None else frontend.control_cycles_of(instruction.mnemonic)
+        frontend.issue_cycles
+        if instruction.spec.control is None
+        else frontend.control_cycles_of(instruction.spec.control)
         for instruction in program.instructions
     ]
     code["address_cost"] = frontend.address_step_cycles * address_steps(program)

@@ -82,7 +82,7 @@ def memory_of(hbm: Hbm) -> Memory:
         "column": hbm.page_bytes // hbm.burst_bytes, "pseudo_channel": hbm.pseudo_channels,
         "bank_group": hbm.bank_groups, "bank": hbm.banks_per_group, "row": hbm.rows,
     }  # fmt: skip
-    widths = {name: size.bit_length() - 1 for name, size in sizes.items()}
+    widths = {name: (size - 1).bit_length() for name, size in sizes.items()}
     placed = dict.fromkeys(widths, 0)
     fields, hashed, shift = [], [], 0
     for name, bits in mapping.fields:

@@ -20,23 +20,25 @@ from numba import njit
 
 from cycle.schema import ADDRESS, CLIPPED, EXACT, IDLE, INSTRUCTION, STRICT, Watch, record, watch_rings
 from cycle.state import State
+from cycle.transitions import BREAKS, COUNTS, new_transitions, note_results, take_known
 from npu.isa.spec import LOOP_LEVELS
 
 WORTH_CYCLES = 64
 """An iteration shorter than this is run: comparing would take as long."""
 
-LEVEL = record("taken_at", "due", "began", "now", "floor", "entered", "notes")
+LEVEL = record("taken_at", "due", "began", "now", "floor", ("used", (2,)), "notes")
 """A loop level: the iteration its snapshot was taken in (-1: none), the one in which the next is due, when the loop began; and
-of the snapshot the front end's time, the time that nothing later can look behind, trace entries used, how many words."""
+of the snapshot the front end's time, the time that nothing later can look behind, entries used of each stream, words noted."""
 
-Snapshots = namedtuple("Snapshots", "level word counted watch")
-"""By loop level: LEVEL, the words that `watch` found, and what was counted."""
+Snapshots = namedtuple("Snapshots", "level word counted watch known")
+"""By loop level: LEVEL, the words that `watch` found, and what was counted; and iterations that are known."""
 
 
 def new_snapshots(state: State, watch: Watch) -> Snapshots:
     """No snapshot taken."""
     words, counted = (LOOP_LEVELS, watch.note.size), (LOOP_LEVELS, state.counted.size)
-    return Snapshots(np.zeros(LOOP_LEVELS, LEVEL), np.zeros(words, np.int64), np.zeros(counted, np.int64), watch)
+    known = new_transitions(state, watch)
+    return Snapshots(np.zeros(LOOP_LEVELS, LEVEL), np.zeros(words, np.int64), np.zeros(counted, np.int64), watch, known)
 
 
 @njit(cache=True)
@@ -53,21 +55,22 @@ def is_due(level, iteration, levels):
 
 
 @njit(cache=True)
-def cells_of(lock, address):
-    """First and last cell of the scoreboard that an interlocked access at an address touches."""
-    return lock.cell + address // lock.width, lock.cell + (address + lock.size - 1) // lock.width
+def at_known_end(code, facts, control, counts, state, statistics, pc, snapshots):
+    """After the C_NEXT at `pc` of a loop whose iterations read a number: go on by iterations that are known."""
+    floor = _floor(state)
+    if floor < state.machine[0].window_to:
+        snapshots.known.pending[0] = 0
+        return
+    end = _look(code, state, snapshots.watch, floor)
+    take_known(code, facts, control, counts, state, statistics, snapshots.watch, snapshots.known, pc, floor, end)
 
 
 @njit(cache=True)
-def at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots):
+def at_loop_end(code, facts, control, breaks, counts, state, statistics, pc, snapshots):
     """After the C_NEXT at `pc`, another iteration about to begin: skip what repeats, or take a snapshot."""
     period, level = code[pc].period, code[pc].level
     snapshot, iteration, watch = snapshots.level[level], control.index[level], snapshots.watch
     limit = control.trips[level] - 1
-    if code[pc].exits:
-        if statistics.entered[0] >= breaks.size:
-            return
-        limit = min(limit, breaks[statistics.entered[0]])
     now, end = state.machine[0].now, np.int64(0)
     floor = _floor(state)
     if snapshot.taken_at >= 0:
@@ -79,7 +82,10 @@ def at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots):
         ):  # fmt: skip
             end = _look(code, state, watch, floor)
             if end == snapshot.notes and repeats(watch.plain, end, control, state, snapshots, level, floor):
-                periods = _periods(breaks, state, statistics, snapshot, floor, (limit - iteration) // steps)
+                periods = (limit - iteration) // steps
+                periods = _repeated(breaks, statistics.used[BREAKS], snapshot.used[BREAKS], periods)
+                periods = _repeated(counts, statistics.used[COUNTS], snapshot.used[COUNTS], periods)
+                periods = _outside_window(state, snapshot, floor, periods)
                 if periods > 0:
                     _skip(code, state, statistics, snapshots, level, floor, periods)
                     snapshot.taken_at, snapshot.due = -1, control.trips[level]
@@ -93,7 +99,7 @@ def at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots):
         end = _look(code, state, watch, floor)
     if end > 0:
         snapshot.taken_at, snapshot.now, snapshot.floor, snapshot.notes = iteration, now, floor, end
-        snapshot.entered = statistics.entered[0]
+        snapshot.used[BREAKS], snapshot.used[COUNTS] = statistics.used[BREAKS], statistics.used[COUNTS]
         for at in range(end):
             snapshots.word[level, at] = state.words[watch.note[at].word]
         snapshots.counted[level] = state.counted
@@ -155,19 +161,21 @@ def repeats(first, end, control, state, snapshots, level, floor):
 
 
 @njit(cache=True)
-def _periods(breaks, state, statistics, snapshot, floor, periods):
-    """Of so many periods, how many can be skipped: the trace must repeat, and the recorded window must not be jumped."""
-    machine, now = state.machine[0], statistics.entered[0]
-    exits = now - snapshot.entered
-    if exits > 0:
-        same = np.int64(0)
-        while (
-            same < periods * exits
-            and now + same < breaks.size
-            and breaks[now + same] == breaks[snapshot.entered + same]
-        ):
-            same += 1
-        periods = min(periods, same // exits)
+def _repeated(stream, now, before, periods):
+    """For how many of so many periods a stream of the trace goes on like it did from entry `before` to `now`."""
+    entries = now - before
+    if entries == 0:
+        return periods
+    same = np.int64(0)
+    while same < periods * entries and now + same < stream.size and stream[now + same] == stream[before + same]:
+        same += 1
+    return same // entries
+
+
+@njit(cache=True)
+def _outside_window(state, snapshot, floor, periods):
+    """How many of so many periods end before the recorded window."""
+    machine = state.machine[0]
     if floor < machine.window_to:
         cycles = max(np.int64(1), machine.now - snapshot.now)
         periods = min(periods, (machine.window_from - 1 - machine.frontier) // cycles)
@@ -178,6 +186,9 @@ def _periods(breaks, state, statistics, snapshot, floor, periods):
 def _skip(code, state, statistics, snapshots, level, floor, periods):
     """Move every word on as it moved since a level's snapshot, `periods` times; times that are past stay."""
     notes, words, machine = snapshots.watch.note, state.words, state.machine[0]
+    entries = statistics.used[BREAKS] - snapshots.level[level].used[BREAKS]
+    for entry in range(statistics.used[BREAKS], statistics.used[BREAKS] + periods * entries):
+        statistics.left[entry] = statistics.left[entry - entries] + machine.now - snapshots.level[level].now
     for at in range(snapshots.level[level].notes):
         note = notes[at]
         present = words[note.word]
@@ -187,11 +198,4 @@ def _skip(code, state, statistics, snapshots, level, floor, periods):
     for at in range(state.counted.size):
         state.counted[at] += periods * (state.counted[at] - snapshots.counted[level, at])
     machine.skipped += statistics.retired.sum() - retired
-    for k in range(machine.log.count):
-        result = state.log[0, (machine.log.first + k) % state.log.shape[1]]
-        row = code[result.entry]
-        for lock in range(row.locks):
-            if row.lock[lock].write:
-                first, last = cells_of(row.lock[lock], result.address[lock])
-                for cell in range(first, last + 1):
-                    state.ready[cell] = max(state.ready[cell], result.end)
+    note_results(code, state)

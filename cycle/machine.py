@@ -11,10 +11,13 @@ from numba import njit
 
 from cycle.code import (
     BANDWIDTH,
+    BEHIND,
+    BUSY,
     COMPUTE_QUEUES,
     DMA_QUEUES,
     DRAINED,
     FRONTEND,
+    HOST,
     LATENCY,
     NEITHER,
     OPERAND,
@@ -28,32 +31,39 @@ from cycle.code import (
     UNIT_SCALAR,
     UNIT_VECTOR,
     VECTOR,
+    WRITE_OUT,
 )
-from cycle.fastforward import at_loop_end, cells_of, enter_loop, is_due
+from cycle.fastforward import at_known_end, at_loop_end, enter_loop, is_due
 from cycle.memory import line_of
 from cycle.state import LOG
 from cycle.transfers import absolute_refresh
-from cycle.unowned import unowned
-from npu.isa.control import address_of, c_break_if, c_next, control_step
+from cycle.transitions import BREAKS, COUNTS, cells_of
+from npu.isa.control import address_of, c_break_if, c_next, control_step, set_count
 from npu.isa.spec import ControlKind
+from npu.unowned import unowned
 
 OK, DEADLOCK, TRACE_SHORT, OUT_OF_RANGE, UNKNOWN, NO_BODY = range(6)
-LOOP, NEXT, BREAK = int(ControlKind.LOOP), int(ControlKind.NEXT), int(ControlKind.BREAK)
+LOOP, NEXT, BREAK, COUNT = (
+    int(kind) for kind in (ControlKind.LOOP, ControlKind.NEXT, ControlKind.BREAK, ControlKind.COUNT)
+)
 
 
 @njit(cache=True)
-def run(code, operands, hardware, costs, control, breaks, state, statistics, timeline, snapshots):
+def run(code, operands, hardware, costs, control, breaks, counts, state, statistics, timeline, snapshots):
     """Replay the program to its end. Returns (status, instruction at fault).
 
     UNKNOWN means that the line `missing` of the table of `costs` must be filled before the next call goes on.
     `timeline` receives the instructions that start in the recorded window.
     """
-    code, operands, costs, breaks = unowned(code), unowned(operands), unowned(costs), unowned(breaks)
+    code, operands, costs = unowned(code), unowned(operands), unowned(costs)
+    breaks, counts = unowned(breaks), unowned(counts)
     control, state, statistics = unowned(control), unowned(state), unowned(statistics)
     timeline, snapshots = unowned(timeline), unowned(snapshots)
     facts, machine, queue = hardware[0], state.machine[0], state.queue
     while True:
-        moved = _front_end(code, operands, facts, costs, control, breaks, state, statistics, timeline, snapshots)
+        moved = _front_end(
+            code, operands, facts, costs, control, breaks, counts, state, statistics, timeline, snapshots
+        )
         if moved < 0:
             return -moved, control.pc[0]
         for q in COMPUTE_QUEUES:
@@ -83,19 +93,20 @@ def run(code, operands, hardware, costs, control, breaks, state, statistics, tim
         if not _commit(q, code, facts, costs, state, statistics, timeline):
             return OUT_OF_RANGE, place.entry
     if machine.now > machine.frontier:
-        statistics.phase[0].cycles += machine.now - machine.frontier
+        statistics.advanced[0] += machine.now - machine.frontier
+        statistics.phase[0].critical[UNIT_FRONTEND, BUSY] += machine.now - machine.frontier
         machine.frontier = machine.now
     _drain(state, statistics.phase)
     return OK, 0
 
 
 @njit(cache=True)
-def _front_end(code, operands, facts, costs, control, breaks, state, statistics, timeline, snapshots):
+def _front_end(code, operands, facts, costs, control, breaks, counts, state, statistics, timeline, snapshots):
     """Dispatch until a queue is full, a flag is awaited, an instruction is pending (serial), or the program ends.
 
     Returns 1 if anything was processed, 0 if not, or minus the status of a fault.
     """
-    machine, entered = state.machine[0], statistics.entered
+    machine, used = state.machine[0], statistics.used
     moved = 0
     while control.pc[0] >= 0:
         pc = control.pc[0]
@@ -113,30 +124,45 @@ def _front_end(code, operands, facts, costs, control, breaks, state, statistics,
                 c_next(control, level)
                 if control.pc[0] > pc:
                     cost = row.exit_cost
-            elif row.control == BREAK:
-                if row.wait[0]:
-                    if state.semaphore[row.wait[0]].count == 0:
-                        return moved
-                    _stand(machine, counters, _take(state, row.wait[0]), row.wait_cause[0])
-                if entered[0] >= breaks.size:
-                    return -TRACE_SHORT
-                if control.index[level] == breaks[entered[0]]:
-                    entered[0] += 1
-                    c_break_if(control, level, 0)
-                else:
-                    control.pc[0] += 1
             else:
+                if not _has_tokens(row, state.semaphore):
+                    return moved
+                for wait in range(2):
+                    if row.wait[wait]:
+                        _stand(machine, counters, _take(state, row.wait[wait]), row.wait_cause[wait])
                 if row.control == LOOP:
                     enter_loop(level, machine.now, snapshots.level)
-                if not control_step(control, row.opcode, operands[pc]):
+                if row.control == BREAK and control.index[level] + 1 == control.trips[level]:
+                    c_break_if(control, level, 0)
+                    statistics.left[statistics.opened[level]] = machine.now
+                elif row.control == BREAK:
+                    control.pc[0] += 1
+                elif not control_step(control, row.opcode, operands[pc]):
                     return -NO_BODY
+                if row.exits:  # the trace says in which trip it is left
+                    if used[BREAKS] >= breaks.size or breaks[used[BREAKS]] >= control.trips[level]:
+                        control.pc[0] = pc
+                        return -TRACE_SHORT
+                    control.trips[level] = breaks[used[BREAKS]] + 1
+                    statistics.opened[level] = used[BREAKS]
+                    used[BREAKS] += 1
+                elif row.control == COUNT:
+                    if used[COUNTS] >= counts.size:
+                        control.pc[0] = pc
+                        return -TRACE_SHORT
+                    set_count(control, operands[pc, 0], counts[used[COUNTS]], operands[pc, 2])
+                    used[COUNTS] += 1
             statistics.retired[pc] += 1
             machine.now += cost
             counters.busy[UNIT_FRONTEND] += cost
             counters.address_cycles += row.address_cost
+            if row.host_cost:
+                _hand_over(pc, row, state, statistics)
             moved = 1
-            if row.period > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.level):
-                at_loop_end(code, facts, control, breaks, state, statistics, pc, snapshots)
+            if row.known and control.pc[0] <= pc:
+                at_known_end(code, facts, control, counts, state, statistics, pc, snapshots)
+            elif row.period > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.level):
+                at_loop_end(code, facts, control, breaks, counts, state, statistics, pc, snapshots)
             continue
         q = row.queue
         waiting = state.unit[q].waiting
@@ -171,6 +197,27 @@ def _stand(machine, counters, until, cause):
     if wait > 0:
         counters.stall[UNIT_FRONTEND, cause] += wait
         machine.now += wait
+
+
+@njit(cache=True)
+def _hand_over(pc, row, state, statistics):
+    """Stand still while the host samples; a unit that has nothing to do by then waits for the host as well."""
+    machine, counters = state.machine[0], statistics.phase[row.phase]
+    began = machine.now
+    machine.now += row.host_cost
+    counters.stall[UNIT_FRONTEND, HOST] += row.host_cost
+    for q in range(state.unit.size):
+        unit = state.unit[q]
+        if unit.waiting.count == 0 and unit.free < machine.now:
+            counters.stall[UNIT_OF_QUEUE[q], FRONTEND] += max(began - unit.free, 0)
+            counters.stall[UNIT_OF_QUEUE[q], HOST] += machine.now - max(unit.free, began)
+            unit.free = machine.now
+    for direction in range(2):
+        counters.traffic_bytes[direction] += row.host_bytes[direction]
+    if machine.now > machine.frontier:
+        counters.critical[UNIT_FRONTEND, BEHIND + HOST] += machine.now - machine.frontier
+        statistics.advanced[pc] += machine.now - machine.frontier
+        machine.frontier = machine.now
 
 
 @njit(cache=True)
@@ -237,11 +284,15 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
             awaited = max(awaited, given)
             if given > start:
                 start, cause = given, row.wait_cause[wait]
-    size = np.int64(0)
+    size, bandwidth = np.int64(0), np.int64(0)
     if row.direction == NEITHER:
         ready = _operands_ready(row, place, state.ready)
         if ready > start:
             start, cause = ready, OPERAND
+        if row.port_cycles:
+            if machine.port_free > start:
+                start, cause = machine.port_free, WRITE_OUT
+            machine.port_free = start + row.port_cycles
         occupied, end = row.interval_cycles, start + row.latency_cycles
         if facts.serial:
             occupied = end - start
@@ -256,10 +307,10 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
             bus_free = machine.bus_free
             if bus_free and row.direction != machine.bus_writes:
                 bus_free += facts.turnaround[row.direction]
-            if bus_free > start:
-                cause = BANDWIDTH
             issue = max(issue, window_free)
+            asked = max(start, issue)
             start = max(issue, bus_free)
+            bandwidth = max(start - asked, 0)
             size = row.hbm_rows * row.hbm_bytes
             cost = costs[line_of(costs, row, place, facts)]
             data, refresh = cost.data, cost.refreshes
@@ -286,7 +337,8 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
     gap = start - unit.free
     if gap > 0:
         standing = UNIT_VECTOR if row.unit == UNIT_SCALAR else row.unit
-        counters.stall[standing, cause] += gap
+        counters.stall[standing, cause] += gap - bandwidth
+        counters.stall[standing, BANDWIDTH] += bandwidth
     unit.free = max(unit.free, start + occupied)
     unit.retire = max(unit.retire, end)
     if q == VECTOR:
@@ -301,7 +353,9 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
             ring.count += 1
     statistics.retired[pc] += 1
     if end > machine.frontier:
-        counters.cycles += end - machine.frontier
+        last = BUSY if gap <= 0 else BEHIND + (BANDWIDTH if bandwidth > 0 else cause)
+        counters.critical[row.unit, last] += end - machine.frontier
+        statistics.advanced[pc] += end - machine.frontier
         machine.frontier = end
     if machine.window_from <= start < machine.window_to and machine.events < timeline.size:
         event = timeline[machine.events]

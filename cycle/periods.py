@@ -9,21 +9,20 @@ import numpy as np
 from npu.isa.spec import SET_UP, ControlKind
 from npu.program import Program, loop_tree
 from npu.program.looptree import Loop, loops_of
+from npu.program.reads import counting
 from npu.program.registers import Register
-from npu.program.tables import address_registers
+from npu.program.tables import QUEUE_OF_UNIT, address_registers, tabulate
 
 
 def mark_loops(program: Program, code: np.ndarray, hbm_period_bytes: int) -> None:
-    """Fill in `period` (iterations after which addresses repeat; 0: never skip) and `exits` (it may be left early) of what
-    closes each loop."""
+    """Fill in `period` (iterations after which addresses repeat; 0: never skip) of what closes each loop, and `known` (the queues
+    that it uses, a bit each, where an iteration may be taken as it is known)."""
     if not _set_up_once(program):
         return
     accesses = _accesses(code)
     for loop in loop_tree(program).loops:
-        early = loop.leaves_early + sum(inner.leaves_early for inner in loops_of(loop.body))
-        code["exits"][loop.next] = loop.leaves_early
-        mixed = loop.leaves_early and early > 1  # the trace's entries of two nested exits would mix
-        code["period"][loop.next] = 0 if mixed else _period(program, accesses, loop, hbm_period_bytes)
+        code["period"][loop.next] = _period(program, accesses, loop, hbm_period_bytes)
+        code["known"][loop.next] = _by_number(program, accesses, loop, hbm_period_bytes)
 
 
 def _set_up_once(program: Program) -> bool:
@@ -75,6 +74,37 @@ def _period(program: Program, accesses: Sequence[_Accesses], loop: Loop, hbm_per
             low, high = _sweep(register, around[number])
             locks.append((cell + low // width, cell + (high + size - 1) // width, step, bool(write)))
     return period if _meet_alike(locks) else 0
+
+
+def _by_number(program: Program, accesses: Sequence[_Accesses], loop: Loop, hbm_period_bytes: int) -> int:
+    """The queues that a loop uses, a bit each, where its iterations differ by one number that each reads, and by addresses that
+    meet alike; else 0."""
+    registers, around, counts = address_registers(program), loop_tree(program).around, counting(program)
+    reads = [number for number in loop.numbers if number in counts]
+    inner = list(loops_of(loop.body))
+    if (
+        len(reads) != 1
+        or reads[0] not in loop.body
+        or any(each.leaves_early or each.trips.level >= 0 for each in inner)
+    ):
+        return 0
+    locks, between = [], []  # those that move by a part of a cell, which read alone
+    for number in loop.numbers:
+        steps = [registers.get(name, _UNSET).strides.get(loop.level, 0) for name in accesses[number].hbm]
+        if any(step % hbm_period_bytes for step in steps):
+            return 0
+        for name, (cell, width, size, write) in accesses[number].locks:
+            register = registers.get(name, _UNSET)
+            low, high = _sweep(register, around[number])
+            place = cell + low // width, cell + (high + size - 1) // width
+            step = register.strides.get(loop.level, 0)
+            locks.append((*place, step, bool(write)))
+            between += [place] if step % width else []
+    written = [(first, last) for first, last, _, write in locks if write]
+    if any(first <= end and begin <= last for first, last in between for begin, end in written):
+        return 0
+    queues = QUEUE_OF_UNIT[tabulate(program).unit[loop.head : loop.next]]
+    return sum(1 << queue for queue in set(queues[queues >= 0].tolist())) if _meet_alike(locks) else 0
 
 
 _UNSET = Register(base=0, strides={})

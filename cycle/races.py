@@ -1,13 +1,15 @@
 """The race check: semaphores, queue order and interlocks order every two accesses to the same bytes, whatever the latencies.
 
 Loops without semaphores are walked whole, of others two iterations (three where a ring of buffers advances), in program
-order. Each instruction knows,
+order; where data decide how often loops go round, with the most, with none, and with both in turns. Each instruction knows,
 per queue, up to which instruction everything is complete before it starts (a vector clock: what its queue knew, what the
 front end knew, what the tokens it took brought along). Every read must know the last write of each byte to be complete,
-every write also the last reads; matrix and vector instructions of one queue are ordered by the unit itself.
+every write also the last reads. A compute unit orders its own accesses, except that a tile product must know what an M_OUT
+before it wrote to be complete.
+
+Cells that were touched alike share one history (`Shadow`), so an access costs as many steps as it meets histories, not cells.
 """
 
-import math
 import mmap
 import sys
 from collections import namedtuple
@@ -16,28 +18,47 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from cycle.code import COMPUTE_QUEUES
+from cycle.code import COMPUTE_QUEUES, VECTOR
 from npu.errors import ProgramError
 from npu.hardware import QUEUED_UNITS
 from npu.isa import Memory
-from npu.isa.control import address_of, c_break_if, control_step, new_control
+from npu.isa.control import address_of, c_break_if, control_step, new_control, set_count
 from npu.isa.spec import SEMAPHORES, ControlKind
 from npu.program import Program, loop_tree
-from npu.program.tables import QUEUE_OF_UNIT, tabulate
+from npu.program.tables import ACCESSES, QUEUE_OF_UNIT, tabulate
+from npu.unowned import unowned
 
 GRANULE = (1, 16, 4, 1, 1)
 """Addresses per shadow cell, by memory; buffers start at multiples of it."""
+CHUNK = 1 << 10
+"""Cells that a run of cells with one history does not cross a multiple of, so that its first is found in few steps."""
 ITERATIONS = 2
 ALL = 1 << 40
 MAX_TOKENS = 64
+FLAG = int(Memory.INT)
 FINE, RACE, STUCK, NO_BODY = range(4)
+PATTERNS = ((True,), (False,), (True, False), (False, True))
+"""Of the numbers that C_COUNT reads in turn, whether each is the most that it may be, or none."""
 QUEUES = len(QUEUED_UNITS)
-LOOP, BREAK = int(ControlKind.LOOP), int(ControlKind.BREAK)
+LOOP, BREAK, COUNT, HOST = (
+    int(kind) for kind in (ControlKind.LOOP, ControlKind.BREAK, ControlKind.COUNT, ControlKind.HOST)
+)
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """No promise of memory for what is never touched (mman.h; Python names it from 3.13 on)."""
 
-Shadow = namedtuple("Shadow", "write_queue write_number read_number write_pc read_pc")
-"""Per cell: queue and number of the last write, numbers of the last read by each queue, and which instructions."""
+HISTORY = np.dtype(
+    [
+        ("write_queue", np.int32), ("write_number", np.int32), ("write_pc", np.int32),
+        ("read_number", np.int32, (QUEUES,)), ("read_pc", np.int32, (QUEUES,)),
+    ],
+    align=True,
+)  # fmt: skip
+"""Queue and number of the last write, numbers of the last read by each queue, and which instructions."""
+
+Shadow = namedtuple("Shadow", "run history first size granule")
+"""Cells of all memories, one memory behind the other. Cells with one history are a run: `run` says at its first cell how many
+they are (0: none begins here, or at a multiple of CHUNK that its chunk is one run), `history` there what touched them. By
+memory, `first` is its first cell, `size` its cells and `granule` the addresses of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,28 +80,19 @@ class Race:
 def find_race(program: Program) -> Race | None:
     """The first race of a program, or None if there is none."""
     tables = tabulate(program)
-    writable = max((t.address + t.size_bytes for t in program.hbm if t.writable), default=1)
-    sizes = [
-        writable,
-        *(
-            program.geometry[f"{name}_bytes"] // size
-            for name, size in (("matrix", 1), ("vector", 2), ("fp", 4), ("int", 4))
-        ),
-    ]
-    shadows = tuple(_shadow(-(-size // granule)) for size, granule in zip(sizes, GRANULE, strict=True))
-    limits = _limits(program)
     found = np.zeros(4, np.int64)
-    status = _walk(
-        tables.opcode, tables.control, QUEUE_OF_UNIT[tables.unit], tables.operands, tables.waits, tables.signals,
-        tables.accesses, limits, new_control(), shadows[0], shadows[1], shadows[2], shadows[3], shadows[4],
-        np.array(GRANULE), found,
-    )  # fmt: skip
-    if status == FINE:
-        return None
-    if status != RACE:
-        what = {STUCK: "waits for ever", NO_BODY: "is none that the race check can follow"}[status]
-        raise ProgramError(f"program: instruction {found[1]} ({program.instructions[found[1]].mnemonic}) {what}")
-    return Race(first=int(found[0]), second=int(found[1]), memory=Memory(int(found[2])).name, address=int(found[3]))
+    for pattern in PATTERNS if (tables.control == COUNT).any() else PATTERNS[:1]:
+        status = _walk(
+            tables.opcode, tables.control, QUEUE_OF_UNIT[tables.unit], tables.operands, tables.waits, tables.signals,
+            tables.accesses, _limits(program), new_control(), _new_shadow(program), np.array(pattern), found,
+        )  # fmt: skip
+        if status == FINE:
+            continue
+        if status != RACE:
+            what = {STUCK: "waits for ever", NO_BODY: "is none that the race check can follow"}[status]
+            raise ProgramError(f"program: instruction {found[1]} ({program.instructions[found[1]].mnemonic}) {what}")
+        return Race(first=int(found[0]), second=int(found[1]), memory=Memory(int(found[2])).name, address=int(found[3]))
+    return None
 
 
 def check_races(program: Program) -> None:
@@ -94,18 +106,22 @@ def check_races(program: Program) -> None:
         raise ProgramError(f"program: {race.describe(program)}")
 
 
-def _shadow(cells: int) -> Shadow:
-    return Shadow(
-        _zeros(np.int8, cells), _zeros(np.int32, cells), _zeros(np.int32, cells, QUEUES), _zeros(np.int32, cells),
-        _zeros(np.int32, cells, QUEUES),
-    )  # fmt: skip
+def _new_shadow(program: Program) -> Shadow:
+    """Nothing was touched. Of HBM only what is written to has cells."""
+    writable = max((t.address + t.size_bytes for t in program.hbm if t.writable), default=1)
+    words = (("matrix", 1), ("vector", 2), ("fp", 4), ("int", 4))
+    addresses = [writable, *(program.geometry[f"{name}_bytes"] // size for name, size in words)]
+    granule = np.array(GRANULE)
+    size = -(-np.array(addresses) // granule)
+    ends = np.cumsum(-(-size // CHUNK) * CHUNK)
+    cells = int(ends[-1])
+    return Shadow(_zeros(np.dtype(np.int16), cells), _zeros(HISTORY, cells), np.array([0, *ends[:-1]]), size, granule)
 
 
-def _zeros(kind: type, *shape: int) -> np.ndarray:
+def _zeros(kind: np.dtype, count: int) -> np.ndarray:
     """Zeros that take memory only where they are written: of a KV cache of many GiB the walk sees two layers."""
-    size = max(1, math.prod(shape)) * np.dtype(kind).itemsize
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    return np.frombuffer(pages, kind, math.prod(shape)).reshape(shape)
+    pages = mmap.mmap(-1, count * kind.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    return np.frombuffer(pages, kind, count)
 
 
 def _limits(program: Program) -> np.ndarray:
@@ -121,14 +137,16 @@ def _limits(program: Program) -> np.ndarray:
 
 
 @njit(cache=True)
-def _walk(
-    opcode, kinds, queue, operands, waits, signals, accesses, limits, control, s0, s1, s2, s3, s4, granules, found
-):
+def _walk(opcode, kinds, queue, operands, waits, signals, accesses, limits, control, shadow, pattern, found):
+    opcode, kinds, queue, operands = unowned(opcode), unowned(kinds), unowned(queue), unowned(operands)
+    waits, signals, accesses, limits = unowned(waits), unowned(signals), unowned(accesses), unowned(limits)
+    control, shadow = unowned(control), unowned(shadow)
     knows = np.zeros((QUEUES, QUEUES), np.int64)
     front = np.zeros(QUEUES, np.int64)
     number = np.zeros(QUEUES, np.int64)
     tokens = np.zeros((SEMAPHORES + 1, MAX_TOKENS, QUEUES), np.int64)
     given, taken = np.zeros(SEMAPHORES + 1, np.int64), np.zeros(SEMAPHORES + 1, np.int64)
+    counted = 0
     while control.pc[0] >= 0:
         pc = control.pc[0]
         kind = kinds[pc]
@@ -147,13 +165,18 @@ def _walk(
                         knows[q, u] = max(knows[q, u], known)
                 taken[semaphore] += 1
         if kind:
+            reads = kind == BREAK or kind == COUNT
+            if reads and _meets(shadow, FLAG, address_of(control, operands[pc, 1]), 1, -1, False, front, pc, found):
+                return RACE
+            # All units know what the host touched: they begin nothing before its turn is over.
+            if kind == HOST and _access(shadow, accesses[pc], control, -1, front, 0, pc, False, found):
+                return RACE
+            if kind == COUNT:
+                most = operands[pc, 2]
+                set_count(control, operands[pc, 0], most if pattern[counted % pattern.size] else 0, most)
+                counted += 1
             if kind == BREAK:
                 level = operands[pc, 0]
-                flag = address_of(control, operands[pc, 1]) // granules[4]
-                other = _conflict(s4, flag, -1, False, front)
-                if other >= 0:
-                    found[0], found[1], found[2], found[3] = other, pc, 4, flag
-                    return RACE
                 if control.index[level] + 1 >= control.trips[level]:
                     c_break_if(control, level, 0)
                 else:
@@ -169,42 +192,9 @@ def _walk(
         for u in range(QUEUES):
             knows[q, u] = max(knows[q, u], front[u])
         number[q] += 1
-        for access in range(5):
-            memory = accesses[pc, access, 0]
-            if memory < 0:
-                continue
-            shadow = _shadow_of(memory, s0, s1, s2, s3, s4)
-            base = address_of(control, accesses[pc, access, 2])
-            pitch = control.row_stride[accesses[pc, access, 2]]
-            write = accesses[pc, access, 1] == 1
-            for row in range(accesses[pc, access, 3]):
-                first = (base + row * pitch) // granules[memory]
-                last = (base + row * pitch + accesses[pc, access, 4] - 1) // granules[memory]
-                for cell in range(first, last + 1):
-                    if cell >= shadow.write_number.size:
-                        break  # read-only part of HBM
-                    other = _conflict(shadow, cell, q, write, knows[q])
-                    if other >= 0:
-                        found[0], found[1], found[2], found[3] = other, pc, memory, cell * granules[memory]
-                        return RACE
-        for access in range(5):
-            memory = accesses[pc, access, 0]
-            if memory < 0:
-                continue
-            shadow = _shadow_of(memory, s0, s1, s2, s3, s4)
-            base = address_of(control, accesses[pc, access, 2])
-            pitch = control.row_stride[accesses[pc, access, 2]]
-            for row in range(accesses[pc, access, 3]):
-                first = (base + row * pitch) // granules[memory]
-                last = (base + row * pitch + accesses[pc, access, 4] - 1) // granules[memory]
-                for cell in range(first, min(last + 1, shadow.write_number.size)):
-                    if accesses[pc, access, 1] == 1:
-                        shadow.write_queue[cell] = q
-                        shadow.write_number[cell] = number[q]
-                        shadow.write_pc[cell] = pc
-                    else:
-                        shadow.read_number[cell, q] = number[q]
-                        shadow.read_pc[cell, q] = pc
+        for noting in (False, True):  # an instruction does not race with itself
+            if _access(shadow, accesses[pc], control, q, knows[q], number[q], pc, noting, found):
+                return RACE
         for slot in range(2):
             semaphore = signals[pc, slot]
             if semaphore:
@@ -217,27 +207,97 @@ def _walk(
 
 
 @njit(cache=True)
-def _shadow_of(memory, hbm, matrix, vector, fp, integer):
-    """The shadow of a memory (Numba cannot index a tuple of tuples by a variable)."""
-    if memory == 1:
-        return matrix
-    if memory == 2:
-        return vector
-    if memory == 3:
-        return fp
-    if memory == 4:
-        return integer
-    return hbm
+def _access(shadow, accesses, control, q, knows, number, pc, noting, found):
+    """Note the accesses of an instruction; or, not `noting`, note in `found` the first race of one, if there is one."""
+    for access in range(ACCESSES):
+        memory, write, register, rows, size = accesses[access]
+        if memory < 0:
+            continue
+        base, pitch = address_of(control, register), control.row_stride[register]
+        if pitch == size:
+            rows, size = 1, rows * size
+        for row in range(rows):
+            address = base + row * pitch
+            if noting:
+                _note(shadow, memory, address, size, q, write == 1, number, pc)
+            elif _meets(shadow, memory, address, size, q, write == 1, knows, pc, found):
+                return True
+    return False
 
 
 @njit(cache=True)
-def _conflict(shadow, cell, q, write, knows):
-    """The instruction whose access to a cell is not known to be over, or -1. Units that compute order their own."""
-    writer = shadow.write_queue[cell]
-    if shadow.write_number[cell] > knows[writer] and not (writer == q and q in COMPUTE_QUEUES):
-        return shadow.write_pc[cell]
+def _cells(shadow, memory, address, size):
+    """First cell, and the one behind the last, of `size` addresses, of which the part of HBM that is never written has none; a
+    run begins at both."""
+    granule = shadow.granule[memory]
+    first = min(address // granule, shadow.size[memory])
+    stop = min((address + size - 1) // granule + 1, shadow.size[memory])
+    first, stop = first + shadow.first[memory], stop + shadow.first[memory]
+    _cut(shadow, first)
+    _cut(shadow, stop)
+    return first, stop
+
+
+@njit(cache=True)
+def _cut(shadow, cell):
+    """Let a run begin at a cell."""
+    run, history = shadow.run, shadow.history
+    first = cell - cell % CHUNK
+    if first == cell or run[cell]:
+        return
+    stop = _stop(run, first)
+    while stop <= cell:
+        first, stop = stop, _stop(run, stop)
+    run[first], run[cell] = cell - first, stop - cell
+    history[cell] = history[first]
+
+
+@njit(cache=True)
+def _stop(run, first):
+    """The cell behind the run that begins at a cell."""
+    return first + (run[first] or CHUNK)
+
+
+@njit(cache=True)
+def _meets(shadow, memory, address, size, q, write, knows, pc, found):
+    """Note in `found` the first race of an access, if there is one."""
+    cell, stop = _cells(shadow, memory, address, size)
+    while cell < stop:
+        other = _conflict(shadow.history[cell], q, write, knows)
+        if other >= 0:
+            found[0], found[1], found[2] = other, pc, memory
+            found[3] = (cell - shadow.first[memory]) * shadow.granule[memory]
+            return True
+        cell = _stop(shadow.run, cell)
+    return False
+
+
+@njit(cache=True)
+def _note(shadow, memory, address, size, q, write, number, pc):
+    """Note an access; what it writes is one run, or one a chunk."""
+    run, (cell, stop) = shadow.run, _cells(shadow, memory, address, size)
+    while cell < stop:
+        following, history = _stop(run, cell), shadow.history[cell]
+        if write:
+            history.write_queue, history.write_number, history.write_pc = q, number, pc
+            end = min(cell - cell % CHUNK + CHUNK, stop)
+            while following < end:
+                run[following], following = 0, _stop(run, following)
+            run[cell] = end - cell
+        else:
+            history.read_number[q], history.read_pc[q] = number, pc
+        cell = following
+
+
+@njit(cache=True)
+def _conflict(history, q, write, knows):
+    """The instruction that touched a cell and is not known to be over, or -1. Units that compute order their own, except that
+    the matrix unit has no interlock: a product must know that the M_OUT which wrote what it reads is over."""
+    writer, ordered = history.write_queue, q == VECTOR or (write and q in COMPUTE_QUEUES)
+    if history.write_number > knows[writer] and not (writer == q and ordered):
+        return history.write_pc
     if write:
         for reader in range(QUEUES):
-            if shadow.read_number[cell, reader] > knows[reader] and not (reader == q and q in COMPUTE_QUEUES):
-                return shadow.read_pc[cell, reader]
+            if history.read_number[reader] > knows[reader] and not (reader == q and q in COMPUTE_QUEUES):
+                return history.read_pc[reader]
     return -1

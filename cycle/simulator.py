@@ -15,18 +15,18 @@ from cycle.verdicts import prove
 from npu.energy import Technology, account
 from npu.errors import ProgramError, TripathError
 from npu.hardware import HardwareConfig
-from npu.metrics import UNITS, Result, Table
-from npu.program import Program
+from npu.metrics import SAMPLING_PHASES, UNITS, Result, Table
+from npu.program import Program, loop_tree
+from npu.program.steps import passes, places_of
 from npu.program.tables import event_counts, tabulate
 from npu.program.trace import Trace
 
 MAXIMUM_EVENTS = 100_000
 FAULTS = {
-    DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry for this loop",
+    DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry that fits",
     OUT_OF_RANGE: "a semaphore overflows", NO_BODY: "the cycle path cannot run what stands",
 }  # fmt: skip
 """What each status of the machine means."""
-SAMPLING_PHASES = ("lm_head", "sampling", "commit")
 
 
 def simulate(
@@ -51,7 +51,7 @@ def simulate(
     window = _window(trace_window)
     state, statistics, events = _replay(
         program, hardware, trace, window=window, race_check=race_check, fast_forward=fast_forward,
-        most_events=MAXIMUM_EVENTS,
+        most_events=MAXIMUM_EVENTS + 1,
     )  # fmt: skip
     makespan, skipped = int(state.machine["frontier"][0]), int(state.machine["skipped"][0])
     check_attribution(statistics, makespan)
@@ -60,7 +60,7 @@ def simulate(
         return result
     energy = account(
         program, statistics.retired, hardware=hardware, technology=technology,
-        phase_seconds=statistics.phase["cycles"] / hardware.clock_hz,
+        phase_seconds=_phase_cycles(statistics) / hardware.clock_hz,
         hbm_bytes=statistics.phase["traffic_bytes"].sum(axis=1),
     )  # fmt: skip
     return replace(result, metrics={**result.metrics, **energy.metrics}, tables={**result.tables, **energy.tables})
@@ -97,9 +97,11 @@ def _replay(
     code, facts = code_of(program, hardware), facts_of(hardware, costs)
     if fast_forward:
         mark_loops(program, code, hardware.hbm.burst_bytes)
-    state, control, statistics, watch = new_state(program, hardware, facts[0], window)
+    code["exits"][[loop.head for loop in loop_tree(program).loops if loop.leaves_early]] = 1
+    state, control, statistics, watch = new_state(program, hardware, facts[0], window, len(trace.breaks))
     timeline = np.zeros(most_events, EVENT)
-    inputs = code, tabulate(program).operands, facts, costs.table, control, np.array(trace.breaks, np.int64)
+    streams = np.array(trace.breaks, np.int64), trace.numbers
+    inputs = code, tabulate(program).operands, facts, costs.table, control, *streams
     outputs = state, statistics, timeline, new_snapshots(state, watch)
     status, fault = UNKNOWN, 0
     while status == UNKNOWN:
@@ -113,7 +115,7 @@ def _replay(
 
 
 def check_attribution(statistics: Statistics, makespan: int) -> None:
-    """Every cycle of the makespan is explained once: by unit (busy or a cause), and by phase.
+    """Every cycle of the makespan is explained once: by unit (busy or a cause), by phase, and by instruction.
 
     Raises:
         AssertionError: a defect of the machine.
@@ -122,8 +124,13 @@ def check_attribution(statistics: Statistics, makespan: int) -> None:
         explained = int(statistics.phase["busy"][:, number].sum() + statistics.phase["stall"][:, number].sum())
         if explained != makespan:
             raise AssertionError(f"cycle: {explained} of {makespan} cycles of {unit} are explained")
-    if int(statistics.phase["cycles"].sum()) != makespan:
+    if not int(_phase_cycles(statistics).sum()) == int(statistics.advanced.sum()) == makespan:
         raise AssertionError("cycle: the phases do not add up to the makespan")
+
+
+def _phase_cycles(statistics: Statistics) -> np.ndarray:
+    """The cycles that each phase adds to the run: int64 [phases]."""
+    return statistics.phase["critical"].sum(axis=(1, 2))
 
 
 def _window(trace_window: Sequence[int]) -> tuple[int, int]:
@@ -143,7 +150,7 @@ def _result(
     moved = statistics.phase["traffic_bytes"].sum(axis=0)
     counts |= {"hbm_read_bytes": int(moved[0]), "hbm_write_bytes": int(moved[1])}
     tokens = program.layout["batch"] * program.layout["generation_length"]
-    cycles, busy, stall = statistics.phase["cycles"], statistics.phase["busy"], statistics.phase["stall"]
+    cycles, busy, stall = _phase_cycles(statistics), statistics.phase["busy"], statistics.phase["stall"]
     address = int(statistics.phase["address_cycles"].sum())
     by_unit, by_cause = busy.sum(axis=0), stall.sum(axis=0)
     sampling = sum(int(cycles[phases.index(name)]) for name in SAMPLING_PHASES if name in phases)
@@ -167,6 +174,11 @@ def _result(
     metrics |= {f"component_cycles.{name}": int(value) for name, value in components.items()}
     for number, phase in enumerate(phases):
         metrics[f"phase_cycles.{phase}"] = int(cycles[number])
+    if len(events) > MAXIMUM_EVENTS:
+        events = events[:MAXIMUM_EVENTS]
+        metrics["recorded_until_cycle"] = int(events["start"].max())
+    if len(statistics.left):
+        metrics["first_block_cycles"] = int(statistics.left[0])
     by_phase = [
         [phase, unit, int(busy[p, u]), *map(int, stall[p, u])]
         for p, phase in enumerate(phases)
@@ -174,6 +186,7 @@ def _result(
         if busy[p, u] or stall[p, u].any()
     ]
     numbers = program.phase_of()
+    macs = [event_counts(program, np.where(numbers == p, statistics.retired, 0))["macs"] for p in range(len(phases))]
     rows = [
         [program.instructions[pc].mnemonic, phases[numbers[pc]], UNITS[unit], *map(int, rest)]
         for pc, unit, *rest in events.tolist()
@@ -186,13 +199,49 @@ def _result(
                 rows=[[unit, int(by_unit[u]), *map(int, by_cause[u])] for u, unit in enumerate(UNITS)],
             ),
             "phases": Table(
-                columns=["phase", "cycles", *(f"busy {unit}" for unit in UNITS)],
+                columns=["phase", "cycles", *(f"busy {unit}" for unit in UNITS), "macs", "hbm bytes"],
                 rows=[
-                    [phase, int(cycles[p]), *map(int, busy[p])]
+                    [phase, int(cycles[p]), *map(int, busy[p]), macs[p], int(statistics.phase["traffic_bytes"][p].sum())]
                     for p, phase in enumerate(phases)
                 ],
             ),
             "stalls": Table(columns=["phase", "unit", "busy", *CAUSES], rows=by_phase),
+            "critical": _critical(phases, statistics),
+            "steps": _steps(program, statistics),
+            "blocks": _blocks(trace, statistics),
             "timeline": Table(columns=["instruction", "phase", *(EVENT.names or ())[1:]], rows=rows),
         },
     )  # fmt: skip
+
+
+def _critical(phases: Sequence[str], statistics: Statistics) -> Table:
+    """What adds each cycle to the run: the unit whose instruction was the last to complete, which started when its unit was free
+    (`busy`), or when what it waited for was there. The rows of a phase add up to its cycles."""
+    rows = [
+        [phase, unit, *map(int, cells)]
+        for phase, added in zip(phases, statistics.phase["critical"], strict=True)
+        for unit, cells in zip(UNITS, added, strict=True)
+        if cells.any()
+    ]
+    return Table(columns=["phase", "unit", "busy", *CAUSES], rows=rows)
+
+
+def _steps(program: Program, statistics: Statistics) -> Table:
+    """Cycles by kind of step, group of layers and phase, and by the unit that adds them."""
+    places, place_of = places_of(program)
+    times, units = passes(program, statistics.retired), tabulate(program).unit
+    cells = np.zeros((len(places), len(UNITS)), np.int64)
+    np.add.at(cells, (place_of, units), statistics.advanced)
+    rows = [
+        [place.step, times.get(place.step, 1), place.group, place.phase, int(own.sum()), *map(int, own)]
+        for place, own in zip(places, cells, strict=True)
+        if own.any()
+    ]
+    return Table(columns=["step", "passes", "group", "phase", "cycles", *UNITS], rows=rows)
+
+
+def _blocks(trace: Trace, statistics: Statistics) -> Table:
+    """When the front end knows that nothing is masked in a block, and the cycles since it knew so of the one before."""
+    ends = statistics.left
+    rows = zip(range(len(ends)), trace.breaks, ends.tolist(), np.diff(ends, prepend=0).tolist(), strict=True)
+    return Table(columns=["block", "left at step", "done at cycle", "cycles"], rows=[list(row) for row in rows])

@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from cycle.code import CAUSES, LOCKS, scoreboard
+from cycle.code import BEHIND, CAUSES, LOCKS, scoreboard
 from cycle.schema import (
     ADDRESS,
     CLIPPED,
@@ -36,8 +36,10 @@ State = namedtuple("State", "words counted machine unit queue flight semaphore t
 `semaphore` [semaphores + 1]; `token` [semaphores + 1, TOKENS]: times; `log` [1, LOG]: the last vector and scalar instructions.
 `ready`: the scoreboard, when the last result of each cell is there."""
 
-Statistics = namedtuple("Statistics", "entered retired phase")
-"""What is counted, all of it additive over time: `entered` [1]: trace entries used; `retired` [n]; `phase` [phases]."""
+Statistics = namedtuple("Statistics", "used retired advanced phase left opened")
+"""What is counted, additive over time: `used` [2]: entries of breaks and of counts; `retired`, `advanced` [n]: how often each
+instruction retired, and the cycles that it added to the run; `phase` [phases]. And `left` [breaks]: when each loop that data
+decide was left, by its number in the trace, which is `opened` [levels] while it runs."""
 
 EVENT = record("instruction", "unit", "dispatched", "start", "end", "bytes")
 """An instruction that started in the recorded window."""
@@ -52,6 +54,7 @@ def parts_of(program: Program, hardware: HardwareConfig, facts: np.void) -> tupl
         Field(name="pending", kind=EXACT),  # the queue of the instruction that serial execution waits for (-1: none)
         Field(name="bus_free", kind=CLIPPED, lead=int(facts["turnaround"].max())),  # when HBM is free
         Field(name="bus_writes", kind=EXACT),  # whether HBM wrote last
+        Field(name="port_free", kind=CLIPPED),  # when the write-out port is free
         Field(name="log", ring=True),  # in use: results that may not be there yet, as `fastforward` saw them last
         Field(name="logged"),  # entries that the log ever had
         Field(name="events"),  # events recorded
@@ -93,7 +96,7 @@ def parts_of(program: Program, hardware: HardwareConfig, facts: np.void) -> tupl
         Part(name="log", shape=(1, LOG), fields=result, ring=("machine", "log")),
     ]
     phase = (
-        Field(name="cycles"),
+        Field(name="critical", shape=(len(UNITS), BEHIND + len(CAUSES))),  # cycles that its instructions add to the run
         Field(name="busy", shape=(len(UNITS),)),
         Field(name="stall", shape=(len(UNITS), len(CAUSES))),
         Field(name="traffic_bytes", shape=(2,)),  # by direction
@@ -102,17 +105,21 @@ def parts_of(program: Program, hardware: HardwareConfig, facts: np.void) -> tupl
     )
     counted = [
         integers("index", LOOP_LEVELS),
-        integers("entered", 1),
+        integers("used", 2),
         integers("retired", len(program.words)),
+        integers("advanced", len(program.words)),
         Part(name="phase", shape=(len(program.phase_names),), fields=phase),
     ]
     return compared, counted
 
 
 def new_state(
-    program: Program, hardware: HardwareConfig, facts: np.void, window: tuple[int, int]
+    program: Program, hardware: HardwareConfig, facts: np.void, window: tuple[int, int], breaks: int
 ) -> tuple[State, Control, Statistics, Watch]:
-    """The machine before its first cycle, its front end, nothing counted yet, and what `fastforward` compares of it."""
+    """The machine before its first cycle, its front end, nothing counted yet, and what `fastforward` compares of it.
+
+    `breaks` is the number of loops that the trace leaves.
+    """
     compared, counted = parts_of(program, hardware, facts)
     words, part = allocate([*compared, *counted])
     first, _ = scoreboard(program, hardware)
@@ -128,4 +135,6 @@ def new_state(
         part["semaphore"], part["token"], part["log"], ready,
     )  # fmt: skip
     control = new_control()._replace(**{name: part[name] for name in ("index", "register", "ring_position")})
-    return state, control, Statistics(part["entered"], part["retired"], part["phase"]), watch_of(compared)
+    exits = np.zeros(breaks, np.int64), np.zeros(LOOP_LEVELS, np.int64)
+    statistics = Statistics(part["used"], part["retired"], part["advanced"], part["phase"], *exits)
+    return state, control, statistics, watch_of(compared)

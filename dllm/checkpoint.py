@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +21,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from dllm import gguf_files
 from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, tensor_name
 from dllm.folder import CONFIG, POINTER, describe, read_small
+from dllm.low_rank import Adapter, read_adapter
 from dllm.model import ModelSpec
-from dllm.operators import Part, Scaling
+from dllm.operators import Experts, Part
+from dllm.rotary import Scaling
 from npu.errors import TripathError
 
 SYNTHETIC = "synthetic"
@@ -35,6 +37,8 @@ _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 SUBJECT = "model.checkpoint"
 _FREE = ("name", "checkpoint", "only_layers", "decoding")
 """Fields of a ModelSpec of which config.json says nothing, or only what is done where nothing else is asked for."""
+_ADAPTED = ("attention_mask", "mask_id", "shifted_logits", "seeded_blocks")
+"""Fields that an adapter may have been trained for, whatever the config.json below it says."""
 
 
 def _wide_e4m3(raw: np.ndarray) -> np.ndarray:
@@ -69,12 +73,20 @@ class _Place:
     size_bytes: int
     heads: int = 0
 
+    def rows(self, first: int, shape: tuple[int, ...]) -> "_Place":
+        """Where a part of this shape lies, from the row `first` of the tensor on."""
+        if shape == self.shape:
+            return self
+        row = self.size_bytes // self.shape[0]
+        return replace(self, shape=shape, offset=self.offset + first * row, size_bytes=shape[0] * row)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Mapping[str, np.ndarray]):
     """The tensors of a checkpoint by our names, checked but not read; `open_checkpoint` makes it."""
 
     places: Mapping[str, _Place]
+    adapter: Adapter | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor as float32, read when it is asked for.
@@ -91,16 +103,17 @@ class Checkpoint(Mapping[str, np.ndarray]):
             wide = widen(raw.view(stored)).reshape(place.shape)
         if not np.isfinite(wide).all():
             raise TripathError(f"{SUBJECT}: tensor {place.name} has a value that is not finite ({place.file})")
-        return wide
+        return self.adapter.added(name, wide) if self.adapter else wide
 
     def _stored(self, name: str) -> tuple[_Place, np.ndarray]:
         place = self.places[name]
         return place, np.fromfile(place.file, np.uint8, place.size_bytes, offset=place.offset)
 
     def identity(self, name: str) -> str:
-        """Digest of a tensor's stored bytes, their type and shape."""
+        """Digest of a tensor's stored bytes, their type and shape, and of what an adapter adds."""
         place, raw = self._stored(name)
-        return f"{place.kind}{place.shape}{hashlib.sha256(raw.data).hexdigest()}"
+        added = self.adapter.identity(name) if self.adapter else ""
+        return f"{place.kind}{place.shape}{hashlib.sha256(raw.data).hexdigest()}{added}"
 
     def __iter__(self) -> Iterator[str]:
         """Names of the tensors."""
@@ -153,8 +166,7 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
     family = next((each for each in FAMILIES if any(name.startswith(each.marks) for name in headers)), LLADA)
     _check_config(spec, family, file or folder / CONFIG)
     places, read = {}, set()
-    for name, (part, layer) in _stored(spec).items():
-        known = family.name_of(part.name, layer)
+    for known, parts in _stored(spec, family).items():
         if known not in headers:
             raise TripathError(f"model.checkpoint: tensor {known} is missing in {folder / listed.get(known, '')}")
         place = headers[known]
@@ -162,14 +174,18 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
             raise TripathError(
                 f"model.checkpoint: tensor {known} has type {place.kind}, not one of {', '.join(_TYPES)} ({place.file})"
             )
-        if place.shape != part.shape:
+        whole = (sum(part.shape[0] for part in parts.values()), *next(iter(parts.values())).shape[1:])
+        if place.shape != whole:
             raise TripathError(
-                f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {part.shape} ({place.file})"
+                f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {whole} ({place.file})"
             )
-        places[name] = place
+        first = 0
+        for name, part in parts.items():
+            places[name] = place.rows(first, part.shape)
+            first += part.shape[0]
         read.add(known)
     _check_unread(spec, family, headers, read)
-    return Checkpoint(places=places)
+    return Checkpoint(places=places, adapter=read_adapter(Path(spec.adapter), spec) if spec.adapter else None)
 
 
 def _headers(folder: Path) -> tuple[dict[str, _Place], dict[str, str]]:
@@ -204,17 +220,16 @@ def check_checkpoint(spec: ModelSpec) -> None:
         open_checkpoint(spec)
 
 
-def _stored(spec: ModelSpec) -> dict[str, tuple[Part, int | None]]:
-    """By our name of each tensor: its part, and its layer in the checkpoint."""
-    return {
-        tensor_name(part.name, layer): (
-            part,
-            layer if layer is None or spec.only_layers is None else spec.only_layers[layer],
-        )
-        for stored in spec.network.weights()
-        for _, layer in stored.of_layers()
-        for part in stored.weight.parts
-    }
+def _stored(spec: ModelSpec, family: Family) -> dict[str, dict[str, Part]]:
+    """By the family's name of each tensor: the parts of it, one below the other, by ours."""
+    found: dict[str, dict[str, Part]] = {}
+    for stored in spec.network.weights():
+        for _, layer in stored.of_layers():
+            there = layer if layer is None or spec.only_layers is None else spec.only_layers[layer]
+            for part in stored.weight.parts:
+                known = family.name_of(part.name, there)
+                found.setdefault(known, {})[tensor_name(part.name, layer)] = part
+    return found
 
 
 def _check_unread(spec: ModelSpec, family: Family, headers: Mapping[str, _Place], read: set[str]) -> None:
@@ -257,6 +272,15 @@ def _layers_left_out(spec: ModelSpec, family: Family, headers: Mapping[str, _Pla
     return sorted(int(layer) for layer in found if layer.isdecimal() and int(layer) not in spec.only_layers)
 
 
+def open_tensors(spec: ModelSpec) -> Checkpoint | Synthetic:
+    """The tensors of a checkpoint by our names, each read when it is asked for, or of synthetic weights made.
+
+    Raises:
+        TripathError: as `open_checkpoint`.
+    """
+    return Synthetic(shapes=expected_shapes(spec)) if spec.checkpoint == SYNTHETIC else open_checkpoint(spec)
+
+
 def load_tensors(spec: ModelSpec) -> Mapping[str, np.ndarray]:
     """All tensors of a checkpoint as float32, by our names: at hand where they take less than KEPT_BYTES, else read
     again whenever one is asked for.
@@ -264,9 +288,8 @@ def load_tensors(spec: ModelSpec) -> Mapping[str, np.ndarray]:
     Raises:
         TripathError: as `open_checkpoint`.
     """
-    shapes = expected_shapes(spec)
-    tensors = Synthetic(shapes=shapes) if spec.checkpoint == SYNTHETIC else open_checkpoint(spec)
-    kept = 4 * sum(map(math.prod, shapes.values())) <= KEPT_BYTES
+    tensors = open_tensors(spec)
+    kept = 4 * sum(map(math.prod, expected_shapes(spec).values())) <= KEPT_BYTES
     return {name: tensors[name] for name in tensors} if kept else tensors
 
 
@@ -370,16 +393,18 @@ def _check_config(spec: ModelSpec, family: Family, file: Path) -> None:
         raise TripathError(
             f"{SUBJECT}: the names of the tensors are {family.name}'s, not those of a {told.family.name} ({file})"
         )
-    known = {name: value for name, value in told.values.items() if name not in told.assumed and name not in _FREE}
+    free = {*told.assumed, *_FREE, *(_ADAPTED if spec.adapter else ())}
+    known = {name: value for name, value in told.values.items() if name not in free}
     if spec.only_layers is not None:
         known.pop("layers", None)
     if spec.eos_id in told.ends:
         known.pop("eos_id", None)
     if spec.max_sequence <= known.get("max_sequence", 0):  # a shorter context is a choice
         known.pop("max_sequence", None)
-    if isinstance(known.get("rope_scaling"), Mapping):
-        known["rope_scaling"] = Scaling(**known["rope_scaling"])
-    for field, value in {"rope_scaling": None, **known}.items():
+    for name, kind in {"rope_scaling": Scaling, "experts": Experts}.items():
+        if isinstance(known.get(name), Mapping):
+            known[name] = kind(**known[name])
+    for field, value in {"rope_scaling": None, "experts": None, **known}.items():
         if value != getattr(spec, field):
             raise TripathError(f"model.{field}: is {getattr(spec, field)}, the checkpoint says {value} ({file})")
 

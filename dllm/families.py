@@ -32,7 +32,8 @@ class Family:
     """A layout of checkpoints: what its files call our parts.
 
     `marks` begin the names that tell the family by its tensors; `layer` is the prefix of a layer's tensors, `outside` and
-    `inside` the modules by ours, outside and inside of layers.
+    `inside` the modules by ours, outside and inside of layers. Parts of one weight that have one name are one tensor, in which
+    their rows follow each other. Modules of an expert stand where those of the layer would, the expert's name in front.
     """
 
     name: str
@@ -46,7 +47,9 @@ class Family:
         module, _, kind = part.rpartition(".")
         if layer is None:
             return f"{self.outside[module]}.{kind}"
-        return f"{self.layer.format(layer=layer)}{self.inside.get(module, module)}.{kind}"
+        expert, _, own = module.rpartition(".")  # empty where the part is none of an expert's
+        place, _, leaf = self.inside.get(own, own).rpartition(".")
+        return self.layer.format(layer=layer) + ".".join(each for each in (place, expert, leaf, kind) if each)
 
 
 LLADA = Family(
@@ -57,7 +60,7 @@ _LLAMA_LAYER = {
     "attn_norm": "input_layernorm", "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj",
     "v_proj": "self_attn.v_proj", "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
     "attn_out": "self_attn.o_proj", "ff_norm": "post_attention_layernorm", "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
+    "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj", "router": "mlp.gate",
 }  # fmt: skip
 QWEN = Family(
     name="Qwen", marks=("model.embed_tokens.", "model.layers."), layer="model.layers.{layer}.",
@@ -67,6 +70,14 @@ NEMOTRON = Family(
     name="Nemotron", marks=("encoder.embed_tokens.", "encoder.layers."), layer="encoder.layers.{layer}.",
     outside={"wte": "encoder.embed_tokens", "ln_f": "encoder.norm", "ff_out": "diffusion_head"}, inside=_LLAMA_LAYER,
 )  # fmt: skip
+LLADA2 = Family(
+    name="LLaDA2", marks=("model.word_embeddings.",), layer="model.layers.{layer}.",
+    outside={"wte": "model.word_embeddings", "ln_f": "model.norm", "ff_out": "lm_head"},
+    inside={
+        **_LLAMA_LAYER, **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention.query_key_value"),
+        "q_norm": "attention.query_layernorm", "k_norm": "attention.key_layernorm", "attn_out": "attention.dense",
+    },
+)  # fmt: skip
 GGUF = Family(
     name="llama.cpp", marks=("token_embd.", "blk."), layer="blk.{layer}.",
     outside={"wte": "token_embd", "ln_f": "output_norm", "ff_out": "output"},
@@ -75,9 +86,9 @@ GGUF = Family(
         "ff_proj": "ffn_gate", "up_proj": "ffn_up", "ff_out": "ffn_down",
     },
 )  # fmt: skip
-FAMILIES = (LLADA, QWEN, NEMOTRON, GGUF)
-"""LLaDA's names; those of Qwen, Llama and all that descends from them (Dream, SDAR, Fast-dLLM v2, WeDLM); Nemotron's;
-those of files of llama.cpp."""
+FAMILIES = (LLADA, LLADA2, QWEN, NEMOTRON, GGUF)
+"""LLaDA's names; LLaDA2's; those of Qwen, Llama and all that descends from them (Dream, SDAR, Fast-dLLM v2, WeDLM, LLaDA-MoE);
+Nemotron's; those of files of llama.cpp."""
 
 DERIVED = ("rotary_emb.inv_freq",)
 """Ends of names of tensors that hold nothing but what the configuration says."""

@@ -14,64 +14,9 @@ from typing import TypeAlias, get_args
 
 import numpy as np
 
+from dllm.rotary import Rotation
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scaling:
-    """How the angles of a rotary embedding are stretched beyond the context that a model was first trained on.
-
-    Attributes:
-        kind: linear: every angle by 1 / `factor`. llama3: long waves so, short ones not, between them a line over the waves that
-            a pair of channels has in the context. yarn: the same, the line over the number of the pair.
-        factor: The context grows by so much.
-        original_context: Tokens of the context before.
-        low: A pair of at most so many waves in that context is wholly stretched (llama3: low_freq_factor, yarn: beta_slow).
-        high: A pair of at least so many is not stretched (llama3: high_freq_factor, yarn: beta_fast).
-    """
-
-    kind: str = field(metadata=one_of(("linear", "llama3", "yarn")))
-    factor: float = field(metadata=within(1.0, 1024.0))
-    original_context: int = field(default=8192, metadata=within(1, 1 << 24))
-    low: float = field(default=1.0, metadata=within(1e-3, 1e6))
-    high: float = field(default=4.0, metadata=within(1e-3, 1e6))
-
-    def __post_init__(self) -> None:
-        check_choices("model.rope_scaling", self)
-        if self.low >= self.high:
-            raise TripathError(f"model.rope_scaling.low: {self.low} is not below model.rope_scaling.high {self.high}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rotation:
-    """Angles of a rotary embedding: pair j of n channels turns by theta^(-2j / n) a token, unless `scaling` stretches it."""
-
-    theta: float
-    scaling: Scaling | None = None
-
-    def frequencies(self, channels: int) -> np.ndarray:
-        """Angle of a token's step for each pair of so many channels, float64 [channels / 2]."""
-        plain, scaling = self.theta ** (-np.arange(0, channels, 2) / channels), self.scaling
-        if scaling is None:
-            return plain
-        context = scaling.original_context
-        match scaling.kind:
-            case "linear":
-                return plain / scaling.factor
-            case "llama3":  # arXiv:2407.21783 and the checkpoints' rope_scaling
-                kept = (context * plain / (2 * np.pi) - scaling.low) / (scaling.high - scaling.low)
-            case "yarn":  # arXiv:2309.00071: the pairs of so many waves, rounded outwards
-                first, last = (
-                    channels * np.log(context / (waves * 2 * np.pi)) / (2 * np.log(self.theta))
-                    for waves in (scaling.high, scaling.low)
-                )
-                first, last = max(np.floor(first), 0), min(np.ceil(last), channels - 1)
-                kept = 1 - (np.arange(len(plain)) - first) / max(last - first, 0.001)
-            case other:
-                raise AssertionError(f"{other} is no kind of scaling")
-        kept = np.clip(kept, 0.0, 1.0)
-        return kept * plain + (1 - kept) * plain / scaling.factor
 
 
 class Role(Enum):
@@ -85,6 +30,13 @@ class Role(Enum):
     """A term for each channel, on the lanes."""
     MATRIX = 3
     """Contracted by the array along its last axis, which its blocks follow."""
+    ROUTER = 4
+    """As MATRIX, in the format of what chooses experts."""
+
+    @property
+    def on_array(self) -> bool:
+        """Contracted by the array."""
+        return self in (Role.MATRIX, Role.ROUTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +97,7 @@ class _Operator:
     @property
     def macs_per_row(self) -> int:
         """Multiply-accumulates of one row on the array, attention's products left out."""
-        return sum(math.prod(weight.shape) for weight in self.weights if weight.role is Role.MATRIX)
+        return sum(math.prod(weight.shape) for weight in self.weights if weight.role.on_array)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,6 +257,106 @@ class GatedMlp(_Operator):
         )
 
 
+class Scoring(Enum):
+    """How a router's logits become the scores of experts."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experts:
+    """A mixture of experts: gated MLPs of which each row takes a few, and a router that chooses them.
+
+    A row takes the experts of the highest scores, to which a learned bias may be added for the choice alone. Where experts form
+    groups, it chooses among those of the `kept_groups` groups whose two best add up to most.
+
+    Attributes:
+        count: Experts.
+        chosen: Those that a row takes.
+        inner: Width of an expert in elements, a multiple of 32.
+        score: softmax (over all experts) or sigmoid.
+        bias: Scores have a bias for the choice; weights have none.
+        groups: Groups of neighbouring experts.
+        kept_groups: Groups among whose experts a row chooses.
+        normalised: The weights of a row's experts are divided by their sum.
+        scale: A factor for all weights.
+        shared: Width of an expert that every row takes with weight 1; 0: there is none.
+        first_layer: Layers before it have one gated MLP (`ffn`) instead.
+    """
+
+    count: int = field(metadata=within(2, 4096))
+    chosen: int = field(metadata=within(1, 16))
+    inner: int = field(metadata=within(32, 1 << 20))
+    score: str = field(default="softmax", metadata=one_of([each.value for each in Scoring]))
+    bias: bool = False
+    groups: int = field(default=1, metadata=within(1, 1024))
+    kept_groups: int = field(default=1, metadata=within(1, 1024))
+    normalised: bool = True
+    scale: float = field(default=1.0, metadata=within(1e-3, 1e3))
+    shared: int = field(default=0, metadata=within(0, 1 << 20))
+    first_layer: int = field(default=0, metadata=within(0, 4096))
+
+    def __post_init__(self) -> None:
+        check_choices("model.experts", self)
+        size, rest = divmod(self.count, self.groups)
+        rules = [
+            (not rest, "groups", f"{self.groups} does not divide model.experts.count {self.count}"),
+            (self.groups == 1 or size > 1, "groups", "a group needs two experts"),
+            (self.kept_groups <= self.groups, "kept_groups", f"{self.kept_groups} of {self.groups} groups"),
+            (self.chosen <= self.kept_groups * size, "chosen", f"a row chooses among {self.kept_groups * size} experts"),
+        ]  # fmt: skip
+        for holds, key, rule in rules:
+            if not holds:
+                raise TripathError(f"model.experts.{key}: {rule}")
+        for key in ("inner", "shared"):
+            if getattr(self, key) % 32:
+                raise TripathError(
+                    f"model.experts.{key}: must be a multiple of the MX block of 32, got {getattr(self, key)}"
+                )
+
+    @property
+    def scoring(self) -> Scoring:
+        """How logits become scores."""
+        return Scoring(self.score)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moe(_Operator):
+    """h := sum over the experts that a row takes of weight * expert(h), plus that of the shared one; each is a gated MLP."""
+
+    width: int
+    experts: Experts
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The router with its bias; gate, up and down of all experts, each below the other; those of the shared expert."""
+        experts = self.experts
+        numbers, inner = range(experts.count), experts.inner
+        router = Weight("router", Role.ROUTER, (Part("router.weight", (experts.count, self.width)),))
+        bias = (_vector("router_bias", Role.BIAS, "router.expert_bias", experts.count),) if experts.bias else ()
+        own = (("gate", "ff_proj", inner, self.width), ("up", "up_proj", inner, self.width),
+               ("down", "ff_out", self.width, inner))  # fmt: skip
+        stacked = [
+            _matrix(f"expert_{name}", tuple((f"experts.{number}.{part}", rows) for number in numbers), inputs)
+            for name, part, rows, inputs in own
+        ]  # fmt: skip
+        shared = [
+            _matrix(f"shared_{name}", ((f"shared_experts.{part}", rows),), inputs)
+            for name, part, rows, inputs in (
+                ("gate", "ff_proj", experts.shared, self.width), ("up", "up_proj", experts.shared, self.width),
+                ("down", "ff_out", self.width, experts.shared),
+            ) if experts.shared
+        ]  # fmt: skip
+        return (router, *bias, *stacked, *shared)
+
+    @property
+    def macs_per_row(self) -> int:
+        """Those of the router, and of the experts that a row takes."""
+        experts = self.experts
+        return self.width * (experts.count + 3 * (experts.chosen * experts.inner + experts.shared))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Residual(_Operator):
     """x := x + h."""
@@ -336,7 +388,7 @@ class LmHead(_Operator):
         return (_matrix("lm_head", ((self.part, self.vocab),), self.width),)
 
 
-Operator: TypeAlias = Embedding | Norm | Linear | HeadNorm | Rope | Attention | GatedMlp | Residual | LmHead
+Operator: TypeAlias = Embedding | Norm | Linear | HeadNorm | Rope | Attention | GatedMlp | Moe | Residual | LmHead
 OPERATORS: tuple[type[Operator], ...] = get_args(Operator)
 """Every kind of operator: each walker of the list has a function for all of them, which a test demands."""
 
@@ -415,6 +467,11 @@ class Network:
                 raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")
             for trait in sorted(each.traits - set(traits), key=lambda trait: trait.value):
                 raise TripathError(f"model: {walker} lacks {trait.value}")
+
+    @property
+    def layer_macs_per_row(self) -> int:
+        """Multiply-accumulates on the array of one row in all layers, attention's products left out."""
+        return sum(group.repeat * sum(each.macs_per_row for each in group.pattern) for group in self.groups)
 
     def parts(self) -> Iterator[Sequence[Operator]]:
         """What a pass computes at a time: the stem, of each pattern what comes before and behind attention, and the head."""

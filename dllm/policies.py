@@ -41,6 +41,11 @@ class CachePolicy:
         return self.later is not self.first
 
     @property
+    def rewrites(self) -> bool:
+        """Rows of the cache that later steps rely on are written again, block by block."""
+        return self.caches and not self.appends
+
+    @property
     def passes(self) -> tuple[Rows, Rows]:
         """The rows of the first step and of later ones."""
         return self.first, self.later

@@ -17,18 +17,21 @@ from dllm.operators import (
     ALL_TRAITS,
     Attention,
     Embedding,
+    Experts,
     GatedMlp,
     HeadNorm,
     Linear,
     LmHead,
     Mask,
+    Moe,
     Norm,
     Operator,
     Residual,
     Rope,
-    Rotation,
+    Scoring,
 )
 from dllm.policies import Commit
+from dllm.rotary import Rotation
 from dllm.workload import Workload
 from npu.errors import TripathError
 
@@ -163,11 +166,49 @@ def _attention(op: Attention, s: Stream) -> None:
     s.h = [np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(q_RHD), -1)]
 
 
+def _gated(h: np.ndarray, weights: Mapping[str, np.ndarray], prefix: str = "") -> np.ndarray:
+    """A gated MLP whose parts begin with `prefix`."""
+    gate, up, down = (weights[f"{prefix}{part}.weight"].T for part in ("ff_proj", "up_proj", "ff_out"))
+    return (silu(h @ gate) * (h @ up)) @ down
+
+
 def _gated_mlp(_: GatedMlp, s: Stream) -> None:
+    s.h = [_gated(s.h[0], s.weights)]
+
+
+def route(experts: Experts, logits_RE: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The experts that rows take, the best first, and their weights: [R, chosen] each.
+
+    Of equal scores the expert of the lower number counts as the better one.
+    """
+    match experts.scoring:
+        case Scoring.SOFTMAX:
+            scores = softmax(logits_RE)
+        case Scoring.SIGMOID:
+            scores = 1 / (1 + np.exp(-logits_RE))
+    ranks = scores if bias is None else scores + bias
+    if experts.groups > 1:
+        by_group = ranks.reshape(len(ranks), experts.groups, -1)
+        best = np.sort(by_group, axis=-1)[..., -2:].sum(-1)
+        kept = np.argsort(-best, axis=-1, kind="stable")[:, : experts.kept_groups]
+        among = np.zeros_like(best, bool)
+        np.put_along_axis(among, kept, values=True, axis=-1)
+        ranks = np.where(among[..., None], by_group, -np.inf).reshape(ranks.shape)
+    chosen = np.argsort(-ranks, axis=-1, kind="stable")[:, : experts.chosen]
+    weights = np.take_along_axis(scores, chosen, axis=-1)
+    if experts.normalised:
+        weights = weights / (weights.sum(-1, keepdims=True) + np.float32(1e-20))
+    return chosen, weights * np.float32(experts.scale)
+
+
+def _moe(op: Moe, s: Stream) -> None:
     (h,) = s.h
-    s.h = [
-        (silu(h @ s.weights["ff_proj.weight"].T) * (h @ s.weights["up_proj.weight"].T)) @ s.weights["ff_out.weight"].T
-    ]
+    result = _gated(h, s.weights, "shared_experts.") if op.experts.shared else np.zeros_like(h)
+    chosen, weights = route(op.experts, h @ s.weights["router.weight"].T, s.weights.get("router.expert_bias"))
+    for expert in np.unique(chosen):
+        rows, places = np.nonzero(chosen == expert)
+        result[rows] += weights[rows, places, None] * _gated(h[rows], s.weights, f"experts.{expert}.")
+    s.h = [result]
 
 
 def _residual(_: Residual, s: Stream) -> None:
@@ -180,7 +221,7 @@ def _lm_head(op: LmHead, s: Stream) -> None:
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does."""
 
@@ -312,6 +353,7 @@ class _Decoder:
     force: Callable[[int, int], np.ndarray | None] | None
     canvas: Canvas = field(init=False)
     tokens: np.ndarray = field(init=False)
+    entered: np.ndarray = field(init=False)
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -329,7 +371,7 @@ class _Decoder:
         for block in range(self.canvas.blocks):
             cache, start = self.model.new_cache(), self.start(block)
             edge = np.zeros((1, spec.hidden), np.float32)  # the row before the block, as the warm step left it
-            for step in range(length):
+            for step in range(self.workload.most_steps):
                 if not self.goes_on(block, step):
                     break
                 rows = self.workload.caches.rows(step).of(start, length, len(self.tokens))
@@ -354,7 +396,7 @@ class _Decoder:
             else:
                 if spec.seeded_blocks and self.tokens[start] == spec.mask_id:
                     self.tokens[start] = sample(model.logits(edge))[0][0]
-                for step in range(length):
+                for step in range(self.workload.most_steps):
                     if not self.goes_on(block, step):
                         break
                     self.commit(block, step, model.forward(self.tokens, own, cache, seen), edge)
@@ -365,14 +407,19 @@ class _Decoder:
             edge = model.forward(self.tokens, own, cache, clean)[-1:]
 
     def goes_on(self, block: int, step: int) -> bool:
-        """A mask is left in the block; the canvas is then that of the other decoder, if there is one."""
+        """A mask is left in the block, or the last step changed it where tokens are edited; the canvas is then that of the other
+        decoder, if there is one."""
         if self.force is not None:
             canvas = self.force(block, step)
             if canvas is None:
                 return False
             self.tokens = canvas.copy()
         start = self.start(block)
-        return bool((self.tokens[start : start + self.workload.block_length] == self.model.spec.mask_id).any())
+        place = slice(start, start + self.workload.block_length)
+        if step == 0:
+            self.entered = self.tokens[place].copy()
+        changed = self.workload.edits and step and self.steps[-1].canvas[place] != self.tokens[place]
+        return bool((self.tokens[place] == self.model.spec.mask_id).any() or np.any(changed))
 
     def commit(self, block: int, step: int, hidden: np.ndarray, edge: np.ndarray) -> None:
         """Sample the positions of a block from the hidden states [L, hidden] of its rows, and commit as the policy says."""
@@ -384,6 +431,9 @@ class _Decoder:
         logits = self.model.logits(hidden)
         ids, confidence = sample(logits)
         chosen = COMMITS[self.workload.commits](confidence, masked, self.workload, step)
+        if self.workload.edits:
+            placed = (self.entered == spec.mask_id) & ~masked
+            chosen |= placed & (confidence >= np.float32(self.workload.edit_threshold)) & (ids != self.tokens[place])
         self.steps.append(Step(block=block, step=step, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
                                confidence=confidence, committed=chosen))  # fmt: skip
         self.tokens[place] = np.where(chosen, ids, self.tokens[place])

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
+from dllm.answers import ANSWER, answer_pattern
 from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Decoding, Score, Smoother
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.formats import FORMATS
 
 STAGES = ("generation", "sampling")
+EXPERT_LOADS = ("uniform", "zipf")
 CONFIDENCES = ("bf16", "fp32", "fp64")
 AXES = ("channels", "tokens")
 SIDES = ("keys", "values")
@@ -20,6 +22,10 @@ MOST_TOKENS = 1 << 20
 """Of a sequence. A model states its own limit, `max_sequence`; this one holds before the model is looked at."""
 
 
+EDITS = 16
+"""Steps that may go on editing a block that holds no mask (LLaDA2.1's generate)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
     """A generation: `batch` sequences, each a prompt and masked tokens, decoded block by block.
@@ -28,7 +34,8 @@ class Workload:
 
     Attributes:
         prompt: Text to go on from; null: that of a file, or so many tokens, or `default_prompt`.
-        prompts_file: A file with one prompt a line, for a batch; NAME.jsonl: each an object with `prompt` or `token_ids`.
+        prompts_file: A file with one prompt a line, for a batch; NAME.jsonl: each an object with `prompt` or `token_ids`, and
+            with `result`, a whole number, where its answer is to be judged.
         prompt_length: Tokens of a prompt that stands in where no text is given.
         generation_length: Masked tokens of each sequence, a multiple of `block_length`.
         block_length: Tokens that are denoised together.
@@ -40,9 +47,16 @@ class Workload:
             `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
             with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
         threshold: Confidence from which `commit=threshold` commits.
+        edit_threshold: Confidence from which `commit=threshold` replaces a token of the block that it committed before
+            (LLaDA2.1); the block then goes on until a step changes nothing, for `block_length` + EDITS + 1 steps at most. null: a
+            token stays.
         factor: That of `commit=factor`.
+        expert_load: How rows choose experts where no data say: uniform, zipf (the n-th expert in proportion to 1 / n), or a file
+            with a number for each expert, a list in JSON.
+        expert_seed: Of the rows' choices under `expert_load`.
         score: What positions are ranked by: the largest probability (maskgit_plus), its lead (topk_margin), the negative
             entropy (entropy).
+        answer: A regular expression whose group is the number that a text answers with, where prompts come with their results.
         stage: sampling is the sampling stage of one step of one block alone, its logits given: for measurements.
     """
 
@@ -56,12 +70,17 @@ class Workload:
     cache: str = field(default="dual", metadata=one_of(CACHE_POLICIES))
     commit: str = field(default="quota", metadata=one_of([each.value for each in Commit]))
     threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
+    edit_threshold: float | None = field(default=None, metadata=within(1e-6, 1.0))
     factor: float = field(default=1.0, metadata=within(1e-6, 1e6))
+    expert_load: str = "uniform"
+    expert_seed: int = field(default=0, metadata=within(0, (1 << 32) - 1))
     score: str = field(default="maskgit_plus", metadata=one_of([each.value for each in Score]))
+    answer: str = ANSWER
     stage: str = field(default="generation", metadata=one_of(STAGES))
 
     def __post_init__(self) -> None:
         check_choices("workload", self)
+        answer_pattern(self.answer)
         if self.generation_length % self.block_length:
             raise TripathError(
                 f"workload.generation_length: must be a multiple of workload.block_length "
@@ -76,6 +95,10 @@ class Workload:
                 f"workload.steps: {self.steps_per_block} steps per block exceed workload.block_length "
                 f"{self.block_length} (a step commits at least one token)"
             )
+        if self.edits and (self.commits is not Commit.THRESHOLD or self.samples_only):
+            raise TripathError(
+                f"workload.edit_threshold: commit=threshold edits tokens, not commit={self.commit}, stage={self.stage}"
+            )
         if self.samples_only and (self.blocks, self.steps) != (1, 1):
             raise TripathError(
                 f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
@@ -85,6 +108,16 @@ class Workload:
     def blocks(self) -> int:
         """Number of blocks of the generation."""
         return self.generation_length // self.block_length
+
+    @property
+    def edits(self) -> bool:
+        """Steps also replace tokens that their block committed before."""
+        return self.edit_threshold is not None
+
+    @property
+    def most_steps(self) -> int:
+        """Denoising steps of a block at most."""
+        return self.block_length + (EDITS + 1 if self.edits else 0)
 
     @property
     def steps_per_block(self) -> int:
@@ -184,7 +217,8 @@ class Numerics:
         weights: Format of the weights.
         activations: Format of the activations at the array.
         kv: Format of the KV cache.
-        logits: Format of the logits in HBM.
+        logits: Format of the logits in HBM, where they go there (`compiler.sampling=stored`).
+        router: Format of what chooses experts: its weights, and its activations at the array.
         k_axis: Along what the blocks of K run.
         v_axis: Along what the blocks of V run.
         block_size: Elements that share a scale; along tokens never more than a block of the generation.
@@ -196,6 +230,7 @@ class Numerics:
     activations: str = field(metadata=one_of(FORMATS))
     kv: str = field(metadata=one_of(FORMATS))
     logits: str = field(metadata=one_of(FORMATS))
+    router: str = field(default="bf16", metadata=one_of(FORMATS))
     k_axis: str = field(default="channels", metadata=one_of(AXES))
     v_axis: str = field(default="tokens", metadata=one_of(AXES))
     block_size: int = field(default=32, metadata=one_of(BLOCK_SIZES))
@@ -215,14 +250,26 @@ class Numerics:
 
 
 def with_defaults(values: Mapping[str, object], decoding: Decoding) -> dict[str, object]:
-    """The fields of a workload, those that are null as the model is decoded; steps follow from blocks."""
-    found = dict(values)
+    """The fields of a workload, those that are null as the model is decoded; steps are `steps_per_block` for each block.
+
+    Raises:
+        TripathError: `steps_per_block` is no number of steps, or stands beside `steps`.
+    """
+    found, given = dict(values), values.get("steps_per_block")
     for each in fields(Decoding):
         if each.name in found and found[each.name] is None:
             found[each.name] = getattr(decoding, each.name)
+    per_block = found.pop("steps_per_block", decoding.steps_per_block)
+    if per_block is not None and (not isinstance(per_block, int) or isinstance(per_block, bool) or per_block < 1):
+        raise TripathError(f"workload.steps_per_block: must be an integer of at least 1, got {per_block!r}")
+    if given is not None and found.get("steps") is not None:
+        raise TripathError(
+            f"workload.steps_per_block: {given} stands beside workload.steps {found['steps']}; give workload.steps=null"
+        )
     generation, block = found.get("generation_length"), found.get("block_length")
     if found.get("steps", 0) is None and isinstance(generation, int) and isinstance(block, int) and block > 0:
-        found["steps"] = generation // block * min(block, decoding.steps_per_block or block)
+        most = block if given is None else per_block or block  # a model's own steps are cut to a shorter block
+        found["steps"] = generation // block * min(per_block or block, most)
     return found
 
 

@@ -15,6 +15,7 @@ from accuracy.calibration import FILE
 from accuracy.quality.calibrate import calibrate
 from accuracy.quality.model import UNQUANTISED
 from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems
+from dllm.folder import model_of
 from dllm.model import ModelSpec
 from dllm.workload import SIDES, Smoothing, Workload
 from dllm_training.corpus import ANSWER_TOKENS
@@ -28,7 +29,7 @@ def write_calibration(spec: ModelSpec, tensors: Mapping[str, np.ndarray], folder
     Raises:
         TripathError: the folder has no held-out problems.
     """
-    prompts = [problem.prompt for problem in load_problems(folder)[-CALIBRATION_PROBLEMS:]]
+    prompts = [problem.prompt for problem in load_problems(model_of(folder))[-CALIBRATION_PROBLEMS:]]
     workload = Workload(generation_length=ANSWER_TOKENS, block_length=BLOCK, steps=ANSWER_TOKENS)
     numerics = replace(UNQUANTISED, smoothing=Smoothing(scheme="static"))
     found = calibrate(spec, tensors, numerics, prompts, workload)

@@ -6,9 +6,7 @@ attention, under the cache policies.
 
 import argparse
 import json
-import math
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,10 +15,12 @@ from tokenizers import Tokenizer
 
 from accuracy.quality import problems
 from accuracy.quality.model import StudyModel
+from dllm.answers import ANSWER, answer_pattern, number_in, wilson
 from dllm.checkpoint import load_tensors
 from dllm.families import PREFIX
-from dllm.model import ModelSpec
+from dllm.folder import model_of
 from dllm.operators import Mask
+from dllm.policies import Decoding
 from dllm.workload import Workload
 from dllm_training.corpus import ANSWER_TOKENS, Problem
 from dllm_training.model import DiffusionTransformer
@@ -109,51 +109,21 @@ def _decode_chunk(
     return [ids[len(row) :][:ANSWER_TOKENS] for ids, row in zip(tokens.tolist(), rows, strict=True)], taken
 
 
-def final_number(text: str) -> int | None:
-    """The number after `####`."""
-    match = re.search(r"####\s*(-?\d+)", text)
-    return int(match.group(1)) if match else None
-
-
 def score(batch: list[Problem], answers: list[str]) -> dict[str, Score]:
     """Scores by kind, in alphabetical order."""
-    scores = {}
+    scores, pattern = {}, answer_pattern(ANSWER)
     for kind in sorted({problem.kind for problem in batch}):
         pairs = [(p, text) for p, text in zip(batch, answers, strict=True) if p.kind == kind]
         scores[kind] = Score(
-            problems=len(pairs), result_right=sum(final_number(text) == p.result for p, text in pairs),
+            problems=len(pairs), result_right=sum(number_in(text, pattern) == p.result for p, text in pairs),
             answer_equal=sum(text == p.answer for p, text in pairs),
         )  # fmt: skip
     return scores
 
 
-def wilson_interval(good: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    share, square = good / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return middle - half, middle + half
-
-
-_CONFIG = {
-    "hidden": ("d_model", "hidden_size"), "layers": ("n_layers", "num_hidden_layers"),
-    "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
-    "ffn": ("mlp_hidden_size", "intermediate_size"), "vocab": ("vocab_size",), "rope_theta": ("rope_theta",),
-    "rms_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",), "eos_id": ("eos_token_id",),
-    "max_sequence": ("max_sequence_length", "max_position_embeddings"),
-}  # fmt: skip
-"""Facts of a model by their names in config.json: LLaDA's, then those of Qwen's descendants."""
-
-
 def load(folder: Path) -> tuple[DiffusionTransformer, Tokenizer, list[Problem]]:
     """Model, tokenizer and test set of a checkpoint folder that training wrote."""
-    config = json.loads((folder / "config.json").read_text())
-    facts = {fact: next(config[key] for key in keys if key in config) for fact, keys in _CONFIG.items()}
-    sdar = config["model_type"] == "sdar"
-    spec = ModelSpec(
-        name=folder.name, head_dim=facts["hidden"] // facts["heads"], checkpoint=str(folder), qk_norm=sdar,
-        attention_mask=(Mask.BLOCK_CAUSAL if sdar else Mask.FULL).value, **facts,
-    )  # fmt: skip
+    spec = replace(model_of(folder), decoding=Decoding())
     model = DiffusionTransformer(spec, BLOCK)
     tensors = load_tensors(spec)
     model.load_state_dict({name.removeprefix(PREFIX): torch.from_numpy(value) for name, value in tensors.items()})
@@ -162,7 +132,7 @@ def load(folder: Path) -> tuple[DiffusionTransformer, Tokenizer, list[Problem]]:
 
 
 def _cell(good: int, count: int) -> str:
-    low, high = wilson_interval(good, count)
+    low, high = wilson(good, count)
     return f"{good / count:.3f} ({low:.3f} to {high:.3f})"
 
 
@@ -186,13 +156,13 @@ def main() -> None:
         cells = [name, f"{sum(decoded.steps) / len(test):.1f}", _cell(right, len(test)), _cell(equal, len(test))]
         print("| " + " | ".join(cells + [f"{s.result_right}/{s.problems}" for s in scores.values()]) + " |", flush=True)
     if model.spec.mask is Mask.FULL:
-        _print_caches(options.folder, model)
+        _print_caches(model)
 
 
-def _print_caches(folder: Path, model: DiffusionTransformer) -> None:
+def _print_caches(model: DiffusionTransformer) -> None:
     """Results right of the first CACHED_PROBLEMS under the cache policies, with the FP32 arithmetic of accuracy/quality."""
     study = StudyModel(model.spec, {name: value.numpy() for name, value in model.named_tensors().items()})
-    known = problems.load_problems(folder)[:CACHED_PROBLEMS]
+    known = problems.load_problems(model.spec)[:CACHED_PROBLEMS]
     print("\n| cache | commit | block | mean steps | result right |\n|---|---|---|---|---|")
     for cache, commit, block in (
         ("none", "quota", 8), ("prefix", "quota", 8), ("dual", "quota", 8), ("dual", "threshold", 8), ("dual", "quota", 32),
@@ -201,7 +171,7 @@ def _print_caches(folder: Path, model: DiffusionTransformer) -> None:
         workload = Workload(
             generation_length=ANSWER_TOKENS, block_length=block, steps=ANSWER_TOKENS, cache=cache, commit=commit
         )  # fmt: skip
-        right, trips = problems.score(study, known, workload, folder)
+        right, trips = problems.score(study, known, workload)
         shown = commit if commit == "quota" else f"{commit} 0.9"
         mean = trips.sum().item() / len(known)
         print(f"| {cache} | {shown} | {block} | {mean:.1f} | {_cell(sum(right), len(known))} |", flush=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from dllm.operators import (
     Linear,
     LmHead,
     Mask,
+    Moe,
     Norm,
     Operator,
     Residual,
     Rope,
+    Scoring,
 )
 
 
@@ -106,9 +108,73 @@ def _attention(op: Attention, f: Flow) -> None:
     f.h = [attended.transpose(1, 2).flatten(2)]
 
 
+def _gated(h: torch.Tensor, modules: Mapping[str, nn.Module]) -> torch.Tensor:
+    return modules["ff_out"](functional.silu(modules["ff_proj"](h)) * modules["up_proj"](h))
+
+
 def _gated_mlp(_: GatedMlp, f: Flow) -> None:
+    f.h = [_gated(f.h[0], f.modules)]
+
+
+class Router(nn.Module):
+    """Scores and choice of experts; `expert_bias`, where there is one, takes part in the choice alone.
+
+    The bias has no gradient. While the module trains, each pass with gradients moves it by `BALANCE` towards the experts that
+    few rows took (arXiv:2408.15664).
+    """
+
+    BALANCE = 1e-3
+
+    def __init__(self, op: Moe) -> None:
+        super().__init__()
+        self.experts = op.experts
+        self.weight = nn.Parameter(torch.empty(op.experts.count, op.width))
+        self.expert_bias = nn.Parameter(torch.zeros(op.experts.count), requires_grad=False) if op.experts.bias else None
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """Weights [..., experts] of the experts that rows take, 0 for the others."""
+        experts, logits = self.experts, functional.linear(h, self.weight)
+        match experts.scoring:
+            case Scoring.SOFTMAX:
+                scores = logits.softmax(-1)
+            case Scoring.SIGMOID:
+                scores = logits.sigmoid()
+            case unknown:
+                assert_never(unknown)
+        taken = self._taken(scores.detach() if self.expert_bias is None else scores.detach() + self.expert_bias)
+        if self.training and torch.is_grad_enabled() and self.expert_bias is not None:
+            load = taken.flatten(0, -2).float().mean(0)
+            with torch.no_grad():
+                self.expert_bias += self.BALANCE * (load.mean() - load).sign()
+        weights = scores * taken
+        if experts.normalised:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * experts.scale
+
+    def _taken(self, ranks: torch.Tensor) -> torch.Tensor:
+        """1 for the experts that rows take, else 0."""
+        experts = self.experts
+        if experts.groups > 1:
+            by_group = ranks.unflatten(-1, (experts.groups, -1))
+            best = by_group.topk(2, -1).values.sum(-1)
+            kept = torch.zeros_like(best, dtype=torch.bool).scatter(
+                -1, best.topk(experts.kept_groups, -1).indices, True
+            )
+            ranks = by_group.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+        return torch.zeros_like(ranks).scatter(-1, ranks.topk(experts.chosen, -1).indices, 1.0)
+
+
+def _moe(op: Moe, f: Flow) -> None:
+    """All experts side by side as one wide MLP, of which a row's weights leave those that it takes."""
     (h,) = f.h
-    f.h = [f.modules["ff_out"](functional.silu(f.modules["ff_proj"](h)) * f.modules["up_proj"](h))]
+    weights, own = f.modules["router"](h), cast("nn.ModuleList", f.modules["experts"])
+    gate, up = (torch.cat([each.get_parameter(f"{name}.weight") for each in own]) for name in ("ff_proj", "up_proj"))
+    down = torch.cat([each.get_parameter("ff_out.weight") for each in own], dim=1)
+    inner = functional.silu(functional.linear(h, gate)) * functional.linear(h, up)
+    result = functional.linear(inner * weights.repeat_interleave(op.experts.inner, -1), down)
+    if op.experts.shared:
+        result = result + _gated(h, dict(f.modules["shared_experts"].named_children()))
+    f.h = [result]
 
 
 def _residual(_: Residual, f: Flow) -> None:
@@ -121,9 +187,15 @@ def _lm_head(op: LmHead, f: Flow) -> None:
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in training."""
+
+
+def _gated_modules(width: int, inner: int) -> Iterator[tuple[str, nn.Module]]:
+    yield "ff_proj", nn.Linear(width, inner, bias=False)
+    yield "up_proj", nn.Linear(width, inner, bias=False)
+    yield "ff_out", nn.Linear(inner, width, bias=False)
 
 
 def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
@@ -139,9 +211,14 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
             case HeadNorm():
                 yield from ((name, nn.RMSNorm(each.head_dim, eps=each.epsilon)) for name in ("q_norm", "k_norm"))
             case GatedMlp():
-                yield "ff_proj", nn.Linear(each.width, each.inner, bias=False)
-                yield "up_proj", nn.Linear(each.width, each.inner, bias=False)
-                yield "ff_out", nn.Linear(each.inner, each.width, bias=False)
+                yield from _gated_modules(each.width, each.inner)
+            case Moe():
+                experts = each.experts
+                own = (dict(_gated_modules(each.width, experts.inner)) for _ in range(experts.count))
+                yield "router", Router(each)
+                yield "experts", nn.ModuleList(map(nn.ModuleDict, own))
+                if experts.shared:
+                    yield "shared_experts", nn.ModuleDict(dict(_gated_modules(each.width, experts.shared)))
             case LmHead() if each.tied:
                 pass
             case LmHead():
@@ -171,9 +248,9 @@ class DiffusionTransformer(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        for layer in self.blocks:
-            for name in ("attn_out", "ff_out"):
-                nn.init.normal_(layer.get_submodule(name).get_parameter("weight"), std=0.02 / (2 * spec.layers) ** 0.5)
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith(("attn_out.weight", "ff_out.weight")):
+                nn.init.normal_(parameter, std=0.02 / (2 * spec.layers) ** 0.5)
 
     def forward(
         self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None, noisy: torch.Tensor | None = None

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from dllm.families import LLADA, QWEN, Family, tensor_name
+from dllm.families import LLADA, LLADA2, QWEN, Family, tensor_name
 from dllm.model import ModelSpec
-from dllm.operators import Mask
+from dllm.operators import Experts, Mask
 from dllm_training.corpus import ANSWER_TOKENS, EOS, MASK, VOCABULARY, Problem, build_tokenizer, problems
 from dllm_training.evaluate import BLOCK, CHECKPOINT, decode, load, score
 from dllm_training.model import DiffusionTransformer
@@ -41,14 +41,30 @@ def _llada(spec: ModelSpec, _: "Recipe") -> dict[str, object]:
     }  # fmt: skip
 
 
-def _sdar(spec: ModelSpec, recipe: "Recipe") -> dict[str, object]:
+def _hugging_face(spec: ModelSpec) -> dict[str, object]:
     return {
-        "model_type": "sdar", "architectures": ["SDARForCausalLM"], "hidden_size": spec.hidden,
-        "num_attention_heads": spec.heads, "num_key_value_heads": spec.kv_heads, "head_dim": spec.head_dim,
-        "num_hidden_layers": spec.layers, "intermediate_size": spec.ffn, "vocab_size": spec.vocab,
+        "hidden_size": spec.hidden, "num_attention_heads": spec.heads, "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim, "num_hidden_layers": spec.layers, "intermediate_size": spec.ffn, "vocab_size": spec.vocab,
         "rope_theta": spec.rope_theta, "rms_norm_eps": spec.rms_eps, "mask_token_id": spec.mask_id,
         "eos_token_id": spec.eos_id, "max_position_embeddings": spec.max_sequence, "tie_word_embeddings": False,
-        "block_size": recipe.diffused,
+    }  # fmt: skip
+
+
+def _sdar(spec: ModelSpec, recipe: "Recipe") -> dict[str, object]:
+    own = {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "block_size": recipe.diffused}
+    return {**_hugging_face(spec), **own}
+
+
+def _llada2(spec: ModelSpec, _: "Recipe") -> dict[str, object]:
+    experts = spec.experts
+    assert experts is not None
+    return {
+        **_hugging_face(spec), "model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"],
+        "partial_rotary_factor": 1.0, "num_experts": experts.count, "num_experts_per_tok": experts.chosen,
+        "moe_intermediate_size": experts.inner, "score_function": experts.score, "norm_topk_prob": experts.normalised,
+        "moe_router_enable_expert_bias": experts.bias, "n_group": experts.groups, "topk_group": experts.kept_groups,
+        "routed_scaling_factor": experts.scale, "num_shared_experts": experts.shared // experts.inner,
+        "first_k_dense_replace": experts.first_layer, "use_qk_norm": spec.qk_norm,
     }  # fmt: skip
 
 
@@ -71,6 +87,7 @@ class Recipe:
     start: str = ""
     family: Family
     config: Callable[[ModelSpec, "Recipe"], dict[str, object]]
+    experts: Experts | None = None
 
     @property
     def by_block(self) -> bool:
@@ -88,7 +105,7 @@ class Recipe:
         return ModelSpec(
             name=self.name, layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, vocab=VOCABULARY,
             rope_theta=10_000.0, rms_eps=1e-5, mask_id=ids[MASK], eos_id=ids[EOS], max_sequence=256,
-            qk_norm=self.qk_norm, attention_mask=self.mask.value,
+            qk_norm=self.qk_norm, attention_mask=self.mask.value, experts=self.experts,
         )  # fmt: skip
 
     def model(self, tokenizer: Tokenizer) -> DiffusionTransformer:
@@ -96,8 +113,23 @@ class Recipe:
         model = DiffusionTransformer(self.spec(tokenizer), self.diffused)
         if self.start:
             known = load(RECIPES[self.start].out)[0].state_dict()
-            model.load_state_dict(model.state_dict() | known)
+            model.load_state_dict({name: _begun(name, value, known) for name, value in model.state_dict().items()})
         return model
+
+
+def _begun(name: str, value: torch.Tensor, known: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A weight to begin with: that of the model before; for experts slices of its MLP, the first one for the shared expert,
+    the others in turn for the experts (arXiv:2212.05055)."""
+    if name in known:
+        return known[name]
+    before, _, own = name.partition("experts.")
+    if not own:
+        return value
+    shared = before.endswith("shared_")
+    number, part = ("0", own) if shared else own.split(".", 1)
+    whole, inner = known[before.removesuffix("shared_") + part], min(value.shape)
+    slices = whole.split(inner, dim=whole.shape.index(max(whole.shape)))
+    return slices[0 if shared else 1 + int(number) % (len(slices) - 1)]
 
 
 RECIPES = {
@@ -108,6 +140,14 @@ RECIPES = {
     "block_causal": Recipe(
         name="wordmath_block", mask=Mask.BLOCK_CAUSAL, qk_norm=True, diffused=BLOCK, shuffled=True, steps=4_000,
         batch=32, start="full", family=QWEN, config=_sdar,
+    ),
+    "experts": Recipe(
+        name="wordmath_moe", mask=Mask.BLOCK_CAUSAL, qk_norm=True, diffused=BLOCK, shuffled=True, steps=4_000, batch=32,
+        start="block_causal", family=LLADA2, config=_llada2,
+        experts=Experts(
+            count=16, chosen=4, inner=64, score="sigmoid", bias=True, groups=4, kept_groups=2, scale=2.5, shared=64,
+            first_layer=1,
+        ),
     ),
 }  # fmt: skip
 """By their names on the command line."""
@@ -187,19 +227,21 @@ def restart_of(steps: int) -> int:
 def export(folder: Path, recipe: Recipe, tokenizer: Tokenizer, model: DiffusionTransformer) -> None:
     """Write config, tokenizer, weights and test set in the layout of the recipe's family, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    ours, tensors = model.named_tensors(), {}
+    ours: dict[str, torch.Tensor] = model.named_tensors()
+    tensors: dict[str, list[torch.Tensor]] = {}
     for stored in model.network.weights():
         for _, layer in stored.of_layers():
             for part in stored.weight.parts:
-                value = ours[tensor_name(part.name, layer)]
-                tensors[recipe.family.name_of(part.name, layer)] = value.contiguous()
+                tensors.setdefault(recipe.family.name_of(part.name, layer), []).append(
+                    ours[tensor_name(part.name, layer)]
+                )
     config = recipe.config(model.spec, recipe)
     rows = itertools.islice(problems(SEED + 1, held_out=True), TEST_PROBLEMS)
     lines = [json.dumps({"prompt": p.prompt, "answer": p.answer, "result": p.result, "kind": p.kind}) for p in rows]
     for name, content in (
         ("config.json", (json.dumps(config, indent=1) + "\n").encode()),
         ("tokenizer.json", tokenizer.to_str(pretty=True).encode()),
-        ("model.safetensors", save(tensors)),
+        ("model.safetensors", save({name: torch.cat(parts) for name, parts in tensors.items()})),
         ("test.jsonl", ("\n".join(lines) + "\n").encode()),
     ):  # fmt: skip
         write_atomically(folder / name, content)
@@ -245,6 +287,7 @@ def train(
             _keep(state, model, optimizer, average, step + 1)
             judged = recipe.model(tokenizer)
             judged.load_state_dict(average)
+            judged.eval()
             export(out, recipe, tokenizer, judged)
             recent = losses[-save_every:]
             speed = (time.monotonic() - began) / (step + 1 - first)

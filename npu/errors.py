@@ -1,9 +1,11 @@
 """Errors that a user can act on: one line, `subject: rule broken, value, limit`."""
 
+import argparse
 import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import NoReturn
 
 CHOICE = re.compile(r"(?:'(?P<quoted>[^']+)'|(?P<key>[^\s:]+): no such [a-z]+), one of (?P<known>[^;]+)$")
 """An unknown value or key, and what is known instead."""
@@ -27,6 +29,18 @@ class CapacityError(TripathError):
 
 class ProgramError(TripathError):
     """A program is malformed, illegal, or deadlocks."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """The arguments of a command, whose mistakes are errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse arguments.
+
+        Raises:
+            TripathError: always.
+        """
+        raise TripathError(f"arguments: {message}; see {self.prog} --help")
 
 
 def print_error(message: str) -> None:

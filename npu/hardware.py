@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from fractions import Fraction
 
 from npu.choices import Limits, check_choices, check_limits, one_of, within
 from npu.errors import TripathError
+from npu.units import GIB, format_bytes
 
 EXECUTIONS = ("serial", "decoupled")
 PROVENANCES = ("published", "rtl", "assumed")
@@ -91,8 +93,47 @@ neighbours lie in one bank group, which takes a burst every nCCDL. The second ch
 MEMORY_MODELS = ("bursts", "simple")
 """Banks, rows, refresh and queues; or a bandwidth and a latency."""
 
-GENERATIONS = ("hbm2", "hbm2e", "hbm3")
-"""Generations, which differ in energy per bit."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """A generation of memory: what its standard fixes, so that channels, stacks and capacity follow from one another.
+
+    Attributes:
+        family: Whose PHY and standby power it has (`conf/technology`): hbm or lpddr.
+        stack_channels: Channels of a stack; of LPDDR, of a package.
+        channel_bytes: Capacities of a channel that the standard or products have.
+        source: Where the numbers come from.
+    """
+
+    family: str
+    stack_channels: int
+    channel_bytes: tuple[int, ...]
+    source: str
+
+
+GENERATIONS: Mapping[str, Generation] = {
+    "hbm2": Generation(
+        family="hbm", stack_channels=8, channel_bytes=(GIB // 2, GIB), source="JESD235: 8 channels; products of 4 and 8 GiB"
+    ),
+    "hbm2e": Generation(
+        family="hbm", stack_channels=8, channel_bytes=(GIB, 2 * GIB),
+        source="JESD235D: 8 channels; products of 8 and 16 GiB (A100: five stacks of 8 or 16)",
+    ),
+    "hbm3": Generation(
+        family="hbm", stack_channels=16, channel_bytes=(GIB, 3 * GIB // 2),
+        source="JESD238: 16 channels; products of 16 GiB (H100: five stacks) and 24 GiB",
+    ),
+    "hbm3e": Generation(
+        family="hbm", stack_channels=16, channel_bytes=(3 * GIB // 2, 9 * GIB // 4),
+        source="JESD238B: 16 channels; products of 24 GiB (H200: six stacks) and 36 GiB",
+    ),
+    "lpddr5x": Generation(
+        family="lpddr", stack_channels=4, channel_bytes=(GIB, 2 * GIB, 4 * GIB, 8 * GIB),
+        source="JESD209-5B: channels of 16 bits, dies of 8 to 32 Gb, one rank or two; packages of 64 bits",
+    ),
+}  # fmt: skip
+"""Generations by name. A stack that is used in part counts as that part: its other channels serve others.
+Second-hand: neither the standards nor the products' data sheets were opened."""
 
 REFRESHES = ("per_transfer", "absolute")
 """Refresh as a share of each transfer, or by the clock."""
@@ -102,13 +143,15 @@ REFRESHES = ("per_transfer", "absolute")
 class Hbm:
     """Off-chip memory: `channels` that share the address space in granules of `interleave_bytes`, in turn.
 
+    Stacks and capacity follow from `generation`, `channels` and the organisation of a channel; where they are stated too, they
+    must agree.
+
     Attributes:
         channels: Channels, of all stacks together.
         bytes_per_cycle_per_channel: Of the simple memory, bandwidth in bytes per core cycle.
         read_latency_cycles: Of the simple memory, in core cycles.
         write_latency_cycles: Of the simple memory, in core cycles.
         burst_bytes: Bytes of a burst, which occupies the bus for nBL of the memory's cycles.
-        capacity_bytes: Bytes of all channels.
         tck_ps: The memory's cycle in picoseconds.
         pseudo_channels: Halves of a channel with a data bus each.
         bank_groups: Bank groups of a pseudo channel.
@@ -123,7 +166,9 @@ class Hbm:
         write_queue_entries: Bursts that it holds for writing.
         refresh: As a share of each transfer (per_transfer), or by the clock (absolute).
         model: Banks, rows, refresh and queues (bursts), or a bandwidth and a latency (simple).
-        generation: Decides the energy per bit.
+        generation: Decides channels of a stack, capacity of a channel, energy per bit, PHY and standby power.
+        stacks: Null, or the stacks that follow from `channels`, as a check.
+        capacity_bytes: Null, or the bytes of all channels that follow from `channels` and the organisation, as a check.
     """
 
     channels: int = field(metadata=within(1, MOST_BANKS))
@@ -131,12 +176,11 @@ class Hbm:
     read_latency_cycles: int = field(metadata=CYCLES)
     write_latency_cycles: int = field(metadata=CYCLES)
     burst_bytes: int = field(metadata=within(8, 4096, power_of_two=True))
-    capacity_bytes: int = field(metadata=within(1, 1 << 50))
     tck_ps: int = field(metadata=within(10, 100_000))
     pseudo_channels: int = field(metadata=within(1, 1024, power_of_two=True))
     bank_groups: int = field(metadata=within(1, 1024, power_of_two=True))
     banks_per_group: int = field(metadata=within(1, 1024, power_of_two=True))
-    rows: int = field(metadata=within(1, 1 << 30, power_of_two=True))
+    rows: int = field(metadata=within(1, 1 << 30))
     page_bytes: int = field(metadata=within(1, 1 << 20, power_of_two=True))
     timings: Mapping[str, int] = field(metadata=within(1, LONGEST_TIMING))
     act_command_cycles: int = field(metadata=within(1, 1024))
@@ -147,6 +191,8 @@ class Hbm:
     refresh: str = field(metadata=one_of(REFRESHES))
     model: str = field(default="bursts", metadata=one_of(MEMORY_MODELS))
     generation: str = field(default="hbm2", metadata=one_of(GENERATIONS))
+    stacks: int | None = field(default=None, metadata=within(1, MOST_BANKS))
+    capacity_bytes: int | None = field(default=None, metadata=within(1, 1 << 50))
 
     def __post_init__(self) -> None:
         check_choices("hardware.hbm", self)
@@ -166,6 +212,44 @@ class Hbm:
                 f"hardware.hbm.page_bytes: {self.address_mapping} needs at least {1 << placed} bursts in a page, "
                 f"got {self.page_bytes // self.burst_bytes}"
             )
+
+    def check_generation(self) -> None:
+        """Refuse an organisation, stacks or a capacity that the generation contradicts: asked of machines, not of streams.
+
+        Raises:
+            TripathError: naming what contradicts what.
+        """
+        made, each = GENERATIONS[self.generation].channel_bytes, self.channel_bytes
+        if each not in made:
+            raise TripathError(
+                f"hardware.hbm.rows: {self.rows} rows in {self.pseudo_channels} x {self.bank_groups} x {self.banks_per_group} "
+                f"banks make {format_bytes(each)} a channel, {self.generation} has {' or '.join(map(format_bytes, made))}"
+            )
+        if self.stacks is not None and self.stacks != self.used_stacks:
+            raise TripathError(
+                f"hardware.hbm.stacks: {self.stacks} contradicts hardware.hbm.channels {self.channels}, which are "
+                f"{float(self.used_stacks):g} of {self.generation} ({GENERATIONS[self.generation].stack_channels} a stack)"
+            )
+        if self.capacity_bytes is not None and self.capacity_bytes != self.total_bytes:
+            raise TripathError(
+                f"hardware.hbm.capacity_bytes: {format_bytes(self.capacity_bytes)} contradicts hardware.hbm.channels "
+                f"{self.channels}: with {format_bytes(each)} each they hold {format_bytes(self.total_bytes)}"
+            )
+
+    @property
+    def channel_bytes(self) -> int:
+        """Capacity of a channel, by its organisation."""
+        return self.pseudo_channels * self.bank_groups * self.banks_per_group * self.rows * self.page_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Capacity of all channels."""
+        return self.channels * self.channel_bytes
+
+    @property
+    def used_stacks(self) -> Fraction:
+        """Stacks that the channels make; a part of one where they do not fill it."""
+        return Fraction(self.channels, GENERATIONS[self.generation].stack_channels)
 
     @property
     def bytes_per_cycle(self) -> int:
@@ -228,7 +312,7 @@ class FrontEnd:
         loop_cycles: To enter a loop.
         next_cycles: To go round a loop; 0: loops without overhead.
         exit_cycles: To leave a loop by its C_NEXT.
-        break_cycles: For a C_BREAK_IF, from its token on.
+        break_cycles: For a C_BREAK_IF or a C_COUNT, from its token on.
         affine_cycles: For a C_AFFINE.
         control_cycles: For any other control instruction.
         dispatch_cycles: From a dispatched instruction to its queue, and from a place there that becomes free back to the
@@ -250,13 +334,41 @@ class FrontEnd:
     def __post_init__(self) -> None:
         check_choices("hardware.frontend", self)
 
-    def control_cycles_of(self, mnemonic: str) -> int:
-        """Cycles of a control instruction, without those that step addresses; of a C_NEXT that goes round."""
+    def control_cycles_of(self, kind: Enum) -> int:
+        """Cycles of a control instruction of a ControlKind, without those that step addresses; of a C_NEXT that goes round."""
         special = {
-            "C_LOOP": self.loop_cycles, "C_LOOP_R": self.loop_cycles, "C_NEXT": self.next_cycles,
-            "C_BREAK_IF": self.break_cycles, "C_AFFINE": self.affine_cycles,
+            "LOOP": self.loop_cycles, "NEXT": self.next_cycles, "BREAK": self.break_cycles,
+            "COUNT": self.break_cycles, "TRIPS": self.affine_cycles,
         }  # fmt: skip
-        return special.get(mnemonic, self.control_cycles)
+        return special.get(kind.name, self.control_cycles)
+
+
+RATE = within(1e3, 1e18)
+"""Bytes per second."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """The processor beside a core that does not sample: it reads logits over a link and writes tokens back.
+
+    Attributes:
+        link_bytes_per_s: Bytes that the link carries in one direction in a second.
+        link_latency_s: A round trip: the core signals, the host notices, and the core goes on.
+        sampling_bytes_per_s: Bytes of logits that the host reads, compares and sums in a second.
+    """
+
+    link_bytes_per_s: float = field(metadata=RATE)
+    link_latency_s: float = field(metadata=within(0.0, 1.0))
+    sampling_bytes_per_s: float = field(metadata=RATE)
+
+    def __post_init__(self) -> None:
+        check_choices("hardware.host", self)
+
+    def cycles(self, sent: int, taken: int, clock_hz: float) -> int:
+        """Core cycles of one turn: a round trip, `sent` bytes of logits over the link, then sampled, `taken` bytes back."""
+        link, sampling = Fraction(self.link_bytes_per_s), Fraction(self.sampling_bytes_per_s)
+        seconds = Fraction(self.link_latency_s) + (sent + taken) / link + sent / sampling
+        return math.ceil(seconds * Fraction(clock_hz))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,9 +385,12 @@ class HardwareConfig:
         sram: The on-chip memories.
         hbm: The off-chip memory.
         queue_depth: Instructions that wait before each unit at most.
+        accumulator_sets: Sets of accumulators in the array; with two, an M_OUT runs beside the products of the next tile.
         dma_outstanding: Descriptors that a DMA queue keeps in flight.
         prefetch_rows: Rows of VLEN elements that one descriptor brings at most where a long row streams in; null: all.
         frontend: The front end.
+        host: The processor that samples for the core (`compiler.sampling=host`); null: the core samples.
+        append_only_cache: Rows of the KV cache are written once: no step refreshes what later ones attend to.
         timing: Latency and interval of each instruction, by mnemonic.
     """
 
@@ -288,13 +403,17 @@ class HardwareConfig:
     sram: Sram
     hbm: Hbm
     queue_depth: Mapping[str, int] = field(metadata=within(1, MOST_ENTRIES))
+    accumulator_sets: int = field(default=1, metadata=within(1, 2))
     dma_outstanding: int = field(metadata=within(1, MOST_ENTRIES))
     prefetch_rows: int | None = field(default=None, metadata=within(1, 1 << 20))
     frontend: FrontEnd
+    host: Host | None = None
+    append_only_cache: bool = False
     timing: Mapping[str, Timing]
 
     def __post_init__(self) -> None:
         check_choices("hardware", self)
+        self.hbm.check_generation()
         if set(self.queue_depth) != set(QUEUED_UNITS):
             raise TripathError(
                 f"hardware.queue_depth: needs a depth for each of {', '.join(QUEUED_UNITS)}, "
@@ -312,6 +431,11 @@ class HardwareConfig:
         if self.hbm.model == "simple":
             return self.hbm.bytes_per_cycle
         return float(self.hbm.bytes_per_memory_cycle / self.hbm.core_cycles_per_memory_cycle(self.clock_hz))
+
+    @property
+    def writes_out_beside(self) -> bool:
+        """Whether an M_OUT holds the write-out port alone, not the array; serial execution has nothing beside it."""
+        return self.accumulator_sets > 1 and self.execution == "decoupled"
 
     @property
     def tree_levels(self) -> int:

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 UNITS = ("frontend", "matrix", "vector", "scalar", "dma_in", "dma_out")
-PHASES = ("setup", "embed", "qkv", "smooth", "rotate", "attention", "out", "ffn", "lm_head", "sampling", "commit")
+PHASES = ("setup", "embed", "qkv", "smooth", "rotate", "attention", "out", "ffn", "lm_head", "sampling", "commit",
+          "host")  # fmt: skip
+SAMPLING_PHASES = ("lm_head", "sampling", "commit", "host")
+"""Phases from the last hidden state to tokens; what else there is belongs to the transformer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from npu.choices import Limits, check_limits
 from npu.errors import TripathError
 
-PROVENANCES: tuple[str, ...] = ("published", "synthesis", "derived", "assumed")
-"""As printed; mapped from `rtl/` to a cell library (docs/rtl.md); by a law, a fit or a measurement of ours that the source names;
-without a source. From strong to weak."""
+PROVENANCES: tuple[str, ...] = ("published", "synthesis", "derived", "second-hand", "assumed")
+"""As printed in a source that was opened; mapped from `rtl/` to a cell library (docs/rtl.md); by a law, a fit or a measurement of
+ours that the source names; of a source that was not opened, as others quote it or as remembered; without a source. From strong
+to weak."""
 
 Numbers = Mapping[str, Mapping[str, float | str]]
 FIELDS = {"value", "provenance", "source"}

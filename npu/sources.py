@@ -29,7 +29,12 @@ def user_cache() -> Path:
     try:
         return _writable(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tripath")
     except (OSError, RuntimeError):  # RuntimeError: the user has no home
-        return _private(Path(tempfile.gettempdir()) / f"tripath-{os.getuid()}")
+        return temporary_folder()
+
+
+def temporary_folder() -> Path:
+    """A folder for temporary files that is this user's alone."""
+    return _private(Path(tempfile.gettempdir()) / f"tripath-{os.getuid()}")
 
 
 @lru_cache

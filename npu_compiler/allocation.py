@@ -56,6 +56,12 @@ def allocate(
     return Allocation(addresses=addresses, used_bytes=used)
 
 
+def matrix_fits(buffers: Buffers, hardware: HardwareConfig) -> bool:
+    """Matrix SRAM, whose buffers do not depend on the rows of a chunk, holds them side by side."""
+    used = sum(each.elements for each in buffers.by_name.values() if each.memory is Memory.MATRIX)
+    return used <= hardware.sram.matrix_bytes
+
+
 def _end(places: Mapping[Buffer, int]) -> int:
     return max((at + buffer.elements for buffer, at in places.items()), default=0)
 

@@ -10,8 +10,19 @@ from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
 from npu.isa import Memory
+from npu_compiler.arrangement import Arrangement, Sampling
 from npu_compiler.stages import Buffer, Stream
-from npu_compiler.tiling import CONTRACTED, STREAM_SLOTS, Tiling, cache_tile, panel_bytes, smoothing_widths
+from npu_compiler.tiling import (
+    CONTRACTED,
+    STREAM_SLOTS,
+    Tiling,
+    cache_tile,
+    panel_bytes,
+    row_tile,
+    smoothing_widths,
+    whole_tiles,
+    widest_ffn,
+)
 
 STREAMS = ("weights", "keys_values", "gated", "logits", "logit_rows", "mixed")
 MATRIX_WORD_BYTES = 16
@@ -19,6 +30,8 @@ SAMPLING_PHASES = ("setup", "sampling", "commit")
 """Phases of `workload.stage=sampling`."""
 COMMIT_ROWS = ("confidence", "masked", "chosen", "best", "left")
 """Rows of the commit buffer, one VLEN row each."""
+EDIT_ROWS = ("placed", "sure", "same")
+"""Rows of the buffer for edits: positions whose tokens this block committed, those of high confidence, those that stay alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,11 +49,12 @@ def working_sets(
     model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling
 ) -> Buffers:
     """All buffers for chunks of `tiling.chunk_rows` rows; in Vector SRAM each is whole rows of VLEN elements."""
-    streams = {name: Stream(name=name, slots=STREAM_SLOTS) for name in STREAMS}
+    slots = dict.fromkeys(STREAMS, STREAM_SLOTS) | {"weights": tiling.arrangement.weight_slots}
+    streams = {name: Stream(name=name, slots=count) for name, count in slots.items()}
     found: dict[tuple[Memory, str], Buffer] = {}
     plans = {
         Memory.VECTOR: _vector(model, workload, hardware, numerics, tiling), Memory.FP: _fp(model, workload, numerics, tiling),
-        Memory.INT: _integer(workload, tiling), Memory.MATRIX: _matrix(model, hardware, numerics, tiling),
+        Memory.INT: _integer(model, workload, tiling), Memory.MATRIX: _matrix(model, hardware, numerics, tiling),
     }  # fmt: skip
     for memory, plan in plans.items():
         for name, elements, phase, stream in plan:
@@ -59,6 +73,9 @@ Plan = Iterator[tuple[str, int, str, str]]
 def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling) -> Plan:
     rows, smoothing = tiling.chunk_rows, numerics.smoothing
     sequences, sliced = tiling.chunk_sequences, STREAM_SLOTS * rows * tiling.slice
+    tiled = rows if model.experts is None else whole_tiles(rows, row_tile(hardware))
+    gated, sampling = STREAM_SLOTS * tiled * tiling.slice, tiling.arrangement.sampling
+    stored, on_host = sampling is Sampling.STORED, sampling is Sampling.HOST
     yield from (
         ("x", rows * model.hidden, "embed", ""),
         ("norm_weight", most_norms(model.network) * model.hidden, "qkv", ""),
@@ -70,19 +87,37 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ("q", rows * model.query_width, "attention", ""),
         ("mask", sequences * tiling.cache_tokens, "attention", ""),
         ("edge", 2 * tiling.cache_tokens if workload.caches.appends else 0, "attention", ""),
-        ("scores", tiling.row_tile * hardware.vlen, "attention", ""),
-        ("partial", tiling.row_tile * model.head_dim, "attention", ""),
+        *(
+            (name, tiling.row_tile * hardware.vlen, "attention", "")
+            for name in alternating("scores", tiling.arrangement)
+        ),
+        *(
+            (name, tiling.row_tile * model.head_dim, "attention", "")
+            for name in alternating("partial", tiling.arrangement)
+        ),
         ("attended", rows * model.query_width, "attention", ""),
         ("y", rows * model.hidden, "out", ""),
-        ("gate", sliced, "ffn", "gated"),
-        ("up", sliced, "ffn", "gated"),
-        ("act", rows * tiling.slice, "ffn", ""),
-        ("inner", rows * model.ffn, "ffn", ""),
+        ("gate", gated, "ffn", "gated"),
+        ("up", gated, "ffn", "gated"),
+        ("act", tiled * tiling.slice, "ffn", ""),
+        ("inner", tiled * widest_ffn(model), "ffn", ""),
         ("logits", sliced, "lm_head", "logits"),
-        ("logit_row", STREAM_SLOTS * model.vocab, "sampling", "logit_rows"),
-        ("shifted", min(hardware.vlen, model.vocab), "sampling", ""),
-        ("commit", len(COMMIT_ROWS) * hardware.vlen, "commit", ""),
+        ("logit_row", STREAM_SLOTS * model.vocab if stored else 0, "sampling", "logit_rows"),
+        ("shifted", min(hardware.vlen, model.vocab) if stored else 0, "sampling", ""),
+        ("commit", 0 if on_host else len(COMMIT_ROWS) * hardware.vlen, "commit", ""),
+        ("edit", len(EDIT_ROWS) * hardware.vlen if workload.edits else 0, "commit", ""),
     )
+    if (experts := model.experts) is not None:
+        yield from (
+            *((name, rows * experts.count, "ffn", "") for name in ("gates", "picked", "left")),
+            ("ranks", rows * experts.count if experts.bias else 0, "ffn", ""),
+            ("router_bias", experts.count if experts.bias else 0, "ffn", ""),
+            *((f"group_{name}", rows * experts.groups if experts.groups > 1 else 0, "ffn", "")
+              for name in ("ranks", "left", "picked")),
+            ("gathered", tiled * model.hidden, "ffn", ""),
+            ("expert_out", tiled * model.hidden, "ffn", ""),
+            ("gate_of_row", rows, "ffn", ""),
+        )  # fmt: skip
     if smoothing.sides:
         inverse, fold = smoothing_widths(model, smoothing)
         measured, channels = bool(smoothing.measured), tiling.batch * 2 * model.kv_width
@@ -103,29 +138,46 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
 
 def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling) -> Plan:
     """Constants, one sum and validity per row, softmax state per query head and row."""
-    rows, group, smoothing = tiling.chunk_rows, model.heads // model.kv_heads, numerics.smoothing
+    rows, smoothing, arrangement = tiling.chunk_rows, numerics.smoothing, tiling.arrangement
+    states = arrangement.kv_heads * (model.heads // model.kv_heads) * rows
+    fused, sampled = tiling.arrangement.fuses_sampling, workload.batch * workload.block_length
     yield from (
         ("constants", len(CONSTANTS), "setup", ""),
         ("square_sum", rows, "qkv", ""),
         ("valid", rows, "qkv", ""),
-        ("running_max", group * rows, "attention", ""),
-        ("running_sum", group * rows, "attention", ""),
+        ("running_max", states, "attention", ""),
+        ("running_sum", states, "attention", ""),
         ("new_max", tiling.row_tile, "attention", ""),
-        ("correction", tiling.row_tile, "attention", ""),
+        ("correction", tiling.row_tile * arrangement.turns, "attention", ""),
         ("head_state", 2 * 2 * model.kv_heads if smoothing.measured else 0, "smooth", ""),
         ("inverse_tokens", tiling.batch if smoothing.centres else 0, "smooth", ""),
-        ("best", 1, "sampling", ""),
-        ("confidence", workload.batch * workload.block_length, "sampling", ""),
+        ("expert_scale", int(model.experts is not None), "setup", ""),
+        ("edit_threshold", int(workload.edits), "setup", ""),
+        ("best", sampled if fused else 1, "sampling", ""),
+        ("rescale", rows if fused else 0, "sampling", ""),
+        ("confidence", sampled, "sampling", ""),
     )
 
 
-def _integer(workload: Workload, tiling: Tiling) -> Plan:
+def _integer(model: ModelSpec, workload: Workload, tiling: Tiling) -> Plan:
     sampled = workload.batch * workload.block_length
+    if workload.edits:
+        yield "entered", sampled, "commit", ""
     # The step loop's last trip only leaves, but its address moves on: a place of its own keeps accesses apart.
     yield from (
         ("constants", 2, "setup", ""), ("quota", workload.block_length + 1, "setup", ""), ("remaining", 1, "commit", ""),
         ("ids", tiling.chunk_rows, "embed", ""), ("tokens", sampled, "sampling", ""), ("sampled", sampled, "sampling", ""),
     )  # fmt: skip
+    if (
+        experts := model.experts
+    ) is not None:  # a place in the list moves on with the rows of an expert, from where they begin
+        yield from ((name, experts.count, "ffn", "") for name in ("counts", "starts", "ends"))
+        yield "list", tiling.chunk_rows * (experts.chosen + 1), "ffn", ""
+
+
+def alternating(buffer: str, arrangement: Arrangement) -> tuple[str, ...]:
+    """The names of a buffer that heads in flight take in turns."""
+    return (buffer, f"{buffer}_odd")[: arrangement.turns]
 
 
 def aligned(size_bytes: int) -> int:
@@ -134,13 +186,14 @@ def aligned(size_bytes: int) -> int:
 
 
 def _matrix(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling) -> Plan:
-    yield "weights", STREAM_SLOTS * aligned(panel_bytes(model, hardware, numerics)), "ffn", "weights"
+    arrangement = tiling.arrangement
+    yield "weights", arrangement.weight_slots * aligned(panel_bytes(model, hardware, numerics)), "ffn", "weights"
     if numerics.smoothing.mixed:
         yield "hadamard", model.head_dim * FORMATS["bf16"].row_bytes(model.head_dim), "setup", ""
     for side in CONTRACTED:
         yield (
             side,
-            STREAM_SLOTS * aligned(cache_tile(model, numerics, tiling, side).size_bytes),
+            STREAM_SLOTS * arrangement.kv_heads * aligned(cache_tile(model, numerics, tiling, side).size_bytes),
             "attention",
             "keys_values",
         )

@@ -1,10 +1,13 @@
 """The KV cache: rows of K and V into HBM in blocks along an axis, and tiles of it into Matrix SRAM."""
 
+from collections.abc import Callable
+
 from npu.formats import FORMATS
+from npu.isa import Memory
 from npu.program import Tensor
 from npu_compiler.context import Context
 from npu_compiler.flow import Layer
-from npu_compiler.rows import Chunk, times
+from npu_compiler.rows import Chunk, fixed, segments, times
 from npu_compiler.stages import Level, Place, Steps
 from npu_compiler.tiling import CONTRACTED, CacheTile, cache_tile
 
@@ -65,37 +68,56 @@ def tile_of(c: Context, side: str) -> CacheTile:
     return cache_tile(c.model, c.numerics, c.tiling, side)
 
 
-def load_tile(c: Context, side: str, chunk: Chunk, layer: Layer, at: tuple[Level, Level], part: Level) -> None:
-    """Tile `part` of `side` into Matrix SRAM; `at` is its sequence of the chunk, and head."""
-    tile = tile_of(c, side)
-    e, tiling, facts, (sequence, head) = c.e, c.tiling, c.tensor(tile.tensor), at
+def _tile_bytes(c: Context, side: str) -> int:
+    """Bytes from KV head to KV head of those in flight."""
+    buffer = c.buffers[Memory.MATRIX, side]
+    assert buffer.stream is not None
+    return buffer.elements // buffer.stream.slots // c.tiling.arrangement.kv_heads
+
+
+def load_tile(
+    c: Context, side: str, chunk: Chunk, layer: Layer, sequence: Level, heads: Steps, number: int, part: Level
+) -> None:
+    """Tile `part` of `side` into Matrix SRAM, of a sequence of the chunk and a KV head (strides in heads), which is that
+    `number` of those in flight."""
+    tile, inside = tile_of(c, side), number * _tile_bytes(c, side)
+    e, tiling, facts = c.e, c.tiling, c.tensor(tile.tensor)
     by_token, group, code = c.numerics.axis_of(side) == "channels", tiling.token_block, FORMATS[c.numerics.kv].code
     stored = facts.row_bytes * tiling.key_tile if by_token else facts.stride_bytes(3) * (tiling.key_tile // group)
     layer_bytes = facts.stride_bytes(0) if facts.shape[0] > 1 else 0  # rotated keys are those of one layer
     sequence_bytes = facts.stride_bytes(1)
     steps = [
         *layer.number(layer_bytes), *chunk.batch_steps(sequence_bytes), (sequence, sequence_bytes),
-        (head, facts.stride_bytes(2)), (part, stored),
+        *times(heads, facts.stride_bytes(2)), (part, stored),
     ]  # fmt: skip
     if not tile.converted:
-        e.emit("H_LOAD_M", dst=c.matrix(side), src=c.hbm(tile.tensor, 0, steps), rows=1, row_bytes=stored)
+        e.emit("H_LOAD_M", dst=c.matrix(side, inside), src=c.hbm(tile.tensor, 0, steps), rows=1, row_bytes=stored)
     elif by_token:
-        e.emit("H_LOAD_T", dst=c.matrix(side, rows=tile.column_bytes), src=c.hbm(side, 0, steps, rows=facts.row_bytes),
+        e.emit("H_LOAD_T", dst=c.matrix(side, inside, rows=tile.column_bytes), src=c.hbm(side, 0, steps, rows=facts.row_bytes),
                rows=tiling.key_tile, cols=c.model.head_dim, format=code, block=c.log2_block)  # fmt: skip
     else:
-        with e.loop(tiling.key_tile // group) as number:
-            target = c.matrix(side, 0, [(number, group * tile.column_bytes)], rows=tile.column_bytes)
-            source = c.hbm(side, 0, [*steps, (number, facts.stride_bytes(3))], rows=facts.row_bytes)
+        with e.loop(tiling.key_tile // group) as tokens:
+            target = c.matrix(side, inside, [(tokens, group * tile.column_bytes)], rows=tile.column_bytes)
+            source = c.hbm(side, 0, [*steps, (tokens, facts.stride_bytes(3))], rows=facts.row_bytes)
             e.emit("H_LOAD_T", dst=target, src=source, rows=c.model.head_dim, cols=group, format=code,
                    block=group.bit_length() - 1)  # fmt: skip
 
 
-def multiply_tile(c: Context, side: str, n: Level, rows: int, acts: Place) -> None:
-    """Accumulate rows times BLEN columns (number n) of the current tile of `side`."""
-    tiling, tile = c.tiling, tile_of(c, side)
-    c.e.emit(
-        "M_MM", rows=rows, cols=c.hardware.blen, k=c.model.head_dim if side == "keys" else tiling.key_tile,
-        block=tile.log2_block, weight_format=FORMATS[tile.format].code, acts=acts,
-        weights=c.matrix(side, 0, [(n, c.hardware.blen * tile.column_bytes)], rows=tile.column_bytes),
-        block_stride=tile.block_bytes, act_format=FORMATS[c.numerics.activations].code,
-    )  # fmt: skip
+def multiply_tile(c: Context, side: str, number: int, n: Level, rows: int, acts: Callable[[Steps], Place]) -> None:
+    """Accumulate rows times BLEN columns (n counts them) of the current tile of `side` of the KV head of that `number`.
+
+    `acts` says where the rows lie, for strides along the contraction, which is cut where it is longer than the array takes.
+    """
+    tile, length = tile_of(c, side), c.model.head_dim if side == "keys" else c.tiling.key_tile
+    for offset, count, k in segments(length, c.hardware.mlen):
+        with c.e.loop(count) as piece:
+            moves = [
+                (fixed(offset >> tile.log2_block), tile.block_bytes), (piece, (k >> tile.log2_block) * tile.block_bytes),
+                (n, c.hardware.blen * tile.column_bytes),
+            ]  # fmt: skip
+            c.e.emit(
+                "M_MM", rows=rows, cols=c.hardware.blen, k=k, block=tile.log2_block, weight_format=FORMATS[tile.format].code,
+                acts=acts([(fixed(offset), 1), (piece, k)]), block_stride=tile.block_bytes,
+                weights=c.matrix(side, number * _tile_bytes(c, side), moves, rows=tile.column_bytes),
+                act_format=FORMATS[c.numerics.activations].code,
+            )  # fmt: skip

@@ -1,5 +1,6 @@
 """Lowering shared by all operators: addresses into buffers and tensors, loops over rows, moves, norms and projections."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,10 +23,11 @@ LOG2_ROW_BLOCK = MX_BLOCK.bit_length() - 1
 
 @dataclass(kw_only=True)
 class Context:
-    """Everything a lowering needs, and the tree that it builds."""
+    """Everything a lowering needs, and the tree that it builds; `vocab`: rows of the vocabulary without those that fill it up."""
 
     e: Tree
     model: ModelSpec
+    vocab: int
     workload: Workload
     hardware: HardwareConfig
     numerics: Numerics
@@ -89,6 +91,10 @@ class Context:
         """Go on to the next slot of a stream."""
         self.e.advance(self.buffers.streams[stream])
 
+    def keeps(self, span: Span) -> bool:
+        """The rows of a span stay in Vector SRAM from layer to layer: they are one chunk, of as many rows every time."""
+        return self.tiling.arrangement.keeps_rows and span.is_one_chunk
+
     def chunks(self, span: Span) -> Iterator[Chunk]:
         """Loops over the chunks of a pass; yields once inside of each: emit the body every time."""
         for part in span.parts:
@@ -119,7 +125,8 @@ class Context:
             inside = self.vector(buffer, offset, times(local, pitch), rows=pitch)
             dst, src = (inside, outside) if mnemonic == "H_LOAD_V" else (outside, inside)
             self.e.emit(
-                mnemonic, dst=dst, src=src, rows=rows, cols=width, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
+                mnemonic, dst=dst, src=src, rows=rows, cols=width, format=FORMATS["bf16"].code,
+                block=math.gcd(width, MX_BLOCK).bit_length() - 1,
             )  # fmt: skip
 
     def load_valid(self, chunk: Chunk) -> None:
@@ -137,7 +144,7 @@ class Context:
         source = self.hbm(tensor, 0, flow.layers(self.tensor(tensor).row_bytes))
         self.e.emit(
             "H_LOAD_V", dst=self.vector(buffer, offset), src=source, rows=1, cols=width,
-            format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK,
+            format=FORMATS["bf16"].code, block=math.gcd(width, MX_BLOCK).bit_length() - 1,
         )  # fmt: skip
 
     def rms_norm(self, flow: Flow, source: str, target: str, weight: str, first: int = 0) -> None:
@@ -145,13 +152,7 @@ class Context:
         says so, rows of padding become zero."""
         e, width, chunk = self.e, self.model.hidden, flow.chunk
 
-        def each(mnemonic: str, **operands: Place | str) -> None:
-            with chunk.each(e) as rows:
-                total = self.fp("square_sum", 0, rows)
-                e.emit(
-                    mnemonic, **{name: total if isinstance(value, str) else value for name, value in operands.items()}
-                )
-
+        each = e.one_by_one(lambda: chunk.each(e), lambda rows: {"sum": self.fp("square_sum", 0, rows)})
         each("S_MOV_FP", dst="sum", a=self.fp("zero"))
         for offset, piece, lanes in self.wide(width):
             with chunk.each(e) as rows:
@@ -176,23 +177,25 @@ class Context:
 
     def project(
         self, flow: Flow, *, weights: str, first_row: int = 0, outputs: int, inputs: int, dst: str, acts: str = "",
-        steps: Steps = (), slot_stride: int = 0,
+        steps: Steps = (), slot_stride: int = 0, activations: str = "",
     ) -> None:  # fmt: skip
         """dst[:, :outputs] := acts @ weights^T: panels of BLEN output columns stream through the array.
 
-        `acts` are the flow's value unless named; `steps` are strides of the weights in rows (slice).
+        `acts` are the flow's value unless named, `activations` the format that the numerics say unless named; `steps` are
+        strides of the weights in rows (slice, expert).
         """
-        chunk, acts, name = flow.chunk, acts or flow.value, flow.tensor(weights)
-        e, columns, facts, size = self.e, self.hardware.blen, self.tensor(name), FORMATS[self.numerics.weights]
+        acts, name = acts or flow.value, flow.tensor(weights)
+        e, columns, facts = self.e, math.gcd(self.hardware.blen, outputs), self.tensor(name)
+        size, quantised = FORMATS[facts.format], FORMATS[activations or self.numerics.activations]
         moves = [*flow.layers(facts.stride_bytes(0)), *times(steps, facts.row_bytes)]
-        panel, row_bytes, block = columns * facts.row_bytes, facts.row_bytes, self.numerics.block_size
+        panel, row_bytes, block = columns * facts.row_bytes, facts.row_bytes, facts.block
         record = size.record_bytes(block)
         with e.loop(outputs // columns) as n:
             with e.stage(f"load {weights}"):
                 source = self.hbm(name, first_row * row_bytes, [*moves, (n, panel)])
                 e.emit("H_LOAD_M", dst=self.matrix("weights"), src=source, rows=1, row_bytes=panel)
             with e.stage(f"times {weights}"):
-                for at, rows in chunk.tiles(e, columns):
+                for at, rows in flow.rows.tiles(e, self.hardware.blen):
                     for offset, count, k in segments(inputs, self.hardware.mlen):
                         with e.loop(count) as piece:
                             step = [(piece, k // block * record)]
@@ -200,8 +203,8 @@ class Context:
                                 "M_MM",
                                 weights=self.matrix("weights", offset // block * record, step, rows=row_bytes),
                                 acts=self.vector(acts, offset, [(piece, k), *times(at, inputs)], rows=inputs),
-                                rows=rows, cols=columns, k=k, block=self.log2_block, weight_format=size.code,
-                                act_format=FORMATS[self.numerics.activations].code, block_stride=record,
+                                rows=rows, cols=columns, k=k, block=block.bit_length() - 1, weight_format=size.code,
+                                act_format=quantised.code, block_stride=record,
                             )  # fmt: skip
                     out = self.vector(
                         dst, 0, [(n, columns), *times(at, outputs)], rows=outputs, slot_stride=slot_stride

@@ -8,12 +8,17 @@ from npu.errors import ProgramError
 from npu.isa import BY_MNEMONIC, Instruction
 from npu.isa.spec import ADDRESS_REGISTERS, INTEGER_REGISTERS, RINGS
 from npu.program import Phase, Tensor
-from npu_compiler.stages import Advance, Break, Buffer, Loop, Node, Op, Place, Stage, Stream, Trips
+from npu_compiler.knowledge import FRONTEND
+from npu_compiler.stages import Advance, Break, Buffer, Count, HandOver, Loop, Node, Op, Place, Stage, Stream
 from npu_compiler.tokens import Tokens
 
 SYNC = {"matrix": "M_SYNC", "vector": "V_SYNC", "dma_in": "H_LOAD_SYNC", "dma_out": "H_STORE_SYNC"}
 MOST = 2
 """Semaphores that one instruction can wait for, and those that it can signal."""
+
+
+class RegisterError(ProgramError):
+    """A program needs more address registers than there are."""
 
 
 def emit(
@@ -51,7 +56,16 @@ class _Emitter:
                     self.loop(node, phase)
                 case Break():
                     flag = {"level": node.level, "flag": self.register(node.flag)}
-                    self.append("C_BREAK_IF", node.phase, flag, waits=self.tokens.waits(node, "frontend"))
+                    self.append("C_BREAK_IF", node.phase, flag, waits=self.tokens.waits(node, FRONTEND))
+                case Count():
+                    operands = {
+                        "register": self.trip_register("count"),
+                        "at": self.register(node.flag),
+                        "most": node.most,
+                    }
+                    self.append("C_COUNT", node.phase, operands, waits=self.tokens.waits(node, FRONTEND))
+                case HandOver():
+                    self.op(node.op, node.phase, waits=self.tokens.waits(node, FRONTEND))
                 case Advance():
                     self.append("A_NEXT", node.phase, {"ring": self.ring(node.stream)})
                 case _:
@@ -81,23 +95,32 @@ class _Emitter:
         phase = of_stage or loop.phase
         for unit in SYNC:
             self.sync(unit, phase, waits=self.tokens.waits(loop, unit))
-        count = loop.trips
+        count, waits = loop.trips, self.tokens.waits(loop, FRONTEND)
+        assert len(waits) <= MOST, f"the front end waits for {len(waits)} tokens before a loop"
         if count.fixed:
             start = len(self.code)
-            self.append("C_LOOP", phase, {"level": loop.level, "trips": count.base, "length": 0})
+            self.append("C_LOOP", phase, {"level": loop.level, "trips": count.base, "length": 0}, waits=waits)
+        elif count.count is not None:
+            start = len(self.code)
+            operands = {
+                "level": loop.level,
+                "register": self.trip_register("count"),
+                "unit": count.unit.bit_length() - 1,
+            }
+            self.append("C_LOOP_N", phase, {**operands, "length": 0}, waits=waits)
         else:
-            register = self.trip_register(count)
             assert count.level is not None
             assert count.level.number is not None
+            register = self.trip_register(count.base, count.factor, count.level.number)
             affine = {"register": register, "base": count.base, "factor": count.factor, "level": count.level.number}
             self.append("C_AFFINE", phase, affine)
             start = len(self.code)
-            self.append("C_LOOP_R", phase, {"level": loop.level, "register": register, "length": 0})
+            self.append("C_LOOP_R", phase, {"level": loop.level, "register": register, "length": 0}, waits=waits)
         self.nodes(loop.body, of_stage)
         self.append("C_NEXT", phase, {"level": loop.level})
         head = self.code[start]
         operands = {**head.operands, "length": len(self.code) - start - 1}
-        self.code[start] = Instruction(mnemonic=head.mnemonic, operands=operands)
+        self.code[start] = Instruction(mnemonic=head.mnemonic, operands=operands, waits=head.waits)
         for unit in SYNC:
             self.sync(unit, phase, signals=self.tokens.signals(loop, unit))
 
@@ -130,13 +153,12 @@ class _Emitter:
         around = (self.ring(stream), stream.slots, at.slot_stride) if stream is not None and stream.slots > 1 else None
         register = self.registers.setdefault((base, at.strides, at.rows, around), len(self.registers))
         if register >= ADDRESS_REGISTERS:
-            raise ProgramError(f"compiler: more than {ADDRESS_REGISTERS} address registers are needed")
+            raise RegisterError(f"compiler: more than {ADDRESS_REGISTERS} address registers are needed")
         return register
 
-    def trip_register(self, count: Trips) -> int:
-        """Number of the integer register for a trip count; equal ones are shared."""
-        assert count.level is not None
-        register = self.integers.setdefault((count.base, count.factor, count.level.number), len(self.integers))
+    def trip_register(self, *count: object) -> int:
+        """Number of the integer register for a trip count; equal ones share it, and so do numbers that are read in turn."""
+        register = self.integers.setdefault(count, len(self.integers))
         if register >= INTEGER_REGISTERS:
             raise ProgramError(f"compiler: more than {INTEGER_REGISTERS} trip counts in registers")
         return register

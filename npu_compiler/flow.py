@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dllm.operators import Group
-from npu_compiler.rows import Chunk, fixed
+from npu_compiler.rows import Chunk, Local, fixed
 from npu_compiler.stages import Level
 
 
@@ -25,16 +25,24 @@ class Flow:
     """The rows of the chunk that is lowered; the residual stream is in the buffer `x`.
 
     `norms` says which row of the buffer `norm_weight` holds that of a norm, by its name. `value` is the buffer of the last
-    operator's result, `result` the one into which a projection puts its own. Where `zero_padding`, rows of padding become zero
-    in a norm, so that they cannot move the scale of an MX block.
+    operator's result, `result` the one into which a projection puts its own; the rows of queries that attention takes lie `pitch`
+    elements apart. Where `zero_padding`, rows of padding become zero in a norm: they cannot move the scale of an MX block.
+    `some` are the rows of the chunk that are lowered (None: all).
     """
 
     chunk: Chunk
     layer: Layer | None = None
     value: str = "x"
+    pitch: int = 0
     result: str = "y"
     zero_padding: bool = False
     norms: dict[str, int] = field(default_factory=dict)
+    some: Local | None = None
+
+    @property
+    def rows(self) -> Local:
+        """What products and the lanes go through."""
+        return self.some or self.chunk
 
     def tensor(self, weight: str) -> str:
         """The machine's name of a weight of the operators that are lowered."""

@@ -1,7 +1,8 @@
 """A forward pass: the operators of every layer over chunks of rows.
 
 Hidden states, Q and the KV cache cross chunks in HBM; within a chunk, operators hand buffers from unit to unit. Attention needs
-the keys of all rows, so a layer is two passes over the chunks: the operators up to it, then attention and what follows.
+the keys of all rows, so a layer is two passes over the chunks: the operators up to it, then attention and what follows. A pass
+of one chunk may keep its hidden states and Q in Vector SRAM instead.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from npu_compiler.smoothing import clear_channels, load_factors, measure, smooth
 
 
 def forward(c: Context, span: Span, *, measuring: bool) -> None:
-    """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM.
+    """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM, and stays in the buffer
+    of that name where the span is kept.
 
     A `measuring` pass forwards the whole canvas, and looks at the channels of K and V before it stores them.
     """
@@ -36,6 +38,11 @@ def forward(c: Context, span: Span, *, measuring: bool) -> None:
                     _rotate_keys(c, layer)
             for chunk in c.chunks(span):
                 _read_cache(c, attention, behind, chunk, layer)
+    if c.keeps(span):
+        with c.e.phase("ffn"):
+            for chunk in c.chunks(span):
+                with c.e.stage("store rows"):
+                    c.transfer_rows(chunk, "H_STORE_V", "x", "x", c.model.hidden)
 
 
 def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: Layer, *, measuring: bool) -> None:
@@ -51,7 +58,8 @@ def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: L
         for chunk in c.chunks(span):
             flow = Flow(chunk=chunk, layer=layer, result="qkv", zero_padding=span.has_padding)
             with e.stage("load rows"):
-                c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
+                if not c.keeps(span):
+                    c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
                 load(operators, c, flow)
                 c.load_valid(chunk)
                 if c.smooths and not measuring:
@@ -65,7 +73,8 @@ def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: L
                 with e.stage("to the terms of the cache"):
                     to_cache_domain(c, chunk, "qkv", model.query_width, width)
             with e.stage("store Q, K, V"):
-                c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", model.query_width, pitch=width)
+                if not c.keeps(span):
+                    c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", model.query_width, pitch=width)
                 if measuring:
                     columns = {"offset": model.query_width, "pitch": width}
                     c.transfer_rows(chunk, "H_STORE_V", "kv_raw", "qkv", 2 * model.kv_width, **columns)
@@ -79,16 +88,20 @@ def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: L
 def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator], chunk: Chunk, layer: Layer) -> None:
     """Attention and the operators behind it; then the chunk goes back to HBM."""
     e, model, mask = c.e, c.model, c.tensor("mask")
-    flow = Flow(chunk=chunk, layer=layer, value="q", result="y")
+    kept = c.keeps(chunk.span)
+    queries = {"value": "qkv", "pitch": model.qkv_width} if kept else {"value": "q", "pitch": attention.query_width}
+    flow = Flow(chunk=chunk, layer=layer, result="y", **queries)
     with e.phase("attention"):
-        with e.stage("load Q"):
-            c.transfer_rows(chunk, "H_LOAD_V", "q", "q", attention.query_width)
+        if not kept:
+            with e.stage("load Q"):
+                c.transfer_rows(chunk, "H_LOAD_V", "q", "q", attention.query_width)
         with e.stage("load rows"):
             with e.loop(chunk.sequences) as sequence:
                 step = [*chunk.batch_steps(mask.row_bytes), (sequence, mask.row_bytes)]
                 e.emit("H_LOAD_V", dst=c.vector("mask", 0, [(sequence, c.tiling.cache_tokens)]), src=c.hbm("mask", 0, step),
                        rows=1, cols=c.tiling.cache_tokens, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
-            c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
+            if not kept:
+                c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
             load(operators, c, flow)
             if c.smooths:
                 load_factors(c, chunk, layer, "fold")
@@ -104,8 +117,9 @@ def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator],
         lower(operators[:added], c, flow)
     with e.phase("ffn"):
         lower(operators[added:], c, flow)
-        with e.stage("store rows"):
-            c.transfer_rows(chunk, "H_STORE_V", "x", "x", model.hidden)
+        if not kept:
+            with e.stage("store rows"):
+                c.transfer_rows(chunk, "H_STORE_V", "x", "x", model.hidden)
 
 
 def _rotate_keys(c: Context, layer: Layer) -> None:

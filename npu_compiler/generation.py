@@ -1,10 +1,11 @@
 """The whole generation: the passes in their order, and the tree of blocks, denoising steps and cache policies."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
-from dllm.canvas import Canvas
 from dllm.constants import CONSTANTS
+from dllm.layout import laid_out
 from dllm.model import ModelSpec
 from dllm.operators import ALL_TRAITS, Mask
 from dllm.policies import Rows, Smoother
@@ -14,11 +15,11 @@ from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
 from npu.isa import Memory
 from npu.program import Program, Tensor, words_of
-from npu.program.trace import Trace
-from npu_compiler.allocation import Allocation, allocate
+from npu_compiler.allocation import Allocation, allocate, matrix_fits
+from npu_compiler.arrangement import Arrangement, CompilerOptions, arrangements, check_support
 from npu_compiler.buffers import Buffers, working_sets
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
-from npu_compiler.emission import emit
+from npu_compiler.emission import RegisterError, emit
 from npu_compiler.forward import forward
 from npu_compiler.lifetimes import lifetimes
 from npu_compiler.memory import hbm_map
@@ -34,21 +35,24 @@ from npu_compiler.rows import (
     prompt_span,
     span_of,
 )
-from npu_compiler.sampling import by_policy, commit, every, lm_head, sample
+from npu_compiler.sampling import by_policy, enter, every, lm_head, sample_and_commit
 from npu_compiler.stages import Level, Tree
 from npu_compiler.tiling import Tiling, make_tiling
 from npu_compiler.tokens import Tokens, place_tokens
+
+DEFAULT = CompilerOptions()
 
 
 def target(hardware: HardwareConfig) -> tuple[object, ...]:
     """The facts of a piece of hardware that its program depends on: the rest costs time, and may differ from run to run."""
     h = hardware
-    return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows, h.hbm.capacity_bytes
+    return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows
 
 
 def compile_program(
-    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
-) -> Program:
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int],
+    options: CompilerOptions = DEFAULT,
+) -> Program:  # fmt: skip
     """The program of a whole generation; its size does not depend on layers, blocks or steps.
 
     `prompt_lengths` are the prompts' tokens, one a sequence of the batch.
@@ -56,7 +60,7 @@ def compile_program(
     Raises:
         TripathError: the combination is not possible, or a working set exceeds a memory (CapacityError).
     """
-    return compile_passes(model, workload, hardware, numerics, prompt_lengths).program
+    return compile_passes(model, workload, hardware, numerics, prompt_lengths, options).program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,28 +75,47 @@ class Compiled:
 
 
 def compile_passes(
-    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
-) -> Compiled:
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int],
+    options: CompilerOptions = DEFAULT,
+) -> Compiled:  # fmt: skip
     """As `compile_program`, with what each pass made.
 
     Raises:
         TripathError: as `compile_program`.
     """
+    check_support(options, workload, hardware)
     model.network.check(LOWER, "the compiler", traits=ALL_TRAITS)
+    vocab, model, given = model.vocab, laid_out(model), model
+    if model.head_dim != given.head_dim and numerics.smoothing.sides:
+        raise TripathError(
+            f"numerics.smoothing.scheme: {numerics.smoothing.scheme} needs heads of whole MX blocks, model.head_dim is "
+            f"{given.head_dim}"
+        )
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:
         raise TripathError(
             f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"
         )
-    largest = make_tiling(model, workload, hardware, numerics, prompt_lengths)
+    allowed = list(arrangements(options, model, workload))
+    largest = dataclasses.replace(
+        make_tiling(model, workload, hardware, numerics, prompt_lengths), arrangement=allowed[-1]
+    )
     if workload.caches.appends:
         _check_measuring(numerics, largest)
     tensors = hbm_map(model, workload, numerics, largest, hardware)
-    fitting = _fitting(model, workload, hardware, numerics, largest, tensors)
-    tiling, tree, buffers, allocation = fitting.tiling, fitting.tree, fitting.buffers, fitting.allocation
-    tokens = place_tokens(tree.body, allocation.shared)
-    instructions, phases = emit(tree.body, tokens, allocation.addresses)
+    while True:
+        fitting = _fitting(model, vocab, workload, hardware, numerics, largest, tensors, allowed)
+        tiling, tree, buffers, allocation = fitting.tiling, fitting.tree, fitting.buffers, fitting.allocation
+        tokens = place_tokens(tree.body, allocation.shared)
+        try:
+            instructions, phases = emit(tree.body, tokens, allocation.addresses)
+        except RegisterError:  # each head in flight has addresses of its own
+            if tiling.arrangement == allowed[-1]:
+                raise
+            allowed = [each for each in allowed if each.heads < tiling.arrangement.heads] or allowed[-1:]
+        else:
+            break
     geometry = {"blen": hardware.blen, "mlen": hardware.mlen, "vlen": hardware.vlen, **allocation.used_bytes}
     facts = {
         "batch": workload.batch, "canvas": tiling.canvas, "prompt": tiling.prompt, "cache_tokens": tiling.cache_tokens,
@@ -138,10 +161,11 @@ class _Attempt:
 
 
 def _fitting(
-    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, largest: Tiling,
-    tensors: Sequence[Tensor],
+    model: ModelSpec, vocab: int, workload: Workload, hardware: HardwareConfig, numerics: Numerics, largest: Tiling,
+    tensors: Sequence[Tensor], allowed: Sequence[Arrangement],
 ) -> _Attempt:  # fmt: skip
-    """The largest chunks whose working sets fit, by lifetime where that makes a pass of fewer chunks.
+    """The largest chunks whose working sets fit, by lifetime where that makes a pass of fewer chunks; of these the best of the
+    `allowed` arrangements.
 
     Buffers that share bytes wait for each other, so they do only where more rows pay for it.
 
@@ -152,7 +176,7 @@ def _fitting(
     def attempt(tiling: Tiling, *, sharing: bool) -> _Attempt:
         buffers = working_sets(model, workload, hardware, numerics, tiling)
         allocation = None if sharing else allocate(buffers, hardware)  # before there is a tree: most are too large
-        tree = _tree(model, workload, hardware, numerics, tiling, tensors, buffers)
+        tree = _tree(model, vocab, workload, hardware, numerics, tiling, tensors, buffers)
         if allocation is None:
             allocation = allocate(buffers, hardware, lifetimes(tree.body))
         return _Attempt(tiling=tiling, tree=tree, buffers=buffers, allocation=allocation)
@@ -166,10 +190,24 @@ def _fitting(
                 refused = error
         return refused
 
-    candidates = _cuts(model, workload, largest)
-    apart = first_that_fits(candidates, sharing=False)
-    fewer = candidates[: candidates.index(apart.tiling)] if isinstance(apart, _Attempt) else candidates
-    sharing = first_that_fits(fewer, sharing=True)
+    def arranged(cut: Tiling) -> list[Tiling]:
+        return [dataclasses.replace(cut, arrangement=each) for each in allowed]
+
+    def few_of(cut: Tiling) -> Iterable[Tiling]:
+        """The best arrangement for which Matrix SRAM is large enough, those with one KV head and with one head, and the last."""
+        *better, last = arranged(cut)
+        fitting = [t for t in better if matrix_fits(working_sets(model, workload, hardware, numerics, t), hardware)]
+        one_kv_head = (t for t in fitting if t.arrangement.kv_heads == 1)
+        one_head = (t for t in fitting if t.arrangement.heads == 1)
+        return dict.fromkeys([*fitting[:1], *itertools.islice(one_kv_head, 1), *itertools.islice(one_head, 1), last])
+
+    cuts = _cuts(model, workload, largest)
+    apart = first_that_fits([each for cut in cuts for each in arranged(cut)], sharing=False)
+    if isinstance(apart, _Attempt):
+        larger = cuts[: cuts.index(dataclasses.replace(apart.tiling, arrangement=largest.arrangement))]
+    else:
+        larger = cuts
+    sharing = first_that_fits([each for cut in larger for each in few_of(cut)], sharing=True)
     for found in (sharing, apart):
         if isinstance(found, _Attempt):
             return found
@@ -217,13 +255,13 @@ def _head_span(model: ModelSpec, workload: Workload, tiling: Tiling, block: Bloc
 
 
 def _tree(
-    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling,
+    model: ModelSpec, vocab: int, workload: Workload, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling,
     tensors: Sequence[Tensor], buffers: Buffers,
 ) -> Tree:  # fmt: skip
     """The stages of the whole generation."""
     e = Tree()
     c = Context(
-        e=e, model=model, workload=workload, hardware=hardware, numerics=numerics, tiling=tiling,
+        e=e, model=model, vocab=vocab, workload=workload, hardware=hardware, numerics=numerics, tiling=tiling,
         tensors={tensor.name: tensor for tensor in tensors}, buffers=buffers,
     )  # fmt: skip
     with e.phase("setup"):
@@ -231,6 +269,10 @@ def _tree(
             e.emit("H_LOAD_F", dst=c.fp(next(iter(CONSTANTS))), src=c.hbm("constants"), n=len(CONSTANTS))
             if c.centres:
                 e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
+            if model.experts is not None and not workload.samples_only:
+                e.emit("H_LOAD_F", dst=c.fp("expert_scale"), src=c.hbm("expert_scale"), n=1)
+            if workload.edits:
+                e.emit("H_LOAD_F", dst=c.fp("edit_threshold"), src=c.hbm("edit_threshold"), n=1)
             e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)
             if workload.caches.appends:
                 edge = c.tensor("edge")
@@ -254,17 +296,17 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
     """The denoising steps of a block; where its warm steps are `measuring`, they look at the channels of K and V first."""
     e, workload, policy, once = c.e, c.workload, c.workload.caches, Level(number=None)
     if workload.samples_only:
-        sample(c, block, workload.block_length)
-        commit(c, block, workload.block_length, by_policy(once, 0))
+        sample_and_commit(c, block, workload.block_length, by_policy(once, 0))
         return
     first = span_of(workload, c.tiling, policy.first, block)
+    enter(c, block)
     if not policy.caches:
-        with e.loop(workload.block_length, keep=True) as step:
+        with e.loop(workload.most_steps, keep=True) as step:
             _step(c, block, step, 0, first, measuring=measuring)
             _leave_if_done(c, step)
         return
     _step(c, block, once, 0, first, measuring=measuring)
-    with e.loop(workload.block_length, keep=True) as step:
+    with e.loop(workload.most_steps, keep=True) as step:
         _leave_if_done(c, step)
         _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
 
@@ -277,6 +319,7 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
         forward(c, prompt_span(workload, tiling, mask), measuring=measuring)
     for block in block_loops(e, 0, tiling.blocks, tiling.blocks, period):
         span = block_span(workload, tiling, block)
+        enter(c, block)
         if length == 1 and model.seeded_blocks:  # one token a block: sampling is its only step
             with e.loop(1, keep=True) as step:
                 _next_token(c, block)
@@ -284,7 +327,7 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
         else:
             if model.seeded_blocks:
                 _next_token(c, block)
-            with e.loop(length, keep=True) as step:
+            with e.loop(workload.most_steps, keep=True) as step:
                 _step(c, block, step, 0, span, measuring=False)
                 _leave_if_done(c, step)
         by_row = mask if mask is Mask.CAUSAL and length > 1 else None
@@ -294,28 +337,18 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
 def _next_token(c: Context, block: Block) -> None:
     """The first token of a block, where it is masked, from the row before it, whose forward was the last one."""
     lm_head(c, head_span(c.workload, c.tiling, block, first=-1, count=1))
-    sample(c, block, 1)
-    commit(c, block, 1, every)
+    sample_and_commit(c, block, 1, every)
 
 
 def _step(c: Context, block: Block, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
     """One denoising step over the rows of a span."""
     forward(c, span, measuring=measuring)
-    lm_head(c, _head_span(c.model, c.workload, c.tiling, block))
-    sample(c, block, c.workload.block_length)
-    commit(c, block, c.workload.block_length, by_policy(step, first_step))
+    lm_head(c, _head_span(c.model, c.workload, c.tiling, block), span)
+    sample_and_commit(c, block, c.workload.block_length, by_policy(step, first_step))
 
 
 def _leave_if_done(c: Context, step: Level) -> None:
-    """Leave the step loop when no sequence has a mask left in the block. The loop has more trips than it can use."""
+    """Leave the step loop when no sequence has a mask left in the block, or a change where tokens are edited. The loop has
+    more trips than it can use."""
     with c.e.phase("commit"):
         c.e.leave_if_zero(step, c.integer("remaining"))
-
-
-def schedule(workload: Workload, canvas: Canvas | None = None) -> Trace:
-    """Trip counts without data: every block takes the denoising steps that its masks are scheduled for.
-
-    Without a canvas every block is as long as the workload says.
-    """
-    masks = [workload.block_length] * workload.blocks if canvas is None else canvas.most_masks
-    return Trace(breaks=tuple(workload.scheduled_steps(max(1, each)) - 1 for each in masks))

@@ -68,12 +68,13 @@ class Edge:
 class Flow:
     """The children of one body, and who knows what of them at which point of an iteration and of the next.
 
-    `level` is that of the body's loop; None: the body is run once.
+    `level` is that of the body's loop; None: the body is run once. `skipped`: it may be not run at all.
     """
 
     parts: Sequence[Summary]
     level: int | None
     leaves_at: int | None
+    skipped: bool
     conflict: Callable[[Access, Access], bool]
 
     def __post_init__(self) -> None:
@@ -152,7 +153,10 @@ class Flow:
         over = self.count + stop if head and stop is not None else self.count - 1
         certain = stop if head and stop is not None else self.count - 1
         begun = {unit: self.knowing(-1, "", frozenset([unit]), edges) for unit in UNITS}
-        passes = {(unit, other) for unit, (_, behind) in begun.items() for other in behind[certain] if other != unit}
+        passes = {
+            (unit, other) for unit, (_, behind) in begun.items() for other in behind[certain]
+            if other != unit and not self.skipped
+        }  # fmt: skip
         accesses: dict[Access, None] = {}
         known: dict[tuple[int, str, frozenset[str]], frozenset[str]] = {}
         for number, part in enumerate(self.parts):

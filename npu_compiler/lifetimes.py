@@ -8,7 +8,7 @@ lives through all of it. The slots of a stream live through the loop in which it
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from npu_compiler.stages import Advance, Break, Buffer, Loop, Node, Op, Stage, ops_of
+from npu_compiler.stages import Advance, Break, Buffer, Count, HandOver, Loop, Node, Op, Stage, ops_of
 
 Span = tuple[int, int]
 """First and last stage, counted in program order."""
@@ -52,7 +52,7 @@ class _Walk:
             match node:
                 case Loop():
                     uses = self.number(node.body, depth + 1)
-                case Stage() | Break():
+                case Stage() | Break() | Count() | HandOver():
                     uses = dict(_uses(node))
                     self.count += 1
                 case Advance() | Op():
@@ -83,7 +83,8 @@ class _Walk:
                 through |= set(uses)
             for buffer in through:
                 self.alive.setdefault(buffer, []).append(self.spans[id(node)])
-            live -= {buffer for buffer, use in uses.items() if begins_anew(use, depth)}
+            if not (isinstance(node, Loop) and node.may_be_skipped):
+                live -= {buffer for buffer, use in uses.items() if begins_anew(use, depth)}
             live |= {buffer for buffer, use in uses.items() if not begins_anew(use, depth)}
 
     def exposed(self, body: Sequence[Node], depth: int) -> set[Buffer]:
@@ -101,13 +102,13 @@ def begins_anew(use: _Use, depth: int) -> bool:
     return use.writes and not any(level < depth for level in use.moves)
 
 
-def _uses(node: Stage | Break) -> Iterator[tuple[Buffer, _Use]]:
-    if isinstance(node, Break):
+def _uses(node: Stage | Break | Count | HandOver) -> Iterator[tuple[Buffer, _Use]]:
+    if isinstance(node, Break | Count):
         assert isinstance(node.flag.target, Buffer)
         yield node.flag.target, _Use(writes=False, moves=frozenset(), fills=False)
         return
     found: dict[Buffer, _Use] = {}
-    for op in ops_of(node.body):
+    for op in ops_of([node]):
         read = {at.target for at in op.touched(written=False)}
         for written in (False, True):
             for at in op.touched(written=written):

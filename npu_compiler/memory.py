@@ -1,5 +1,8 @@
 """The map of HBM: every tensor of a program, those that it writes first."""
 
+import math
+from collections.abc import Sequence
+
 from dllm.constants import CONSTANTS
 from dllm.model import ModelSpec
 from dllm.operators import Role
@@ -9,9 +12,21 @@ from npu.formats import MX_BLOCK
 from npu.hardware import HardwareConfig
 from npu.program import Tensor
 from npu.units import format_bytes
+from npu_compiler.arrangement import Sampling
 from npu_compiler.tiling import Tiling, smoothing_widths
 
 HBM_ALIGNMENT_BYTES = 64
+
+
+def format_of(role: Role, numerics: Numerics) -> str:
+    """The format in which a weight is kept."""
+    match role:
+        case Role.MATRIX:
+            return numerics.weights
+        case Role.ROUTER:
+            return numerics.router
+        case Role.TABLE | Role.NORM | Role.BIAS:
+            return "bf16"
 
 
 def hbm_map(
@@ -27,6 +42,7 @@ def hbm_map(
         rows = (tiling.cache_tokens, model.head_dim) if by_token else (groups, model.head_dim, tokens)
         return side, (layers, batch, model.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
 
+    logits = (batch, workload.block_length, model.vocab)
     measured, factors = bool(numerics.smoothing.measured), sum(smoothing_widths(model, numerics.smoothing))
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
@@ -41,31 +57,43 @@ def hbm_map(
             if numerics.smoothing.pre_rope
             else []
         ),
-        ("logits", (batch, workload.block_length, model.vocab), numerics.logits, size, True),
+        *([] if tiling.arrangement.fuses_sampling else [("logits", logits, numerics.logits, size, True)]),
+        *([("remaining", (1, 1), "int32", 1, True)] if tiling.arrangement.sampling is Sampling.HOST else []),
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
         *([("inverse_tokens", (1, batch), "fp32", batch, False)] if numerics.smoothing.centres else []),
+        *([("expert_scale", (1, 1), "fp32", 1, False)] if model.experts is not None else []),
+        *([("edit_threshold", (1, 1), "fp32", 1, False)] if workload.edits else []),
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
         *([("edge", (1, 2 * tiling.cache_tokens), "bf16", MX_BLOCK, False)] if workload.caches.appends else []),
-        ("rope", (batch, canvas, model.turned_channels), "bf16", MX_BLOCK, False),
+        ("rope", (batch, canvas, model.turned_channels), "bf16", math.gcd(model.turned_channels, MX_BLOCK), False),
     ]
     for stored in model.network.weights():
-        weight, on_array = stored.weight, stored.weight.role is Role.MATRIX
+        weight, on_array = stored.weight, stored.weight.role.on_array
         alone = weight.shape if len(weight.shape) > 1 else (1, *weight.shape)
         shape = alone if stored.layers is None else (len(stored.layers), *weight.shape)
-        rows.append(
-            (stored.name, shape, numerics.weights if on_array else "bf16", size if on_array else MX_BLOCK, False)
-        )
+        block = size if on_array else math.gcd(shape[-1], MX_BLOCK)
+        rows.append((stored.name, shape, format_of(weight.role, numerics), block, False))
     tensors, address = [], 0
     for name, shape, fmt, size, writable in rows:
         tensor = Tensor(name=name, address=address, shape=shape, format=fmt, block=size, writable=writable)
         tensors.append(tensor)
         address += -(-tensor.size_bytes // HBM_ALIGNMENT_BYTES) * HBM_ALIGNMENT_BYTES
-    if address > hardware.hbm.capacity_bytes:
-        raise CapacityError(
-            f"hardware.hbm.capacity_bytes: weights, cache and activations need {format_bytes(address)}, limit "
-            f"{format_bytes(hardware.hbm.capacity_bytes)} (hardware {hardware.name})"
-        )
+    check_capacity(tensors, hardware)
     return tuple(tensors)
+
+
+def check_capacity(tensors: Sequence[Tensor], hardware: HardwareConfig) -> None:
+    """Refuse tensors that HBM does not hold: a program depends on no capacity, so jobs that share one ask this each.
+
+    Raises:
+        CapacityError: naming what they need and what there is.
+    """
+    needed, limit = max((each.address + each.size_bytes for each in tensors), default=0), hardware.hbm.total_bytes
+    if needed > limit:
+        raise CapacityError(
+            f"hardware.hbm.channels: weights, cache and activations need {format_bytes(needed)}, limit {format_bytes(limit)} "
+            f"({hardware.hbm.channels} channels of {hardware.hbm.generation}, hardware {hardware.name})"
+        )

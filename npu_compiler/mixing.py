@@ -5,7 +5,7 @@ Q and K are multiplied by it, so that scores stay; V too, and attention's output
 
 from npu.formats import FORMATS
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
-from npu_compiler.rows import Chunk, times
+from npu_compiler.rows import Chunk, segments, times
 from npu_compiler.stages import Level, Place
 
 
@@ -43,10 +43,13 @@ def _mix(c: Context, chunk: Chunk, buffer: str, first: int, heads: int, pitch: i
         for tiles, rows in chunk.tiles(e, c.tiling.row_tile):
             at = [(head, hd), *times(tiles, pitch)]
             with e.stage("times the Hadamard matrix"), e.loop(hd // columns) as n:
-                weights = c.matrix("hadamard", 0, [(n, columns * column_bytes)], rows=column_bytes)
-                e.emit("M_MM", weights=weights, acts=c.vector(buffer, first, at, rows=pitch), rows=rows, cols=columns, k=hd,
-                       block=LOG2_ROW_BLOCK, weight_format=bf16.code, act_format=bf16.code,
-                       block_stride=bf16.record_bytes(1 << LOG2_ROW_BLOCK))  # fmt: skip
+                for offset, count, k in segments(hd, c.hardware.mlen):
+                    with e.loop(count) as piece:
+                        steps = [(n, columns * column_bytes), (piece, bf16.row_bytes(k))]
+                        weights = c.matrix("hadamard", bf16.row_bytes(offset), steps, rows=column_bytes)
+                        e.emit("M_MM", weights=weights, acts=c.vector(buffer, first + offset, [*at, (piece, k)], rows=pitch),
+                               rows=rows, cols=columns, k=k, block=LOG2_ROW_BLOCK, weight_format=bf16.code,
+                               act_format=bf16.code, block_stride=bf16.record_bytes(1 << LOG2_ROW_BLOCK))  # fmt: skip
                 e.emit("M_OUT", dst=result(n, columns), rows=rows, cols=columns)
             with e.stage("copy back"), e.loop(rows) as row:
                 target = c.vector(buffer, first, [*at, (row, pitch)])

@@ -1,6 +1,7 @@
 """One lowering for each operator: the rows that it needs beside its input, and its stages."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dllm.operators import (
@@ -10,6 +11,7 @@ from dllm.operators import (
     HeadNorm,
     Linear,
     LmHead,
+    Moe,
     Norm,
     Operator,
     Residual,
@@ -19,9 +21,14 @@ from dllm.operators import (
 from npu.formats import FORMATS
 from npu_compiler.attention import attend
 from npu_compiler.context import Context
+from npu_compiler.experts import mixture
 from npu_compiler.flow import Flow
+from npu_compiler.gated import Names, gated_mlp
 from npu_compiler.rows import Chunk, segments, times
-from npu_compiler.stages import Level, Place
+from npu_compiler.stable_max import StableMax
+from npu_compiler.stages import Level, Place, Steps
+
+DENSE = Names(gate="w_gate", up="w_up", down="w_down")
 
 
 def load(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
@@ -56,8 +63,15 @@ def _load_angles(op: Rope, c: Context, flow: Flow) -> None:
     c.transfer_rows(flow.chunk, "H_LOAD_V", "rope", "rope", op.rotary_dim)
 
 
+def _load_router(op: Moe, c: Context, flow: Flow) -> None:
+    if op.experts.bias:
+        c.load_row(flow, "router_bias", "router_bias", op.experts.count)
+    c.load_valid(flow.chunk)
+
+
 LOAD: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
     Norm: _load_norm, Linear: _load_bias, HeadNorm: _load_head_norm, Rope: _load_angles,
+    Moe: _load_router,
 }  # fmt: skip
 """What operators load beside their input; the others load nothing, or as they go."""
 
@@ -73,8 +87,9 @@ def _embed(op: Embedding, c: Context, flow: Flow) -> None:
         e.emit("H_GATHER_V", dst=c.vector("x", 0, times(local, op.width), rows=op.width),
                table=c.hbm("embedding", rows=table.row_bytes), index=c.integer("ids", 0, local),
                cols=op.width, rows=rows)  # fmt: skip
-    with e.stage("store rows"):
-        c.transfer_rows(chunk, "H_STORE_V", "x", "x", op.width)
+    if not c.keeps(chunk.span):
+        with e.stage("store rows"):
+            c.transfer_rows(chunk, "H_STORE_V", "x", "x", op.width)
 
 
 def _norm(op: Norm, c: Context, flow: Flow) -> None:
@@ -108,22 +123,20 @@ def _add_bias(op: Linear, c: Context, flow: Flow) -> None:
                 e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("valid", 0, rows), n=lanes)
 
 
+def _row_of_head(c: Context, flow: Flow, column: int, head: Level, rows: Steps) -> Mapping[str, Place]:
+    """The part of a head in a row of Q or K, from `column` on, and the sum of its squares."""
+    steps = [(head, c.model.head_dim), *times(rows, c.model.qkv_width)]
+    return {"row": c.vector(flow.value, column, steps), "sum": c.fp("square_sum", 0, rows)}
+
+
 def _head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
     """An RMS norm of each head of Q and of K in place; a head of padding stays zero."""
-    e, hd, width, chunk = c.e, op.head_dim, c.model.qkv_width, flow.chunk
+    e, hd, chunk = c.e, op.head_dim, flow.chunk
     with e.stage("q_norm, k_norm"):
         for number, (first, heads) in enumerate(((0, op.heads), (op.heads, op.kv_heads))):
             with e.loop(heads) as head:
-
-                def each(mnemonic: str, **operands: Place | int | str) -> None:
-                    """One instruction for all rows, so that none waits for the one before it; names stand for the row's."""
-                    with chunk.each(e) as rows:
-                        places = {
-                            "row": c.vector(flow.value, first * hd, [(head, hd), *times(rows, width)]),  # noqa: B023
-                            "sum": c.fp("square_sum", 0, rows),
-                        }  # fmt: skip
-                        e.emit(mnemonic, **{k: places[v] if isinstance(v, str) else v for k, v in operands.items()})
-
+                places = partial(_row_of_head, c, flow, first * hd, head)
+                each = e.one_by_one(lambda: chunk.each(e), places)
                 each("S_MOV_FP", dst="sum", a=c.fp("zero"))
                 each("V_RED_SUMSQ", dst="sum", a="row", n=hd)
                 each("S_MUL_FP", dst="sum", a="sum", b=c.fp("inverse_head_dim"))
@@ -169,50 +182,43 @@ def _residual(op: Residual, c: Context, flow: Flow) -> None:
 
 
 def _gated_mlp(op: GatedMlp, c: Context, flow: Flow) -> None:
-    """Slices of gate and up stream to the lanes, which fill `inner`; then the projection back."""
-    for first, count, width in segments(op.inner, c.tiling.slice):
-        with c.e.loop(count) as part:
-            _gated_slice(op, c, flow, part, first, width)
-    c.project(flow, weights="w_down", outputs=op.width, inputs=op.inner, acts="inner", dst=flow.result)
-    flow.value = flow.result
-
-
-def _gated_slice(op: GatedMlp, c: Context, flow: Flow, part: Level, first: int, width: int) -> None:
-    """Columns of the FFN: gate and up projections, then inner[:, slice] := silu(gate) * up on the vector unit."""
-    e, chunk = c.e, flow.chunk
-    apart = chunk.size * c.tiling.slice
-    for name, weights in (("gate", "w_gate"), ("up", "w_up")):
-        c.project(flow, weights=weights, first_row=first, outputs=width, inputs=op.width, dst=name, steps=[(part, width)],
-                  slot_stride=apart)  # fmt: skip
-
-    def each(mnemonic: str, **operands: Place | str) -> None:
-        with chunk.each(e) as rows:
-            steps = times(rows, width)
-            places = {
-                "gate": c.vector("gate", 0, steps, slot_stride=apart), "up": c.vector("up", 0, steps, slot_stride=apart),
-                "act": c.vector("act", 0, steps),
-                "inner": c.vector("inner", first, [(part, width), *times(rows, op.inner)]),
-            }  # fmt: skip
-            e.emit(mnemonic, n=width, **{k: places[v] if isinstance(v, str) else v for k, v in operands.items()})
-
-    with e.stage("silu(gate) * up"):
-        each("V_MUL_VF", dst="act", a="gate", scalar=c.fp("minus_one"))
-        each("V_EXP_V", dst="act", a="act")
-        each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"))
-        each("V_RECI_V", dst="act", a="act")
-        each("V_MUL_VV", dst="act", a="act", b="gate")
-        each("V_MUL_VV", dst="inner", a="act", b="up")
-    c.advance("gated")
+    gated_mlp(c, flow, DENSE, op.width, op.inner)
 
 
 def _lm_head(op: LmHead, c: Context, flow: Flow) -> None:
-    """Logits of a chunk in the logit format to HBM, a slice of the vocabulary at a time."""
+    """Logits of a chunk, a slice of the vocabulary at a time: sampled as they come, or to HBM in the logit format."""
+    if c.tiling.arrangement.fuses_sampling:
+        _sample_as_they_come(op, c, flow)
+    else:
+        _store_logits(op, c, flow)
+
+
+def _logits(op: LmHead, c: Context, flow: Flow, first: int, part: Level, lanes: int) -> None:
+    """A slice of the logits."""
+    c.project(flow, weights="lm_head", first_row=first, outputs=lanes, inputs=op.width, dst="logits",
+              steps=[(part, lanes)], slot_stride=flow.chunk.size * c.tiling.slice)  # fmt: skip
+
+
+def _sample_as_they_come(op: LmHead, c: Context, flow: Flow) -> None:
+    """Token and confidence of the rows of a chunk, without those of the logits that fill the vocabulary up."""
+    running = StableMax(c=c, chunk=flow.chunk)
+    running.begin()
+    for first, count, lanes in segments(c.vocab, c.tiling.slice):
+        with c.e.loop(count) as part:
+            width = min(c.tiling.slice, op.vocab - first)
+            _logits(op, c, flow, first, part, width)
+            running.update(first, part, width, lanes)
+            c.advance("logits")
+    running.end()
+
+
+def _store_logits(op: LmHead, c: Context, flow: Flow) -> None:
+    """Logits of a chunk in the logit format to HBM."""
     e, chunk, logits, width, rows = c.e, flow.chunk, c.tensor("logits"), c.tiling.slice, flow.chunk.size
-    fmt, sequence_bytes = FORMATS[c.numerics.logits], c.workload.block_length * logits.row_bytes
+    fmt, sequence_bytes = FORMATS[c.numerics.logits], chunk.span.rows * logits.row_bytes
     for first, count, lanes in segments(op.vocab, width):
         with e.loop(count) as part:
-            c.project(flow, weights="lm_head", first_row=first, outputs=lanes, inputs=op.width, dst="logits",
-                      steps=[(part, lanes)], slot_stride=rows * width)  # fmt: skip
+            _logits(op, c, flow, first, part, lanes)
             steps = [*chunk.batch_steps(sequence_bytes), *chunk.row_steps(logits.row_bytes),
                      (part, fmt.row_bytes(lanes, c.numerics.block_size))]  # fmt: skip
             with e.stage("store logits"):
@@ -224,6 +230,6 @@ def _lm_head(op: LmHead, c: Context, flow: Flow) -> None:
 
 LOWER: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: attend,
-    GatedMlp: _gated_mlp, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: mixture, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """The stages of each operator, for one chunk."""

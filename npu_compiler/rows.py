@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from dllm.operators import Mask
 from dllm.policies import Rows
@@ -100,6 +101,7 @@ class Span:
         key_tiles: Tiles of keys that the rows attend to.
         edge: Where the keys that no row sees begin in these tiles: the place of the tensor `edge` to add to all scores.
         by_row: The mask that says so for each row by itself; the prompt of a full mask, and blocks, have one edge for all.
+        rows: Those of each sequence, where the span is that of the LM head.
     """
 
     parts: tuple[Part, ...]
@@ -107,6 +109,21 @@ class Span:
     key_tiles: Trips = NO_TILES
     edge: Steps | None = None
     by_row: Mask | None = None
+    rows: int = 0
+
+    @property
+    def is_one_chunk(self) -> bool:
+        """All rows of the batch are one chunk."""
+        first, *others = self.parts
+        return not others and first.sequence_chunks == 1 and first.row_chunks.fixed and first.row_chunks.base == 1
+
+    def has_rows_of(self, other: "Span") -> bool:
+        """The rows of both are the same, and lie alike in a buffer."""
+
+        def places(span: Span) -> list[Part]:
+            return [replace(part, unit=1) for part in span.parts]
+
+        return places(self) == places(other)
 
 
 def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Block) -> Span:
@@ -152,7 +169,7 @@ def block_span(workload: Workload, tiling: Tiling, block: Block, *, by_row: Mask
 
 def head_span(workload: Workload, tiling: Tiling, block: Block, *, first: int, count: int) -> Span:
     """`count` rows from the `first` of a block on (-1: the one before it), for the LM head."""
-    return Span(parts=_block_rows(workload, tiling, block, first, count, 1))
+    return Span(parts=_block_rows(workload, tiling, block, first, count, 1), rows=count)
 
 
 def _block_rows(
@@ -227,6 +244,23 @@ def _of_batch(workload: Workload, tiling: Tiling, rows: int) -> list[tuple[int, 
         found.append((first, chunks, sequences))
         first += chunks * sequences
     return found
+
+
+class Local(Protocol):
+    """Rows of a buffer that products and the lanes go through: those of a chunk, or some of them."""
+
+    @property
+    def size(self) -> int:
+        """Rows of a buffer that holds them."""
+        ...
+
+    def tiles(self, e: Tree, size: int) -> Iterator[tuple[list[tuple[Level, int]], int]]:
+        """Loops over tiles of at most `size` rows; yields strides in rows and rows, once for each kind of tile."""
+        ...
+
+    def each(self, e: Tree) -> AbstractContextManager[list[tuple[Level, int]]]:
+        """Loops over single rows; yields strides in rows."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,12 @@
 """The sampling stage: LM head, streamed Stable-Max, commit of the most confident positions, in-place token update."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from dllm.policies import Commit
 from npu.formats import FORMATS
-from npu_compiler.buffers import COMMIT_ROWS
+from npu_compiler.arrangement import Sampling
+from npu_compiler.buffers import COMMIT_ROWS, EDIT_ROWS
 from npu_compiler.context import Context
 from npu_compiler.flow import Flow
 from npu_compiler.operators import load, lower
@@ -13,26 +14,57 @@ from npu_compiler.rows import Block, Span, segments
 from npu_compiler.stages import Level, Place
 
 
-def lm_head(c: Context, span: Span) -> None:
-    """logits := norm(x) W for the rows of the block, written to HBM in the logit format."""
+def lm_head(c: Context, span: Span, forwarded: Span | None = None) -> None:
+    """Logits of the rows of the block, norm(x) W: to HBM, or sampled as they come; `forwarded` are the rows that are in Vector
+    SRAM."""
     operators = c.model.network.head
+    kept = forwarded is not None and c.keeps(forwarded) and span.has_rows_of(forwarded)
     with c.e.phase("lm_head"):
         for chunk in c.chunks(span):
             flow = Flow(chunk=chunk)
             with c.e.stage("load rows"):
-                c.transfer_rows(chunk, "H_LOAD_V", "x", "x", c.model.hidden)
+                if not kept:
+                    c.transfer_rows(chunk, "H_LOAD_V", "x", "x", c.model.hidden)
                 load(operators, c, flow)
             lower(operators, c, flow)
 
 
+def sample_and_commit(c: Context, block: Block, length: int, choose: "Choose") -> None:
+    """Tokens in the place of masks, of the first `length` positions of a block: by the core, or by its host."""
+    match c.tiling.arrangement.sampling:
+        case Sampling.STORED | Sampling.FUSED:
+            sample(c, block, length)
+            commit(c, block, length, choose)
+        case Sampling.HOST:
+            hand_over(c, block, length)
+        case other:
+            assert_never(other)
+
+
+def hand_over(c: Context, block: Block, length: int) -> None:
+    """Let the host sample the first `length` positions of a block; `remaining` counts the masks that are left."""
+    e, tokens, logits = c.e, c.tensor("tokens"), c.tensor("logits")
+    with e.phase("host"):
+        e.hand_over(
+            logits=c.hbm("logits", rows=length * logits.row_bytes),
+            tokens=c.hbm("tokens", 4 * c.tiling.prompt, block.steps(4 * c.workload.block_length), rows=tokens.row_bytes),
+            left=c.hbm("remaining"), rows=c.workload.batch, sent=length * logits.row_bytes, taken=4 * length,
+        )  # fmt: skip
+        with e.stage("load remaining"):
+            e.emit("H_LOAD_I", dst=c.integer("remaining"), src=c.hbm("remaining"), n=1)
+
+
 def sample(c: Context, block: Block, length: int) -> None:
-    """Token and confidence of the first `length` positions of the block, by streamed Stable-Max over their logits."""
+    """The tokens of the first `length` positions of the block as they are; and where logits were stored, token and confidence by
+    streamed Stable-Max over them."""
     e, tokens = c.e, c.tensor("tokens")
     with e.phase("sampling"):
         with e.stage("load tokens"), e.loop(c.workload.batch) as sequence:
             steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
             e.emit("H_LOAD_I", dst=c.integer("tokens", 0, [(sequence, length)]),
                    src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
+        if c.tiling.arrangement.fuses_sampling:
+            return
         with e.loop(c.workload.batch * length) as position:
             with e.stage("load logits"):
                 _load_logits(c, position)
@@ -41,9 +73,20 @@ def sample(c: Context, block: Block, length: int) -> None:
             c.advance("logit_rows")
 
 
+def enter(c: Context, block: Block) -> None:
+    """Where tokens are edited: the tokens of a block as they are before its first step, which tell whose tokens it may edit."""
+    if not c.workload.edits:
+        return
+    e, tokens, length = c.e, c.tensor("tokens"), c.workload.block_length
+    with e.phase("commit"), e.stage("load tokens at entry"), e.loop(c.workload.batch) as sequence:
+        steps = [*block.steps(4 * length), (sequence, tokens.row_bytes)]
+        e.emit("H_LOAD_I", dst=c.integer("entered", 0, [(sequence, length)]),
+               src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
+
+
 def _stable_max(c: Context, position: Level) -> None:
     """The largest logit of a position with its index, and the reciprocal of the sum of exp(logit - largest)."""
-    e, vocab = c.e, c.model.vocab
+    e, vocab, pitch = c.e, c.vocab, c.model.vocab
     best, index = c.fp("best"), c.integer("sampled", 0, [(position, 1)])
     total = c.fp("confidence", 0, [(position, 1)])
     e.emit("S_MOV_FP", dst=best, a=c.fp("lowest"))
@@ -51,12 +94,12 @@ def _stable_max(c: Context, position: Level) -> None:
     e.emit("S_MOV_FP", dst=total, a=c.fp("zero"))
     for first, count, lanes in segments(vocab, c.vlen):
         with e.loop(count) as part:
-            row = c.vector("logit_row", first, [(part, lanes)], slot_stride=vocab)
+            row = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch)
             number = c.number(first, [(part, lanes)])
             e.emit("V_RED_MAX_IDX", best=best, place=index, a=row, n=lanes, first=number)
     for first, count, lanes in segments(vocab, c.vlen):
         with e.loop(count) as part:
-            row, shifted = c.vector("logit_row", first, [(part, lanes)], slot_stride=vocab), c.vector("shifted")
+            row, shifted = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch), c.vector("shifted")
             e.emit("V_SUB_VF", dst=shifted, a=row, scalar=best, n=lanes)
             e.emit("V_EXP_V", dst=shifted, a=shifted, n=lanes)
             e.emit("V_RED_SUM", dst=total, a=shifted, n=lanes)
@@ -93,6 +136,8 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
                 e.emit("S_MAP_V_FP", dst=row["confidence"], a=c.fp("confidence", 0, [(sequence, length)]), n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["masked"], a=ids, key=mask_id, n=length)
                 choose(c, row, length)
+                if c.workload.edits:
+                    _edit(c, row, sequence, length)
                 e.emit("V_SELECT_INT", dst=ids, mask=row["chosen"], on_true=sampled, on_false=ids, n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["left"], a=ids, key=mask_id, n=length)
                 e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=row["left"], n=length)
@@ -100,6 +145,32 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
             steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
             e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt, steps),
                    src=c.integer("tokens", 0, [(sequence, length)]), n=length)  # fmt: skip
+
+
+def _edit(c: Context, row: Mapping[str, Place], sequence: Level, length: int) -> None:
+    """Choose also the tokens that this block committed and that are sure to be others; `remaining` counts what changes."""
+    e, mask_id = c.e, c.integer("constants", 0)
+    edit = {name: c.vector("edit", number * c.vlen) for number, name in enumerate(EDIT_ROWS)}
+    entered = c.integer("entered", 0, [(sequence, length)])
+    e.emit("V_CMP_EQ_INT", dst=edit["placed"], a=entered, key=mask_id, n=length)
+    e.emit("V_CMP_GE_VF", dst=edit["sure"], a=row["confidence"], scalar=c.fp("edit_threshold"), n=length)
+    e.emit("V_MUL_VV", dst=edit["sure"], a=edit["sure"], b=edit["placed"], n=length)
+    _invert(c, edit["placed"], row["masked"], length)
+    e.emit("V_MUL_VV", dst=edit["sure"], a=edit["sure"], b=edit["placed"], n=length)
+    e.emit("V_MAX_VV", dst=row["chosen"], a=row["chosen"], b=edit["sure"], n=length)
+    with e.loop(length) as position:
+        e.emit("V_CMP_EQ_INT", dst=c.vector("edit", EDIT_ROWS.index("same") * c.vlen, [(position, 1)]),
+               a=c.integer("tokens", 0, [(sequence, length), (position, 1)]),
+               key=c.integer("sampled", 0, [(sequence, length), (position, 1)]), n=1)  # fmt: skip
+    _invert(c, edit["same"], edit["same"], length)
+    e.emit("V_MUL_VV", dst=edit["same"], a=edit["same"], b=row["chosen"], n=length)
+    e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=edit["same"], n=length)
+
+
+def _invert(c: Context, target: Place, row: Place, length: int) -> None:
+    """target := 1 - row."""
+    c.e.emit("V_MUL_VF", dst=target, a=row, scalar=c.fp("minus_one"), n=length)
+    c.e.emit("V_ADD_VF", dst=target, a=target, scalar=c.fp("one"), n=length)
 
 
 def every(c: Context, row: Mapping[str, Place], length: int) -> None:

@@ -11,6 +11,8 @@ The tensor `smoothing` keeps two rows per layer and sequence, K's part first: `i
 each; `fold`, s of each query channel (a KV head's s once for each of its query heads) and then m of V alone.
 """
 
+from collections.abc import Mapping
+
 from npu.formats import FORMATS
 from npu_compiler.cache import store_cache
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
@@ -97,17 +99,16 @@ def _calibrate(c: Context, layer: Layer, sequence: Level) -> None:
     heads = len(settings.sides) * model.kv_heads
     first = 0 if settings.keys else model.kv_heads
 
-    def each(mnemonic: str, **operands: Place | int | str) -> None:
-        """Once for each KV head that is smoothed, of K and then of V; names stand for what belongs to the head."""
-        with e.loop(heads) as head:
-            at = [(head, hd)]
-            places = {
-                "largest": c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), *at]),
-                "inverse": c.vector("smoothing", first * hd, at),
-                "top": c.fp("head_state", 0, [(head, 1)]), "mean": c.fp("head_state", heads, [(head, 1)]),
-            }  # fmt: skip
-            e.emit(mnemonic, **{k: places[v] if isinstance(v, str) else v for k, v in operands.items()})
+    def places(head: Level) -> Mapping[str, Place]:
+        """Of a KV head that is smoothed, of K and then of V."""
+        at = [(head, hd)]
+        return {
+            "largest": c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), *at]),
+            "inverse": c.vector("smoothing", first * hd, at),
+            "top": c.fp("head_state", 0, [(head, 1)]), "mean": c.fp("head_state", heads, [(head, 1)]),
+        }  # fmt: skip
 
+    each = e.one_by_one(lambda: e.loop(heads), places)
     inverse = smoothing_widths(model, settings)[0]
     with e.stage("factors of channels"):
         if settings.pre_rope and settings.keys:

@@ -5,10 +5,10 @@ instructions. There are no addresses of SRAM yet (`allocation`), and no semaphor
 that it touches is as the order of the tree says.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from npu.errors import ProgramError
 from npu.isa import BY_MNEMONIC, Memory, Unit
@@ -58,16 +58,19 @@ Steps = Sequence[tuple[Level, int]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trips:
-    """A trip count: `base`, plus `factor` for each index of an enclosing loop."""
+    """A trip count: `base`, plus `factor` for each index of an enclosing loop; or, where data decide, one for each `unit` of what
+    `count` reads or part of it, `base` at most."""
 
     base: int
     factor: int = 0
     level: Level | None = None
+    count: "Count | None" = None
+    unit: int = 1
 
     @property
     def fixed(self) -> bool:
-        """The count is the same for every index."""
-        return self.factor == 0 or self.level is None or self.level.number is None
+        """The count is the same every time."""
+        return self.count is None and (self.factor == 0 or self.level is None or self.level.number is None)
 
     def divided(self, unit: int) -> "Trips":
         """The same count in units of `unit` (which divides it)."""
@@ -136,6 +139,11 @@ class Loop:
     phase: str
     body: "list[Node]" = field(default_factory=list)
 
+    @property
+    def may_be_skipped(self) -> bool:
+        """Data may decide that it is not run at all."""
+        return self.trips.count is not None
+
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Stage:
@@ -161,6 +169,23 @@ class Break:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Count:
+    """The front end reads the integer at `flag`, `most` at most, from which loops behind it take their trips."""
+
+    flag: Place
+    most: int
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HandOver:
+    """The front end hands over to the host, and waits for it."""
+
+    op: Op
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Advance:
     """From here on, addresses of a stream's buffers mean the next slot."""
 
@@ -168,7 +193,9 @@ class Advance:
     phase: str
 
 
-Node: TypeAlias = Op | Loop | Stage | Break | Advance
+Inside = TypeVar("Inside")
+"""The levels inside of loops."""
+Node: TypeAlias = Op | Loop | Stage | Break | Count | HandOver | Advance
 
 
 def ops_of(body: Sequence[Node]) -> Iterator[Op]:
@@ -176,8 +203,18 @@ def ops_of(body: Sequence[Node]) -> Iterator[Op]:
     for node in body:
         if isinstance(node, Op):
             yield node
+        elif isinstance(node, HandOver):
+            yield node.op
         elif isinstance(node, Loop | Stage):
             yield from ops_of(node.body)
+
+
+def _op(mnemonic: str, operands: Mapping[str, int | Place]) -> Op:
+    """An instruction, its operands in their order."""
+    known = BY_MNEMONIC[mnemonic].operands
+    if unknown := sorted(set(operands) - set(known)):
+        raise ProgramError(f"compiler: {mnemonic} has no operands {unknown}")
+    return Op(mnemonic=mnemonic, operands={name: operands[name] for name in known})
 
 
 @dataclass(kw_only=True)
@@ -200,10 +237,12 @@ class Tree:
         unit = QUEUES[spec.unit]
         assert self._stage.unit in ("", unit), f"stage {self._stage.name} of {self._stage.unit} has {mnemonic}"
         self._stage.unit = unit
-        ordered = {name: operands.pop(name) for name in spec.operands}
-        if operands:
-            raise ProgramError(f"compiler: {mnemonic} has no operands {sorted(operands)}")
-        self._open[-1].append(Op(mnemonic=mnemonic, operands=ordered))
+        self._open[-1].append(_op(mnemonic, operands))
+
+    def hand_over(self, **operands: int | Place) -> None:
+        """Hand over to the host."""
+        assert self._stage is None, f"a hand-over inside of {self._stage}"
+        self._open[-1].append(HandOver(op=_op("C_HOST", operands), phase=self._phase))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -234,10 +273,32 @@ class Tree:
         self._depth -= 1
         self._open.pop()
 
+    def one_by_one(
+        self, loops: Callable[[], AbstractContextManager[Inside]], places: Callable[[Inside], Mapping[str, Place]]
+    ) -> Callable[..., None]:
+        """Emits one instruction for all iterations of `loops`, a loop for each instruction, so that none waits for the one before
+        it; texts among its operands name `places`, which follow the loops."""
+
+        def each(mnemonic: str, **operands: int | Place | str) -> None:
+            with loops() as inside:
+                named = places(inside)
+                self.emit(
+                    mnemonic,
+                    **{key: named[value] if isinstance(value, str) else value for key, value in operands.items()},
+                )
+
+        return each
+
     def leave_if_zero(self, level: Level, flag: Place) -> None:
         """Leave the loop that runs at `level` when the integer at `flag` is zero."""
         assert level.number is not None
         self._open[-1].append(Break(level=level.number, flag=flag, phase=self._phase))
+
+    def count(self, flag: Place, most: int) -> Count:
+        """The integer at `flag`, which decides about loops behind it."""
+        found = Count(flag=flag, most=most, phase=self._phase)
+        self._open[-1].append(found)
+        return found
 
     def advance(self, stream: Stream) -> None:
         """Go on to the next slot of a stream."""

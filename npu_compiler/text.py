@@ -6,13 +6,17 @@ from typing import assert_never
 from npu.isa import BYTES_PER_ADDRESS, Memory
 from npu.program import Tensor
 from npu.units import format_bytes
+from npu_compiler.arrangement import Sampling
 from npu_compiler.generation import Compiled
 from npu_compiler.knowledge import UNITS
 from npu_compiler.lifetimes import Span, lifetimes
-from npu_compiler.stages import Advance, Break, Buffer, Loop, Node, Op, Place, Stage, Trips, ops_of
+from npu_compiler.stages import Advance, Break, Buffer, Count, HandOver, Loop, Node, Op, Place, Stage, Trips, ops_of
 from npu_compiler.tokens import Tokens
 
 INDENT = "  "
+LOGITS = {
+    Sampling.STORED: "stored", Sampling.FUSED: "sampled as they come", Sampling.HOST: "stored, the host samples them",
+}  # fmt: skip
 
 
 def explain(made: Compiled) -> str:
@@ -30,6 +34,12 @@ def _sizes(made: Compiled) -> Iterator[str]:
     tiling = made.tiling
     yield f"canvas {tiling.canvas} tokens, prompt {tiling.prompt}, batch {tiling.batch}"
     yield f"chunks of {tiling.chunk_rows} rows at most, row tiles of {tiling.row_tile}, key tiles of {tiling.key_tile}"
+    kept, rows = (
+        tiling.arrangement,
+        "rows of one chunk stay" if tiling.arrangement.keeps_rows else "rows pass through HBM",
+    )
+    yield f"in flight: {kept.heads} query heads of {kept.kv_heads} KV heads, {kept.weight_slots} panels of weights; {rows}"
+    yield f"logits {LOGITS[kept.sampling]}"
     for name, used in made.allocation.used_bytes.items():
         yield f"{name} {format_bytes(used)}"
 
@@ -69,14 +79,23 @@ def _stages(body: Sequence[Node], tokens: Tokens, depth: int, count: list[int]) 
                 yield f"{indent}loop {node.level}: {_trips(node.trips)}{_of_loop(node, tokens)}"
                 yield from _stages(node.body, tokens, depth + 1, count)
             case Stage():
-                touched = [f"{verb} {', '.join(names)}" for verb, names in _touched(node) if names]
+                touched = [f"{verb} {', '.join(names)}" for verb, names in _touched(node.body) if names]
                 facts = [*_tokens(tokens.waits(node, node.unit), "waits"), *touched,
                          *_tokens(tokens.signals(node, node.unit), "signals")]  # fmt: skip
                 yield f"{indent}{count[0]} {node.unit}: {node.name}{''.join(f'; {fact}' for fact in facts)}"
                 count[0] += 1
+            case HandOver():
+                touched = [f"{verb} {', '.join(names)}" for verb, names in _touched([node.op]) if names]
+                facts = [*_tokens(tokens.waits(node, "frontend"), "waits"), *touched]
+                yield f"{indent}{count[0]} frontend: hand over to the host{''.join(f'; {fact}' for fact in facts)}"
+                count[0] += 1
             case Break():
                 waits = "".join(f"; {fact}" for fact in _tokens(tokens.waits(node, "frontend"), "waits"))
                 yield f"{indent}{count[0]} frontend: leave loop {node.level} if {_name(node.flag)} is zero{waits}"
+                count[0] += 1
+            case Count():
+                waits = "".join(f"; {fact}" for fact in _tokens(tokens.waits(node, "frontend"), "waits"))
+                yield f"{indent}{count[0]} frontend: read {_name(node.flag)}, {node.most} at most{waits}"
                 count[0] += 1
             case Advance():
                 yield f"{indent}next slot of {node.stream.name}"
@@ -99,13 +118,15 @@ def _tokens(numbers: Sequence[int], verb: str) -> list[str]:
 def _trips(trips: Trips) -> str:
     if trips.fixed:
         return f"{trips.base} times"
+    if trips.count is not None:
+        return f"once for each {trips.unit} of {_name(trips.count.flag)}, {trips.base} at most"
     assert trips.level is not None
     return f"{trips.base} {trips.factor:+d} * index of loop {trips.level.number} times"
 
 
-def _touched(stage: Stage) -> Iterator[tuple[str, list[str]]]:
+def _touched(body: Sequence[Node]) -> Iterator[tuple[str, list[str]]]:
     for verb, written in (("reads", False), ("writes", True)):
-        yield verb, list(dict.fromkeys(_name(at) for op in ops_of(stage.body) for at in op.touched(written=written)))
+        yield verb, list(dict.fromkeys(_name(at) for op in ops_of(body) for at in op.touched(written=written)))
 
 
 def _name(at: Place) -> str:

@@ -13,6 +13,7 @@ from dllm.workload import Numerics, Smoothing, Workload
 from npu.errors import TripathError
 from npu.formats import FORMATS, MX_BLOCK
 from npu.hardware import HardwareConfig
+from npu_compiler.arrangement import PLAIN, Arrangement
 
 MAX_CHUNK_ROWS = 256
 STREAM_SLOTS = 2
@@ -26,7 +27,7 @@ class Tiling:
     `canvas` is the padded length S of a sequence in tokens, `prompt` tokens and `blocks` blocks; keys live in a cache of
     `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A tile of attention has at most `row_tile`
     rows, a chunk at most `chunk_rows` of at most `chunk_sequences` sequences; `slice` columns are produced at a time where a
-    wide result streams on (FFN, logits). `stage`: what the program is of.
+    wide result streams on (FFN, logits). `stage`: what the program is of; `arrangement`: what is in flight.
     """
 
     canvas: int
@@ -41,6 +42,7 @@ class Tiling:
     chunk_sequences: int
     batch: int
     stage: str
+    arrangement: Arrangement = PLAIN
 
     @property
     def pad(self) -> int:
@@ -120,20 +122,22 @@ def make_tiling(
             f"workload.prompt: {longest} tokens and workload.generation_length {workload.generation_length} exceed the "
             f"model's context of {model.max_sequence} tokens"
         )
-    if model.head_dim % hardware.blen or model.hidden % hardware.blen or model.ffn % hardware.blen:
-        raise TripathError(f"hardware.blen: {hardware.blen} does not divide model.head_dim {model.head_dim}")
+    for key in ("head_dim", "hidden", "ffn"):
+        if (width := getattr(model, key)) % hardware.blen:
+            raise TripathError(f"hardware.blen: {hardware.blen} does not divide model.{key} {width}")
     if hardware.vlen % hardware.blen:
         raise TripathError(f"hardware.blen: {hardware.blen} does not divide hardware.vlen {hardware.vlen}")
-    if model.head_dim > min(hardware.vlen, hardware.mlen):
-        raise TripathError(
-            f"model.head_dim: {model.head_dim} exceeds hardware.vlen {hardware.vlen} or hardware.mlen {hardware.mlen}"
-        )
+    if model.head_dim > hardware.vlen:
+        raise TripathError(f"model.head_dim: {model.head_dim} exceeds hardware.vlen {hardware.vlen}")
     if numerics.smoothing.mixed and model.head_dim & (model.head_dim - 1):
         raise TripathError(f"model.head_dim: the Hadamard scheme needs a power of two, got {model.head_dim}")
-    if hardware.mlen % size or any(width % size for width in (model.head_dim, model.hidden, model.ffn)):
+    widths = {f"model.{key}": getattr(model, key) for key in ("head_dim", "hidden", "ffn")}
+    for key, width in (widths | {"hardware.mlen": hardware.mlen}).items():
+        if width % size:
+            raise TripathError(f"numerics.block_size: {size} does not divide {key} {width}")
+    if model.experts is not None and model.experts.count > hardware.vlen:
         raise TripathError(
-            f"numerics.block_size: {size} does not divide model.head_dim {model.head_dim}, model.hidden, model.ffn or "
-            f"hardware.mlen {hardware.mlen}"
+            f"model.experts.count: {model.experts.count} scores of a row exceed hardware.vlen {hardware.vlen}"
         )
     plan, most = canvas_of(model, workload, prompt_lengths), min(hardware.mlen, hardware.vlen)
     smallest = max(MX_BLOCK, hardware.blen)  # a tile of MX_BLOCK keys at least, whatever their blocks
@@ -150,7 +154,7 @@ def make_tiling(
     return Tiling(
         canvas=canvas, prompt=plan.prompt, blocks=plan.blocks, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
         token_block=min(size, block), row_tile=min(hardware.blen, canvas),
-        slice=min(hardware.vlen, model.ffn, model.vocab), batch=workload.batch, stage=workload.stage,
+        slice=min(hardware.vlen, widest_ffn(model), model.vocab), batch=workload.batch, stage=workload.stage,
         chunk_rows=min(rows, canvas * workload.batch) // min(size, block) * min(size, block),
         chunk_sequences=workload.batch,
     )  # fmt: skip
@@ -161,7 +165,27 @@ def smoothing_widths(model: ModelSpec, smoothing: Smoothing) -> tuple[int, int]:
     return (2 + 2 * smoothing.centres) * model.kv_width, (2 + smoothing.centres) * model.query_width
 
 
+def widest_ffn(model: ModelSpec) -> int:
+    """Elements between the two projections of a gated MLP at most."""
+    experts = model.experts
+    if experts is None:
+        return model.ffn
+    return max(model.ffn if experts.first_layer else 0, experts.inner, experts.shared)
+
+
+def row_tile(hardware: HardwareConfig) -> int:
+    """Rows of a tile where their number is data: a power of two."""
+    return 1 << (hardware.blen.bit_length() - 1)
+
+
+def whole_tiles(rows: int, tile: int) -> int:
+    """Rows of the tiles that hold so many."""
+    return -(-rows // tile) * tile
+
+
 def panel_bytes(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics) -> int:
-    """Bytes of the largest panel: BLEN columns of weights over the longest contraction."""
-    longest = max(model.hidden, model.query_width, model.ffn)
-    return hardware.blen * FORMATS[numerics.weights].row_bytes(longest, numerics.block_size)
+    """Bytes of the largest panel: BLEN columns of weights, or of a router, over their contraction."""
+    inputs = [(numerics.weights, max(model.hidden, model.query_width, widest_ffn(model)))]
+    if model.experts is not None:
+        inputs.append((numerics.router, model.hidden))
+    return hardware.blen * max(FORMATS[name].row_bytes(length, numerics.block_size) for name, length in inputs)

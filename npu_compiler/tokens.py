@@ -11,7 +11,7 @@ The race check (`cycle/races.py`) shares nothing with this module: it judges the
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,9 +21,9 @@ from npu.isa.spec import SEMAPHORES
 from npu.program import Tensor
 from npu_compiler.knowledge import FRONTEND, SELF_ORDERED, UNITS, Access, Edge, Flow, Resource, Summary
 from npu_compiler.semaphores import Alternation, Semaphore, merged
-from npu_compiler.stages import Advance, Break, Buffer, Loop, Node, Op, Stage, Stream, ops_of
+from npu_compiler.stages import Advance, Break, Buffer, Count, HandOver, Loop, Node, Op, Stage, Stream, ops_of
 
-Child = Loop | Stage | Break
+Child = Loop | Stage | Break | Count | HandOver
 
 
 @dataclass(kw_only=True)
@@ -106,7 +106,7 @@ def _semaphores(body: Sequence[Node], shared: Callable[[Buffer, Buffer], bool]) 
 
 
 def _all_nodes(body: Sequence[Node]) -> Iterator[Node]:
-    """Loops outside of stages, stages, breaks and advances in program order."""
+    """Nodes outside of stages in program order."""
     for node in body:
         yield node
         if isinstance(node, Loop):
@@ -119,15 +119,18 @@ def _shape(body: Sequence[Node]) -> tuple[object, ...]:
     for node in body:
         match node:
             case Loop():
-                found.append((node.level, _shape(node.body)))
+                found.append((node.level, node.may_be_skipped, _shape(node.body)))
             case Stage():
                 found.append(
-                    (node.unit, frozenset((r.name, isinstance(r, Buffer), *rest) for r, *rest in _touched(node)))
+                    (node.unit, frozenset((r.name, isinstance(r, Buffer), *rest) for r, *rest in _touched(node.ops())))
                 )
+            case HandOver():
+                found.append((HandOver, frozenset((r.name, *rest) for r, *rest in _touched([node.op]))))
             case Advance():
-                found.append(node.stream.name)
-            case Break():
-                found.append(None)
+                found.append((node.stream.name, node.stream.slots))
+            case Break() | Count():
+                assert node.flag.target is not None
+                found.append((type(node), node.flag.target.name))
             case Op():
                 raise AssertionError(f"{node.mnemonic} outside of a stage")
     return tuple(found)
@@ -146,7 +149,7 @@ def _overlaps(body: Sequence[Node], shared: Callable[[Buffer, Buffer], bool]) ->
 
 
 def _children(body: Sequence[Node]) -> list[Child]:
-    return [node for node in body if isinstance(node, Loop | Stage | Break)]
+    return [node for node in body if isinstance(node, Child)]
 
 
 def _break_of(children: Sequence[Child]) -> int | None:
@@ -187,7 +190,10 @@ class _Placer:
             for turn in _turns(body, children)
         ]
         level = loop.level if loop else None
-        flow = Flow(parts=parts, level=level, leaves_at=_break_of(children), conflict=self.conflict)
+        flow = Flow(
+            parts=parts, level=level, leaves_at=_break_of(children), skipped=loop is not None and loop.may_be_skipped,
+            conflict=self.conflict,
+        )  # fmt: skip
         self.edges[key] = flow.needed(streams)
         return flow.summary([*streams, *self.edges[key]])
 
@@ -200,14 +206,14 @@ class _Placer:
                 known = frozenset([child.unit] if child.unit in SELF_ORDERED else [])
                 own = frozenset([child.unit])
                 accesses = (
-                    Access(child.unit, at, written, known, own, moves) for at, written, moves in _touched(child)
+                    Access(child.unit, at, written, known, own, moves) for at, written, moves in _touched(child.ops())
                 )
                 return Summary(tuple(dict.fromkeys(accesses)), frozenset())
-            case Break():
+            case Break() | Count():
                 assert child.flag.target is not None
-                own, known = frozenset([FRONTEND]), frozenset(UNITS)
-                access = Access(FRONTEND, child.flag.target, False, known, own, frozenset())
-                return Summary((access,), frozenset((FRONTEND, unit) for unit in UNITS))
+                return _of_front_end([(child.flag.target, False, frozenset())])
+            case HandOver():
+                return _of_front_end(_touched([child.op]))
 
     def conflict(self, first: Access, second: Access) -> bool:
         """The order of two accesses matters, and nothing else than an edge gives it."""
@@ -292,8 +298,15 @@ class _Placer:
         return any(self.conflict(a, b) for a in done for b in others)
 
 
-def _leaves(body: Sequence[Node], besides: int = 0) -> Iterator[Stage | Break]:
-    """Stages and breaks of a tree, but those in the loop of an identity."""
+def _of_front_end(touched: Iterable[tuple[Resource, bool, frozenset[int]]]) -> Summary:
+    """The accesses of the front end, which waits for each: all that it dispatches later knows them complete."""
+    own, known = frozenset([FRONTEND]), frozenset(UNITS)
+    accesses = tuple(Access(FRONTEND, at, written, known, own, moves) for at, written, moves in touched)
+    return Summary(accesses, frozenset((FRONTEND, unit) for unit in UNITS))
+
+
+def _leaves(body: Sequence[Node], besides: int = 0) -> Iterator[Stage | Break | Count | HandOver]:
+    """What a tree consists of but for loops, and but for what is in the loop of an identity."""
     for node in _children(body):
         if not isinstance(node, Loop):
             yield node
@@ -306,7 +319,7 @@ def _units(child: Child) -> set[str]:
     match child:
         case Stage():
             return {child.unit}
-        case Break():
+        case Break() | Count() | HandOver():
             return {FRONTEND}
         case Loop():
             return set().union(*map(_units, _children(child.body)))
@@ -320,9 +333,9 @@ def _name(edge: Edge) -> str:
     return f"{edge.resource.name}: {edge.giver} to {edge.taker}"
 
 
-def _touched(stage: Stage) -> Iterator[tuple[Resource, bool, frozenset[int]]]:
-    """What a stage reads and writes, and with which loops it moves; tensors that no program writes do not matter."""
-    for op in stage.ops():
+def _touched(ops: Iterable[Op]) -> Iterator[tuple[Resource, bool, frozenset[int]]]:
+    """What instructions read and write, and with which loops it moves; tensors that no program writes do not matter."""
+    for op in ops:
         for written in (False, True):
             for at in op.touched(written=written):
                 if at.target is not None and (isinstance(at.target, Buffer) or at.target.writable):

@@ -45,6 +45,7 @@ def check_hardware(hardware: HardwareConfig) -> None:
         (hardware.blen == 8, "blen", "must be 8: a chain of four additions of two cycles"),
         (hardware.mlen == 32, "mlen", "must be 32"),
         (hardware.vlen >= 32, "vlen", "must be at least 32"),
+        (hardware.accumulator_sets == 1, "accumulator_sets", "must be 1"),
         (front.issue_cycles == front.control_cycles == front.next_cycles == front.exit_cycles == front.loop_cycles == 1
          and front.address_step_cycles == 0, "frontend", "must take a cycle for each instruction"),
         (front.dispatch_cycles == 4, "frontend.dispatch_cycles", "must be 4"),
@@ -56,7 +57,7 @@ def check_hardware(hardware: HardwareConfig) -> None:
             raise TripathError(f"hardware.{key}: the RTL's {rule} (hardware {hardware.name})")
     least = _least_cycles(hardware.vlen)
     for spec in TABLE.values():
-        if spec.op_class is None or spec.op_class not in least:
+        if spec.op_class is None or spec.op_class not in least or spec.mnemonic not in built():
             continue
         latency, interval = least[spec.op_class]
         for what, value, low in (
@@ -95,12 +96,12 @@ def check_program(program: Program, hardware: HardwareConfig) -> None:
         if number >= REGISTERS or len(register.strides) > SLOTS:
             raise TripathError(
                 f"rtl: address register {number} with {len(register.strides)} strides, the core has {REGISTERS} "
-                f"registers with {SLOTS} strides each"
+                f"registers with {SLOTS} strides each; compiler=plain needs fewer"
             )
 
 
 @lru_cache
-def _built() -> frozenset[str]:
+def built() -> frozenset[str]:
     """Mnemonics that the sources of the core name; the package, which is generated, names all."""
     sources = [file.read_text() for file in Path(__file__).parent.glob("*.sv") if file.name != PACKAGE]
     return frozenset(re.findall(r"\bOP_(\w+)", "".join(sources)))
@@ -108,7 +109,7 @@ def _built() -> frozenset[str]:
 
 def _rules(instruction: Instruction, hardware: HardwareConfig) -> Iterator[tuple[bool, str]]:
     o, spec = instruction.operands, instruction.spec
-    yield spec.op_class is OpClass.SYNC or spec.mnemonic in _built(), "is not built: no source of the core names it"
+    yield spec.op_class is OpClass.SYNC or spec.mnemonic in built(), "is not built: no source of the core names it"
     if spec.op_class is OpClass.TILE_PRODUCT:
         formats = o["weight_format"], o["act_format"]
         yield all(code in ARRAY_FORMATS for code in formats), "needs formats mxint8 or mxint4 at the array"

@@ -4,6 +4,7 @@
 it builds for.
 """
 
+import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from npu.isa import TABLE, InstructionSpec, Memory, OpClass, Unit
 from npu.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, TIMED_UNITS, WORD_BITS
 from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
 from npu.program.tables import QUEUE_OF_UNIT
-from rtl.limits import BEHIND, PACKAGE, PROGRAM_WORDS, REGISTERS, SLOTS, check_hardware
+from rtl.limits import BEHIND, PACKAGE, PROGRAM_WORDS, REGISTERS, SLOTS, built, check_hardware
 
 FILE = Path(__file__).parent / PACKAGE
 SIZES = {"SIZE_N": "n", "SIZE_HEAD": "head_dim", "SIZE_ONE": None}
@@ -82,7 +83,7 @@ def _type(spec: InstructionSpec) -> str:
 
 def _sv(name: str) -> str:
     """An operand's name, which must be no keyword of SystemVerilog or of C++."""
-    return f"{name}_" if name in {"table", "register"} else name
+    return f"{name}_" if name in {"list", "table", "register"} else name
 
 
 def _timing(hardware: HardwareConfig) -> Iterator[str]:
@@ -137,14 +138,14 @@ def _place(spec: InstructionSpec, operand: str) -> int:
 
 
 def _locks() -> Iterator[str]:
-    """Interlocked accesses of the vector queue's instructions."""
+    """Interlocked accesses of the vector queue's instructions, as far as the core has them."""
     memories = ", ".join(f"MEMORY_{memory.name} = {int(memory)}" for memory in Memory)
     yield f"  typedef enum logic [2:0] {{{memories}}} memory_t;"
     yield f"  typedef enum logic [1:0] {{{', '.join(SIZES)}}} size_t;"
     yield "  typedef struct packed { logic used; logic write; logic [1:0] port; memory_t memory; size_t size; } lock_t;"
     rows = {}
     for opcode, spec in TABLE.items():
-        if spec.unit not in (Unit.VECTOR, Unit.SCALAR):
+        if spec.unit not in (Unit.VECTOR, Unit.SCALAR) or spec.mnemonic not in built():
             continue
         probe = {name: 101 + position for position, name in enumerate(spec.operands)}
         locks = []
@@ -182,6 +183,7 @@ def _rom(declaration: str, entries: list[str]) -> Iterator[str]:
 
 def main() -> None:
     """Write the package of the small core."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     from rtl.hardware import small_core
 
     FILE.write_text(package_text(small_core()))

@@ -7,6 +7,7 @@ Cells that the library marks as don't-use (`*xp*` and the like) are allowed; fou
 hold times (`HB*`, slow on purpose) are not.
 """
 
+import argparse
 import gzip
 import json
 import os
@@ -344,13 +345,16 @@ def _boxes_in(netlist: Path, source: Source) -> list[tuple[str, int]]:
 
 def main() -> int:
     """Print a row for each leaf and unit, and their sum; or why there is none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("units", nargs="*", metavar="UNIT", help="of the core; all without any")
+    units = parser.parse_args().units
     lack = missing()
     if lack is not None:
         print(f"synth: skipped, {lack}")
         return 0
     packed = library()
     assert packed is not None
-    chosen = [name for name in sys.argv[1:] if name in SOURCES] or list(SOURCES)
+    chosen = [name for name in units if name in SOURCES] or list(SOURCES)
     needed = {box for name in chosen for box in SOURCES[name].boxes}
     needed |= {leaf for name in needed & set(UNITS) for leaf in SOURCES[name].boxes}
     with tempfile.TemporaryDirectory() as place:

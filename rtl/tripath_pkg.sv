@@ -50,6 +50,9 @@ package tripath_pkg;
   localparam logic [7:0] OP_A_ROWS = 8'h09;
   localparam logic [7:0] OP_A_RING = 8'h0a;
   localparam logic [7:0] OP_A_NEXT = 8'h0b;
+  localparam logic [7:0] OP_C_COUNT = 8'h0c;
+  localparam logic [7:0] OP_C_LOOP_N = 8'h0d;
+  localparam logic [7:0] OP_C_HOST = 8'h0e;
   localparam logic [7:0] OP_H_LOAD_M = 8'h50;
   localparam logic [7:0] OP_H_LOAD_V = 8'h51;
   localparam logic [7:0] OP_H_LOAD_F = 8'h52;
@@ -98,6 +101,12 @@ package tripath_pkg;
   localparam logic [7:0] OP_V_TOPK_MASK = 8'h36;
   localparam logic [7:0] OP_V_SELECT_INT = 8'h37;
   localparam logic [7:0] OP_V_RED_COUNT = 8'h38;
+  localparam logic [7:0] OP_V_COUNT_INT = 8'h39;
+  localparam logic [7:0] OP_V_SCAN_INT = 8'h3a;
+  localparam logic [7:0] OP_V_APPEND_INT = 8'h3b;
+  localparam logic [7:0] OP_V_FETCH_V = 8'h3c;
+  localparam logic [7:0] OP_V_ADD_AT_V = 8'h3d;
+  localparam logic [7:0] OP_V_PICK_V = 8'h3e;
   localparam logic [7:0] OP_V_SYNC = 8'h3f;
   typedef struct packed { logic [35:0] unused; logic [23:0] length; logic [31:0] trips; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_t;
   typedef struct packed { logic [63:0] unused; logic [23:0] length; logic [3:0] register_; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_r_t;
@@ -110,6 +119,9 @@ package tripath_pkg;
   typedef struct packed { logic [38:0] unused; logic signed [47:0] stride; logic [8:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_rows_t;
   typedef struct packed { logic [26:0] unused; logic signed [47:0] stride; logic [7:0] length; logic [3:0] ring; logic [8:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_ring_t;
   typedef struct packed { logic [91:0] unused; logic [3:0] ring; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_next_t;
+  typedef struct packed { logic [62:0] unused; logic [19:0] most; logic [8:0] at; logic [3:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_count_t;
+  typedef struct packed { logic [58:0] unused; logic [23:0] length; logic [4:0] unit; logic [3:0] register_; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_n_t;
+  typedef struct packed { logic [0:0] unused; logic [19:0] taken; logic [31:0] sent; logic [15:0] rows; logic [8:0] left; logic [8:0] tokens; logic [8:0] logits; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_host_t;
   typedef struct packed { logic [37:0] unused; logic [23:0] row_bytes; logic [15:0] rows; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_m_t;
   typedef struct packed { logic [34:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [15:0] rows; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_v_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_f_t;
@@ -158,12 +170,18 @@ package tripath_pkg;
   typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] count; logic [8:0] mask; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_topk_mask_t;
   typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] on_false; logic [8:0] on_true; logic [8:0] mask; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_select_int_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] mask; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_count_t;
+  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] mask; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_count_int_t;
+  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_scan_int_t;
+  typedef struct packed { logic [27:0] unused; logic [15:0] size; logic [15:0] n; logic [8:0] value; logic [8:0] mask; logic [8:0] ends; logic [8:0] list_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_append_int_t;
+  typedef struct packed { logic [11:0] unused; logic [15:0] size; logic [15:0] rows; logic [15:0] n; logic [8:0] start; logic [8:0] list_; logic [8:0] table_; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_fetch_v_t;
+  typedef struct packed { logic [11:0] unused; logic [15:0] size; logic [15:0] rows; logic [15:0] n; logic [8:0] start; logic [8:0] list_; logic [8:0] table_; logic [8:0] a; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_at_v_t;
+  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] left; logic [8:0] picked; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_pick_v_t;
   typedef struct packed { logic [95:0] unused; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_sync_t;
   function automatic queue_t queue_of(input logic [7:0] opcode);
     case (opcode)
       OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_LOAD_SYNC: queue_of = Q_DMA_IN;
       OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_H_STORE_SYNC: queue_of = Q_DMA_OUT;
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_SYNC: queue_of = Q_VECTOR;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC: queue_of = Q_VECTOR;
       default: queue_of = Q_MATRIX;
     endcase
   endfunction
@@ -172,11 +190,12 @@ package tripath_pkg;
       OP_M_MM: latency_of = 16'd34;
       OP_M_OUT: latency_of = 16'd27;
       OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: latency_of = 16'd10;
-      OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT: latency_of = 16'd3;
-      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V: latency_of = 16'd11;
-      OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT: latency_of = 16'd5;
+      OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT, OP_V_COUNT_INT, OP_V_FETCH_V: latency_of = 16'd3;
+      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ADD_AT_V: latency_of = 16'd11;
+      OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT, OP_V_SCAN_INT, OP_V_PICK_V: latency_of = 16'd5;
       OP_V_RED_SUM, OP_V_RED_SUMSQ: latency_of = 16'd19;
       OP_V_TOPK_MASK: latency_of = 16'd35;
+      OP_V_APPEND_INT: latency_of = 16'd20;
       default: latency_of = 16'd1;
     endcase
   endfunction
@@ -184,6 +203,7 @@ package tripath_pkg;
     case (opcode)
       OP_M_MM, OP_M_OUT: interval_of = 16'd8;
       OP_V_TOPK_MASK: interval_of = 16'd32;
+      OP_V_APPEND_INT: interval_of = 16'd16;
       default: interval_of = 16'd1;
     endcase
   endfunction
@@ -208,7 +228,7 @@ package tripath_pkg;
   endfunction
   function automatic logic is_elementwise(input logic [7:0] opcode);
     case (opcode)
-      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV: is_elementwise = 1'b1;
+      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_ADD_AT_V: is_elementwise = 1'b1;
       default: is_elementwise = 1'b0;
     endcase
   endfunction
@@ -220,13 +240,13 @@ package tripath_pkg;
   endfunction
   function automatic logic is_lane_move(input logic [7:0] opcode);
     case (opcode)
-      OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT: is_lane_move = 1'b1;
+      OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT, OP_V_COUNT_INT, OP_V_FETCH_V: is_lane_move = 1'b1;
       default: is_lane_move = 1'b0;
     endcase
   endfunction
   function automatic logic is_reduce(input logic [7:0] opcode);
     case (opcode)
-      OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT: is_reduce = 1'b1;
+      OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT, OP_V_SCAN_INT, OP_V_PICK_V: is_reduce = 1'b1;
       default: is_reduce = 1'b0;
     endcase
   endfunction
@@ -238,7 +258,7 @@ package tripath_pkg;
   endfunction
   function automatic logic is_top_k(input logic [7:0] opcode);
     case (opcode)
-      OP_V_TOPK_MASK: is_top_k = 1'b1;
+      OP_V_TOPK_MASK, OP_V_APPEND_INT: is_top_k = 1'b1;
       default: is_top_k = 1'b0;
     endcase
   endfunction
@@ -269,35 +289,35 @@ package tripath_pkg;
   localparam int PORTS = 4;
   function automatic logic [6:0] address_place0(input logic [7:0] opcode);
     case (opcode)
-      OP_C_BREAK_IF: address_place0 = 7'd36;
-      OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT: address_place0 = 7'd32;
+      OP_C_BREAK_IF, OP_C_COUNT: address_place0 = 7'd36;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V: address_place0 = 7'd32;
       default: address_place0 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place1(input logic [7:0] opcode);
     case (opcode)
-      OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT: address_place1 = 7'd41;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V: address_place1 = 7'd41;
       default: address_place1 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place2(input logic [7:0] opcode);
     case (opcode)
-      OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT: address_place2 = 7'd50;
+      OP_C_HOST, OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V: address_place2 = 7'd50;
       default: address_place2 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place3(input logic [7:0] opcode);
     case (opcode)
       OP_V_RED_MAX_IDX: address_place3 = 7'd75;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT: address_place3 = 7'd59;
+      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V: address_place3 = 7'd59;
       default: address_place3 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] lanes_place(input logic [7:0] opcode);
     case (opcode)
-      OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT: lanes_place = 7'd50;
-      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT: lanes_place = 7'd59;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT: lanes_place = 7'd68;
+      OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT: lanes_place = 7'd50;
+      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_PICK_V: lanes_place = 7'd59;
+      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V: lanes_place = 7'd68;
       default: lanes_place = 7'd0;
     endcase
   endfunction

@@ -13,6 +13,13 @@ from npu_compiler import compile_program, schedule
 from tripath.command.composition import compose_experiment
 
 CHECKPOINT = Path(__file__).parents[1] / "accuracy" / "checkpoints" / "wordmath"
+LLADA = (
+    "model=llada_8b",
+    "hardware=npu_datacenter",
+    "workload=llada_gsm8k",
+    "numerics=mxint4",
+    "paths=[analytical,cycle]",
+)
 PROMPT = "Tom has 12 apples and finds 30 more. How many apples does Tom have now?"
 
 
@@ -20,14 +27,17 @@ def compiled(experiment, prompt_length=19):
     """Program and scheduled trace of an experiment."""
     workload = experiment.workload
     lengths = [prompt_length] * workload.batch
-    program = compile_program(experiment.model, workload, experiment.hardware, experiment.numerics, lengths)
+    program = compile_program(
+        experiment.model, workload, experiment.hardware, experiment.numerics, lengths, experiment.compiler
+    )
     return program, schedule(workload)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_results(tmp_path_factory):
-    """No test takes a result that an earlier run of the tests, or its user, left."""
+    """No test takes a result that an earlier run of the tests, or its user, left, or runs on the user's standing cluster."""
     os.environ["TRIPATH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TRIPATH_CLUSTER"] = str(tmp_path_factory.mktemp("no-cluster"))
 
 
 @pytest.fixture(scope="session")

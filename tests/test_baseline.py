@@ -8,11 +8,13 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from hydra_plugins.tripath_cluster import jobs_beside
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath.command import cli
 from tripath.sweeps import baseline
-from tripath.sweeps.baseline import Baseline, Drift, compare, facts_of, place_of, read_baseline, read_sweep
+from tripath.sweeps.baseline import Baseline, Drift, by_metric, compare, facts_of, place_of, read_baseline, read_sweep
 from tripath.sweeps.summary import Row
 from tripath.sweeps.verdicts import cases_of, junit, markdown
 
@@ -59,8 +61,8 @@ def test_a_drift_names_the_metric_the_job_and_both_values(tripath_command, tmp_p
     status, output, errors = tripath_command(*SWEEP, KEPT, "hydra.sweep.dir=second")
     assert status == cli.FAILED
     line = f"{METRIC}: was {2 * old:.12g}, is {old:.12g} (-50 %, tolerance"
-    assert errors.startswith(f"error: vlen=128: {line}")
-    assert errors.count("\n") == 1
+    assert errors.startswith(f"error: baseline: {METRIC} -50 % in 1 of 2 jobs\nerror: vlen=128: {line}")
+    assert errors.count("\n") == 2
     assert "1 passed, 1 failed" in output
     root, suites = suites_of(tmp_path / "second" / "junit.xml")
     assert root.get("failures") == "1"
@@ -91,7 +93,10 @@ def test_jobs_of_one_side_alone_are_drifts(tripath_command, tmp_path, kept):  # 
     edited(kept, lambda content: content["jobs"].update(gone=content["jobs"].pop("vlen=64")))
     status, _, errors = tripath_command(*SWEEP, KEPT, "hydra.sweep.dir=second")
     assert status == cli.FAILED
-    assert errors == "error: gone: in the baseline, but gave no results\nerror: vlen=64: not in the baseline\n"
+    assert errors == (
+        "error: baseline: 1 of the baseline gave no results\nerror: baseline: new: 1 of 2 jobs\n"
+        "error: gone: in the baseline, but gave no results\nerror: vlen=64: not in the baseline\n"
+    )
     _, suites = suites_of(tmp_path / "second" / "junit.xml")
     assert [name for name, cases in suites.items() if len(cases["baseline"])] == ["vlen=64", "gone"]
 
@@ -169,6 +174,39 @@ def test_a_metric_that_vanishes_or_appears_is_a_drift():
     assert list(map(str, drifts)) == ["x: was 1, is not there", "z: not in the baseline, is 3"]
 
 
+def test_a_summary_comes_first_by_metric_the_largest_first():
+    old = {"small": 1000, "large": 200, "text": "a", "gone": 1}
+    kept = Baseline(jobs=dict.fromkeys("abcd", old))
+    found = {
+        "a": {**old, "small": 1002}, "b": {**old, "small": 1007, "large": 190}, "c": {**old, "text": "b"},
+        "d": {key: value for key, value in old.items() if key != "gone"}, "e": old,
+    }  # fmt: skip
+    assert by_metric(compare(kept, found), len(found)) == [
+        "text is new or another in 1 of 5 jobs", "gone is gone in 1 of 5 jobs", "new: 1 of 5 jobs",
+        "large -5 % in 1 of 5 jobs", "small +0.2 to +0.7 % in 2 of 5 jobs",
+    ]  # fmt: skip
+    assert by_metric(compare(kept, {}), 0) == ["4 of the baseline gave no results"]
+    assert by_metric([], 3) == []
+
+
+def test_a_first_baseline_says_new_once(tripath_command, capsys):  # noqa: F811
+    assert tripath_command(*SWEEP, "hydra.sweep.dir=first")[0] == cli.PASSED
+    assert baseline.main(["first", "kept.json"]) == 0
+    assert capsys.readouterr().out == "new: 2 of 2 jobs\nkept.json: 2 jobs, 2 changes\n"
+
+
+def test_the_summary_is_ahead_of_the_details(tripath_command, tmp_path, kept):  # noqa: F811
+    edited(kept, lambda content: content["jobs"]["vlen=64"].update({METRIC: 1}))
+    _, _, errors = tripath_command(*SWEEP, KEPT, "hydra.sweep.dir=second")
+    lines = errors.splitlines()
+    assert lines[0].startswith(f"error: baseline: {METRIC} +")
+    assert lines[0].endswith("% in 1 of 2 jobs")
+    assert lines[1].startswith(f"error: vlen=64: {METRIC}: was 1, is")
+    text = (tmp_path / "second" / "summary.md").read_text()
+    assert text.index("## Drifts by metric") < text.index("## Drifts\n")
+    assert "% in 1 of 2 jobs" in (tmp_path / "second" / "report.html").read_text()
+
+
 def report(**checks):
     rows = [
         {"metric": "m", "scope": "all", "kind": kind, "expected": 1, "expected_source": "theory", "observed": 2,
@@ -219,6 +257,18 @@ def test_the_shipped_baseline_is_of_the_jobs_of_the_experiment():
         products *= len(str(values).split(","))
     assert len(read_baseline(config.validation.baseline).jobs) == products + len(config.hydra.sweeper.also) == 13
     assert place_of("ci").parent.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"), [("1,16", {"1"}), ("1,8", {"1", "8"}), ("16,32", set()), (None, {"1", "8"})]
+)
+def test_values_that_the_user_takes_for_an_axis_hold_for_the_jobs_beside_it(values, kept):
+    params, key = {"simulator.quality.planted": "1,8", "numerics.kv": "mxint4"}, "simulator.quality.planted"
+    also = [[f"{key}={gain}", "numerics.kv=bf16"] for gain in (1, 8)]
+    given = [*(f"{name}={value}" for name, value in params.items()), *([f"{key}={values}"] if values else [])]
+    jobs = jobs_beside(also, OverridesParser.create().parse_overrides(given), params)
+    assert {job[0].partition("=")[2] for job in jobs} == kept
+    assert all(job in also for job in jobs)
 
 
 def test_a_sweep_has_jobs_beside_its_product(tripath_command, tmp_path):  # noqa: F811

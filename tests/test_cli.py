@@ -56,6 +56,12 @@ class InlineCluster:
                 value = error
             yield task, value
 
+    def do(self, function, *arguments):
+        return function(*arguments)
+
+    def leave(self):
+        pass
+
     def close(self):
         pass
 
@@ -89,7 +95,7 @@ BAD_INPUT = [
         f"model: no option 'lada_8b', one of {', '.join(MODELS)}; did you mean 'llada_8b'?",
     ),
     (["nothing=1"], "nothing: no such key"),
-    (["+nothing=1"], "nothing: no such key, one of hardware"),
+    (["+nothing=1"], "nothing: no such key, one of compiler, hardware"),
     (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
     (["workload.cache=dul"], "unknown 'dul', one of none, prefix, dual, append; did you mean 'dual'?"),
     (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
@@ -116,7 +122,7 @@ BAD_INPUT = [
     (["model.checkpoint=pkg://absent/folder"], "model.checkpoint: no package 'absent'"),
     (["model=llada_8b"], "paths: model llada_8b has no checkpoint to execute; use paths=[analytical,cycle]"),
     (["model=llada_8b", "paths=[cycle]"], "workload.prompt_length: model llada_8b has no tokenizer"),
-    (["paths=[spice]"], "paths: unknown 'spice', one of analytical, cycle, accuracy, quality, rtl"),
+    (["paths=[spice]"], "paths: unknown 'spice', one of analytical, cycle, accuracy, quality, perplexity, rtl"),
     (["paths=[analytcal,cycle]"], "did you mean 'analytical'?"),
     (["paths=[]"], "paths: must be a choice of"),
     (["paths=[cycle,cycle]"], "paths: must be a choice of"),
@@ -268,7 +274,7 @@ def test_a_store_that_fails_later_costs_no_result(tripath_command, tmp_path, mon
     status, output, errors = tripath_command("workload.steps=4", "paths=[analytical]", "hydra.run.dir=run")
     assert status == cli.PASSED
     assert errors.startswith(
-        f"note: tracking.uri: the disk is full; the results are kept, `tripath-sync {tmp_path}/run` logs"
+        f"note: tracking.uri: the disk is full; the results are kept, `tripath sync {tmp_path}/run` logs"
     )
     assert "mlflow  run" not in output
     assert (tmp_path / "run" / "report.json").exists()
@@ -307,6 +313,7 @@ def test_a_sweep_goes_on_after_a_bad_job_and_takes_the_worst_status(tripath_comm
     assert errors.splitlines() == ["error: job 1: hardware.blen: must be a power of two from 4 to 128, got 7"]
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
         "0", "2", "junit.xml", "multirun.yaml", "record.json", "report.html", "summary.md", "sweep.csv", "sweep.png",
+        "sweep.svg",
     }  # fmt: skip
     assert (tmp_path / "sweep" / "2" / "report.json").exists()
     assert "2 passed, 1 bad input" in output
@@ -437,7 +444,7 @@ def test_help_explains_itself_and_lists_groups(tripath_command, capsys):
     assert not exit_.value.code
     for shown in (
         "Examples:",
-        "hardware: npu_datacenter, npu_plena, npu_small, npu_v1",
+        "hardware: npu_append_only, npu_autoregressive, npu_datacenter, npu_host_sampling, npu_plena, npu_small, npu_v1",
         ", ".join(MODELS),
         "Exit status",
     ):

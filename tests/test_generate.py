@@ -21,7 +21,7 @@ from tests.conftest import compose_experiment
 ROOT = Path(__file__).parents[1]
 NEW = '''
 
-@instruction(opcode=0x3A, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
+@instruction(opcode=0x71, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
              operands={"dst": VECTOR, "a": VECTOR, "n": N}, reads=(touch("a", "n"),), writes=(touch("dst", "n"),),
              lanes=lambda o: o["n"])  # fmt: skip
 def v_neg_v(vector, dst, a, n):
@@ -66,9 +66,9 @@ def test_an_instruction_that_was_just_added_is_in_all_that_is_generated(tree):
             file.write_text(file.read_text().replace("V_MAX_ABS_VV", "V_MAXIMUM_ABS_VV"))
     generate(tree)
     text = {name: (tree / name).read_text() for name in GENERATED}
-    assert "elif opcode == 0x3a:\n        v_neg_v(vector, address_of" in text["accuracy/dispatch.py"]
-    assert "### V_NEG_V\n\n`0x3a`" in text["docs/isa.md"]
-    assert "OP_V_NEG_V = 8'h3a;" in text["rtl/tripath_pkg.sv"]
+    assert "elif opcode == 0x71:\n        v_neg_v(vector, address_of" in text["accuracy/dispatch.py"]
+    assert "### V_NEG_V\n\n`0x71`" in text["docs/isa.md"]
+    assert "OP_V_NEG_V = 8'h71;" in text["rtl/tripath_pkg.sv"]
     assert re.search(r"OP_V_NEG_V.*: is_elementwise = 1'b1;", text["rtl/tripath_pkg.sv"])
     assert yaml.safe_load(text["conf/hardware/timing/rtl.yaml"])["V_NEG_V"] == {"latency": 11, "provenance": "rtl"}
     assert "V_NEG_V: {latency: 12, provenance: assumed}" in text["conf/hardware/timing/plena.yaml"]

@@ -40,8 +40,8 @@ FILES = [
     (b"name: bare\nvlen: 128\n", "hardware.clock_hz: is missing"),
     (f"{BASE}vlne: 128\n".encode(), "hardware.vlne: no such key"),
     (
-        f"{BASE}sram: {{vector_bytes: 512KiB}}\n".encode(),
-        "hardware.sram.vector_bytes: must be an integer, got '512KiB'",
+        f"{BASE}sram: {{vector_bytes: 512 lanes}}\n".encode(),
+        "hardware.sram.vector_bytes: unknown unit 'lanes'",
     ),
     (f"{BASE}_target_: os.system\n".encode(), "hardware._target_: is HardwareConfig here, got 'os.system'"),
 ]

@@ -15,7 +15,7 @@ from npu.sourced import LIMITS
 from tests.conftest import compose_experiment
 from tripath.command.building import build
 from tripath.command.composition import build_experiment, compose_values
-from tripath.command.manual import GROUPS, manual
+from tripath.command.manual import BESIDE, GROUPS, manual
 from tripath.sweeps.search import Search
 from tripath.validation.settings import MAXIMUM_TOLERANCE, HostSettings, Reference, Tolerance
 
@@ -81,6 +81,9 @@ VALUES = compose_values(
     "workload.prompt_length=9",
     "workload.batch=1",
     "workload=wordmath",
+    "workload.steps=32",
+    "hardware/host=pcie4",
+    "compiler=host_sampling",
 )
 VALUES["workload"]["default_prompt"] = None
 OF_GROUPS = {
@@ -143,10 +146,11 @@ def test_a_number_of_a_technology_has_limits(value):
 
 @pytest.mark.parametrize(("group", "kind"), [(group, kinds[0]) for group, (_, *kinds) in GROUPS.items()])
 def test_what_is_no_number_has_no_place(group, kind):
+    beside = {name for name, *_ in BESIDE.get(group, ())}
     for key in [key for key in LIMITED if key.startswith(f"{group}.") and "NAME" not in key and key.count(".") == 1]:
         node = {**VALUES[group], key.rpartition(".")[2]: "NaN"}
         with pytest.raises(TripathError, match=rf"^{key}: must be "):
-            build(kind, group, {name: value for name, value in node.items() if name != "default_prompt"})
+            build(kind, group, {name: value for name, value in node.items() if name not in beside})
 
 
 def test_limits_read_as_people_write_them():

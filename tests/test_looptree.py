@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import cycle
 from accuracy.executor import Machine
+from analytical.tree import retirements
 from cycle.races import find_race
 from npu.errors import ProgramError
 from npu.isa import BY_MNEMONIC, TABLE, Instruction, Unit, assemble
@@ -18,6 +19,14 @@ from npu.program.trace import Trace
 from tests.conftest import compose_experiment
 
 HARDWARE = compose_experiment().hardware
+
+
+def program_of(text):
+    geometry = {name: getattr(HARDWARE, name) for name in ("blen", "mlen", "vlen")}
+    geometry |= {"matrix_bytes": 64, "vector_bytes": 64, "fp_bytes": 64, "int_bytes": 64}
+    tensor = Tensor(name="all", address=0, shape=(64,), format="bf16", block=32, writable=True)
+    layout = {"batch": 1, "generation_length": 1}
+    return Program(words=words_of(assemble(text)), hbm=(tensor,), geometry=geometry, layout=layout, phases=())
 
 
 def tree_of(text):
@@ -45,6 +54,24 @@ def test_a_tree_has_the_loops_their_counts_and_their_exits():
     assert (inner.head, inner.next, inner.body, inner.left_at) == (3, 5, [4], 5)
     assert (inner.trips, inner.most_trips) == (TripCount(base=5, factor=-2, level=0), 5)
     assert [len(around) for around in tree.around] == [0, 0, 1, 1, 2, 1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("trips", "entries"), [(0, 0), (1, 1), (3, 1)])
+def test_a_loop_that_never_goes_round_has_no_entry_in_the_trace(trips, entries):
+    """Executor and cycle agree on the trace of a loop whose exit is never reached."""
+    program = program_of(f"""
+        A_BASE register=0 base=0
+        C_LOOP level=0 trips={trips} length=2
+          C_BREAK_IF level=0 flag=a0
+        C_NEXT level=0
+        C_END""")
+    machine = Machine(program=program, hbm=np.zeros(program.hbm_bytes, np.uint8))
+    while machine.run_to_break():
+        pass
+    assert len(machine.trace.breaks) == entries
+    assert retirements(program, machine.trace).tolist() == machine.retired.tolist()
+    assert machine.retired.tolist() == [1, 1, entries, 0, 1]  # the flag is zero: it leaves at once
+    cycle.simulate(program, hardware=HARDWARE, trace=machine.trace)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +162,7 @@ def unknown_opcode():
 
 
 def test_a_control_instruction_that_a_path_cannot_run_is_named(unknown_opcode):
-    geometry = {name: getattr(HARDWARE, name) for name in ("blen", "mlen", "vlen")}
-    geometry |= {"matrix_bytes": 64, "vector_bytes": 64, "fp_bytes": 64, "int_bytes": 64}
-    tensor = Tensor(name="all", address=0, shape=(64,), format="bf16", block=32, writable=True)
-    words = words_of(assemble(f"M_SYNC\n{unknown_opcode} ring=0\nC_END"))
-    program = Program(
-        words=words, hbm=(tensor,), geometry=geometry, layout={"batch": 1, "generation_length": 1}, phases=()
-    )
+    program = program_of(f"M_SYNC\n{unknown_opcode} ring=0\nC_END")
     for run in (
         lambda: cycle.simulate(program, hardware=HARDWARE, trace=Trace(breaks=()), race_check=False),
         lambda: find_race(program),

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from dllm.families import expected_shapes
+from dllm.families import LLADA2, expected_shapes
+from npu.errors import TripathError
 from npu_compiler.memory import hbm_map
 from npu_compiler.tiling import make_tiling
 from tripath.api import compose_experiment, prepare
@@ -22,6 +23,10 @@ PUBLISHED = {
     "qwen3_8b": (8.19e9, 6.95e9, "model card: 8.2B, 6.95B without embedding"),
     "wedlm_8b": (8.19e9, 6.95e9, "Qwen3-8B, whose shape it has"),
     "llama3_1_8b": (8.03e9, None, "arXiv:2407.21783, its checkpoint's index"),
+    "llada_moe_7b": (7.36e9, None, "its checkpoint's parameters (model card: 7B-A1B)"),
+    "llada2_mini": (16.0e9, None, "arXiv:2512.15745: 16B"),
+    "llada2_flash": (103.0e9, None, "its checkpoint's name and index: 100B"),
+    "sdar_30b_a3b": (30.53e9, 29.9e9, "Qwen3-30B-A3B (model card: 30.5B, 29.9B without embedding)"),
 }
 """Parameters, and those without embedding and head, as published, and where."""
 CACHE_BYTES = {
@@ -44,12 +49,30 @@ def test_parameters_are_the_published_ones(name):
     model = experiment_of(name).model
     total, inner, _ = PUBLISHED[name]
     shapes = expected_shapes(model)
-    assert sum(map(math.prod, shapes.values())) == pytest.approx(total, rel=0.01)
+    assert sum(map(math.prod, shapes.values())) == pytest.approx(total, rel=0.02 if model.experts else 0.01)
     layers = sum(math.prod(shape) for part, shape in shapes.items() if ".blocks." in part)
     if inner:
         assert layers == pytest.approx(inner, rel=0.03)
-    macs = sum(each.macs_per_row for _, pattern in model.network.layers() for each in pattern)
-    assert macs == pytest.approx(layers, rel=0.002)  # a multiply-accumulate for each weight of the layers
+    if model.experts is None:  # a multiply-accumulate for each weight of the layers
+        assert model.network.layer_macs_per_row == pytest.approx(layers, rel=0.002)
+
+
+def test_a_row_of_a_mixture_meets_the_published_part_of_its_weights():
+    """Qwen3-30B-A3B, whose shape SDAR has: 3.3B of 30.5B are active (model card), embedding and head among them."""
+    model = experiment_of("sdar_30b_a3b").model
+    active = model.network.layer_macs_per_row + 2 * model.vocab * model.hidden
+    assert active == pytest.approx(3.3e9, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "tensors"), [("llada2_mini", 14_813), ("llada2_flash", 24_161)])
+def test_a_checkpoint_of_llada2_has_the_published_number_of_tensors(name, tensors):
+    """As FluxServe's guides counted them in the headers of the checkpoints."""
+    network = experiment_of(name).model.network
+    names = {
+        LLADA2.name_of(part.name, layer)
+        for stored in network.weights() for _, layer in stored.of_layers() for part in stored.weight.parts
+    }  # fmt: skip
+    assert len(names) == tensors
 
 
 @pytest.mark.parametrize("name", CACHE_BYTES)
@@ -71,8 +94,27 @@ def test_the_program_keeps_the_weights_and_the_cache(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_model_brings_its_decoding(name):
     """The command that the README promises: a model, a machine and a prompt's length are enough."""
-    x = experiment_of(name, "workload.generation_length=64")
+    x = experiment_of(name, "workload.generation_length=64", "numerics=mxint4")  # in which 100B fit into 64 GiB
     assert x.workload.steps == 64
     prepared = prepare(x, "")
     assert len(prepared.program.words) < 20_000
     assert x.workload.caches.appends is (x.model.attention_mask != "full")
+
+
+@pytest.mark.parametrize(("given", "steps"), [
+    ((), 32), (("workload.steps_per_block=2",), 8), (("workload.steps_per_block=2", "workload.generation_length=64"), 16),
+    (("workload=wordmath", "workload.generation_length=16"), 16), (("workload.steps=16",), 16),
+])  # fmt: skip
+def test_steps_follow_the_blocks(given, steps):
+    assert compose_experiment(*given).workload.steps == steps
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (("workload.steps_per_block=2", "workload.steps=8"), "workload.steps_per_block: 2 stands beside workload.steps 8; give workload.steps=null"),
+    (("workload.steps_per_block=x",), "workload.steps_per_block: must be an integer of at least 1, got 'x'"),
+    (("workload.steps_per_block=0",), "workload.steps_per_block: must be an integer of at least 1, got 0"),
+    (("workload.steps_per_block=9",), "9 steps per block exceed workload.block_length 8"),
+])  # fmt: skip
+def test_steps_of_a_block_that_cannot_be_are_refused(given, message):
+    with pytest.raises(TripathError, match=message):
+        compose_experiment(*given)

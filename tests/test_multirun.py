@@ -43,6 +43,14 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
+def test_a_note_names_the_first_check_whole_and_how_many_more():
+    names = [f"cycle.stall_cycles.dma_out.semaphore_matrix_{n} (baseline)" for n in range(3)]
+    rows = [Row(number=0, swept={}, verdict="failed", error=", ".join(names)), make_row(1, 1.0)]
+    assert [row[-1] for row in summary(rows, None).rows] == [f"{names[0]}, and 2 more", ""]
+    told = Row(number=0, swept={}, verdict="bad input", error="a sentence, with commas, " + "x" * 100)
+    assert summary([told], None).rows[0][-1] == told.error[:60] + "..."
+
+
 def test_a_job_is_composed_as_hydra_composes_it():
     with initialize_config_module("conf", version_base="1.3"):
         master = compose("config", return_hydra_config=True)
@@ -115,6 +123,22 @@ def test_the_table_is_sorted_by_the_metric_asked_for(tripath_command):  # noqa: 
         assert " ".join(line[1] for line in lines if line[2:3] == ["passed"]) == expected
     errors = tripath_command(*arguments, "launch.sort_by=nothing")[2]
     assert errors.startswith("note: launch.sort_by: no job has nothing; they have analytical.")
+
+
+def test_the_table_shows_the_metrics_asked_for(tripath_command, tmp_path):  # noqa: F811
+    asked = [
+        "analytical.lower_bound_cycles",
+        "analytical.matrix_utilisation",
+        "analytical.area_mm2",
+        "analytical.energy_joules",
+    ]
+    tripath_command(*SWEEP, "hardware.hbm.channels=1,2", f"launch.columns=[{','.join(asked)}]", "hydra.sweep.dir=asked")
+    head = next(
+        line for line in (tmp_path / "asked" / "summary.md").read_text().splitlines() if line.startswith("| job")
+    )
+    columns = head.strip("| ").split(" | ")
+    first = columns.index("verdict") + 2
+    assert columns[first : first + len(asked)] == asked
 
 
 def test_launch_and_tracking_are_not_swept(tripath_command):  # noqa: F811
@@ -257,7 +281,7 @@ def test_a_sweep_is_a_parent_with_a_run_for_each_job(tripath_command, tmp_path, 
     assert parent.data.params == {"hardware.vlen": "64,128"}
     assert (parent.data.metrics["jobs"], parent.data.metrics["jobs.passed"]) == (2, 2)
     artifacts = {file.path for file in store._client.list_artifacts(parent.info.run_id)}
-    assert artifacts == {"report.html", "sweep.csv", "sweep.png", "jobs.json", "junit.xml", "summary.md"}
+    assert artifacts == {"report.html", "sweep.csv", "sweep.png", "sweep.svg", "jobs.json", "junit.xml", "summary.md"}
     for run in runs.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert (run.data.tags["verdict"], run.info.status) == ("passed", "FINISHED")
@@ -284,7 +308,7 @@ def test_what_a_store_did_not_take_is_logged_later(tripath_command, tmp_path, mo
         patched.setattr(tripath.tracking.store, "Store", FailingStore)
         status, output, errors = tripath_command(*TRACKED_SWEEP)
     assert status == cli.PASSED
-    note = "note: tracking.uri: the server is gone; the results are kept, `tripath-sync"
+    note = "note: tracking.uri: the server is gone; the results are kept, `tripath sync"
     assert errors.startswith(note)
     assert "mlflow  run" not in output
     folder = tmp_path / "sweep"
@@ -299,22 +323,16 @@ def test_what_a_store_did_not_take_is_logged_later(tripath_command, tmp_path, mo
     assert len(runs) == 2
 
 
-def test_a_run_without_tracking_can_be_logged_later(tripath_command, tmp_path, store, capsys, monkeypatch):  # noqa: F811
-    import sys
-
+def test_a_run_without_tracking_can_be_logged_later(tripath_command, tmp_path, store, capsys):  # noqa: F811
     import tripath.tracking.sync
 
     tripath_command("experiment=quick", "paths=[analytical]", "hydra.run.dir=run")
     for expected in ("1 runs logged\n", "0 runs logged\n"):
-        monkeypatch.setattr(sys, "argv", ["tripath-sync", "run", "--experiment", "tests"])
-        tripath.tracking.sync.main()
+        assert tripath.tracking.sync.main(["run", "--experiment", "tests"]) == 0
         assert capsys.readouterr().out == expected
     assert {run.info.run_name for run in runs_of(store)} == {"wordmath npu_small dual", "analytical"}
     for folder, message in ((tmp_path / "absent", "no record of a run"), (tmp_path / "mlruns", "no record of a run")):
-        monkeypatch.setattr(sys, "argv", ["tripath-sync", str(folder)])
-        with pytest.raises(SystemExit) as exit_:
-            tripath.tracking.sync.main()
-        assert exit_.value.code == 2
+        assert tripath.tracking.sync.main([str(folder)]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -350,5 +368,5 @@ def test_the_summary_is_drawn_for_any_kind_of_axes(tmp_path):
     )
     assert not draw_summary(tmp_path / "one.png", rows[:1], "cycle.makespan_cycles")
     assert not draw_summary(tmp_path / "none.png", rows, None)
-    assert {path.name for path in tmp_path.iterdir()} == {"three.png", "text.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"three.png", "three.svg", "text.png", "text.svg"}
     assert summary(rows, None).columns[:4] == ["job", "batch", "cache", "steps"]

@@ -1,22 +1,25 @@
 """The pages that people open, in a browser without a network: a run's and a sweep's, on a screen and on a phone."""
 
 import dataclasses
+import html
 import json
+import re
 
 import pytest
 
 from npu.metrics import Table
-from tests.browser import BROWSER, look_at
+from tests.browser import BROWSER, OFFLINE, dump, look_at
 from tests.test_report import HOSTILE, make_outcome
 from tripath.experiment import Generated
+from tripath.report.page import document, table
 from tripath.report.run_report import write_files
 from tripath.sweeps.baseline import Drift
-from tripath.sweeps.summary import Row
+from tripath.sweeps.summary import Row, details
 from tripath.sweeps.sweep_report import page_of_sweep
 
 PHONE, SCREEN = 390, 1280
 ORDER = [
-    "Generated text", "Headline", "Phases", "Stalls", "Roofline", "Timeline", "Discrepancies", "All tables", "Configuration",
+    "Generated text", "Headline", "Phases", "Steps", "Stalls", "Roofline", "Timeline", "Discrepancies", "All tables", "Configuration",
     "Provenance", "How to run it again",
 ]  # fmt: skip
 LONG = "x" * 400
@@ -49,7 +52,7 @@ def test_a_run_s_page_loads_nothing_fits_the_window_and_shows_the_steps(run_fold
     assert seen["loaded"] == []
     assert seen["width"] <= seen["seen"] <= width
     assert seen["headings"] == ORDER
-    assert len(seen["pictures"]) == 3
+    assert len(seen["pictures"]) == 4
     assert all(seen["pictures"])
     generation = json.loads((run_folder / "report.json").read_text())["generation"]
     shown = [token for block in seen["blocks"] for token in block]
@@ -84,14 +87,12 @@ def sweep_page(**changes):
 def test_a_sweep_s_page_says_first_what_failed_then_the_jobs_by_the_metric():
     page = sweep_page()
     assert "2 passed, 1 failed, 1 bad input</p>" in page
-    assert "<script" not in page
+    assert page.count("<script") == 1
     failed, jobs = page.index(">Failed jobs</h2>"), page.index(">Jobs</h2>")
     assert failed < jobs
     assert f"unknown {LONG}" in page[failed:jobs], "the reason is whole"
     assert "tripath workload.cache=&lt;script&gt;" in page[failed:jobs]
-    places = [
-        page.index(text, jobs) for text in ("<td>dual</td>", "<td>prefix</td>", "<td>none</td>", "<td>&lt;script")
-    ]
+    places = [page.index(text, jobs) for text in (">dual</td>", ">prefix</td>", ">none</td>", ">&lt;script")]
     assert places == sorted(places)
     assert [page.count(f'<a href="{number}/report.html">') for number in range(4)] == [1, 1, 0, 2]
 
@@ -103,6 +104,63 @@ def test_a_sweep_s_page_shows_drifts_and_what_a_search_found():
     assert str(drift) in page
     assert "12 designs, 3 on the front." in page
     assert "<summary>4 jobs, by cycle.makespan_cycles</summary>" in page
+
+
+ACT = """<!doctype html><iframe src="{page}"></iframe><pre id="answer"></pre><script>
+document.querySelector('iframe').onload = event => {{
+  const page = event.target.contentDocument, table = page.querySelector('table'), seen = [];
+  const note = () => seen.push([...table.tBodies[0].rows].filter(row => !row.classList.contains('off'))
+    .map(row => [...row.cells].filter(cell => !cell.classList.contains('off')).map(cell => cell.textContent)));
+  note();
+  for (const at of [1, 1, 0]) {{ table.tHead.rows[0].cells[at].click(); note(); }}
+  const search = page.querySelector('input[type=search]');
+  search.value = 'KIND 1,500'; search.oninput(); note();
+  search.value = ''; search.oninput();
+  const boxes = page.querySelectorAll('input[type=checkbox]');
+  boxes[1].click(); boxes[2].click(); note();
+  document.getElementById('answer').textContent = JSON.stringify(seen);
+}};
+</script>"""
+
+
+@browser
+def test_tables_sort_filter_and_show_the_columns_that_are_chosen(tmp_path):
+    cycles = [9_000_000, 12, 1_500, 1.5, 700, 800, 900, 1_000, 1_100]
+    rows = [[f"kind {n}", value, n] for n, value in enumerate(cycles)]
+    part = table(Table(columns=["name", "cycles", "more"], rows=rows), extra=["more"])
+    (tmp_path / "report.html").write_text(document("title", [part]))
+    (tmp_path / "ask.html").write_text(ACT.format(page=(tmp_path / "report.html").as_uri()))
+    text = dump(tmp_path / "profile", (tmp_path / "ask.html").as_uri(), *OFFLINE)
+    seen = json.loads(html.unescape(re.search(r'<pre id="answer">(.*?)</pre>', text, re.DOTALL)[1]))
+    first, up, down, named, found, chosen = seen
+    assert [len(row) for row in first] == [2] * len(rows), "an extra column is hidden until it is chosen"
+    numbers = [[float(row[1].replace(",", "")) for row in each] for each in (up, down)]
+    assert numbers == [sorted(cycles), sorted(cycles, reverse=True)]
+    assert [row[0] for row in named] == [row[0] for row in rows]
+    assert [row[0] for row in found] == ["kind 2"]
+    assert chosen == [[row[0], str(row[2])] for row in rows]
+
+
+def test_a_sweep_s_page_has_bound_energy_area_and_other_hardware_of_each_job():
+    metrics = {"analytical.estimated_cycles": 100.0, "analytical.bound_cycles.matrix": 40.0, "analytical.area_mm2": 2.5,
+               "analytical.bound_cycles.memory": 90.0, "analytical.energy_joules": 7.0}  # fmt: skip
+    report = {"devices": {"a100": {"tokens_per_second": 321.0}, "npu": {"tokens_per_second": 5.0}}}
+    rows = [
+        Row(number=10 + n, swept={"workload.batch": str(n)}, verdict="passed", metrics=metrics, report=report)
+        for n in range(2)
+    ]
+    shown, extra = details([*rows, ROWS[0]], "analytical.estimated_cycles")
+    first = dict(zip(shown.columns, shown.rows[0], strict=True))
+    known = {
+        "bound by": "memory 90%",
+        "analytical.energy_joules": "7",
+        "analytical.area_mm2": "2.5",
+        "a100, tokens/s": "321",
+    }
+    assert {name: first[name] for name in known} == known
+    assert "npu, tokens/s" not in first
+    assert set(extra) <= set(first)
+    assert not {*known} & {*extra}
 
 
 @browser

@@ -1,6 +1,8 @@
 """Files of a run: the schema that scripts rely on, and a page that is safe to open."""
 
+import base64
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -12,6 +14,7 @@ from npu.program import Program
 from tests.conftest import compiled, compose_experiment
 from tripath.experiment import Generated, Outcome
 from tripath.report.headline import headline, verdicts
+from tripath.report.page import SCRIPT
 from tripath.report.run_report import page_of, report_of, write_files
 from tripath.validation import validate
 
@@ -110,22 +113,25 @@ def test_the_page_escapes_text_and_loads_nothing(tmp_path, small_experiment, sma
     picture = tmp_path / "roofline.png"
     picture.write_bytes(b"png")
     page = page_of(small_experiment, small_outcome, [picture], f"prompt: {HOSTILE}", f"tripath {HOSTILE}")
-    assert "<script" not in page
+    assert page.count("<script") == page.count(f"<script>{SCRIPT}</script>") == 1
     assert page.count("&lt;script&gt;") == 4
     assert set(re.findall(r'(?:src|href)="([a-z]+):', page)) == {"data"}
     assert "http" not in page.replace("http-equiv", "")
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\"" in page
     assert small_outcome.program.digest in page
 
 
 def test_a_page_and_pictures_exist_for_every_choice_of_paths(tmp_path, small_experiment):
     for paths, pictures in (
         (("analytical",), {"roofline.png"}),
-        (("cycle",), {"roofline.png", "stalls.png", "timeline.png"}),
+        (("cycle",), {"roofline.png", "stalls.png", "steps.png", "timeline.png"}),
     ):
         outcome = make_outcome(small_experiment, paths)
         files = write_files(tmp_path / paths[0], small_experiment, outcome, configuration="", command="tripath")
-        assert {file.name for file in files if file.suffix == ".png"} == pictures
+        drawn = {file for file in files if file.suffix == ".png"}
+        assert {file.name for file in drawn} == pictures
+        assert {file.with_suffix(".svg") for file in drawn} <= set(files)
 
 
 def test_tables_for_people_sum_equal_counts_up_and_name_a_failure(small_experiment, small_outcome):

@@ -65,13 +65,44 @@ def test_files_are_those_of_what_was_swept(tmp_path):
     schemes = [made(n, dict(zip(("scheme", "numerics.kv", "simulator.quality.planted"), kind, strict=True)))
                for n, kind in enumerate(kinds)]  # fmt: skip
     quality = ["quality.csv", "quality.md"]
-    assert write_quality(tmp_path, schemes) == [*quality, "exact_match.png", "logit_kl.png"]
-    assert write_quality(tmp_path, schemes[:1]) == [*quality, "exact_match.png", "logit_kl.png"]
+    assert write_quality(tmp_path, schemes) == [
+        *quality,
+        "exact_match.png",
+        "exact_match.svg",
+        "logit_kl.png",
+        "logit_kl.svg",
+    ]
+    assert write_quality(tmp_path, schemes[:1]) == [
+        *quality,
+        "exact_match.png",
+        "exact_match.svg",
+        "logit_kl.png",
+        "logit_kl.svg",
+    ]
     policies = [made(0, {"workload.commit": "quota", "workload.steps": "32"}, cycles=4.0), made(1, {"workload.commit":
                 "dream", "workload.steps": "16"}, steps=4.0, reason="workload.commit=dream")]  # fmt: skip
-    assert write_quality(tmp_path, policies) == [*quality, "pareto.png"]
+    assert write_quality(tmp_path, policies) == [*quality, "pareto.png", "pareto.svg"]
     for picture in ("exact_match.png", "logit_kl.png", "pareto.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_perplexity(tmp_path):
+    swept = [{"numerics.kv": "bf16", "scheme": "plain"}, {"numerics.kv": "mxint4", "scheme": "baos"}]
+    found = {"perplexity.perplexity": 12.5, "perplexity.logit_kl": 0.0123, "perplexity.logit_kl_error": 0.002,
+             "perplexity.argmax_agreement": 0.9, "perplexity.kv_bytes_per_token": 23040.0}  # fmt: skip
+    rows = [Row(number=n, swept=axes, verdict="passed", metrics=found) for n, axes in enumerate(swept)]
+    assert write_quality(tmp_path, rows) == ["quality.csv", "quality.md", "logit_kl.png", "logit_kl.svg"]
+    assert (
+        (tmp_path / "quality.md").read_text()
+        == """\
+| kv | scheme | logit KL, nats | perplexity | arg max agreement | KV bytes/token |
+| --- | --- | --- | --- | --- | --- |
+| bf16 | plain | 0.012 ± 0.002 | 12.500 | 0.9000 | 23,040 |
+| mxint4 | baos | 0.012 ± 0.002 | 12.500 | 0.9000 | 23,040 |
+"""
+    )
+    with (tmp_path / "quality.csv").open() as file:
+        assert [row["perplexity.perplexity"] for row in csv.DictReader(file)] == ["12.5", "12.5"]
 
 
 points = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=20)
@@ -156,5 +187,6 @@ def test_the_jobs_of_the_experiments_are_what_they_say():
     assert sorted(schemes) == sorted(file.stem for file in (CONF / "scheme").glob("*.yaml"))
     content = {json.dumps(yaml.safe_load(file.read_text()), sort_keys=True) for file in (CONF / "scheme").iterdir()}
     assert len(content) == len(schemes)
-    for job in sweeper.also:
-        assert {str(override).partition("=")[0] for override in job} == set(sweeper.params)
+    for each in (sweeper, jobs_of("kv_outliers")):
+        for job in each.also:
+            assert {str(override).partition("=")[0] for override in job} == set(each.params)

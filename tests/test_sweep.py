@@ -23,7 +23,7 @@ def test_an_axis_is_drawn_in_order_with_its_crossover(tmp_path):
     for number, (batch, share) in enumerate([(16, 0.75), (1, 0.1), (4, 0.25)]):
         make_run(tmp_path, number, batch, share)
     files = {file.name: file for file in write_sweep(tmp_path)}
-    assert set(files) == {"sweep_batch.png", "sweep_batch.csv", "sweep_batch.md"}
+    assert set(files) == {"sweep_batch.png", "sweep_batch.svg", "sweep_batch.csv", "sweep_batch.md"}
     assert files["sweep_batch.png"].read_bytes().startswith(b"\x89PNG")
     rows = files["sweep_batch.csv"].read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["workload.batch", "1", "4", "16"]

@@ -98,8 +98,8 @@ def test_artifacts_are_those_of_the_run_folder(recorded):
     client, tracked, _ = recorded
     artifacts = {file.path for file in client.list_artifacts(tracked.run_id)}
     assert artifacts == {
-        "config.yaml", "program.asm", "program.bin", "report.html", "report.json", "roofline.png", "stalls.png", "timeline.perfetto-trace",
-        "timeline.png",
+        "config.yaml", "program.asm", "program.bin", "report.html", "report.json", "timeline.perfetto-trace",
+        *(f"{name}.{kind}" for name in ("roofline", "stalls", "steps", "timeline") for kind in ("png", "svg")),
     }  # fmt: skip
     report = Path(client.download_artifacts(tracked.run_id, "report.json"))
     assert json.loads(report.read_text())["status"] == "passed"
@@ -165,7 +165,7 @@ def test_parameters_are_flat_and_complete():
     assert flat["paths"] == "analytical,cycle,accuracy"
     assert flat["simulator.cycle.race_check"] == "False"
     groups = {name.partition(".")[0] for name in flat}
-    assert groups == {"model", "workload", "hardware", "numerics", "simulator", "paths"}
+    assert groups == {"model", "workload", "hardware", "numerics", "compiler", "simulator", "paths"}
 
 
 def test_a_copy_that_git_does_not_know_has_no_commit(tmp_path, monkeypatch):

@@ -1,24 +1,61 @@
-"""`python -m tripath` and the command `tripath`."""
+"""`tripath` and `python -m tripath`: a command by its name, or the configuration of a run."""
 
 import signal
 import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from npu.errors import did_you_mean, print_error
+from tripath.cluster.standing import delegate
+
+RUN, SWEEP = "run", "sweep"
+COMMANDS = {
+    RUN: ("", "one job: `tripath KEY=VALUE ...` is short for it"),
+    SWEEP: ("", "every combination of what is swept: `tripath --multirun KEY=A,B ...` is short for it"),
+    "compare": ("tripath.command.compare", "two runs, or two configurations, side by side"),
+    "explain": ("tripath.command.explain", "why a run is as fast as it is, or where two differ"),
+    "estimates": ("tripath.sweeps.estimates", "how far the analytical path is from the cycle path, over a sweep"),
+    "baseline": ("tripath.sweeps.baseline", "the file that a sweep is held to"),
+    "sync": ("tripath.tracking.sync", "log to MLflow what a run or a sweep could not"),
+    "cluster": ("tripath.command.cluster", "a cluster that stands between commands, which then start at once"),
+    "doctor": ("tripath.command.doctor", "what is installed, where things are kept, and what is wrong"),
+}
+"""Module and meaning of each command; one without a module is the configuration of a run."""
 
 
 def main() -> None:
-    """Entry point: the version without loading anything, else the command line."""
+    """Entry point: the version without loading anything, else a command."""
     if "--version" in sys.argv[1:]:
-        from importlib.metadata import version
-
         print(f"tripath {version('tripath')}")
         return
     try:
-        from tripath.command.cli import run
-
-        status = run()
+        status = command(sys.argv[1:])
     except KeyboardInterrupt:  # before the command line could take it
         status = 130
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the interpreter's end
     sys.exit(status)
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Carry out a command; its exit status."""
+    name, *rest = arguments or [RUN]
+    if name.startswith("-") or "=" in name:
+        name, rest = RUN, list(arguments)
+    if name not in COMMANDS:
+        near = did_you_mean(name, COMMANDS)
+        print_error(f"arguments: no command {name!r}; write KEY=VALUE, or one of {', '.join(COMMANDS)}{near}")
+        return 2
+    module, _ = COMMANDS[name]
+    if module:
+        return import_module(module).main(rest)
+    sys.argv[1:] = ["--multirun", *rest] if name == SWEEP and "--multirun" not in rest else rest
+    status = delegate(sys.argv[1:])
+    if status is None:
+        from tripath.command.cli import run
+
+        status = run()
+    return status
 
 
 if __name__ == "__main__":

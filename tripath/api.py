@@ -12,7 +12,7 @@ from npu.hardware import FrontEnd, HardwareConfig, Hbm, Sram, Timing
 from npu.metrics import Result, Table
 from npu.program import Phase, Program, Tensor
 from npu.program.trace import Trace
-from npu_compiler import compile_program, schedule
+from npu_compiler import CompilerOptions, compile_program, schedule
 from tripath.command.composition import compose_experiment
 from tripath.experiment import Experiment, Prompts
 from tripath.experiment.prompts import read_prompts
@@ -20,8 +20,8 @@ from tripath.run.job import Prepared, prepare
 from tripath.validation import Discrepancy, Reference, Settings, Tolerance, validate
 
 __all__ = [
-    "CapacityError", "Discrepancy", "Experiment", "FrontEnd", "HardwareConfig", "Hbm", "ModelSpec", "Numerics", "Phase",
-    "Prepared", "Program", "ProgramError", "Prompts", "Reference", "Result", "Settings", "Smoothing", "Sram", "Table",
-    "Technology", "Tensor", "Timing", "Tolerance", "Trace", "TripathError", "Workload", "accuracy", "analytical",
-    "compile_program", "compose_experiment", "cycle", "prepare", "read_prompts", "rtl", "schedule", "validate",
+    "CapacityError", "CompilerOptions", "Discrepancy", "Experiment", "FrontEnd", "HardwareConfig", "Hbm", "ModelSpec",
+    "Numerics", "Phase", "Prepared", "Program", "ProgramError", "Prompts", "Reference", "Result", "Settings", "Smoothing",
+    "Sram", "Table", "Technology", "Tensor", "Timing", "Tolerance", "Trace", "TripathError", "Workload", "accuracy",
+    "analytical", "compile_program", "compose_experiment", "cycle", "prepare", "read_prompts", "rtl", "schedule", "validate",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """The reference path: the model and its decoding in batched torch with fake quantisation, apart from the executor.
 
 `quantise` rounds, `schemes` keeps the KV cache, `model` is the transformer, `decode` the block diffusion, `metrics`
-what is measured, `simulator` the entry: the path `quality` of the command. Only this package imports torch.
+what is measured. Entries are `simulator`, the path `quality` of the command, and `perplexity`, the path of that name for causal
+models. Only this package imports torch.
 """
 
 from npu.errors import NotInstalledError

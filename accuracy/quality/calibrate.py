@@ -10,7 +10,7 @@ from torch import Tensor
 from accuracy.calibration import read_calibration
 from accuracy.quality.decode import StepView, decode
 from accuracy.quality.metrics import collect
-from accuracy.quality.model import Calibration, StudyModel
+from accuracy.quality.model import Batch, Calibration, StudyModel
 from dllm.model import ModelSpec
 from dllm.workload import SIDES, Numerics, Smoothing, Workload
 from npu.errors import TripathError
@@ -23,21 +23,58 @@ def calibrate(
     workload: Workload, *, lanes: str = "fp32",
 ) -> Calibration:  # fmt: skip
     """Channel maxima and means over the warm steps of the prompts, with an FP32 cache and the other formats as given."""
-    smoothing = numerics.smoothing
-    plain = replace(numerics, kv="fp32", smoothing=Smoothing(pre_rope=smoothing.pre_rope))
-    seen: list[dict[str, list[tuple[Tensor, Tensor]]]] = [{side: [] for side in SIDES} for _ in range(spec.layers)]
+    seen = _Seen(spec, numerics.smoothing)
 
     def observe(view: StepView) -> None:
         if view.step == 0:
-            for kept, sides in zip(seen, view.batch.sides, strict=True):
-                for side, values in kept.items():
-                    values.append((sides[side].raw.clone(), sides[side].real))
+            seen.add(view.batch)
 
-    decode(StudyModel(spec, tensors, plain, workload.block_length, lanes=lanes), prompts, workload, observe=observe)
-    return [
-        {side: collect(values, smoothing, pairs=side == "keys" and smoothing.pre_rope) for side, values in kept.items()}
-        for kept in seen
-    ]
+    model = StudyModel(spec, tensors, seen.unsmoothed(numerics), workload.block_length, lanes=lanes)
+    decode(model, prompts, workload, observe=observe)
+    return seen.calibration
+
+
+def calibrate_texts(
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], numerics: Numerics, texts: Sequence[Sequence[int]], *,
+    lanes: str = "fp32",
+) -> Calibration:  # fmt: skip
+    """As `calibrate`, over one pass of each text."""
+    seen = _Seen(spec, numerics.smoothing)
+    model = StudyModel(spec, tensors, seen.unsmoothed(numerics), lanes=lanes)
+    for text in texts:
+        batch = model.new_batch(torch.zeros(1, dtype=torch.int64), len(text))
+        model.forward(torch.tensor([text]), slice(0, len(text)), batch)
+        seen.add(batch)
+    return seen.calibration
+
+
+class _Seen:
+    """K and V of many warm steps."""
+
+    def __init__(self, spec: ModelSpec, smoothing: Smoothing) -> None:
+        self.smoothing = smoothing
+        self.layers: list[dict[str, list[tuple[Tensor, Tensor]]]] = [
+            {side: [] for side in SIDES} for _ in range(spec.layers)
+        ]
+
+    def unsmoothed(self, numerics: Numerics) -> Numerics:
+        """The numerics to see them in: an FP32 cache of the same keys, the other formats as given."""
+        return replace(numerics, kv="fp32", smoothing=Smoothing(pre_rope=self.smoothing.pre_rope))
+
+    def add(self, batch: Batch) -> None:
+        """Take what the cache holds now."""
+        for kept, sides in zip(self.layers, batch.sides, strict=True):
+            for side, values in kept.items():
+                values.append((sides[side].raw.clone(), sides[side].real))
+
+    @property
+    def calibration(self) -> Calibration:
+        """Channel maxima and means of all."""
+        pairs = {"keys": self.smoothing.pre_rope, "values": False}
+        return [
+            {side: collect(values, self.smoothing, pairs=pairs[side]) for side, values in kept.items()}
+            for kept in self.layers
+        ]
 
 
 def kept_calibration(spec: ModelSpec) -> Calibration:

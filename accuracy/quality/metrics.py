@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,20 +17,15 @@ from npu.formats import FORMATS
 _DRIFT = Smoothing(scheme="baos")
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a binomial share (95 % by default)."""
-    share, spread = successes / trials, z * z / trials
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    # At the ends the interval reaches the share itself, which rounding must not cut off.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
-
-
-def kv_bytes_per_token(spec: ModelSpec, numerics: Numerics, block_length: int, *, canvas: float) -> float:
-    """Bytes of K and V per token over all layers: elements, block scales, and s and m shared out over the canvas."""
-    row, width, smoothing = FORMATS[numerics.kv], spec.layers * spec.kv_width, numerics.smoothing
+def kv_bytes_per_token(
+    spec: ModelSpec, numerics: Numerics, block_length: int, *, canvas: float, quantised: Sequence[str] = SIDES
+) -> float:
+    """Bytes of K and V per token over all layers: elements, block scales, and s and m shared out over the canvas; sides
+    that are not `quantised` are in BF16."""
+    width, smoothing = spec.layers * spec.kv_width, numerics.smoothing
     total = 0.0
     for side in SIDES:
+        row = FORMATS[numerics.kv if side in quantised else "bf16"]
         along_channels = numerics.axis_of(side) == "channels"
         block = numerics.block_size if along_channels else numerics.token_block(block_length)
         total += width * row.record_bytes(block) / block

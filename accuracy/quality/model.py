@@ -26,16 +26,21 @@ from dllm.operators import (
     HeadNorm,
     Linear,
     LmHead,
+    Mask,
+    Moe,
     Norm,
     Operator,
     Residual,
     Rope,
+    Scoring,
+    Trait,
 )
 from dllm.policies import Smoother
 from dllm.workload import SIDES, Numerics
+from npu.errors import TripathError
 from npu.formats import FORMATS, MX_BLOCK
 
-UNQUANTISED = Numerics(weights="fp32", activations="fp32", kv="fp32", logits="fp32", confidences="fp32")
+UNQUANTISED = Numerics(weights="fp32", activations="fp32", kv="fp32", logits="fp32", router="fp32", confidences="fp32")
 """Everything in FP32."""
 
 Calibration = list[dict[str, tuple[Tensor, Tensor]]]
@@ -72,26 +77,34 @@ class StudyModel:
     def __init__(
         self, spec: ModelSpec, tensors: Mapping[str, np.ndarray], numerics: Numerics = UNQUANTISED,
         block_length: int = MX_BLOCK, *, lanes: str = "fp32", key_tile: int | None = None,
-        calibration: Calibration | None = None,
+        calibration: Calibration | None = None, quantised: Sequence[str] = SIDES,
     ) -> None:  # fmt: skip
         """Round the weights.
 
         `tensors` are float32 under LLaDA's names; `block_length` is that of the generation; `lanes` a format, bf16 on the
-        machine; `key_tile` the keys merged at a time (None: all at once).
+        machine; `key_tile` the keys merged at a time (None: all at once); of the cache the sides `quantised` are in its
+        format, the others in BF16.
         """
         self.spec, self.numerics, self.block_length = spec, numerics, block_length
-        self.key_tile, self.calibration = key_tile, calibration
+        self.key_tile, self.calibration, self.quantised = key_tile, calibration, quantised
         self.network = spec.network
-        self.network.check(COMPUTE, "the quality path")
+        self.network.check(COMPUTE, "the reference path", traits={Trait.CAUSAL, Trait.TIED})
+        if spec.head_dim % MX_BLOCK:
+            raise TripathError(
+                f"model.head_dim: the quality path needs whole blocks of {MX_BLOCK}, got {spec.head_dim}"
+            )
         self.lanes = _rounding(lanes)
         self.noise: Callable[[Tensor, bool], Tensor] | None = None
         self.weights: dict[str, Tensor] = {}
-        for name, value in tensors.items():
+        named = {name.removeprefix(PREFIX).removesuffix(".weight"): value for name, value in tensors.items()}
+        if spec.tied_embeddings:
+            named["ff_out"] = named["wte"]  # kept once more, for the array
+        for short, value in named.items():
             weight = torch.from_numpy(np.array(value, np.float32))
-            short = name.removeprefix(PREFIX).removesuffix(".weight")
             in_lanes = weight.ndim == 1 or short == "wte"  # norms, biases and the embedding never enter the array
+            kept = numerics.router if short.endswith(".router") else numerics.weights
             self.weights[short] = (
-                self.lanes(weight) if in_lanes else fake_quantise(weight, numerics.weights, block=numerics.block_size)
+                self.lanes(weight) if in_lanes else fake_quantise(weight, kept, block=numerics.block_size)
             )
         self.rotation = self.lanes(hadamard(spec.head_dim)) if numerics.smoothing.mixed else None
 
@@ -126,23 +139,23 @@ class StudyModel:
         flow.run(self.network.head)
         return self.lanes(fake_quantise(flow.h[0], self.numerics.logits, block=self.numerics.block_size))
 
-    def _rounded(self, x: Tensor, *, product: bool = False) -> Tensor:
+    def rounded(self, x: Tensor, *, product: bool = False) -> Tensor:
         """An FP32 result, whose last bits are not the executor's, as the lanes keep it."""
         return self.lanes(x if self.noise is None else self.noise(x, product))
 
     def norm(self, x: Tensor, weight: str, epsilon: float) -> Tensor:
         """RMS norm along the last axis, rounded as the lanes round it."""
         factor = (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
-        return self.lanes(self._rounded(x * factor) * self.weights[weight])
+        return self.lanes(self.rounded(x * factor) * self.weights[weight])
 
     def linear(self, x: Tensor, weight: str) -> Tensor:
         """A product on the array."""
         acts = fake_quantise(x, self.numerics.activations, block=self.numerics.block_size)
-        return self._rounded(acts @ self.weights[weight].T, product=True)
+        return self.rounded(acts @ self.weights[weight].T, product=True)
 
     def silu(self, gate: Tensor) -> Tensor:
         """Gate times its sigmoid, operation by operation."""
-        sigmoid = self._rounded(1 / self.lanes(1 + self._rounded((-gate).exp())))
+        sigmoid = self.rounded(1 / self.lanes(1 + self.rounded((-gate).exp())))
         return self.lanes(sigmoid * gate)
 
     def rotate(self, x: Tensor, batch: Batch, rows: slice) -> Tensor:
@@ -158,40 +171,53 @@ class StudyModel:
         assert not static or self.calibration is not None, "the static scheme needs a calibration"
         raw = value.new_zeros(value.shape[0], value.shape[1], batch.real.shape[1], value.shape[3])
         return Side(
-            side, self.numerics, raw, batch.real, block_length=self.block_length, lanes=self._rounded,
+            side, self.numerics, raw, batch.real, block_length=self.block_length, lanes=self.rounded,
+            format=self.numerics.kv if side in self.quantised else "bf16",
             calibrated=self.calibration[layer][side] if static and self.calibration else None,
         )  # fmt: skip
 
     def attend(self, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
         """Attention output [B, R, width] of Q, K, V [B, heads, R, D], Q scaled; K and V go through the cache."""
+        visible = self._visible(rows, batch)
         spec, smoothing = self.spec, self.numerics.smoothing
         q, k, v = heads
         turn_k, turn_v = (self.rotation if side in smoothing.mixed else None for side in SIDES)
         turned = (q, k, v)
         if turn_k is not None:
-            turned = (self._rounded(q @ turn_k, product=True), self._rounded(k @ turn_k, product=True), turned[2])
+            turned = (self.rounded(q @ turn_k, product=True), self.rounded(k @ turn_k, product=True), turned[2])
         if turn_v is not None:
-            turned = (*turned[:2], self._rounded(v @ turn_v, product=True))
+            turned = (*turned[:2], self.rounded(v @ turn_v, product=True))
         sides, loaded = batch.sides[layer], batch.loaded[layer]
         for side, value in zip(SIDES, turned[1:], strict=True):
             if side not in sides:
                 sides[side] = self._side(layer, side, value, batch)
             self._load(loaded, side, sides[side], sides[side].write(value, rows, block=block), batch)
         keys, values = (sides[side] for side in SIDES)
-        attended = self._read(turned[0], loaded["keys"], loaded["values"], batch.real, keys.s)
+        attended = self._read(turned[0], loaded["keys"], loaded["values"], visible, keys.s)
         group = spec.heads // spec.kv_heads
         if values.s is not None:
             attended = self.lanes(attended * values.s.repeat_interleave(group, 1))
         if values.m is not None:
             attended = self.lanes(attended + values.m.repeat_interleave(group, 1))
         if turn_v is not None:
-            attended = self._rounded(attended @ turn_v.T, product=True)
+            attended = self.rounded(attended @ turn_v.T, product=True)
         if batch.probe is not None:
             raw = self.rotate(keys.raw, batch, slice(None)) if smoothing.pre_rope else keys.raw
-            exact = _exact_attention(turned[0], raw, values.raw, batch.real)
+            exact = _exact_attention(turned[0], raw, values.raw, visible)
             exact = exact if turn_v is None else exact @ turn_v.T
             batch.probe(layer, attended, exact)
         return attended.transpose(1, 2).flatten(2)
+
+    def _visible(self, rows: slice, batch: Batch) -> Tensor:
+        """Keys that rows see, of each sequence [B, R or 1, T]."""
+        real_B1T, places = batch.real[:, None], torch.arange(batch.real.shape[1])
+        match self.spec.mask:
+            case Mask.FULL:
+                return real_B1T
+            case Mask.CAUSAL:
+                return real_B1T & (places <= places[rows, None])
+            case Mask.BLOCK_CAUSAL:
+                raise AssertionError("refused with the model's traits")
 
     def _load(self, loaded: dict[str, Tensor], side: str, kept: Side, changed: slice, batch: Batch) -> None:
         """What the array sees of the rows that changed: as stored, or rotated on load where keys lie before RoPE."""
@@ -205,28 +231,28 @@ class StudyModel:
             loaded[side] = torch.zeros_like(kept.stored)
         loaded[side][:, :, changed] = self.rotate(values, batch, changed)
 
-    def _read(self, q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, real_BT: Tensor, s: Tensor | None) -> Tensor:
+    def _read(self, q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, visible_BRT: Tensor, s: Tensor | None) -> Tensor:
         """Attention output [B, heads, R, D] by the machine's online softmax over tiles of keys."""
-        numerics, canvas = self.numerics, real_BT.shape[1]
+        numerics, canvas = self.numerics, visible_BRT.shape[2]
         q = _grouped(q_BhRD, k_BHTD.shape[1])
         if s is not None:
             q = self.lanes(q * s)
         q = fake_quantise(q, numerics.activations, block=numerics.block_size)
-        mask = torch.where(real_BT, 0.0, LOWEST)[:, None, None]
+        mask = torch.where(_of_queries(visible_BRT, q.shape[2]), 0.0, LOWEST)
         tile = self.key_tile or canvas
         largest, total, out = torch.tensor(LOWEST), torch.tensor(0.0), torch.tensor(0.0)
         for stop in range(canvas % tile or tile, canvas + 1, tile):
             part = slice(max(0, stop - tile), stop)
-            scores = self._rounded(q @ k_BHTD[:, :, part].transpose(-1, -2), product=True) + mask[..., part]
+            scores = self.rounded(q @ k_BHTD[:, :, part].transpose(-1, -2), product=True) + mask[..., part]
             new = torch.maximum(largest, scores.amax(-1, keepdim=True))
-            weight = self._rounded(self.lanes(scores - new).exp())
+            weight = self.rounded(self.lanes(scores - new).exp())
             correction, largest = (largest - new).exp(), new
             total = total * correction + weight.sum(-1, keepdim=True)
             block = numerics.token_block(self.block_length) if FORMATS[numerics.activations].block_scaled else 1
             weight = fake_quantise(weight, numerics.activations, block=block)
-            partial = self._rounded(weight @ v_BHTD[:, :, part], product=True)
-            out = self.lanes(self._rounded(out * correction) + partial)
-        return self._rounded(out * (1 / total)).unflatten(2, (-1, q_BhRD.shape[2])).flatten(1, 2)
+            partial = self.rounded(weight @ v_BHTD[:, :, part], product=True)
+            out = self.lanes(self.rounded(out * correction) + partial)
+        return self.rounded(out * (1 / total)).unflatten(2, (-1, q_BhRD.shape[2])).flatten(1, 2)
 
 
 @dataclass(kw_only=True)
@@ -302,10 +328,55 @@ def _attention(_: Attention, f: Flow) -> None:
     f.h = [f.model.attend((q, k, v), f.layer, f.rows, f.batch, f.block)]
 
 
+def _gated(model: StudyModel, h: Tensor, prefix: str) -> Tensor:
+    gate, up = model.linear(h, f"{prefix}ff_proj"), model.linear(h, f"{prefix}up_proj")
+    return model.linear(model.lanes(model.silu(gate) * up), f"{prefix}ff_out")
+
+
 def _gated_mlp(_: GatedMlp, f: Flow) -> None:
-    model, (h,) = f.model, f.h
-    gate, up = model.linear(h, f.prefix + "ff_proj"), model.linear(h, f.prefix + "up_proj")
-    f.h = [model.linear(model.lanes(model.silu(gate) * up), f.prefix + "ff_out")]
+    f.h = [_gated(f.model, f.h[0], f.prefix)]
+
+
+def _moe(op: Moe, f: Flow) -> None:
+    """Scores, choice and weights as the lanes keep them; results are added expert by expert, in order."""
+    model, experts, (h,) = f.model, op.experts, f.h
+    gates, taken = _route(op, f, h)
+    result = _gated(model, h, f"{f.prefix}shared_experts.") if experts.shared else torch.zeros_like(h)
+    for expert in taken.flatten(0, -2).any(0).nonzero().flatten().tolist():
+        rows = taken[..., expert]
+        own = model.lanes(_gated(model, h[rows], f"{f.prefix}experts.{expert}.") * gates[rows][:, expert, None])
+        result[rows] = model.lanes(result[rows] + own)
+    f.h = [result]
+
+
+def _route(op: Moe, f: Flow, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [B, R, experts], and true where a row, which is no padding, takes an expert."""
+    model, experts, numerics = f.model, op.experts, f.model.numerics
+    acts = fake_quantise(h, numerics.router, block=numerics.block_size)
+    logits = model.rounded(acts @ model.weights[f"{f.prefix}router"].T, product=True)
+    match experts.scoring:
+        case Scoring.SOFTMAX:
+            raised = model.rounded(model.lanes(logits - logits.amax(-1, keepdim=True)).exp())
+            scores = model.rounded(raised * (1 / raised.sum(-1, keepdim=True)))
+        case Scoring.SIGMOID:
+            scores = model.rounded(1 / model.lanes(1 + model.rounded((-logits).exp())))
+    ranks = model.lanes(scores + model.weights[f"{f.prefix}router.expert_bias"]) if experts.bias else scores
+    if experts.groups > 1:
+        by_group = ranks.unflatten(-1, (experts.groups, -1))
+        best = model.lanes(by_group.topk(2, -1).values.sum(-1))
+        kept = _largest(best, experts.kept_groups)
+        ranks = by_group.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+    taken = _largest(ranks, experts.chosen) & (f.real > 0)
+    gates = scores * taken
+    if experts.normalised:
+        gates = model.rounded(gates * (1 / (gates.sum(-1, keepdim=True) + 1e-20)))
+    return model.lanes(gates * experts.scale), taken
+
+
+def _largest(x: Tensor, count: int) -> Tensor:
+    """True at the `count` largest of the last axis; of equal ones the first."""
+    order = x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return torch.zeros_like(x, dtype=torch.bool).scatter(-1, order, True)
 
 
 def _residual(_: Residual, f: Flow) -> None:
@@ -318,21 +389,27 @@ def _lm_head(_: LmHead, f: Flow) -> None:
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in the formats of a program."""
 
 
-def _exact_attention(q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, real_BT: Tensor) -> Tensor:
+def _exact_attention(q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, visible_BRT: Tensor) -> Tensor:
     """Attention output of unquantised K and V in FP32 ([B, heads, R, D]); q is scaled already."""
     scores = _grouped(q_BhRD, k_BHTD.shape[1]) @ k_BHTD.transpose(-1, -2)
-    weight = scores.masked_fill(~real_BT[:, None, None], LOWEST).softmax(-1)
+    weight = scores.masked_fill(~_of_queries(visible_BRT, scores.shape[2]), LOWEST).softmax(-1)
     return (weight @ v_BHTD).unflatten(2, (-1, q_BhRD.shape[2])).flatten(1, 2)
 
 
 def _grouped(q_BhRD: Tensor, kv_heads: int) -> Tensor:
     """The query heads of one KV head side by side: [B, H, G R, D]."""
     return q_BhRD.unflatten(1, (kv_heads, -1)).flatten(2, 3)
+
+
+def _of_queries(visible_BRT: Tensor, queries: int) -> Tensor:
+    """The keys that each of the query heads side by side sees: [B, 1, G R or 1, T]."""
+    rows = visible_BRT.shape[1]
+    return visible_BRT.repeat(1, queries // rows if rows > 1 else 1, 1)[:, None]
 
 
 def _rounding(format: str) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,6 @@
 """The word problems of a checkpoint and their scoring."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,16 @@ import torch
 from accuracy.quality.decode import decode
 from accuracy.quality.metrics import Comparison
 from accuracy.quality.model import StudyModel
+from dllm.answers import answer_pattern, number_in
 from dllm.checkpoint import load_tokenizer
+from dllm.model import ModelSpec
 from dllm.workload import Workload
 from npu.errors import TripathError
 
-ANSWER = re.compile(r"####\s*(-?\d+)")
+TEST = "test.jsonl"
+"""The problems of a checkpoint or of an adapter."""
 CALIBRATION_PROBLEMS = 40
-"""The last problems of the checkpoint's test.jsonl calibrate the static scheme and are never scored."""
+"""The last problems of a dataset calibrate the static scheme and are never scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,30 +30,57 @@ class Problem:
     result: int
 
 
-def load_problems(folder: Path) -> list[Problem]:
-    """The held-out problems of a checkpoint, in the order of its test.jsonl.
+def load_problems(model: ModelSpec, dataset: str = "") -> list[Problem]:
+    """The problems of a file in their order; without one the held-out problems of the model's adapter or checkpoint.
+
+    Each line of the file is JSON with `prompt`, a text, and `result`, a whole number.
 
     Raises:
-        TripathError: the file is missing.
+        TripathError: the file is missing, or a row is no problem.
+    """
+    assert model.checkpoint is not None
+    file = Path(dataset or Path(model.adapter or model.checkpoint) / TEST)
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        subject = "simulator.quality.dataset" if dataset else "model.adapter" if model.adapter else "model.checkpoint"
+        why = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise TripathError(f"{subject}: cannot read {file} ({why})") from None
+    rows = [_row(f"{file}: line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    tokenizer = load_tokenizer(model.checkpoint)
+    assert tokenizer is not None
+    return [Problem(prompt=tokenizer.encode(prompt), result=result) for prompt, result in rows]
+
+
+def _row(place: str, line: str) -> tuple[str, int]:
+    """Prompt and result of a line.
+
+    Raises:
+        TripathError: naming file, line and what is missing or of another type.
     """
     try:
-        lines = (folder / "test.jsonl").read_text().splitlines()
-    except OSError:
-        raise TripathError(f"model.checkpoint: no test.jsonl in {folder}") from None
-    tokenizer, rows = load_tokenizer(str(folder)), [json.loads(line) for line in lines]
-    assert tokenizer is not None
-    return [Problem(prompt=tokenizer.encode(row["prompt"]), result=row["result"]) for row in rows]
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise TripathError(f"{place}: is not JSON ({error})") from None
+    for name, kind, what in (("prompt", str, "a text"), ("result", int, "an integer")):
+        if not isinstance(row, dict) or name not in row:
+            raise TripathError(f"{place}: {name} is missing")
+        if not isinstance(row[name], kind) or isinstance(row[name], bool):
+            raise TripathError(f"{place}: {name} must be {what}, got {row[name]!r}")
+    return row["prompt"], row["result"]
 
 
 def score(
-    model: StudyModel, problems: Sequence[Problem], workload: Workload, folder: Path, *, batch_size: int = 64,
+    model: StudyModel, problems: Sequence[Problem], workload: Workload, *, batch_size: int = 64,
     comparison: Comparison | None = None,
 ) -> tuple[list[bool], torch.Tensor]:  # fmt: skip
     """Whether each problem is solved, and the denoising steps of each block ([problems, blocks]).
 
-    `comparison` is entered step by step; `folder` holds the tokenizer.
+    `comparison` is entered step by step.
     """
-    tokenizer, right = load_tokenizer(str(folder)), [False] * len(problems)
+    pattern, right = answer_pattern(workload.answer), [False] * len(problems)
+    assert model.spec.checkpoint is not None
+    tokenizer = load_tokenizer(model.spec.checkpoint)
     assert tokenizer is not None
     trips = torch.zeros(len(problems), workload.blocks, dtype=torch.int64)
     observe, probe = (comparison.observe, comparison.probe) if comparison else (None, None)
@@ -59,8 +88,7 @@ def score(
         made = decode(model, [problems[i].prompt for i in members], workload, observe=observe, probe=probe)
         trips[members] = made.trip_counts
         for index, ids in zip(members, made.token_ids.tolist(), strict=True):
-            hit = ANSWER.search(tokenizer.decode(ids))
-            right[index] = hit is not None and int(hit[1]) == problems[index].result
+            right[index] = number_in(tokenizer.decode(ids), pattern) == problems[index].result
     return right, trips
 
 

@@ -58,13 +58,14 @@ class Side:
 
     def __init__(
         self, name: str, numerics: Numerics, raw_BHTD: Tensor, real_BT: Tensor, *, block_length: int,
-        lanes: Callable[[Tensor], Tensor], calibrated: tuple[Tensor, Tensor] | None,
+        lanes: Callable[[Tensor], Tensor], calibrated: tuple[Tensor, Tensor] | None, format: str,
     ) -> None:  # fmt: skip
         """Nothing is written yet: `raw_BHTD` gives the shape.
 
-        `lanes` rounds what the vector unit leaves; `calibrated` are maxima and means of the static scheme, [1, H, 1, D] each.
+        `lanes` rounds what the vector unit leaves; `calibrated` are maxima and means of the static scheme, [1, H, 1, D] each;
+        `format` is that of the cache.
         """
-        self.numerics, self.smoothing, self.axis = numerics, numerics.smoothing, numerics.axis_of(name)
+        self.format, self.smoothing, self.axis = format, numerics.smoothing, numerics.axis_of(name)
         self.block = numerics.block_size if self.axis == "channels" else numerics.token_block(block_length)
         self.smoothed = name in self.smoothing.sides
         self.pairs = name == "keys" and self.smoothing.pre_rope
@@ -93,7 +94,7 @@ class Side:
             case Smoother.BAOS:
                 due = warm
             case Smoother.FROZEN:
-                due = warm and (block == 0 or self.s is None)
+                due = self.s is None or (warm and block == 0)
             case Smoother.STATIC:
                 due = self.s is None
             case Smoother.ORACLE:
@@ -126,4 +127,4 @@ class Side:
             x = self.lanes(x - self.m) * real[:, None, :, None]
         if self.s is not None:
             x = self.lanes(x * self.lanes(1 / self.s))
-        return fake_quantise(x, self.numerics.kv, block=self.block, dim=-1 if self.axis == "channels" else -2)
+        return fake_quantise(x, self.format, block=self.block, dim=-1 if self.axis == "channels" else -2)

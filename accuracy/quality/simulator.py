@@ -1,14 +1,16 @@
 """The path `quality`: how many held-out problems are solved, and how far each step is from the unquantised model."""
 
+import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from accuracy.quality.calibrate import calibrate, plant_outliers
-from accuracy.quality.metrics import Comparison, kv_bytes_per_token, wilson
+from accuracy.quality.metrics import Comparison, kv_bytes_per_token
 from accuracy.quality.model import UNQUANTISED, StudyModel
 from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems, score
+from dllm.answers import exact_match
 from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
+from dllm.operators import Mask
 from dllm.policies import Smoother
 from dllm.workload import CONFIDENCES, Numerics, Workload
 from npu.errors import TripathError
@@ -25,8 +27,8 @@ class QualityOutcome:
 
 
 def simulate(
-    *, model: ModelSpec, workload: Workload, numerics: Numerics, problems: int = 100, compared: int = 32,
-    planted: float = 1.0, ranking: str | None = None,
+    *, model: ModelSpec, workload: Workload, numerics: Numerics, dataset: str = "", problems: int = 100,
+    compared: int = 32, planted: float = 1.0, ranking: str | None = None,
 ) -> QualityOutcome:  # fmt: skip
     """Solve held-out problems of the model's checkpoint, in batches, under any policy and numerics.
 
@@ -34,6 +36,7 @@ def simulate(
         model: Names the checkpoint.
         workload: The policy.
         numerics: Formats and scheme.
+        dataset: A file of problems, JSON with `prompt` and `result` in each line; empty: the checkpoint's own.
         problems: Held-out problems that are solved, the first ones.
         compared: Of these, so many at most are compared step by step with the FP32 model on the same canvases.
         planted: Gain of K outliers that leave the function as it is; 1: none.
@@ -45,9 +48,7 @@ def simulate(
     """
     _check(model, workload, problems, compared, planted, ranking)
     compared = min(compared, problems)
-    assert model.checkpoint is not None
-    folder = Path(model.checkpoint)
-    known = load_problems(folder)
+    known = load_problems(model, dataset)
     limit = len(known) - CALIBRATION_PROBLEMS
     if problems > limit:
         raise TripathError(f"simulator.quality.problems: {problems} exceed the {limit} that do not calibrate")
@@ -63,14 +64,12 @@ def simulate(
     comparison = Comparison(ideal, workload)
     solved, trips = 0, []
     for part, observer in ((known[:compared], comparison), (known[compared:problems], None)):
-        right, steps = score(mine, part, workload, folder, comparison=observer)
+        right, steps = score(mine, part, workload, comparison=observer)
         solved, trips = solved + sum(right), trips + steps.tolist()
     steps_of_block = [sum(column) / problems for column in zip(*trips, strict=True)]
-    low, high = wilson(solved, problems)
     prompt = sum(len(problem.prompt) for problem in known[:problems]) / problems
     metrics = {
-        "problems": problems, "compared": compared, "solved": solved, "exact_match": solved / problems,
-        "exact_match_low": low, "exact_match_high": high, **comparison.summary,
+        "problems": problems, "compared": compared, **exact_match(solved, problems), **comparison.summary,
         "kv_bytes_per_token": kv_bytes_per_token(
             model, numerics, workload.block_length, canvas=prompt + workload.generation_length
         ),
@@ -90,14 +89,19 @@ def trace_at(steps_of_block: list[float]) -> Trace:
     breaks, mean, whole = [], 0.0, 0
     for steps in steps_of_block:
         mean += steps
-        breaks.append(round(mean) - whole - 1)  # a loop is left at the index of its last step
-        whole = round(mean)
+        until = math.floor(mean + 0.5)  # a half goes up, so that a block of at least one step has one
+        breaks.append(until - whole - 1)  # a loop is left at the index of its last step
+        whole = until
     return Trace(breaks=tuple(breaks))
 
 
 def _check(
     model: ModelSpec, workload: Workload, problems: object, compared: object, planted: object, ranking: object
 ) -> None:
+    if model.mask is not Mask.FULL:
+        raise TripathError(
+            f"model.attention_mask={model.attention_mask}: the quality path does not decode this, programs do"
+        )
     for name, value in (("problems", problems), ("compared", compared)):  # of one there is no standard error
         if isinstance(value, bool) or not isinstance(value, int) or value < 2:
             raise TripathError(f"simulator.quality.{name}: must be an integer of at least 2, got {value!r}")
@@ -107,6 +111,8 @@ def _check(
         raise TripathError(f"simulator.quality.ranking: unknown {ranking!r}, one of {', '.join(CONFIDENCES)}")
     if workload.samples_only:
         raise TripathError(f"workload.stage: {workload.stage} generates no text for quality to judge")
+    if workload.edits:
+        raise TripathError("workload.edit_threshold: the quality path does not carry this out, programs do")
     if workload.caches.appends:
         raise TripathError(f"workload.cache={workload.cache}: the quality path does not carry this out, programs do")
     if model.checkpoint is None:

@@ -4,12 +4,14 @@ Two pieces of software: `torch` is the published reference implementation in eag
 attention; BF16), `numpy` is dllm/reference.py (FP32). Elementwise passes are counted as the software makes them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dllm.devices import numpy_graph
 from dllm.devices.operation import Operation, Shape
+from dllm.devices.products import Product
 from dllm.model import ModelSpec
 from dllm.operators import (
     ALL_TRAITS,
@@ -19,6 +21,7 @@ from dllm.operators import (
     HeadNorm,
     Linear,
     LmHead,
+    Moe,
     Norm,
     Operator,
     Residual,
@@ -34,6 +37,8 @@ BF16_BYTES = 2
 SAMPLING_BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 EXP_FLOPS = 20
 """Floating operations of an exponential: range reduction and a polynomial of degree 8 (assumed)."""
+GENERATOR_FLOPS = 10
+"""Of a counter-based random number, turned into a float (assumed: its integer operations run beside)."""
 
 
 def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]]:
@@ -71,8 +76,9 @@ def phase_operations(
 
 
 def _gemm(rows: int, k: int, n: int, *, bias: bool = False) -> Operation:
-    moved = BF16_BYTES * (rows * k + k * n + rows * n + n * bias)
-    return Operation(engine="matrix_bf16", work=2 * rows * k * n, moved_bytes=moved)
+    product = Product(rows=rows, columns=n, contraction=k)
+    moved = product.moved_bytes + BF16_BYTES * n * bias
+    return Operation(engine="matrix_bf16", work=product.flops, moved_bytes=moved, product=product)
 
 
 def _passes(elements: int, bytes_each: int, launches: int) -> Operation:
@@ -121,6 +127,33 @@ def _gated_mlp(op: GatedMlp, p: Pass) -> list[Operation]:
     return [up, up, _passes(p.all_rows * op.inner, 10, 2), _gemm(p.all_rows, op.inner, op.width)]
 
 
+def touched_experts(op: Moe, rows: int) -> float:
+    """Experts that rows take one of, if each takes any with the same chance."""
+    experts = op.experts
+    return experts.count * (1 - (1 - experts.chosen / experts.count) ** rows)
+
+
+def _moe(op: Moe, p: Pass) -> list[Operation]:
+    """Router in FP32, choice, then for each expert with rows: gather, three products, SiLU and product, scatter."""
+    experts, rows, touched = op.experts, p.all_rows, touched_experts(op, p.all_rows)
+    taken, width, inner = rows * experts.chosen, op.width, experts.inner
+    router = Operation(
+        engine="vector_fp32", work=2 * rows * width * experts.count,
+        moved_bytes=4 * (rows * width + width * experts.count + rows * experts.count),
+    )  # fmt: skip
+    products = Operation(
+        engine="matrix_bf16", work=6 * taken * width * inner, launches=math.ceil(3 * touched),
+        moved_bytes=BF16_BYTES * (3 * touched * width * inner + taken * (3 * width + 3 * inner)),
+    )  # fmt: skip
+    between = _passes(taken * inner, 10, math.ceil(2 * touched))
+    around = _passes(taken * width, 10, math.ceil(3 * touched))
+    shared = GatedMlp(width=width, inner=experts.shared)
+    return [
+        router, _passes(rows * experts.count, 16, 6), products, between, around,
+        *(_gated_mlp(shared, p) if experts.shared else []), *([_passes(rows * width, 6, 1)] if experts.shared else []),
+    ]  # fmt: skip
+
+
 def _linear(op: Linear, p: Pass) -> list[Operation]:
     """One product for each part; a bias goes into its epilogue."""
     return [_gemm(p.all_rows, op.inputs, outputs, bias=bool(op.bias)) for _, outputs in op.parts]
@@ -129,7 +162,7 @@ def _linear(op: Linear, p: Pass) -> list[Operation]:
 TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     Embedding: lambda op, p: [_passes(p.all_rows * op.width, 4, 1)],
     Norm: lambda op, p: [_norm(p.all_rows, op.width)],
-    Linear: _linear, HeadNorm: _head_norms, Rope: _rotary, Attention: _attention, GatedMlp: _gated_mlp,
+    Linear: _linear, HeadNorm: _head_norms, Rope: _rotary, Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe,
     Residual: lambda op, p: [_passes(p.all_rows * op.width, 6, 1)],
     LmHead: lambda op, p: [_gemm(p.all_rows, op.width, op.vocab)],
 }  # fmt: skip
@@ -166,6 +199,17 @@ def torch_softmax(elements: int, format: str) -> list[Operation]:
 def torch_sampling(elements: int, format: str) -> list[Operation]:
     """argmax, softmax, gather of the confidence, and the small kernels that choose and write tokens (LLaDA's generate)."""
     return [_passes(elements, BF16_BYTES, 1), *torch_softmax(elements, format), _passes(0, 0, 12)]
+
+
+def torch_gumbel(elements: int) -> list[Operation]:
+    """Gumbel noise as LLaDA's generate adds it above temperature 0, in FP64: exp(logits) / (-log(uniform)) ** temperature.
+
+    Conversion, uniform numbers, logarithm, negation, power, exponential and division are a kernel each: 10 + 8 + 4 x 16 + 24
+    bytes. A logarithm and an exponential are one polynomial, a power is two. The argmax then reads FP64.
+    """
+    work = (4 * EXP_FLOPS + GENERATOR_FLOPS) * elements
+    noise = Operation(engine="vector_fp64", work=work, moved_bytes=106.0 * elements, launches=7)
+    return [noise, _passes(elements, SAMPLING_BYTES["fp64"] - BF16_BYTES, 1)]
 
 
 TORCH: Mapping[str, Callable[[ModelSpec, Shape], list[Operation]]] = {

@@ -9,7 +9,7 @@ memory: a reduction over keys then runs in rows of `heads` elements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dllm.devices.operation import Operation, Shape
@@ -21,6 +21,7 @@ from dllm.operators import (
     HeadNorm,
     Linear,
     LmHead,
+    Moe,
     Norm,
     Operator,
     Residual,
@@ -135,10 +136,27 @@ def _gated_mlp(op: GatedMlp, p: Pass) -> list[Operation]:
     ]  # fmt: skip
 
 
+def _moe(op: Moe, p: Pass) -> list[Operation]:
+    """Router, choice by sorting, then for each expert that a row takes its gated MLP and the sum of weighted results."""
+    experts, scores = op.experts, p.rows * op.experts.count
+    touched = round(experts.count * (1 - (1 - experts.chosen / experts.count) ** p.rows))
+    each = replace(p, rows=max(1, round(p.rows * experts.chosen / touched)))
+    own = [
+        *_gated_mlp(GatedMlp(width=op.width, inner=experts.inner), each),
+        *passes(each.rows * op.width, unary=2, binary=2),
+    ]  # fmt: skip
+    shared = _gated_mlp(GatedMlp(width=op.width, inner=experts.shared), p) if experts.shared else []
+    return [
+        *gemm(p.rows, op.width, experts.count, p.weights_bytes), *softmax(p.rows, experts.count), *passes(scores, unary=4),
+        *own * touched, *shared,
+    ]  # fmt: skip
+
+
 OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     Embedding: lambda op, p: passes(p.rows * op.width, unary=1),
     Norm: lambda op, p: norm(p.rows, op.width),
     Linear: _linear, HeadNorm: _head_norms, Rope: _rope, Attention: _attention, GatedMlp: _gated_mlp,
+    Moe: _moe,
     Residual: lambda op, p: passes(p.rows * op.width, binary=1),
     LmHead: lambda op, p: gemm(p.rows, op.width, op.vocab, p.weights_bytes),
 }  # fmt: skip

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from dllm.devices.products import Product
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operation:
     """`work` in units of its engine's rate (floating operations, elements or bytes), `moved_bytes` to and from memory.
 
     `launches`: kernels or library calls; `resident_bytes`: the data that is touched again and again (0: `moved_bytes`),
-    which decides in which cache it is found.
+    which decides in which cache it is found; `product`: the shape of a matrix product.
     """
 
     engine: str
@@ -16,6 +18,7 @@ class Operation:
     moved_bytes: float = 0.0
     launches: int = 1
     resident_bytes: float = 0.0
+    product: Product | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

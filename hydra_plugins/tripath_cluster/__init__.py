@@ -3,7 +3,7 @@
 Hydra loads this module at every start, so it imports nothing else.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
@@ -58,7 +58,26 @@ class TripathSweeper(BasicSweeper):
         """The jobs in batches; those of `also` are of the last. What the user gives comes last, and so wins."""
         *batches, last = BasicSweeper.split_arguments(overrides, max_batch_size)
         shared = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        return [*batches, [*last, *([*map(str, job), *shared] for job in self._also)]]
+        beside = jobs_beside(self._also, overrides, self.params or {})
+        return [*batches, [*last, *([*job, *shared] for job in beside)]]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Nothing: a job that cannot be composed is refused when its turn comes, and the others run."""
+
+
+def jobs_beside(
+    also: Sequence[Sequence[str]], overrides: Sequence[Override], params: Mapping[str, str]
+) -> list[list[str]]:
+    """The jobs of `also`. Where the user, whose overrides stand behind those of `params`, takes other values for an axis of
+    `params`, those with a value that is not taken are left out."""
+    taken = {
+        each.key_or_group: {*each.sweep_string_iterator()}
+        for each in overrides[len(params) :]
+        if each.is_sweep_override() and each.key_or_group in params
+    }
+
+    def keeps(override: str) -> bool:
+        key, _, value = override.partition("=")
+        return value in taken.get(key, {value})
+
+    return [[*map(str, job)] for job in also if all(keeps(str(override)) for override in job)]

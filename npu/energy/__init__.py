@@ -4,10 +4,10 @@ It stands below the simulators: a timing path hands in its own counts and its ow
 """
 
 from npu.energy.account import Account, account
-from npu.energy.area import matrix_unit_um2, vector_unit_um2, vector_unit_watts
+from npu.energy.area import Operand, matrix_unit_um2, operand, vector_unit_um2, vector_unit_watts
 from npu.energy.technology import NUMBERS, Technology
 
 __all__ = [
-    "NUMBERS", "Account", "Technology", "account", "matrix_unit_um2", "vector_unit_um2",
+    "NUMBERS", "Account", "Operand", "Technology", "account", "matrix_unit_um2", "operand", "vector_unit_um2",
     "vector_unit_watts",
 ]  # fmt: skip

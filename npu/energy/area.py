@@ -1,13 +1,16 @@
 """Areas of the blocks of a core, as laws with few coefficients: each term is a thing that a designer would count."""
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 from npu.energy.technology import Technology, significand_bits
 from npu.formats import FORMATS
-from npu.formats.table import MX_BLOCK, Format
-from npu.hardware import HardwareConfig
+from npu.formats.table import Format
+from npu.hardware import GENERATIONS, HardwareConfig
 from npu.units import GIB, MIB
 
 UM2_PER_MM2 = 1e6
@@ -16,6 +19,26 @@ PORT_BITS = 64
 
 SMALLEST_BANK_BYTES = 8192
 SRAM_BLOCKS = ("matrix_sram", "vector_sram", "small_sram", "frontend")
+
+
+INTEGER_MAC = ("array_mac_um2", "array_mac_bit_um2", "array_corner")
+INTEGER_OUTPUT = ("array_output_um2", "array_output_bit_um2", "array_corner")
+MORE_SETS = (*INTEGER_OUTPUT, "array_set_share")
+FLOAT_MAC = ("float_mac_um2", "float_mac_bit_um2", "float_product_bit2_um2", "array_corner")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operand:
+    """What the array sees of a format: its kind, the bits of an element, and of them those that are multiplied."""
+
+    integer: bool
+    bits: int
+    significand_bits: int
+
+
+def operand(format: Format) -> Operand:
+    """The operand of a format of this project."""
+    return Operand(integer=format.integer, bits=format.bits, significand_bits=significand_bits(format))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,58 +50,47 @@ class AreaTerm:
     numbers: tuple[str, ...]
 
 
-def mac_um2(technology: Technology, weights: Format, activations: Format) -> float:
-    """Area of one multiply-accumulate of the array.
+def mac_um2(technology: Technology, weights: Operand, activations: Operand) -> float:
+    """Area of one multiply-accumulate of the array, in um2.
 
-    A MAC is a multiplier, an adder into the partial sum, one into the next sub-array, and registers. For integers all grow
-    with the bits of the operands, as at 45 nm; the published MXINT4 array sets the scale. For floats the two adders are those
-    of the published E4M3 array, whatever the element; multiplier and registers grow as for integers.
+    An integer MAC grows with the bits of both operands; a float MAC, which aligns and adds products, with those bits and with the
+    product of the significands. Where either operand is a float, so is the MAC.
     """
-    scale = technology["mac_mxint4_um2"] / _integer_mac(technology, 4, 4)
-    bits = weights.bits, activations.bits
+    bits = weights.bits + activations.bits
     if weights.integer and activations.integer:
-        return scale * _integer_mac(technology, *bits)
-    multiplier, register = technology["multiplier_bit2_um2"], technology["register_bit_um2"]
-    published, significands = FORMATS["mxfp8_e4m3"], (significand_bits(weights), significand_bits(activations))
-    grown = multiplier * (math.prod(significands) - significand_bits(published) ** 2)
-    grown += register * (sum(bits) - 2 * published.bits)
-    return technology["mac_e4m3_um2"] + scale * grown
+        return technology["array_mac_um2"] + technology["array_mac_bit_um2"] * bits
+    multiplier = technology["float_product_bit2_um2"] * weights.significand_bits * activations.significand_bits
+    return technology["float_mac_um2"] + technology["float_mac_bit_um2"] * bits + multiplier
 
 
-def _integer_mac(technology: Technology, weight_bits: int, activation_bits: int) -> float:
-    """Relative area of an integer MAC; its sum over a block of 32 needs five bits more than a product."""
-    total = weight_bits + activation_bits + int(math.log2(MX_BLOCK))
-    return (
-        technology["multiplier_bit2_um2"] * weight_bits * activation_bits
-        + technology["adder_bit_um2"] * 2 * total
-        + technology["register_bit_um2"] * (weight_bits + activation_bits + total)
-    )
+def output_um2(technology: Technology, weights: Operand, activations: Operand) -> float:
+    """Area of one accumulator and its way out, in um2, of an array of integers."""
+    return technology["array_output_um2"] + technology["array_output_bit_um2"] * (weights.bits + activations.bits)
 
 
-def matrix_terms(technology: Technology, *, mlen: int, blen: int, pairs: Sequence[tuple[str, str]]) -> list[AreaTerm]:
-    """The matrix unit: MLEN x BLEN MACs, BLEN rows of operands, BLEN x BLEN outputs in FP32.
+def matrix_terms(
+    technology: Technology, *, mlen: int, blen: int, pairs: Sequence[tuple[Operand, Operand]], sets: int = 1
+) -> list[AreaTerm]:
+    """The matrix unit: MLEN x BLEN MACs and BLEN x BLEN outputs; of floats these are in the MACs: published arrays show no rest.
 
-    `pairs`: the (weight, activation) formats that it multiplies; a MAC is as large as the largest of them needs.
+    `pairs`: the (weight, activation) operands that it multiplies; it is as large as the largest of them needs. Each of the
+    accumulator `sets` beyond the first takes a share of the outputs of integers, whatever the formats: sums are FP32 in all.
     """
-    macs = {pair: mac_um2(technology, *(FORMATS[name] for name in pair)) for pair in pairs}
-    numbers = {pair: _mac_numbers(pair) for pair in pairs}
-    largest = max(macs, key=lambda pair: macs[pair])
-    return [
-        AreaTerm(block="matrix", mm2=mlen * blen * macs[largest] / UM2_PER_MM2, numbers=numbers[largest]),
-        AreaTerm(block="matrix", mm2=blen * technology["matrix_row_um2"] / UM2_PER_MM2, numbers=("matrix_row_um2",)),
-        AreaTerm(
-            block="matrix", mm2=blen**2 * technology["matrix_output_um2"] / UM2_PER_MM2, numbers=("matrix_output_um2",)
-        ),
-    ]
+
+    def parts(pair: tuple[Operand, Operand]) -> list[tuple[float, tuple[str, ...]]]:
+        integer = pair[0].integer and pair[1].integer
+        macs, outputs = mlen * blen * mac_um2(technology, *pair), blen**2 * output_um2(technology, *pair)
+        found = [(macs, INTEGER_MAC if integer else FLOAT_MAC)]
+        found += [(outputs, INTEGER_OUTPUT)] if integer else []
+        found += [(technology["array_set_share"] * outputs, MORE_SETS)] * (sets - 1)
+        return [(um2 * technology["array_corner"], numbers) for um2, numbers in found]
+
+    largest = max((parts(pair) for pair in pairs), key=lambda found: sum(um2 for um2, _ in found))
+    return [AreaTerm(block="matrix", mm2=um2 / UM2_PER_MM2, numbers=numbers) for um2, numbers in largest]
 
 
-def _mac_numbers(pair: tuple[str, str]) -> tuple[str, ...]:
-    integer = all(FORMATS[name].integer for name in pair)
-    return ("mac_mxint4_um2",) if integer else ("mac_mxint4_um2", "mac_e4m3_um2")
-
-
-def matrix_unit_um2(technology: Technology, *, mlen: int, blen: int, weights: str, activations: str) -> float:
-    """Area of a matrix unit for one pair of formats, in um2."""
+def matrix_unit_um2(technology: Technology, *, mlen: int, blen: int, weights: Operand, activations: Operand) -> float:
+    """Area of a matrix unit for one pair of operands, in um2."""
     terms = matrix_terms(technology, mlen=mlen, blen=blen, pairs=[(weights, activations)])
     return sum(term.mm2 for term in terms) * UM2_PER_MM2
 
@@ -106,15 +118,39 @@ def sram_um2(technology: Technology, size: int) -> float:
     return 8 * size * technology["sram_cell_um2"] / technology["sram_array_share"]
 
 
+def core_rest_um2(technology: Technology, *, mlen: int, vlen: int) -> float:
+    """Area of a core of the open stack without its array: lanes in a 12-bit float (E5M6), memory system and SRAM."""
+    return technology["core_lane_um2"] * vlen + technology["core_row_um2"] * mlen + technology["core_fixed_um2"]
+
+
+def macros_um2(size: int, width_bits: int) -> float:
+    """Area of a memory of `size` bytes with a port of `width_bits`, as the cheapest array of one kind of ASAP7 macro (um2)."""
+    words = math.ceil(8 * size / width_bits)
+    return min(
+        math.ceil(words / row["words"]) * math.ceil(width_bits / row["bits"]) * row["area_um2"] for row in sram_macros()
+    )
+
+
+@cache
+def sram_macros() -> tuple[dict[str, float], ...]:
+    """Words, bits and um2 of the single-port SRAM macros of ASAP7 (The-OpenROAD-Project/asap7_sram_0p0, LEF files)."""
+    text = files("npu.energy").joinpath("data/sram_macros.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return tuple({name: float(value) for name, value in row.items()} for row in rows)
+
+
 def area_terms(technology: Technology, hardware: HardwareConfig, pairs: Sequence[tuple[str, str]]) -> list[AreaTerm]:
-    """The parts of a core; `pairs` as in `matrix_terms`, which is left out where there are none."""
+    """The parts of a core; `pairs`: the (weight, activation) formats of its array, which is left out where there are none."""
+    phy = f"{GENERATIONS[hardware.hbm.generation].family}_phy_stack_um2"
     logic = {
         "vector": (vector_unit_um2(technology, vlen=hardware.vlen), "vector_lane_um2"),
         "scalar": (technology["scalar_unit_um2"], "scalar_unit_um2"),
         "frontend": (technology["frontend_um2"], "frontend_um2"),
-        "hbm_phy": (hardware.hbm.channels * technology["hbm_phy_channel_um2"], "hbm_phy_channel_um2"),
+        "hbm_phy": (float(hardware.hbm.used_stacks) * technology[phy], phy),
     }
-    terms = matrix_terms(technology, mlen=hardware.mlen, blen=hardware.blen, pairs=pairs) if pairs else []
+    operands = [(operand(FORMATS[weights]), operand(FORMATS[activations])) for weights, activations in pairs]
+    shape = {"mlen": hardware.mlen, "blen": hardware.blen, "sets": hardware.accumulator_sets}
+    terms = matrix_terms(technology, **shape, pairs=operands) if pairs else []
     terms += [AreaTerm(block=block, mm2=um2 / UM2_PER_MM2, numbers=(name,)) for block, (um2, name) in logic.items()]
     for block, size in sram_bytes(technology, hardware).items():
         names = ("sram_cell_um2", "sram_array_share", *(("instruction_memory_bytes",) if block == "frontend" else ()))
@@ -135,5 +171,5 @@ def static_terms(
         (block, size / MIB * technology["sram_leakage_mw_mib"] * 1e-3, "sram_leakage_mw_mib")
         for block, size in sram_bytes(technology, hardware).items()
     ]
-    background = hardware.hbm.capacity_bytes / GIB * technology["hbm_background_mw_gib"] * 1e-3
-    return [*terms, ("hbm", background, "hbm_background_mw_gib")]
+    standby = f"{GENERATIONS[hardware.hbm.generation].family}_standby_mw_gib"
+    return [*terms, ("hbm", hardware.hbm.total_bytes / GIB * technology[standby] * 1e-3, standby)]

@@ -10,10 +10,12 @@ from npu.sourced import Numbers, check_numbers, weakest
 NUMBERS = (
     "multiply_int8_pj", "multiply_int32_pj", "multiply_bf16_pj", "multiply_fp32_pj", "add_int32_pj", "add_fp32_pj",
     "register_bit_pj", "vector_lane_pj", "scalar_operation_pj", "issue_pj", "sram_8kib_pj", "sram_1mib_pj",
-    "wire_bit_mm_pj", "hbm2_bit_pj", "hbm2e_bit_pj", "hbm3_bit_pj", "logic_leakage_mw_mm2", "sram_leakage_mw_mib",
-    "hbm_background_mw_gib", "mac_mxint4_um2", "mac_e4m3_um2", "matrix_row_um2", "matrix_output_um2", "vector_lane_um2",
-    "multiplier_bit2_um2", "adder_bit_um2", "register_bit_um2", "scalar_unit_um2", "frontend_um2",
-    "instruction_memory_bytes", "sram_cell_um2", "sram_array_share", "hbm_phy_channel_um2",
+    "wire_bit_mm_pj", "hbm2_bit_pj", "hbm2e_bit_pj", "hbm3_bit_pj", "hbm3e_bit_pj", "lpddr5x_bit_pj",
+    "logic_leakage_mw_mm2", "sram_leakage_mw_mib", "hbm_standby_mw_gib", "lpddr_standby_mw_gib", "array_mac_um2",
+    "array_mac_bit_um2", "array_output_um2", "array_output_bit_um2", "float_mac_um2", "float_mac_bit_um2",
+    "float_product_bit2_um2", "array_corner", "array_set_share", "core_lane_um2", "core_row_um2", "core_fixed_um2",
+    "vector_lane_um2", "scalar_unit_um2", "frontend_um2", "instruction_memory_bytes", "sram_cell_um2", "sram_array_share",
+    "hbm_phy_stack_um2", "lpddr_phy_stack_um2",
 )  # fmt: skip
 """Every number of a technology; the unit ends its name."""
 
@@ -24,7 +26,7 @@ class Technology:
 
     Attributes:
         name: What reports call it.
-        numbers: Each with `value`, `provenance` (published, derived, assumed) and `source`; the unit ends its name.
+        numbers: Each with `value`, `provenance` (docs/energy.md) and `source`; the unit ends its name.
 
     Raises:
         TripathError: a number is missing, unknown, not positive, or has no source.

@@ -1,7 +1,7 @@
 """The front end: hardware loops, address registers, integer registers that steer them, and the data-dependent exit.
 
 Control integers are program structure: every path computes them with these bodies. What depends on data, the verdict
-of a `C_BREAK_IF`, is handed in by the path (from the value it computed, or from a trace).
+of a `C_BREAK_IF` and the number that a `C_COUNT` reads, is handed in by the path (from the value it computed, or from a trace).
 """
 
 from collections import namedtuple
@@ -12,6 +12,8 @@ from numba import njit
 from npu.isa.spec import (
     ADDRESS_REGISTERS,
     BY_MNEMONIC,
+    HBM,
+    HBM_ROWS,
     INT,
     INTEGER_REGISTERS,
     LOOP_LEVELS,
@@ -54,6 +56,8 @@ def address_of(control, register):
 
 
 LEVEL, REGISTER, RING = unsigned(4), unsigned(4), unsigned(4)
+LEFT_BYTES = 4
+"""Of the number of masks that a host leaves."""
 ADDRESS = unsigned((ADDRESS_REGISTERS - 1).bit_length())
 
 
@@ -176,15 +180,53 @@ def a_next(control, ring):
     control.pc[0] += 1
 
 
-_C_LOOP, _C_LOOP_R, _C_NEXT, _C_AFFINE, _C_END, _A_BASE, _A_STEP, _A_ROWS, _A_RING, _A_NEXT = (
+@instruction(opcode=0x0C, unit=Unit.FRONTEND, control=ControlKind.COUNT,
+             operands={"register": REGISTER, "at": INT, "most": unsigned(20)}, reads=(touch("at", 1),))  # fmt: skip
+def c_count(control, register, at, most):  # noqa: ARG001  the number is read by the path that knows it, see `set_count`
+    """register := integer[at], at least 0 and at most `most`: how often loops go round that data decide about. The front end
+    waits for it."""
+    control.pc[0] += 1
+
+
+@njit(cache=True)
+def set_count(control, register, value, most):
+    """What C_COUNT puts into its register where it reads `value`."""
+    control.register[register] = min(max(value, 0), most)
+
+
+@instruction(opcode=0x0D, unit=Unit.FRONTEND, control=ControlKind.LOOP,
+             operands={"level": LEVEL, "register": REGISTER, "unit": unsigned(5), "length": unsigned(24)})  # fmt: skip
+def c_loop_n(control, level, register, unit, length):
+    """As C_LOOP, one trip for each 2^unit of an integer register or part of it, which one C_COUNT sets on every way to the
+    loop."""
+    _enter(control, level, (control.register[register] + (1 << unit) - 1) >> unit, length)
+
+
+@instruction(opcode=0x0E, unit=Unit.FRONTEND, control=ControlKind.HOST,
+             operands={"logits": HBM_ROWS, "tokens": HBM_ROWS, "left": HBM, "rows": unsigned(16), "sent": unsigned(32),
+                       "taken": unsigned(20)},
+             reads=(touch("logits", "sent", "rows"),),
+             writes=(touch("tokens", "taken", "rows"), touch("left", LEFT_BYTES)),
+             legal=lambda o: o["rows"] * o["sent"] * o["taken"] > 0)  # fmt: skip
+def c_host(control, logits, logits_stride, tokens, tokens_stride, left, rows, sent, taken):  # noqa: ARG001  the host reads and writes
+    """Hand over to the host. Of each of `rows` sequences it reads `sent` bytes at hbm[logits] and writes `taken` bytes at
+    hbm[tokens]; to hbm[left] it writes the number of masks that are left. The front end waits until it is done.
+
+    What the host commits is not part of the machine: only the time passes.
+    """
+    control.pc[0] += 1
+
+
+_C_LOOP, _C_LOOP_R, _C_NEXT, _C_AFFINE, _C_END, _A_BASE, _A_STEP, _A_ROWS, _A_RING, _A_NEXT, _C_COUNT, _C_LOOP_N, _C_HOST = (
     BY_MNEMONIC[name].opcode
-    for name in ("C_LOOP", "C_LOOP_R", "C_NEXT", "C_AFFINE", "C_END", "A_BASE", "A_STEP", "A_ROWS", "A_RING", "A_NEXT")
+    for name in ("C_LOOP", "C_LOOP_R", "C_NEXT", "C_AFFINE", "C_END", "A_BASE", "A_STEP", "A_ROWS", "A_RING", "A_NEXT", "C_COUNT",
+                 "C_LOOP_N", "C_HOST")
 )  # fmt: skip
 
 
 @njit(cache=True)
 def control_step(control, opcode, o):
-    """Run a control instruction on which no data decides (any but a BREAK); false if this is none that it can run."""
+    """Run a control instruction, of a BREAK and a COUNT only what no data decides; false if this is none that it can run."""
     if opcode == _C_NEXT:
         c_next(control, o[0])
     elif opcode == _C_LOOP:
@@ -205,6 +247,12 @@ def control_step(control, opcode, o):
         a_ring(control, o[0], o[1], o[2], o[3])
     elif opcode == _C_END:
         c_end(control)
+    elif opcode == _C_COUNT:
+        c_count(control, o[0], 0, o[2])
+    elif opcode == _C_LOOP_N:
+        c_loop_n(control, o[0], o[1], o[2], o[3])
+    elif opcode == _C_HOST:
+        c_host(control, 0, 0, 0, 0, 0, o[3], o[4], o[5])
     else:
         return False
     return True

@@ -1,5 +1,6 @@
 """Writes docs/isa.md from the instruction table: `python -m npu.isa.manual`. A test compares it with what is committed."""
 
+import argparse
 from pathlib import Path
 
 from npu.isa.spec import (
@@ -63,4 +64,5 @@ def manual() -> str:
 if __name__ == "__main__":
     import npu.isa  # noqa: F401  fills the table
 
+    argparse.ArgumentParser(description=__doc__).parse_args()
     (Path(__file__).parents[2] / "docs" / "isa.md").write_text(manual())

@@ -6,6 +6,7 @@ from numba import njit
 from npu.formats import FORMAT_OF_CODE
 from npu.formats.rounding import halves, load_block, quantise_block, round_bf16
 from npu.isa.spec import MATRIX_ROWS, VECTOR_ROWS, Footprint, OpClass, Operands, Unit, instruction, touch, unsigned
+from npu.unowned import unowned
 
 LANES = 16
 """Columns of weights whose dot products run side by side: what the compiler makes SIMD instructions of."""
@@ -52,6 +53,43 @@ def panel_dots_32(acts, place, w, dots):
         dots[c] = even + odd
 
 
+@njit(cache=True)
+def _add_products(
+    matrix, vector, accumulator, weights, weights_stride, acts, acts_stride, rows, cols, blocks, size, weight_format,
+    act_format, block_stride, scratch,
+):  # fmt: skip
+    """The body of `m_mm`, with memory for quantised activations and their scales, a panel of weights and what lies between."""
+    matrix, vector, accumulator, scratch = unowned(matrix), unowned(vector), unowned(accumulator), unowned(scratch)
+    wide, records = size * LANES, blocks * rows
+    scales, quantised, rest = scratch[: 2 * records], scratch[2 * records :], scratch[records * (size + 2) :]
+    column, panel, rest = rest[:size], rest[size : size + wide], rest[size + wide :]
+    dots, once, twice, products = rest[:LANES], rest[LANES : 2 * LANES], rest[2 * LANES : 3 * LANES], rest[3 * LANES :]
+    if cols % LANES:
+        panel[:] = np.float32(0.0)
+    for b in range(blocks):
+        for row in range(rows):
+            source, block_of = acts + row * acts_stride + b * size, b * rows + row
+            exponent = quantise_block(vector, source, size, act_format, quantised, block_of * size)
+            scales[2 * block_of], scales[2 * block_of + 1] = halves(exponent)
+    for first in range(0, cols, LANES):
+        lanes = min(LANES, cols - first)
+        for b in range(blocks):
+            for c in range(lanes):
+                place = weights + (first + c) * weights_stride + b * block_stride
+                once[c], twice[c] = halves(load_block(matrix, place, size, weight_format, column))
+                for i in range(size):
+                    panel[i * LANES + c] = column[i]
+            for row in range(rows):
+                block_of = b * rows + row
+                place, third, fourth = block_of * size, scales[2 * block_of], scales[2 * block_of + 1]
+                if size == 32:
+                    panel_dots_32(quantised, place, panel, dots)
+                else:
+                    panel_dots(quantised, place, panel, size, products, dots)
+                for c in range(lanes):
+                    accumulator[row, first + c] += dots[c] * once[c] * twice[c] * third * fourth
+
+
 def _weight_run(o: Operands) -> int:
     """Bytes from the first to the last byte of one column of weights."""
     block = 1 << o["block"]
@@ -86,34 +124,11 @@ def m_mm(
     blocks = k // size
     # One allocation: it takes as long as a few dot products.
     wide = size * LANES
-    scratch = np.empty((blocks * rows + 1) * size + wide + 3 * LANES + (0 if size == 32 else wide), np.float32)
-    quantised, rest = scratch[: blocks * rows * size], scratch[blocks * rows * size :]
-    column, panel, rest = rest[:size], rest[size : size + wide], rest[size + wide :]
-    dots, once, twice, products = rest[:LANES], rest[LANES : 2 * LANES], rest[2 * LANES : 3 * LANES], rest[3 * LANES :]
-    if cols % LANES:
-        panel[:] = np.float32(0.0)
-    exponents = np.empty(blocks * rows, np.int64)
-    for b in range(blocks):
-        for row in range(rows):
-            source, block_of = acts + row * acts_stride + b * size, b * rows + row
-            exponents[block_of] = quantise_block(vector, source, size, act_format, quantised, block_of * size)
-    for first in range(0, cols, LANES):
-        lanes = min(LANES, cols - first)
-        for b in range(blocks):
-            for c in range(lanes):
-                place = weights + (first + c) * weights_stride + b * block_stride
-                once[c], twice[c] = halves(load_block(matrix, place, size, weight_format, column))
-                for i in range(size):
-                    panel[i * LANES + c] = column[i]
-            for row in range(rows):
-                place = (b * rows + row) * size
-                if size == 32:
-                    panel_dots_32(quantised, place, panel, dots)
-                else:
-                    panel_dots(quantised, place, panel, size, products, dots)
-                third, fourth = halves(exponents[b * rows + row])
-                for c in range(lanes):
-                    accumulator[row, first + c] += dots[c] * once[c] * twice[c] * third * fourth
+    floats = blocks * rows * (size + 2) + size + wide + 3 * LANES + (0 if size == 32 else wide)
+    _add_products(
+        matrix, vector, accumulator, weights, weights_stride, acts, acts_stride, rows, cols, blocks, size, weight_format,
+        act_format, block_stride, np.empty(floats, np.float32),
+    )  # fmt: skip
 
 
 @instruction(

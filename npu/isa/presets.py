@@ -4,6 +4,7 @@ A preset in `npu/isa/timing/` has a row for each class, and under an instruction
 npu.isa.presets` writes a row for each instruction to `conf/hardware/timing/`, where every one is a key of the configuration.
 """
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def preset(source: Path) -> str:
 
 def main() -> None:
     """Write every preset."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for source in FOLDER.glob("*.yaml"):
         (Path(__file__).parents[2] / "conf" / "hardware" / "timing" / source.name).write_text(preset(source))
 

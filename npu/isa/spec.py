@@ -38,8 +38,9 @@ class Unit(IntEnum):
 class ControlKind(IntEnum):
     """What a front-end instruction does to control flow or addresses; whoever follows a program's control reads it off here.
 
-    Operands by name: LOOP has `level`, `length`, and `trips` or the `register` that holds them; NEXT and BREAK `level`; TRIPS
-    `register`, `base`, `factor`, `level`; BASE, STEP, ROWS and RING set up the address `register`; ADVANCE has `ring`.
+    Operands by name: LOOP has `level`, `length`, and `trips` or the `register` that holds them (in units of 2^`unit`, where
+    it has that); NEXT and BREAK `level`; TRIPS `register`, `base`, `factor`, `level`; COUNT `register`, `at`, `most`; BASE,
+    STEP, ROWS and RING set up the address `register`; ADVANCE has `ring`; HOST `rows`, `sent`, `taken`.
     """
 
     LOOP = 1
@@ -52,6 +53,8 @@ class ControlKind(IntEnum):
     RING = 8
     ADVANCE = 9
     END = 10
+    COUNT = 11
+    HOST = 12
 
 
 SET_UP = frozenset({ControlKind.BASE, ControlKind.STEP, ControlKind.ROWS, ControlKind.RING})

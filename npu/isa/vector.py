@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from npu.formats.rounding import round_bf16
-from npu.isa.spec import FP, INDEX, INT, VECTOR, OpClass, Unit, instruction, touch, unsigned
+from npu.isa.spec import FP, INDEX, INT, VECTOR, VECTOR_ROWS, OpClass, Unit, instruction, touch, unsigned
 from npu.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal
 
 N = unsigned(16)
@@ -274,6 +274,92 @@ def v_red_count(vector, integer, dst, mask, n):
     for i in range(n):
         if vector[mask + i] != np.float32(0.0):
             integer[dst] += 1
+
+
+@instruction(opcode=0x39, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE,
+             operands={"dst": INT, "mask": VECTOR, "n": N},
+             reads=(touch("mask", "n"), touch("dst", "n")), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_count_int(vector, integer, dst, mask, n):
+    """integer[dst] += 1 in each lane with vector[mask] != 0: a counter for each lane."""
+    for i in range(n):
+        if vector[mask + i] != np.float32(0.0):
+            integer[dst + i] += 1
+
+
+@instruction(opcode=0x3A, unit=Unit.VECTOR, op_class=OpClass.REDUCE, operands={"dst": INT, "a": INT, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_scan_int(integer, dst, a, n):
+    """integer[dst] := in each lane the sum of integer[a] over the lanes before it; dst may equal a."""
+    total = 0
+    for i in range(n):
+        value = integer[a + i]
+        integer[dst + i] = total
+        total += value
+
+
+@instruction(opcode=0x3B, unit=Unit.VECTOR, op_class=OpClass.TOP_K,
+             operands={"list": INT, "ends": INT, "mask": VECTOR, "value": INDEX, "n": N, "size": N},
+             reads=(touch("mask", "n"), touch("ends", "n")), writes=(touch("list", "size"), touch("ends", "n")),
+             lanes=lambda o: o["n"])  # fmt: skip
+def v_append_int(vector, integer, list, ends, mask, value, n, size):
+    """In each lane with vector[mask] != 0: integer[list + integer[ends]] := value, and integer[ends] += 1.
+
+    The list has `size` places; what would lie beyond is dropped.
+    """
+    for i in range(n):
+        if vector[mask + i] != np.float32(0.0):
+            place = integer[ends + i]
+            if 0 <= place < size:
+                integer[list + place] = value
+            integer[ends + i] += 1
+
+
+@njit(cache=True)
+def listed(integer, list, start, rows, size):
+    """The row number in a list of `size` places, at an offset that stands in Int SRAM; what is out of range is the nearest."""
+    return min(max(integer[list + min(max(integer[start], 0), size - 1)], 0), rows - 1)
+
+
+_LISTED = {"table": VECTOR_ROWS, "list": INT, "start": INT, "n": N, "rows": unsigned(16), "size": N}
+_LIST = (touch("list", "size"), touch("start", 1))
+
+
+@instruction(opcode=0x3C, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE, operands={"dst": VECTOR, **_LISTED},
+             reads=(touch("table", "n", "rows"), *_LIST), writes=(touch("dst", "n"),), lanes=lambda o: o["n"],
+             legal=lambda o: o["rows"] * o["size"] > 0)  # fmt: skip
+def v_fetch_v(vector, integer, dst, table, table_stride, list, start, n, rows, size):
+    """vector[dst] := a row of the `rows` at vector[table]: the one whose number is integer[list + integer[start]]."""
+    source = table + listed(integer, list, start, rows, size) * table_stride
+    for i in range(n):
+        vector[dst + i] = vector[source + i]
+
+
+@instruction(opcode=0x3D, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE, operands={"a": VECTOR, **_LISTED},
+             reads=(touch("a", "n"), touch("table", "n", "rows"), *_LIST), writes=(touch("table", "n", "rows"),),
+             lanes=lambda o: o["n"], legal=lambda o: o["rows"] * o["size"] > 0)  # fmt: skip
+def v_add_at_v(vector, integer, a, table, table_stride, list, start, n, rows, size):
+    """A row of the `rows` at vector[table] += vector[a]: the one whose number is integer[list + integer[start]]."""
+    target = table + listed(integer, list, start, rows, size) * table_stride
+    for i in range(n):
+        vector[target + i] = round_bf16(vector[target + i] + vector[a + i])
+
+
+@instruction(opcode=0x3E, unit=Unit.VECTOR, op_class=OpClass.REDUCE,
+             operands={"picked": VECTOR, "left": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("picked", "n"), touch("left", "n"), touch("a", "n")),
+             writes=(touch("picked", "n"), touch("left", "n")), lanes=lambda o: o["n"])  # fmt: skip
+def v_pick_v(vector, picked, left, a, n):
+    """The largest lane of vector[a] with vector[left] != 0: vector[picked] := 1 there, vector[left] := 0; ties go to the lowest.
+
+    One of the largest lanes at a time, for a few of them: the tree of V_RED_MAX_IDX, then a write of one lane.
+    """
+    best = -1
+    for i in range(n):
+        if vector[left + i] != np.float32(0.0) and (best < 0 or vector[a + i] > vector[a + best]):
+            best = i
+    if best >= 0:
+        vector[picked + best] = np.float32(1.0)
+        vector[left + best] = np.float32(0.0)
 
 
 @instruction(opcode=0x3F, unit=Unit.VECTOR, op_class=OpClass.SYNC)

@@ -11,11 +11,19 @@ from npu.isa.spec import ControlKind, Instruction
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TripCount:
-    """base + factor * the index of the enclosing loop of `level` (-1: none, a constant)."""
+    """base + factor * the index of the enclosing loop of `level` (-1: none, a constant); or, where `count` is the number of a
+    C_COUNT (else -1), one for each `unit` of what it reads or part of it, at most `base`."""
 
     base: int
     factor: int = 0
     level: int = -1
+    count: int = -1
+    unit: int = 1
+
+    @property
+    def constant(self) -> bool:
+        """The same number every time."""
+        return self.level < 0 and self.count < 0
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -28,7 +36,7 @@ class Loop:
         level: Its level.
         trips: Iterations, unless it is left early.
         most_trips: The largest value of `trips`.
-        exit: Position in `body` of the instruction that may leave it early.
+        exit: Position in `body` of the instruction that may leave it early; None also where the loop never goes round.
         body: Instruction numbers and loops between `head` and `next`.
     """
 
@@ -127,13 +135,16 @@ class _Growth:
                     raise ProgramError(
                         f"program: {instruction.mnemonic} must stand directly in its loop (instruction {number})"
                     )
-                self.running[-1].exit = len(body)
-            case ControlKind.TRIPS:
+                self.running[-1].exit = len(body) if self.running[-1].most_trips > 0 else None
+            case ControlKind.TRIPS | ControlKind.COUNT:
                 self._set_trips(number, instruction)
             case ControlKind.END:
                 if number != self.size - 1:
                     raise ProgramError(f"program: {instruction.mnemonic} before the end (instruction {number})")
-            case ControlKind.BASE | ControlKind.STEP | ControlKind.ROWS | ControlKind.RING | ControlKind.ADVANCE | None:
+            case (
+                ControlKind.BASE | ControlKind.STEP | ControlKind.ROWS | ControlKind.RING | ControlKind.ADVANCE
+                | ControlKind.HOST | None
+            ):  # fmt: skip
                 pass
             case other:
                 assert_never(other)
@@ -159,7 +170,16 @@ class _Growth:
         if self.running[: len(around)] != around:
             raise ProgramError(f"program: what sets the trips of a loop may be passed by (instruction {number})")
         self.readers[o["register"]].append((number, self.running, len(around)))
-        return count
+        if "unit" not in o:
+            if count.count >= 0:
+                raise ProgramError(f"program: {instruction.mnemonic} takes trips from a C_COUNT (instruction {number})")
+            return count
+        if count.count < 0:
+            raise ProgramError(
+                f"program: {instruction.mnemonic} has no C_COUNT to take trips from (instruction {number})"
+            )
+        unit = 1 << o["unit"]
+        return TripCount(base=-(-count.base // unit), count=count.count, unit=unit)
 
     def _set_trips(self, number: int, instruction: Instruction) -> None:
         """Note a trip count, and see that it reaches no loop that has another: by an iteration that repeats this instruction,
@@ -170,6 +190,9 @@ class _Growth:
                 raise ProgramError(
                     f"program: the trips of the loop at instruction {reader} are set again (instruction {number})"
                 )
+        if instruction.spec.control is ControlKind.COUNT:
+            self.setters[o["register"]] = self.running, TripCount(base=o["most"], count=number)
+            return
         varies = o["factor"] and any(loop.level == o["level"] for loop in self.running)
         level = {"factor": o["factor"], "level": o["level"]} if varies else {}
         self.setters[o["register"]] = self.running, TripCount(base=o["base"], **level)

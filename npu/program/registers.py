@@ -43,7 +43,7 @@ def set_up(registers: dict[int, Register], instruction: Instruction, place: int)
             registers[o["register"]] = replace(known, ring=o["ring"], ring_length=o["length"], ring_stride=o["stride"])
         case (
             ControlKind.LOOP | ControlKind.NEXT | ControlKind.BREAK | ControlKind.TRIPS | ControlKind.ADVANCE
-            | ControlKind.END | None
+            | ControlKind.END | ControlKind.COUNT | ControlKind.HOST | None
         ):  # fmt: skip
             pass
         case other:

@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from npu.isa import BYTES_PER_ADDRESS, TABLE, Instruction, Memory, Unit
+from npu.isa import BYTES_PER_ADDRESS, TABLE, Instruction, Memory
 from npu.isa.spec import ControlKind
 from npu.program.container import Program, fact_of_program, loop_tree
 from npu.program.registers import Register, set_up
@@ -91,9 +91,15 @@ def address_registers(program: Program) -> dict[int, Register]:
 
 @fact_of_program
 def bytes_per_instruction(program: Program, memory: Memory) -> np.ndarray:
-    """Bytes that each instruction reads from or writes to a memory (int64 [n])."""
+    """Bytes that each instruction reads from and writes to a memory (int64 [n])."""
+    return bytes_moved(program, memory, written=False) + bytes_moved(program, memory, written=True)
+
+
+@fact_of_program
+def bytes_moved(program: Program, memory: Memory, *, written: bool) -> np.ndarray:
+    """Bytes that each instruction writes to a memory, or those that it reads (int64 [n])."""
     accesses = tabulate(program).accesses
-    inside = accesses[:, :, Access.MEMORY] == memory
+    inside = (accesses[:, :, Access.MEMORY] == memory) & (accesses[:, :, Access.WRITE] == written)
     addresses = (inside * accesses[:, :, Access.ROWS] * accesses[:, :, Access.SIZE]).sum(axis=1)
     return addresses * BYTES_PER_ADDRESS[memory]
 
@@ -126,7 +132,7 @@ def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
 
     Keys: `instructions`, `instructions.<MNEMONIC>`, `macs`, `vector_lanes`, `hbm_read_bytes`, `hbm_write_bytes`.
     """
-    tables, moved = tabulate(program), bytes_per_instruction(program, Memory.HBM) * retired
+    tables = tabulate(program)
     counts = {"instructions": int(retired.sum())}
     by_opcode = np.zeros(256, np.int64)
     np.add.at(by_opcode, tables.opcode, retired)
@@ -137,6 +143,6 @@ def event_counts(program: Program, retired: np.ndarray) -> dict[str, int]:
     for name, work in (("macs", tables.macs), ("vector_lanes", tables.lanes)):
         works = np.flatnonzero(work)  # as Python's integers: a sum over a run may need more than 64 bits
         counts[name] = int((work[works].astype(object) * retired[works].astype(object)).sum())
-    counts["hbm_read_bytes"] = int(moved[tables.unit == Unit.DMA_IN].sum())
-    counts["hbm_write_bytes"] = int(moved[tables.unit == Unit.DMA_OUT].sum())
+    for name, written in (("hbm_read_bytes", False), ("hbm_write_bytes", True)):
+        counts[name] = int((bytes_moved(program, Memory.HBM, written=written) * retired).sum())
     return counts

@@ -1,30 +1,46 @@
-"""The dynamic part of a run: where its loops were left, and which rows were gathered."""
+"""The dynamic part of a run: where its loops were left, how often others went round, and which rows were gathered."""
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from npu.errors import ProgramError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Trace:
     """What depends on data: recorded by accuracy, or made from the schedule of a workload; replayed by the timing paths.
 
-    `breaks` holds, for each entry into a loop that a `C_BREAK_IF` may leave (in program order), the loop index at which
-    it was left. `gathers` holds the row index of every `H_GATHER_V`, in order; it may be empty (timing then takes row 0).
+    `breaks` holds, for each entry into a loop that a `C_BREAK_IF` may leave, in the order of the entries, the loop index at
+    which it was left. `gathers` holds the row index of every `H_GATHER_V`, in order; it may be empty (timing then takes row
+    0). `counts` holds the number that each `C_COUNT` read, in order.
     """
 
     breaks: tuple[int, ...]
     gathers: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over breaks and gathers, as 64 hexadecimal digits."""
-        text = np.asarray(self.breaks, np.int64).tobytes() + b"|" + np.asarray(self.gathers, np.int64).tobytes()
-        return hashlib.sha256(text).hexdigest()
+        """SHA-256 over breaks and gathers, and counts where there are any, as 64 hexadecimal digits."""
+        streams = [np.asarray(self.breaks, np.int64), np.asarray(self.gathers, np.int64)]
+        streams += [self.numbers] if self.counts else []
+        return hashlib.sha256(b"|".join(each.tobytes() for each in streams)).hexdigest()
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """`counts` as an array (int64)."""
+        numbers = np.fromiter(self.counts, np.int64, len(self.counts))
+        numbers.setflags(write=False)
+        return numbers
+
+    def __hash__(self) -> int:
+        """Of the digest, which is worked out once: a mixture of experts reads a million numbers, and facts are kept by trace."""
+        return hash(self.digest)
 
     def __post_init__(self) -> None:
-        if any(index < 0 for index in self.breaks):
-            raise ProgramError(f"trace: loop index must not be negative, got {min(self.breaks)}")
+        for name, each in (("loop index", np.array(self.breaks, np.int64)), ("count", self.numbers)):
+            if len(each) and each.min() < 0:
+                raise ProgramError(f"trace: {name} must not be negative, got {each.min()}")

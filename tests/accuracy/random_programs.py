@@ -79,10 +79,10 @@ def random_operands(spec, rng):
     return operands
 
 
-def random_program(seed, length=60):
-    """A program of one loop around `length` instructions drawn from the whole table."""
+def random_program(seed, length=60, without=()):
+    """A program of one loop around `length` instructions drawn from the whole table but for the mnemonics `without`."""
     rng = np.random.default_rng(seed)
-    queued = [spec for spec in TABLE.values() if spec.unit is not Unit.FRONTEND]
+    queued = [spec for spec in TABLE.values() if spec.unit is not Unit.FRONTEND and spec.mnemonic not in without]
     code = [Instruction(mnemonic="A_BASE", operands={"register": r, "base": b}) for r, b in BASES.items()]
     pitch = {0: 64, 1: 64, 2: 128, 3: 132, 4: 132, 5: 32, 6: 32, 7: 64, 8: 32, 16: 128, 17: 128}
     code += [Instruction(mnemonic="A_ROWS", operands={"register": r, "stride": p}) for r, p in pitch.items()]

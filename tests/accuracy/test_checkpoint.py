@@ -205,7 +205,7 @@ def test_a_checkpoint_read_as_needed_makes_the_same_image(tmp_path, monkeypatch)
     spec, _ = random_checkpoint(tmp_path, wide)
     x = compose_experiment("workload.prompt_length=19", "workload.prompt=null")
     program = compile_program(spec, x.workload, x.hardware, x.numerics, [19])
-    prompts, layer_bytes = [list(range(19))], 4 * spec.layer_macs_per_row
+    prompts, layer_bytes = [list(range(19))], 4 * spec.network.layer_macs_per_row // spec.layers
     kept = build_image(program, spec, x.workload, load_tensors(spec), prompts)
     monkeypatch.setattr("dllm.checkpoint.KEPT_BYTES", 0)
     lazy = load_tensors(spec)

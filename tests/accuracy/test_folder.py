@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dllm.adapters import ADAPTERS
 from dllm.checkpoint import load_tensors, load_tokenizer
-from dllm.families import LLADA, NEMOTRON, QWEN, expected_shapes
-from dllm.folder import ADAPTERS, describe
+from dllm.families import LLADA, LLADA2, NEMOTRON, QWEN, expected_shapes
+from dllm.folder import describe
 from dllm.reference import ReferenceModel, generate
 from dllm.workload import Workload
 from npu.errors import TripathError
@@ -23,10 +24,17 @@ from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare
 LAYOUTS = Path(__file__).parent / "layouts"
 NAMES = sorted(file.stem for file in LAYOUTS.iterdir())
 SHIPPED = [name for name in NAMES if name not in {"i_dlm_8b", "qwen2_5_1_5b"}]
-FAMILY = {"llada_8b": LLADA, "nemotron_diffusion_3b": NEMOTRON, "nemotron_diffusion_8b": NEMOTRON}
+FAMILY = {
+    "llada_8b": LLADA,
+    "llada2_mini": LLADA2,
+    "llada2_flash": LLADA2,
+    "nemotron_diffusion_3b": NEMOTRON,
+    "nemotron_diffusion_8b": NEMOTRON,
+}
 OUTSIDE = {
     LLADA.name: ("model.transformer.wte", "model.transformer.ln_f", "model.transformer.ff_out"),
     QWEN.name: ("model.embed_tokens", "model.norm", "lm_head"),
+    LLADA2.name: ("model.word_embeddings", "model.norm", "lm_head"),
     NEMOTRON.name: ("encoder.embed_tokens", "encoder.norm", "diffusion_head"),
 }
 """Names of embedding, last norm and head, as published."""
@@ -34,7 +42,8 @@ SMALL = {
     "d_model": 96, "n_layers": 2, "n_heads": 3, "n_kv_heads": 3, "mlp_hidden_size": 160, "embedding_size": 128,
     "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 160,
     "vocab_size": 128, "head_dim": 32, "mask_token_id": 99, "eos_token_id": 98, "bd_size": 8, "max_sequence_length": 512,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 512, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+    "expert_intermediate_size": 32, "n_group": 4, "topk_group": 2, "rotary_dim": 16, "moe_layer_freq": [1, 1],
 }  # fmt: skip
 """A shape by the keys of any layout."""
 WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -84,11 +93,17 @@ def test_what_no_shipped_model_has_is_read_too(tmp_path):
     assert model.name == tmp_path.name
 
 
-@pytest.mark.parametrize("name", ["wordmath", "wordmath_block"])
+@pytest.mark.parametrize("name", ["wordmath", "wordmath_block", "wordmath_moe"])
 def test_the_folder_of_a_trained_model_is_that_model(name):
     shipped = compose_experiment(f"model={name}", "workload.prompt_length=16").model
     read = compose(shipped.checkpoint).model
     assert dataclasses.replace(read, decoding=shipped.decoding) == shipped
+
+
+def given(name):
+    """Ids of a small vocabulary, where a layout says none."""
+    ids = {"mask_token_id": "model.mask_id=99", "eos_token_id": "model.eos_id=98"}
+    return [override for key, override in ids.items() if key not in published(name)]
 
 
 def small(folder, name):
@@ -98,8 +113,7 @@ def small(folder, name):
     if "layer_types" in config:
         config["layer_types"] = ["full_attention"] * 2
     write(folder, config)
-    given = {} if "mask_token_id" in config else {"model.mask_id": 99}
-    x = compose(folder, *(f"{key}={value}" for key, value in given.items()), "workload.generation_length=32")
+    x = compose(folder, *given(name), "workload.generation_length=32")
     family, rng = FAMILY.get(name, QWEN), np.random.default_rng(len(name))
     assert tuple(family.outside.values()) == OUTSIDE[family.name]
     tensors = {}
@@ -108,9 +122,10 @@ def small(folder, name):
         layer = int(rest.split(".")[1]) if rest.startswith("blocks.") else None
         part = rest if layer is None else rest.split(".", 2)[2]
         value = rng.normal(size=shape) / (8 if len(shape) == 2 else 4) + part.endswith(("norm.weight", "ln_f.weight"))
-        tensors[family.name_of(part, layer)] = value.astype(ml_dtypes.bfloat16)
+        tensors.setdefault(family.name_of(part, layer), []).append(value.astype(ml_dtypes.bfloat16))
+    tensors = {name: np.concatenate(parts) for name, parts in tensors.items()}  # Q, K and V may be one
     save_file(tensors, folder / "model.safetensors")
-    return compose(folder, *(f"{key}={value}" for key, value in given.items()), "workload.generation_length=32")
+    return compose(folder, *given(name), "workload.generation_length=32")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,8 +148,7 @@ def test_a_small_checkpoint_of_the_layout_decodes_as_in_torch(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_checkpoint_of_the_layout_runs_as_a_program(name, tmp_path):
     small(tmp_path, name)
-    given = [] if "mask_token_id" in published(name) else ["model.mask_id=99"]
-    x = compose(tmp_path, *given, "workload.generation_length=32", "numerics=bf16")
+    x = compose(tmp_path, *given(name), "workload.generation_length=32", "numerics=bf16")
     prepared = prepare(x, "")
     assert len(prepared.program.words) < 20_000
     found = accuracy.simulate(prepared.program, model=x.model, workload=x.workload, prompts=prepared.token_ids)
@@ -152,14 +166,16 @@ REFUSED = [
     ("qwen3_8b", {"use_sliding_window": True}, "key use_sliding_window = true is not understood"),
     ("fast_dllm_v2_7b", {"layer_types": ["full_attention", "sliding_attention"]}, "key layer_types = "),
     ("llada_8b", {"attention_layer_norm": True}, "key attention_layer_norm = true is not understood"),
-    ("llada_8b", {"architectures": ["LLaDAMoEModelLM"]}, "key architectures = .* lacks mixture of experts"),
+    ("llada2_mini", {"expert_capacity": 48}, "key expert_capacity = 48 is not understood"),
+    ("llada2_mini", {"partial_rotary_factor": 0.25}, "key partial_rotary_factor = 0.25 of head_dim 128 is not rotary_dim 64"),
+    ("llada_moe_7b", {"moe_router_enable_expert_bias": True}, "key moe_router_enable_expert_bias = true is not understood"),
+    ("llada_moe_7b", {"moe_layer_freq": [0, 1]}, "key moe_layer_freq = "),
+    ("sdar_30b_a3b", {"mlp_only_layers": [3]}, "key mlp_only_layers = "),
     ("llada_8b", {"block_type": "sequential"}, 'key block_type = "sequential" is not understood'),
     ("sdar_8b", {"block_size": 6}, "key block_size = 6 is not understood"),
-    ("sdar_8b", {"model_type": "sdar_moe"}, 'key model_type = "sdar_moe" is a model that tripath cannot run yet, which lacks mix'),
-    ("sdar_8b", {"model_type": "llada2_moe"}, 'key model_type = "llada2_moe" .* lacks mixture of experts'),
-    ("sdar_8b", {"model_type": "diffusion_gemma"}, 'key model_type = "diffusion_gemma" .* lacks mixture of experts'),
-    ("sdar_8b", {"model_type": "gpt_neox"}, 'key model_type = "gpt_neox" is none of llada, Dream, sdar'),
-    ("sdar_8b", {"model_type": None}, "key model_type = null is none of llada, Dream, sdar"),
+    ("sdar_8b", {"model_type": "diffusion_gemma"}, 'key model_type = "diffusion_gemma" .* lacks self-conditioning'),
+    ("sdar_8b", {"model_type": "gpt_neox"}, 'key model_type = "gpt_neox" is none of llada, llada2_moe, sdar_moe, Dream, sdar'),
+    ("sdar_8b", {"model_type": None}, "key model_type = null is none of llada, llada2_moe, sdar_moe, Dream, sdar"),
     ("llama3_1_8b", {"architectures": ["StableDiffcoderForCausalLM"]}, "key architectures = .* is not understood"),
     ("llama3_1_8b", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 'key rope_scaling.rope_type = "dynamic" is not'),
     ("llama3_1_8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.original_max_position_embeddings = null"),
@@ -188,7 +204,7 @@ def test_what_is_not_understood_is_refused_by_key_and_value(name, change, messag
         assert str(tmp_path / "config.json") in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["hidden_sizes", "num_experts", "rope_local_base_freq", "attn_logit_softcapping"])
+@pytest.mark.parametrize("key", ["hidden_sizes", "n_routed_experts", "rope_local_base_freq", "attn_logit_softcapping"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_that_no_adapter_names_is_refused(name, key, tmp_path):
     write(tmp_path, published(name) | {key: 0})

@@ -18,12 +18,14 @@ class TorchLlada:
         return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.w[name], self.spec.rms_eps)
 
     def rotate(self, x, positions):
-        """x [tokens, heads, head_dim] as complex numbers (first half real, second half imaginary)."""
+        """x [tokens, heads, head_dim] as complex numbers (first half real, second half imaginary); channels behind the
+        rotary ones stay."""
+        x, kept = x[..., : self.spec.turned_channels], x[..., self.spec.turned_channels :]
         half = x.shape[-1] // 2
         z = torch.complex(x[..., :half], x[..., half:])
         inverse = stretched(self.spec.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half), self.spec)
         z = z * torch.polar(torch.ones(()).double(), positions[:, None].double() * inverse)[:, None]
-        return torch.cat([z.real, z.imag], -1)
+        return torch.cat([z.real, z.imag, kept], -1)
 
     def forward(self, canvas, rows, keep, visible=None):
         """Logits of `rows` (a slice); with `keep` the keys and values of other rows stay as they were cached.
@@ -64,7 +66,8 @@ class TorchLlada:
             )  # fmt: skip
             x = x + linear(out.transpose(0, 1).flatten(1), "attn_out")
             h = self.norm(x, f"blocks.{i}.ff_norm")
-            x = x + linear(torch.nn.functional.silu(linear(h, "ff_proj")) * linear(h, "up_proj"), "ff_out")
+            mixed = spec.experts is not None and i >= spec.experts.first_layer
+            x = x + (self.mixture(h, f"blocks.{i}") if mixed else self.gated(h, f"blocks.{i}"))
         if (
             spec.shifted_logits and visible is None
         ):  # position i from row i - 1; the row before `rows` is as the last full pass left it
@@ -74,6 +77,28 @@ class TorchLlada:
         return torch.nn.functional.linear(
             self.norm(x, "ln_f"), self.w["wte" if self.spec.tied_embeddings else "ff_out"]
         )
+
+    def gated(self, h, prefix):
+        gate, up, down = (self.w[f"{prefix}.{part}"] for part in ("ff_proj", "up_proj", "ff_out"))
+        return (torch.nn.functional.silu(h @ gate.T) * (h @ up.T)) @ down.T
+
+    def mixture(self, h, prefix):
+        """Token by token, as published: LLaDA-MoE, LLaDA2, Qwen3-MoE."""
+        experts = self.spec.experts
+        logits = h @ self.w[f"{prefix}.router"].T
+        scores = logits.softmax(-1) if experts.score == "softmax" else logits.sigmoid()
+        result = self.gated(h, f"{prefix}.shared_experts") if experts.shared else torch.zeros_like(h)
+        for token, row in enumerate(scores):
+            rank = row + self.w[f"{prefix}.router.expert_bias"] if experts.bias else row
+            groups = rank.unflatten(0, (experts.groups, -1))
+            best = groups.topk(min(2, groups.shape[1]), -1).values.sum(-1).topk(experts.kept_groups).indices
+            allowed = torch.full_like(groups, -torch.inf)
+            allowed[best] = groups[best]
+            taken = allowed.flatten().topk(experts.chosen).indices
+            weight = row[taken] / row[taken].sum() if experts.normalised else row[taken]
+            for each, share in zip(taken.tolist(), weight * experts.scale, strict=True):
+                result[token] += share * self.gated(h[token], f"{prefix}.experts.{each}")
+        return result
 
     def block_logits(self, canvas, start, length, step, cache):
         """Logits [L, vocab] of the block at `start` on a canvas, at a step of a cache policy."""

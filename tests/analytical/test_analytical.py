@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,12 +18,16 @@ from analytical.tree import retirements
 from npu.errors import ProgramError
 from npu.program.trace import Trace
 from tests.conftest import compiled, compose_experiment, with_timing
+from tests.cycle.test_fastforward import machine, nests
 
 GRID = [
     *[(f"workload.cache={cache}", f"hardware.execution={execution}") for cache in ("none", "prefix", "dual") for execution in ("serial", "decoupled")],
     ("hardware.blen=4",), ("hardware.mlen=64", "hardware.vlen=128"), ("hardware.hbm.channels=1",), ("hardware.hbm.channels=8",),
     ("workload.batch=4",), ("workload.batch=2", "workload.cache=prefix"), ("workload.block_length=16", "workload.steps=8"),
     ("workload.block_length=32", "workload.steps=8", "hardware.vlen=32"), ("numerics=bf16",), ("numerics=mxint4",),
+    *[("hardware.accumulator_sets=2", f"workload.cache={cache}", f"hardware.execution={execution}")
+      for cache in ("none", "dual") for execution in ("serial", "decoupled")], ("hardware.accumulator_sets=2", "hardware.blen=4"),
+    ("hardware.accumulator_sets=2", "hardware.timing.M_OUT.interval=20"),
     ("workload.generation_length=64", "workload.steps=16"), ("hardware.sram.vector_bytes=60000", "workload.cache=none"),
 ]  # fmt: skip
 
@@ -42,6 +46,33 @@ def test_counts_are_equal_the_bound_holds_and_the_estimate_is_near(overrides):
     assert abs(closed.metrics["estimated_cycles"] - makespan) <= 0.1 * makespan
     for unit in ("matrix", "vector", "scalar"):
         assert closed.metrics[f"busy_cycles.{unit}"] == exact.metrics[f"busy_cycles.{unit}"]
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(nest=nests(), depth=st.sampled_from([1, 4, 32]), sets=st.sampled_from([1, 2]))
+def test_the_bound_holds_of_random_nests(nest, depth, sets):
+    program, trace = nest
+    hardware = machine(depth, 2, "decoupled", {}, 0, sets)
+    exact = cycle.simulate(program, hardware=hardware, trace=trace, race_check=False)
+    assume(exact.counts["hbm_read_bytes"] + exact.counts["hbm_write_bytes"])
+    closed = analytical.simulate(program, hardware=hardware, trace=trace)
+    assert closed.metrics["lower_bound_cycles"] <= exact.metrics["makespan_cycles"]
+
+
+def test_with_two_sets_the_matrix_unit_is_bound_by_products_or_outputs():
+    """Each instruction retires as often with one set as with two, and products and outputs take what they took."""
+    experiment = compose_experiment("workload.steps=8")
+    program, trace = compiled(experiment)
+    time = {}
+    for sets in (1, 2):
+        hardware = dataclasses.replace(experiment.hardware, accumulator_sets=sets)
+        time[sets] = analytical.simulate(program, hardware=hardware, trace=trace).metrics
+    products = time[2]["busy_cycles.matrix"]
+    outputs = time[1]["busy_cycles.matrix"] - products
+    assert time[1]["bound_cycles.matrix"] == products + outputs
+    assert time[2]["bound_cycles.matrix"] == max(products, outputs)
+    assert products > 0
+    assert outputs > 0
 
 
 @lru_cache

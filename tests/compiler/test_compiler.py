@@ -7,26 +7,19 @@ import pytest
 
 from analytical.tree import retirements
 from npu.errors import CapacityError, TripathError
+from npu.hardware import Host
 from npu.isa import Unit
 from npu.program.tables import event_counts, tabulate
 from npu.program.trace import Trace
 from npu_compiler import compile_program, schedule, target
-from tests.conftest import compiled, compose_experiment
-
-LLADA = (
-    "model=llada_8b",
-    "hardware=npu_datacenter",
-    "workload=llada_gsm8k",
-    "numerics=mxint4",
-    "paths=[analytical,cycle]",
-)
+from tests.conftest import LLADA, compiled, compose_experiment
 
 
 def test_llada_8b_compiles_in_a_second_to_a_few_thousand_words():
     experiment = compose_experiment(*LLADA)
-    began = time.perf_counter()
+    began = time.process_time()  # the suite shares its cores
     program, _ = compiled(experiment, 256)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
     assert len(program.words) < 10_000
     assert program.layout["canvas"] == 512
 
@@ -72,7 +65,9 @@ def test_macs_are_those_of_the_forwarded_rows(cache, overrides, prompt):
     rows = workload.batch * forwarded_rows(workload, layout["canvas"])
     attention = 2 * layout["cache_tokens"] * model.query_width
     head_rows = workload.batch * workload.steps * workload.block_length
-    expected = rows * model.layers * (model.layer_macs_per_row + attention) + head_rows * model.hidden * model.vocab
+    expected = (
+        rows * (model.network.layer_macs_per_row + model.layers * attention) + head_rows * model.hidden * model.vocab
+    )
     assert event_counts(program, retirements(program, trace))["macs"] == expected
 
 
@@ -91,7 +86,8 @@ def test_cached_policies_forward_less(default_experiment):
         (("hardware.sram.matrix_bytes=1000",), CapacityError, r"matrix_bytes: .* exceeds 1000 B \(phase ffn, hardware npu_small\)"),
         (("hardware.sram.fp_bytes=100",), CapacityError, "hardware.sram.fp_bytes"),
         (("hardware.sram.int_bytes=100",), CapacityError, "hardware.sram.int_bytes"),
-        (("hardware.hbm.capacity_bytes=100000",), CapacityError, "hardware.hbm.capacity_bytes: .* limit 97.66 KiB"),
+        (("model=llada_8b", "hardware=npu_datacenter", "hardware.hbm.channels=1", "numerics=mxint8", "paths=[analytical]"), CapacityError,
+         r"hardware.hbm.channels: .* need .* GiB, limit 2 GiB \(1 channels of hbm2e"),
         (("hardware.blen=64",), TripathError, "hardware.blen: 64 does not divide model.head_dim 32"),
         (("workload.generation_length=256", "workload.steps=256"), TripathError, "exceed the model's context of 256 tokens"),
         (("hardware.vlen=32", "model.head_dim=64", "hardware.mlen=64"), TripathError, "model.head_dim: 64 exceeds"),
@@ -171,14 +167,21 @@ def test_a_program_depends_on_no_more_of_the_hardware_than_its_target():
     h = x.hardware
     others = {
         "clock_hz": 2 * h.clock_hz, "execution": "serial", "queue_depth": dict.fromkeys(h.queue_depth, 1),
-        "dma_outstanding": 1 + h.dma_outstanding, "frontend": dataclasses.replace(h.frontend, address_step_cycles=1),
+        "accumulator_sets": 2, "dma_outstanding": 1 + h.dma_outstanding, "frontend": dataclasses.replace(h.frontend, address_step_cycles=1),
         "timing": {name: dataclasses.replace(row, latency=row.latency + 1) for name, row in h.timing.items()},
         "hbm": dataclasses.replace(h.hbm, channels=2 * h.hbm.channels, interleave_bytes=2 * h.hbm.interleave_bytes, refresh="absolute",
-                                   address_mapping="RoBaRaCoCh", page_bytes=2 * h.hbm.page_bytes, model="simple"),
+                                   address_mapping="RoBaRaCoCh", page_bytes=2 * h.hbm.page_bytes,
+                                   rows=h.hbm.rows // 2, model="simple"),
     }  # fmt: skip
     own = {"name": "other", "blen": 2 * h.blen, "mlen": 2 * h.mlen, "vlen": 2 * h.vlen, "prefetch_rows": 1,
            "sram": dataclasses.replace(h.sram, fp_bytes=2 * h.sram.fp_bytes)}  # fmt: skip
-    assert {*others, *own} == {field.name for field in dataclasses.fields(h)}
+    checked = {
+        "host": Host(link_bytes_per_s=1e9, link_latency_s=0.0, sampling_bytes_per_s=1e9),
+        "append_only_cache": True,
+    }
+    assert {*others, *own, *checked} == {field.name for field in dataclasses.fields(h)}
+    for name, value in checked.items():  # the programs of such machines: tests/test_host.py
+        assert target(dataclasses.replace(h, **{name: value})) == target(h), name
     digest = compiled(x)[0].digest
     for name, value in others.items():
         other = dataclasses.replace(h, **{name: value})

@@ -22,13 +22,21 @@ class FrontEnd:
     """Yields (instruction number, resolved addresses) of queued instructions, and the cycles that control costs."""
 
     def __init__(self, program, hardware):
-        self.code, self.facts = program.instructions, hardware.frontend
+        self.code, self.facts, self.hardware = program.instructions, hardware.frontend, hardware
         self.pc, self.index, self.trips, self.start = 0, {}, {}, {}
         self.base, self.steps, self.pitch = {}, {}, {}
 
     def address(self, register):
         strides = self.steps.get(register, {})
         return self.base[register] + sum(self.index.get(level, 0) * stride for level, stride in strides.items())
+
+    def host_cycles(self, sent, taken):
+        """A round trip, both ways over the link, and what the host reads: in picoseconds, which no rate of the tests divides."""
+        host = self.hardware.host
+        picoseconds = round(host.link_latency_s * 1e12)
+        for moved, rate in ((sent + taken, host.link_bytes_per_s), (sent, host.sampling_bytes_per_s)):
+            picoseconds += moved * 1e12 / rate
+        return math.ceil(picoseconds * self.hardware.clock_hz / 1e12)
 
     def control(self, instruction):
         """Run one control instruction; returns its cost."""
@@ -53,6 +61,8 @@ class FrontEnd:
                     self.pc = self.start[o["level"]]
                 else:
                     self.index[o["level"]] = 0
+            case "C_HOST":
+                cost += self.host_cycles(o["rows"] * o["sent"], o["rows"] * o["taken"] + 4)
             case "C_END":
                 self.pc = -1
             case _:
@@ -69,7 +79,7 @@ def run_clocked(program, hardware, limit=100_000):
     results = []
     flying = {name: [] for name in QUEUED_UNITS}  # [end, signals] in order of start, not yet retired
     tokens, ready = {}, {}
-    front_free, bus_free, bus_last, dispatched = 0, 0, None, 0
+    front_free, bus_free, bus_last, dispatched, port_free = 0, 0, None, 0, 0
     in_flight = {"dma_in": [], "dma_out": []}
     for now in range(limit):
         for name in QUEUED_UNITS:  # retire in order: a result counts when all earlier ones of the unit are there
@@ -110,8 +120,15 @@ def run_clocked(program, hardware, limit=100_000):
                     rows = [key for m, w, a, p, r, s in touched for key in places(m, a, s, hardware.vlen)]
                     if name == "vector" and any(ready.get(key, 0) > now for key in rows):
                         continue
+                    held = hardware.interval_cycles(mnemonic)
+                    if (
+                        hardware.accumulator_sets == 2 and mnemonic == "M_OUT"
+                    ):  # a set at the port, the other at the array
+                        if now < port_free:
+                            continue
+                        port_free, held = now + held, 0
                     start, end = now, now + hardware.latency_cycles(mnemonic)
-                    unit_free[name] = now + hardware.interval_cycles(mnemonic)
+                    unit_free[name] = now + held
                     if name == "vector":
                         for m, w, a, _, _, s in touched:
                             for key in places(m, a, s, hardware.vlen) if w else ():
@@ -127,6 +144,11 @@ def run_clocked(program, hardware, limit=100_000):
             while front.pc >= 0 and now >= front_free:
                 instruction = program.instructions[front.pc]
                 if instruction.spec.unit is Unit.FRONTEND:
+                    need = {s: instruction.waits.count(s) for s in instruction.waits}
+                    if any(tokens.get(s, 0) < n for s, n in need.items()):
+                        break
+                    for semaphore in instruction.waits:
+                        tokens[semaphore] -= 1
                     front_free = now + front.control(instruction)
                     started = True
                     continue

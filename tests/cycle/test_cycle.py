@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import cycle
 from npu.errors import ProgramError, TripathError
+from npu.hardware import Host
 from npu.isa import Instruction
 from npu.metrics import PHASES, UNITS
 from npu.program import Program, Tensor, words_of
@@ -59,6 +60,23 @@ def instruction(draw):
 
 
 SYNC = ("M_SYNC", "V_SYNC", "H_LOAD_SYNC", "H_STORE_SYNC")
+HOST = Host(link_bytes_per_s=16e9, link_latency_s=20e-9, sampling_bytes_per_s=32e9)
+
+
+def turn_of_the_host(draw):
+    """A hand-over to the host that waits for a unit, or for nothing."""
+    turn = {
+        "logits": 1,
+        "tokens": 0,
+        "left": 0,
+        "rows": draw(st.integers(1, 3)),
+        "sent": draw(st.integers(1, 900)),
+        "taken": 4,
+    }
+    if not draw(st.booleans()):
+        return [Instruction(mnemonic="C_HOST", operands=turn)]
+    giver = draw(st.sampled_from(SYNC))
+    return [Instruction(mnemonic=giver, signals=(50,)), Instruction(mnemonic="C_HOST", operands=turn, waits=(50,))]
 
 
 @st.composite
@@ -73,6 +91,8 @@ def programs(draw):
         place = draw(st.integers(0, len(body)))
         body.insert(place, Instruction(mnemonic=giver, signals=(semaphore,)))
         body.insert(draw(st.integers(place + 1, len(body))), Instruction(mnemonic=taker, waits=(semaphore,)))
+    if draw(st.booleans()):
+        body[slice(*[draw(st.integers(0, len(body)))] * 2)] = turn_of_the_host(draw)
     body.append(Instruction(mnemonic="C_NEXT", operands={"level": 0}))
     head = Instruction(mnemonic="C_LOOP", operands={"level": 0, "trips": draw(st.integers(0, 5)), "length": len(body)})
     code = [*prologue(), head, *body, Instruction(mnemonic="C_END")]
@@ -88,13 +108,16 @@ def programs(draw):
 )  # shrinking takes minutes
 @given(
     program=programs(), depth=st.sampled_from([1, 2, 4, 32]), outstanding=st.sampled_from([1, 2, 8]),
-    model=st.sampled_from(["simple", "bursts"]), dispatch=st.sampled_from([0, 0, 1, 3]),
+    model=st.sampled_from(["simple", "bursts"]), dispatch=st.sampled_from([0, 0, 1, 3]), sets=st.sampled_from([1, 2]),
 )  # fmt: skip
-def test_every_instruction_starts_and_ends_when_the_clocked_model_says(program, depth, outstanding, model, dispatch):
+def test_every_instruction_starts_and_ends_when_the_clocked_model_says(
+    program, depth, outstanding, model, dispatch, sets
+):
     depths = dict.fromkeys(SMALL.queue_depth, depth)
     hbm = dataclasses.replace(SMALL.hbm, model=model)
     frontend = dataclasses.replace(SMALL.frontend, dispatch_cycles=dispatch)
-    hardware = dataclasses.replace(SMALL, queue_depth=depths, dma_outstanding=outstanding, hbm=hbm, frontend=frontend)
+    facts = {"queue_depth": depths, "dma_outstanding": outstanding, "hbm": hbm, "frontend": frontend}
+    hardware = dataclasses.replace(SMALL, accumulator_sets=sets, host=HOST, **facts)
     expected = run_clocked(program, hardware)
     result = cycle.simulate(program, hardware=hardware, trace=Trace(breaks=()), race_check=False)
     observed = sorted((row[0], row[4], row[5]) for row in result.tables["timeline"].rows)
@@ -114,7 +137,9 @@ def test_every_cycle_is_accounted_for(execution, cache):
         assert sum(row[1:]) == makespan, row[0]
     assert [row[0] for row in result.tables["units"].rows] == list(UNITS)
     assert sum(result.metrics.get(f"phase_cycles.{phase}", 0) for phase in PHASES) == makespan
-    busy = np.array([row[2:] for row in result.tables["phases"].rows]).sum(axis=0)
+    table = result.tables["phases"]
+    columns = [table.columns.index(f"busy {unit}") for unit in UNITS]
+    busy = np.array([[row[column] for column in columns] for row in table.rows]).sum(axis=0)
     assert busy.tolist() == [result.metrics[f"busy_cycles.{unit}"] for unit in UNITS]
 
 

@@ -237,11 +237,13 @@ def test_a_mapping_places_every_burst_elsewhere(hbm):
 # ---- presets
 
 
-@pytest.mark.parametrize(("preset", "peak"), [("hbm2", 32), ("hbm2e", 51.2), ("hbm3", 51.2)])
+@pytest.mark.parametrize(
+    ("preset", "peak"), [("hbm2", 32), ("hbm2e", 51.2), ("hbm3", 51.2), ("hbm3e", 73.6), ("lpddr5x", 17.066)]
+)
 def test_presets_compose_and_reach_their_bandwidth(preset, peak):
-    """Bytes per nanosecond and channel: pins times rate, 128 x 2 and 3.2, 64 x 6.4 Gb/s."""
+    """Bytes per nanosecond and channel: pins times rate, 128 x 2 and 3.2, 64 x 6.4 and 9.2, 16 x 8.533 Gb/s."""
     hbm = compose_experiment(f"hardware/hbm={preset}", "hardware.hbm.channels=1").hardware.hbm
-    assert float(hbm.bytes_per_memory_cycle) / hbm.tck_ps * 1000 == pytest.approx(peak)
+    assert float(hbm.bytes_per_memory_cycle) / hbm.tck_ps * 1000 == pytest.approx(peak, rel=1e-3)
     count = 16384
     cycles = serve(range(count), hbm=hbm).cycles
     assert count * hbm.burst_bytes / cycles > 0.8 * hbm.bytes_per_memory_cycle

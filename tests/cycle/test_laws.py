@@ -44,6 +44,7 @@ def better_cores(hardware):
         yield dataclasses.replace(hardware, queue_depth={**hardware.queue_depth, queue: 4 * depth})
     yield dataclasses.replace(hardware, dma_outstanding=hardware.dma_outstanding + 1)
     yield dataclasses.replace(hardware, dma_outstanding=8 * hardware.dma_outstanding)
+    yield dataclasses.replace(hardware, accumulator_sets=2)
 
 
 def improvements(hardware):
@@ -122,6 +123,15 @@ def check_law(nest, hardware, better):
 @given(nest=nests(), hardware=MACHINES, number=CHOICE)
 def test_better_hardware_never_costs_cycles(nest, hardware, number):
     check_law(nest, hardware, list(improvements(hardware))[number])
+
+
+@EXPLORE
+@given(nest=nests(), hardware=MACHINES)
+def test_a_second_set_of_accumulators_never_costs_cycles(nest, hardware):
+    second = dataclasses.replace(hardware, accumulator_sets=2)
+    check_law(nest, hardware, second)
+    if hardware.execution == "serial":
+        assert run(nest, hardware) == run(nest, second), "nothing runs beside an output"
 
 
 @EXPLORE

@@ -105,9 +105,10 @@ def moment():
     program, _ = compiled(experiment)
     hardware = experiment.hardware
     code, facts = code_of(program, hardware), facts_of(hardware, DescriptorCosts(hardware))
-    state, control, _, watch = new_state(program, hardware, facts[0], (0, 1))
+    state, control, _, watch = new_state(program, hardware, facts[0], (0, 1), 0)
     now = 1000
-    state.machine["now"], state.machine["frontier"], state.machine["bus_free"] = now, now + 90, now + 40
+    state.machine["now"], state.machine["frontier"] = now, now + 90
+    state.machine["bus_free"] = state.machine["port_free"] = now + 40
     for name in ("free", "retire", "issued"):
         state.unit[name] = now + 50
     state.unit["waiting"]["count"], state.semaphore["count"], state.machine["log"]["count"] = 1, 2, 3

@@ -264,6 +264,42 @@ def test_an_output_follows_its_product_at_the_interval():
     assert spans(result, "M_OUT") == [(11, 45)]
 
 
+TILES = """A_BASE register=0 base=0
+A_BASE register=1 base=0
+C_LOOP level=0 trips=3 length=3
+M_MM weights=a0 acts=a1 rows=4 cols=4 k=32 block=5 weight_format=2 act_format=2 block_stride=33
+M_OUT dst=a1 rows=4 cols=4
+C_NEXT level=0"""
+
+
+def test_with_one_set_of_accumulators_the_next_tile_waits_for_the_output():
+    """Control takes 0 to 2. The products follow the outputs at their interval of 10, the outputs the products at 8."""
+    result = simulate(TILES, machine({"M_MM": (24, 8), "M_OUT": (34, 10)}))
+    assert spans(result, "M_MM") == [(4, 28), (22, 46), (40, 64)]
+    assert spans(result, "M_OUT") == [(12, 46), (30, 64), (48, 82)]
+    assert stalls(result, "matrix") == {"frontend": 4, "drained": 24}
+
+
+def test_with_two_sets_an_output_occupies_the_write_out_port_alone():
+    """The second product starts in 12 with the first output, which holds the port until 22. The array would be free for the
+    second output in 20: it waits 2 cycles for the port, and with it the third product, whose set the first output had. The third
+    output finds the port taken until 32, the array free in 30. Matrix: 24 busy with products, drained from 32 to the end in 66."""
+    result = simulate(TILES, machine({"M_MM": (24, 8), "M_OUT": (34, 10)}, accumulator_sets=2))
+    assert spans(result, "M_MM") == [(4, 28), (12, 36), (22, 46)]
+    assert spans(result, "M_OUT") == [(12, 46), (22, 56), (32, 66)]
+    assert result.metrics["busy_cycles.matrix"] == 24
+    assert stalls(result, "matrix") == {"frontend": 4, "write_out": 2 + 2, "drained": 34}
+
+
+def test_a_sync_behind_an_output_signals_when_the_output_is_over():
+    """A register takes 0. The output starts in 2, over in 36; the sync behind it, dispatched in 2, starts in 3 beside it, but
+    retires behind it: its token is there in 36."""
+    text = "A_BASE register=0 base=0\nM_OUT dst=a0 rows=4 cols=4\nM_SYNC signal=s1\nV_SYNC wait=s1"
+    result = simulate(text, machine({"M_OUT": (34, 10), "M_SYNC": (1, 1)}, accumulator_sets=2))
+    assert spans(result, "M_SYNC") == [(3, 4)]
+    assert starts(result, "V_SYNC") == [36]
+
+
 def test_serial_execution_waits_for_each_instruction():
     """The first is dispatched in 0, starts in 1, complete in 13; the second is dispatched in 13, starts in 14, complete in 26;
     the control instruction takes 26, so that the third is dispatched in 27, starts in 28. The interval does not matter. The

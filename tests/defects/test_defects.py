@@ -96,12 +96,12 @@ def test_cycle_with_a_wrong_byte_count(clean, monkeypatch):
     assert ("count", "hbm_read_bytes") in failures(clean)
 
 
-def test_cycle_with_a_loop_run_once_too_often(clean, monkeypatch):
+def test_cycle_with_a_loop_run_once_too_seldom(clean, monkeypatch):
     original = cycle_simulator.simulate
 
     def corrupted(program, *, hardware, trace):
-        longer = Trace(breaks=tuple(index + 1 for index in trace.breaks), gathers=trace.gathers)
-        return dataclasses.replace(original(program, hardware=hardware, trace=longer), trace_digest=trace.digest)
+        shorter = Trace(breaks=tuple(index - 1 for index in trace.breaks), gathers=trace.gathers)
+        return dataclasses.replace(original(program, hardware=hardware, trace=shorter), trace_digest=trace.digest)
 
     monkeypatch.setattr(cycle, "simulate", corrupted)
     found = failures(clean)

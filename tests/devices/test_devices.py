@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dllm.devices import PHASES, Shape, phase_operations, run_workload, steps_of
+from dllm.devices import PHASES, Product, Shape, phase_operations, run_workload, steps_of
 from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.conftest import compose_experiment
@@ -23,10 +23,13 @@ def faster(device, **factors):
     return dataclasses.replace(device, numbers=numbers)
 
 
-def test_every_device_is_composed_by_default(experiment):
-    assert (
-        set(experiment.devices) == {path.stem for path in DEVICES.glob("*.yaml")} == {"a100", "h100", "a6000", "host"}
-    )
+def test_devices_of_other_files_are_found_by_their_names(experiment):
+    assert set(experiment.devices) == {"a100", "h100", "a6000", "host"}
+    names = sorted(path.stem for path in DEVICES.glob("*.yaml"))
+    every = compose_experiment("model=llada_8b", "workload=llada_gsm8k", "paths=[analytical]", "workload.prompt_length=8",
+                               f"validation.devices=[{','.join(names)}]").devices  # fmt: skip
+    assert sorted(every) == names
+    assert {name: device.name for name, device in every.items()} == {name: name for name in names}
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
@@ -44,6 +47,54 @@ def test_lm_head_by_hand(experiment):
     moved = 2 * (32 * 4096 + 4096 * 126_464 + 32 * 126_464)
     norm = 34 * 32 * 4096 / (0.83 * 2.039e12) + 7 * 2.5e-6
     assert device.kernel_seconds(rows) == pytest.approx(norm + moved / (0.83 * 2.039e12) + 2.5e-6, rel=1e-9)
+
+
+def test_a_product_by_hand(experiment):
+    """A100, 108 tiles of 128 x 128 on 108 processors: a wave of 8,192 + 200 deep, at the achievable rate of one of them."""
+    device = experiment.devices["a100"]
+    rate = 312e12 * 0.87 * (1 + 200 / 8192) / 108
+    wave = Product(rows=27 * 128, columns=4 * 128, contraction=8192)
+    assert device.product_seconds(wave) == pytest.approx(2 * 128 * 128 * (8192 + 200) / rate)
+    thin = Product(rows=1, columns=8192, contraction=8192)
+    assert device.product_seconds(thin) == pytest.approx(2 * (8192**2 + 2 * 8192) / (0.83 * 2.039e12)), (
+        "bound by memory"
+    )
+
+
+def test_more_work_never_takes_less_time_and_fp8_needs_a_rate(experiment):
+    a100, h100 = experiment.devices["a100"], experiment.devices["h100"]
+    for m, n, k in ((1, 512, 512), (64, 4096, 4096), (300, 1000, 7168), (4096, 2112, 7168)):
+        base = a100.product_seconds(Product(rows=m, columns=n, contraction=k))
+        for more in ((2 * m, n, k), (m, 2 * n, k), (m, n, 2 * k)):
+            rows, columns, depth = more
+            assert a100.product_seconds(Product(rows=rows, columns=columns, contraction=depth)) >= base
+    eight = Product(rows=4096, columns=4096, contraction=4096, element_bytes=1)
+    assert h100.product_seconds(eight) < h100.product_seconds(dataclasses.replace(eight, element_bytes=2))
+    with pytest.raises(TripathError, match=r"devices\.a100: has no rate for products in FP8"):
+        a100.product_seconds(eight)
+
+
+def test_engines_launch_less_and_noise_costs_more(experiment):
+    device, model = experiment.devices["h100"], experiment.model
+    workload = dataclasses.replace(experiment.workload, generation_length=64, steps=8, cache="dual")
+    walls = [run_workload(dataclasses.replace(device, engine=engine), model, workload, 256).metrics["seconds"]
+             for engine in ("eager", "graphs", "serving")]  # fmt: skip
+    assert walls == sorted(walls, reverse=True)
+    shape = Shape(batch=1, canvas=64, block=32)
+    warm = dataclasses.replace(device, temperature=0.5)
+    plain, noisy = (each.kernel_seconds(each.phase(model, "sampling", shape)) for each in (device, warm))
+    moved = 106 * 32 * model.vocab  # seven kernels over FP64, beside which an argmax of 8 bytes in place of 2
+    assert noisy - plain > moved / device.bandwidth
+    with pytest.raises(TripathError, match=r"devices\.host\.temperature: numpy adds no Gumbel noise"):
+        dataclasses.replace(experiment.devices["host"], temperature=1.0).phase(model, "sampling", shape)
+
+
+def test_eager_code_takes_logits_of_every_row_that_it_forwards(experiment):
+    device, model = experiment.devices["h100"], experiment.model
+    none = dataclasses.replace(experiment.workload, generation_length=64, steps=64, cache="none")
+    made = run_workload(device, model, none, 256).metrics["lm_head_seconds"] / 64
+    shape = Shape(batch=1, canvas=320, block=320)
+    assert made == pytest.approx(device.kernel_seconds(device.phase(model, "lm_head", shape)))
 
 
 def test_a_large_product_is_bound_by_its_operations(experiment):
@@ -68,9 +119,11 @@ def test_a_generation_is_the_sum_of_its_steps(experiment):
     workload = dataclasses.replace(experiment.workload, generation_length=64, steps=8, cache="prefix")
     total = 0.0
     for rows, canvas in steps_of(workload, 256):
-        shape = Shape(batch=1, canvas=canvas, block=32, rows=rows)
-        parts = [row for phase in ("refine", "lm_head", "sampling") for row in device.phase(model, phase, shape)]
-        total += device.seconds(parts)
+        shape = Shape(batch=1, canvas=canvas, block=rows, rows=rows)
+        forward, *tail = (device.phase(model, phase, shape) for phase in ("refine", "lm_head", "sampling"))
+        kernels = device.kernel_seconds([row for part in (forward, *tail) for row in part])
+        ahead = sum(row.launches for row in forward) * device["dispatch_seconds"]
+        total += max(kernels, ahead + device.kernel_seconds([row for part in tail for row in part]))
     metrics = run_workload(device, model, workload, 256).metrics
     assert metrics["seconds"] == pytest.approx(total)
     assert metrics["tokens_per_joule"] == pytest.approx(64 / (700 * total))

@@ -67,7 +67,7 @@ def measured(overrides: tuple[str, ...]) -> dict[str, object]:
 
 
 def table(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Rows of a chunk, words and cycles of each configuration, before and now, for docs/compiler.md."""
+    """Rows of a chunk, words and cycles of each configuration, plain and now, for docs/compiler.md."""
     lines = ["| configuration | rows of a chunk | words | cycles | |", "|---|---|---|---|---|"]
     for name, new in now.items():
         old = before[name]

@@ -14,7 +14,7 @@ from npu_compiler import compile_program
 from rtl import package, simulator
 from rtl.hardware import small_core
 from rtl.limits import check_program
-from tests.conftest import PROMPT, compose_experiment
+from tests.conftest import PROMPT, compiled, compose_experiment
 from tests.rtl import programs
 from tests.rtl.test_units import program_of
 
@@ -84,13 +84,15 @@ def test_random_programs_left_loops_early_and_were_compared_bit_by_bit():
 
 
 def shipped(*overrides):
-    experiment = compose_experiment("hardware=rtl_small", *overrides)
+    experiment = compose_experiment("hardware=rtl_small", "compiler=plain", *overrides)
     assert experiment.model.checkpoint is not None
     tokenizer = load_tokenizer(experiment.model.checkpoint)
     assert tokenizer is not None
     prompts = [tokenizer.encode(PROMPT)]
     model, workload = experiment.model, experiment.workload
-    program = compile_program(model, workload, experiment.hardware, experiment.numerics, [len(prompts[0])])
+    program = compile_program(
+        model, workload, experiment.hardware, experiment.numerics, [len(prompts[0])], experiment.compiler
+    )
     image = build_image(program, model, workload, load_tensors(model), prompts)
     return simulator.Job(program=program, hardware=experiment.hardware, hbm=image), tokenizer
 
@@ -106,6 +108,15 @@ def check_shipped(core, *overrides):
     assert programs.different_bits(machine, after.memories) == {}
     tokens = read_tokens(after.memories.hbm, given.program)[0, given.program.layout["prompt"] :]
     return tokenizer.decode(tokens.tolist())
+
+
+def test_a_program_of_more_registers_than_the_core_has_is_refused():
+    experiment = compose_experiment("hardware=rtl_small")
+    program, _ = compiled(experiment)
+    with pytest.raises(
+        TripathError, match="the core has 192 registers with 4 strides each; compiler=plain needs fewer"
+    ):
+        check_program(program, experiment.hardware)
 
 
 QUICK = ("workload.generation_length=16", "workload.steps=4")
@@ -140,6 +151,7 @@ def test_a_program_that_does_not_end_is_one_line(core):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"blen": 4}, "hardware.blen: the RTL's must be 8"),
+    ({"accumulator_sets": 2}, "hardware.accumulator_sets: the RTL's must be 1"),
     ({"hbm": dataclasses.replace(SMALL.hbm, model="bursts")}, "hardware.hbm.model: the RTL's must be simple"),
     ({"frontend": dataclasses.replace(SMALL.frontend, dispatch_cycles=0)}, "hardware.frontend.dispatch_cycles: the RTL's must be 4"),
     ({"hbm": dataclasses.replace(SMALL.hbm, write_latency_cycles=24)}, "hardware.hbm.write_latency_cycles: the RTL's must be at least 40"),

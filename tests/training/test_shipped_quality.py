@@ -16,10 +16,8 @@ from dllm_training.evaluate import (  # noqa: E402
     CHECKPOINT,
     Decoded,
     decode,
-    final_number,
     load,
     score,
-    wilson_interval,
 )  # fmt: skip
 from dllm_training.model import DiffusionTransformer  # noqa: E402
 from dllm_training.train import RECIPES  # noqa: E402
@@ -41,9 +39,9 @@ def decoded(shipped: Loaded) -> Decoded:
     return decode(model, tokenizer, test[:PROBLEMS], steps=ANSWER_TOKENS)
 
 
-@pytest.fixture(scope="module")
-def block_causal() -> Loaded:
-    return load(RECIPES["block_causal"].out)
+@pytest.fixture(scope="module", params=["block_causal", "experts"])
+def by_block(request: pytest.FixtureRequest) -> Loaded:
+    return load(RECIPES[request.param].out)
 
 
 def right_of(test: list[Problem], answers: list[str]) -> int:
@@ -56,9 +54,9 @@ def test_exact_match_of_the_shipped_checkpoint(shipped: Loaded, decoded: Decoded
 
 
 @pytest.mark.parametrize("threshold", [None, 0.9])
-def test_exact_match_of_the_block_causal_checkpoint(block_causal: Loaded, threshold: float | None) -> None:
+def test_exact_match_of_the_block_causal_checkpoints(by_block: Loaded, threshold: float | None) -> None:
     """One token a step, and by threshold; a sequence takes no step behind the block of its end."""
-    model, tokenizer, test = block_causal[0], block_causal[1], block_causal[2][:PROBLEMS]
+    model, tokenizer, test = by_block[0], by_block[1], by_block[2][:PROBLEMS]
     made = decode(model, tokenizer, test, steps=ANSWER_TOKENS, threshold=threshold)
     assert right_of(test, made.answers) / PROBLEMS >= FLOOR
     for problem, answer, steps in zip(test, made.answers, made.steps, strict=True):
@@ -68,16 +66,17 @@ def test_exact_match_of_the_block_causal_checkpoint(block_causal: Loaded, thresh
         assert threshold is not None or steps == blocks * BLOCK - tail
 
 
-def test_a_block_causal_batch_gives_each_prompt_what_it_gets_alone(block_causal: Loaded) -> None:
-    model, tokenizer, test = block_causal[0], block_causal[1], block_causal[2][:6]
+def test_a_block_causal_batch_gives_each_prompt_what_it_gets_alone(by_block: Loaded) -> None:
+    model, tokenizer, test = by_block[0], by_block[1], by_block[2][:6]
     together = decode(model, tokenizer, test, steps=ANSWER_TOKENS)
     alone = [decode(model, tokenizer, [problem], steps=ANSWER_TOKENS) for problem in test]
     assert together == Decoded(answers=[d.answers[0] for d in alone], steps=[d.steps[0] for d in alone])
 
 
-def test_both_checkpoints_are_judged_by_the_same_problems() -> None:
+@pytest.mark.parametrize("recipe", ["block_causal", "experts"])
+def test_all_checkpoints_are_judged_by_the_same_problems(recipe: str) -> None:
     for name in ("test.jsonl", "tokenizer.json"):
-        assert (CHECKPOINT / name).read_bytes() == (RECIPES["block_causal"].out / name).read_bytes()
+        assert (CHECKPOINT / name).read_bytes() == (RECIPES[recipe].out / name).read_bytes()
 
 
 def test_the_reference_decodes_the_same_text(shipped: Loaded, decoded: Decoded) -> None:
@@ -104,10 +103,3 @@ def test_score_separates_results_from_whole_answers() -> None:
     problem = Problem(prompt="?", answer="2 + 3 = 5. #### 5", result=5, kind="add")
     scores = score([problem] * 3, ["2 + 3 = 5. #### 5", "3 + 2 = 5. #### 5", "2 + 3 = 6. #### 6"])["add"]
     assert (scores.problems, scores.result_right, scores.answer_equal) == (3, 2, 1)
-    assert final_number("no number") is None
-
-
-def test_wilson_interval_against_published_values() -> None:
-    """Newcombe 1998, table I, method 3: 81 of 263 gives 0.2553 to 0.3662, 15 of 148 gives 0.0624 to 0.1605."""
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)

@@ -16,21 +16,27 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
+from npu.sources import PACKAGES
+from tripath.cluster.standing import ON_THIS_MACHINE, STANDING
 from tripath.experiment import Experiment
 from tripath.paths import Fact
-from tripath.run.pipeline import INPUT_ERRORS, PathRun, rows_of, run_path
+from tripath.run.job import files_of, outcome_of, prepare
+from tripath.run.pipeline import INPUT_ERRORS, PathRun, rows_of, run_path, run_paths
 from tripath.run.results import Cache, default_folder
+from tripath.tracking.record import git_commit
 
 CACHE_MODES = ("on", "off")
 MOST_CPUS = 1 << 16
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 POLL_SECONDS = 0.2
+NAMESPACE, WORKER, MOST_WORKERS = "tripath", "worker-{}", 3
+"""Of a standing cluster: what other drivers find its warm workers by, and how many there are at most: one for each path."""
 REACH_SECONDS, JOIN_SECONDS = 5.0, 60.0
 """So long an address may take to answer at all, and a cluster to be joined."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -44,9 +50,11 @@ QUIET = {
 }  # fmt: skip
 """Settings of Ray: no notices on the user's screen, and workers that get on; what the user has set stands."""
 
+SILENT: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 AUTHENTICATION = "it wants Ray's token, or another than this user's: set RAY_AUTH_MODE=token"
 """Ray sends its token to an address that a user names only where told to."""
 
+Kind = TypeVar("Kind")
 Progress = Callable[[dict[str, str]], None]
 """Receives what each path is doing, several times a second."""
 
@@ -68,6 +76,8 @@ class Launch:
             bytes are kept; null: none is.
         sort_by: Metric of a sweep's table and picture, `-METRIC` for the largest first; null: the cost of the most exact
             path that ran.
+        columns: Metrics that a sweep's table shows beside that one; none: the headlines of the paths.
+        by_phase: A sweep also says what its jobs take in the transformer, the LM head, sampling and the host (by_phase.png).
     """
 
     address: str | None = None
@@ -79,6 +89,8 @@ class Launch:
     cache_folder: str | None = None
     cache_limit_bytes: int | None = field(default=None, metadata=within(1, 1 << 60))
     sort_by: str | None = None
+    columns: Sequence[str] = ()
+    by_phase: bool = False
 
     def __post_init__(self) -> None:
         check_choices("launch", self)
@@ -105,6 +117,23 @@ class Task:
     jobs: int = 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joined:
+    """The standing cluster that this process belongs to (tripath.command.cluster)."""
+
+    address: str
+    cpus: int
+    token: str
+
+
+joined: Joined | None = None
+"""None: this process runs a command by itself."""
+
+
+class NotJoinedError(BaseException):
+    """A command of a standing cluster asks for another one, and must run by itself. No part of a command handles it."""
+
+
 class WorkerLostError(RuntimeError):
     """A task's worker died, again and again."""
 
@@ -115,10 +144,60 @@ def _run_with_trace(*arguments: Any) -> tuple[PathRun, Trace | None]:  # noqa: A
     return run, run.trace
 
 
+def _call_there(folder: str, path: Sequence[str], function: Callable[..., Any], *arguments: object) -> object:
+    """`function(*arguments)` in the folder, and with the import path, of the driver."""
+    os.chdir(folder)
+    sys.path[:] = path
+    git_commit.cache_clear()
+    return function(*arguments)
+
+
+class _Worker:
+    """A warm worker of a standing cluster: it has run a job before, so libraries and compiled code are loaded."""
+
+    def __init__(self, experiment: Experiment, default_prompt: str | None) -> None:
+        prepared = prepare(experiment, default_prompt)
+        runs = run_paths(prepared.program, experiment, prepared.token_ids, Cache(None))
+        files_of(experiment, outcome_of(experiment, prepared, runs), "", "")
+
+    def call(self, folder: str, path: Sequence[str], function: Callable[..., Any], *arguments: object) -> object:
+        """`function(*arguments)` in the folder, and with the import path, of the driver."""
+        return _call_there(folder, path, function, *arguments)
+
+
+def hold_cluster(
+    num_cpus: int | None, token: str, job: tuple[Experiment, str | None], ready: Callable[[str, int], None], until: int
+) -> None:
+    """Start Ray with warm workers, which have run `job`, an experiment and its prompt; end when the pipe `until` is closed.
+
+    `ready` is told its address and its processors.
+    """
+    os.environ.update({**{key: os.environ.get(key, value) for key, value in QUIET.items()}, "RAY_AUTH_TOKEN": token})
+    _start_ray(num_cpus)
+    import ray
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 2}
+    made = [
+        _remote(_Worker, name=WORKER.format(number), **options).remote(*job)
+        for number in range(min(cpus, MOST_WORKERS))
+    ]
+    ray.get([worker.call.remote(*_here(), len, "") for worker in made])  # each has run the job
+    ready(ray.get_runtime_context().gcs_address, cpus)
+    os.read(until, 1)
+    ray.shutdown()
+
+
 class Cluster:
-    """A Ray cluster: started or joined in the background when made; one serves all jobs of a multirun."""
+    """A Ray cluster: started or joined in the background when made; one serves all jobs of a multirun.
+
+    Raises:
+        NotJoinedError: this process belongs to a standing cluster, and `launch` asks for another.
+    """
 
     def __init__(self, launch: Launch) -> None:
+        if joined is not None and (launch.address is not None or launch.num_cpus not in {None, joined.cpus}):
+            raise NotJoinedError
         self._launch = launch
         self._error: Exception | None = None
         self._ready, self._closing = threading.Event(), threading.Event()
@@ -143,21 +222,22 @@ class Cluster:
 
     def _start(self) -> None:
         address = self._launch.address
-        if address is None:  # Ray would write a token to the user's home, which a container may lack
+        if joined is not None:
+            os.environ |= {**STANDING, "RAY_AUTH_TOKEN": joined.token}
+            address = joined.address
+        elif address is None:  # Ray would write a token to the user's home, which a container may lack
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if address is None:
+            _start_ray(self._launch.num_cpus)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
 
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            if address is None:  # "local" starts a cluster even where RAY_ADDRESS names another
-                ray.init(address="local", include_dashboard=False, num_cpus=self._launch.num_cpus,
-                         object_store_memory=OBJECT_STORE_BYTES, **quiet)  # fmt: skip
-                return
             _reach(address)
             with _captured_stderr() as complaints:
                 try:
-                    ray.init(address=address, **quiet)
+                    ray.init(address=address, namespace=NAMESPACE, **SILENT)
                 except Exception as error:
                     if "AuthToken" in f"{error}{complaints()}":
                         raise TripathError(AUTHENTICATION) from None
@@ -181,13 +261,41 @@ class Cluster:
         shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
         task, trace = _remote(_run_with_trace, num_cpus=1, num_returns=2), ray.put(experiment.schedule(prompts))
         pending: dict[str, ray.ObjectRef] = {}
+        used: dict[str, Any] = {}
         for row in rows:
-            replayed = trace if Fact.TRACE in row.needs else None
-            pending[row.name], own = cast("Sequence[ray.ObjectRef]", task.remote(row.name, *shared, replayed, cache))
+            arguments = (row.name, *shared, trace if Fact.TRACE in row.needs else None, cache)
+            if joined is not None and row.module.partition(".")[0] in PACKAGES:  # a user's own module may have changed
+                used[row.name] = _warm_worker(len(used))
+                references = used[row.name].call.options(num_returns=2).remote(*_here(), _run_with_trace, *arguments)
+            else:
+                references = task.remote(*arguments)
+            pending[row.name], own = cast("Sequence[ray.ObjectRef]", references)
             trace = own if row.name == giver else trace
         waits = dict.fromkeys((row.name for row in rows if giver and Fact.TRACE in row.needs), giver)
+        try:
+            with _lost_in_one_line():
+                return _collect(pending, waits, progress)
+        except BaseException:
+            done, _ = ray.wait(list(pending.values()), num_returns=len(pending), timeout=0)
+            for name, worker in used.items():  # what a worker runs cannot be cancelled; it starts anew
+                if pending[name] not in done and (waits.get(name) is None or pending[cast("str", giver)] in done):
+                    ray.kill(worker, no_restart=False)
+            raise
+
+    def do(self, function: Callable[..., Kind], *arguments: object) -> Kind:
+        """`function(*arguments)`: in a worker of the standing cluster, which has its libraries loaded, else here.
+
+        Raises:
+            TripathError: the cluster is lost.
+        """
+        if joined is None:
+            return function(*arguments)
+        self._wait()
         with _lost_in_one_line():
-            return _collect(pending, waits, progress)
+            found = _value(_warm_worker(0).call.remote(*_here(), function, *arguments))
+        if isinstance(found, Exception):
+            raise found
+        return cast("Kind", found)
 
     def each(self, tasks: Iterable[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
         """Run tasks as the cluster has room; yields each when it ends, with what it returned, or its error.
@@ -219,6 +327,13 @@ class Cluster:
         shared: dict[str, ray.ObjectRef] = {}
         running: dict[ray.ObjectRef, Task] = {}
         remote = lru_cache(_remote)  # Ray sends each anew to its workers
+
+        def start(function: Callable[..., Any], arguments: Sequence[object], **asked: Any) -> Any:  # noqa: ANN401  a reference
+            """Hand a function to Ray; the standing cluster's tasks begin in the folder of the keeper, not of this command."""
+            if joined is None:
+                return remote(function, **asked).remote(*arguments)
+            return remote(_call_there, **asked).remote(*_here(), function, *arguments)
+
         try:
             while True:
                 for task in islice(tasks, room - len(running)):
@@ -226,9 +341,9 @@ class Cluster:
                     if task.prepare is not None:
                         prepare, arguments = task.prepare
                         if task.key not in shared:
-                            shared[task.key] = remote(prepare, num_cpus=1).remote(*arguments)
+                            shared[task.key] = start(prepare, arguments, num_cpus=1)
                         first = [shared[task.key]]
-                    running[remote(task.function, **resources).remote(*first, *task.arguments)] = task
+                    running[start(task.function, [*first, *task.arguments], **resources)] = task
                     show(sum(task.jobs for task in running.values()))
                 if not running:
                     return
@@ -252,11 +367,39 @@ class Cluster:
             what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
             raise TripathError(f"{what} ({_first_line(self._error)})")
 
+    def leave(self) -> None:
+        """Begin to close: nothing more is run."""
+        self._closing.set()
+
     def close(self) -> None:
         """Shut a cluster of our own down; leave another's."""
-        self._closing.set()
+        self.leave()
         if self._launch.address is None or self._ready.is_set():  # else it waits for another's that may never answer
             self._thread.join()
+
+
+def _warm_worker(number: int) -> Any:  # noqa: ANN401  Ray makes its class as it runs
+    """A worker of the standing cluster."""
+    import ray
+
+    assert joined is not None
+    return ray.get_actor(WORKER.format(number % min(joined.cpus, MOST_WORKERS)))
+
+
+def _here() -> tuple[str, list[str]]:
+    """Folder and import path of this driver."""
+    return os.getcwd(), sys.path  # noqa: PTH109
+
+
+def _start_ray(num_cpus: int | None) -> None:
+    """Start a cluster on this machine, which ends with this thread; "local" does so even where RAY_ADDRESS names another."""
+    os.environ.update({key: os.environ.get(key, value) for key, value in ON_THIS_MACHINE.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, object_store_memory=OBJECT_STORE_BYTES,
+                 namespace=NAMESPACE, **SILENT)  # fmt: skip
 
 
 def _check_room(launch: Launch, nodes: Sequence[Mapping[str, float]]) -> None:
@@ -290,7 +433,9 @@ def _value(reference: Any) -> object:  # noqa: ANN401  a reference of Ray
         return error.cause if isinstance(error.cause, INPUT_ERRORS) else error
     except exceptions.OutOfMemoryError:
         return WorkerLostError("its worker ran out of memory; give launch.job_memory_bytes, or fewer launch.num_cpus")
-    except (exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.NodeDiedError) as error:
+    except (
+        exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.NodeDiedError, exceptions.RayActorError,
+    ) as error:  # fmt: skip
         return WorkerLostError(f"its worker died, also when tried again ({type(error).__name__}); out of memory?")
 
 

@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 
 from npu.choices import TYPE_NAMES, is_a
 from npu.errors import TripathError
+from npu.units import read_quantity
 
 TARGET = "_target_"
+NUMBERS = (int, float)
 Kind = TypeVar("Kind")
 
 
@@ -63,6 +65,21 @@ def _object(kind: type[Kind], key: str, values: object) -> Kind:
         raise TripathError(f"{key}: {' '.join(str(error).split())}") from None
 
 
+def _quantity(key: str, text: str, kind: type[float]) -> float:
+    """A number that is written with its unit.
+
+    Raises:
+        TripathError: it has no such unit, or is no integer where one is needed.
+    """
+    try:
+        found = read_quantity(key, text)
+    except ValueError as error:
+        raise TripathError(f"{key}: {error}") from None
+    if kind is int and found.denominator != 1:
+        raise TripathError(f"{key}: must be an integer, got {text!r}, {float(found):g}")
+    return kind(found)
+
+
 def _value(key: str, value: object, kind: Any) -> object:  # noqa: ANN401  a type or a generic alias
     """The value of a field of type `kind`.
 
@@ -84,6 +101,8 @@ def _value(key: str, value: object, kind: Any) -> object:  # noqa: ANN401  a typ
         return {name: _value(f"{key}.{name}", item, arguments[1]) for name, item in value.items() if name != TARGET}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _object(kind, key, value)
+    if isinstance(value, str) and kind in NUMBERS and value.strip()[:1].isdigit():
+        return _quantity(key, value, kind)
     if not is_a(value, origin or kind):
         raise TripathError(f"{key}: must be {TYPE_NAMES.get(kind, 'a list or mapping')}, got {value!r}")
     return value

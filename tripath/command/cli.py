@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from npu.errors import NotInstalledError, TripathError, did_you_mean, print_error
 from npu.files import make_exclusively
+from npu.sources import ROOT
 from tripath.command.composition import (
     INPUT_ERRORS,
     Composer,
@@ -49,12 +50,14 @@ if TYPE_CHECKING:
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 ENDING = (signal.SIGINT, signal.SIGTERM)
 SEVERAL_FILES = re.compile(
-    r"(experiment|model|hardware|workload|numerics|scheme|technology|simulator|validation|launch|tracking)=(\[.*)"
+    r"(experiment|model|hardware|workload|numerics|compiler|scheme|technology|simulator|validation|launch|tracking)=(\[.*)"
 )
 """Hydra would merge them, the last one over the others."""
 ANY_TEXT = (
-    "workload.prompt", "workload.prompts_file", "model.checkpoint", "tracking.folder", "tracking.uri", "launch.cache_folder",
-    "validation.streams", "validation.measurements",
+    "workload.prompt", "workload.prompts_file", "model.checkpoint", "model.adapter",
+    "simulator.quality.dataset", "workload.answer", "tracking.folder", "tracking.uri", "launch.cache_folder",
+    "validation.streams", "validation.measurements", "validation.areas",
+    "validation.figures",
 )  # fmt: skip
 """Keys whose text may hold characters of Hydra's grammar."""
 ROW_ONLY = "row_only=true"
@@ -152,7 +155,7 @@ class _Command:
 
         if self._sweep is None:
             own = [each for each in config.hydra.overrides.hydra if each.startswith("hydra.sweeper.")]
-            command = shlex.join(["tripath", "--multirun", *self.flags, *config.hydra.overrides.task, *own])
+            command = shell_line("--multirun", *self.flags, *config.hydra.overrides.task, *own)
             self._sweep = Sweep(folder=Path(config.hydra.sweep.dir).absolute(), command=command)
         return self._sweep
 
@@ -259,13 +262,13 @@ def _job(config: DictConfig, folder: Path) -> int:
     experiment, default_prompt = build_experiment(config)
     if config.validation.get("baseline"):
         raise TripathError("validation.baseline: is that of a sweep, add --multirun (with hydra/launcher=cluster)")
-    from tripath.cluster.launch import Launch
+    from tripath.cluster.launch import Launch, joined
     from tripath.tracking.store import Tracking
 
     launch, tracking = build(Launch, "launch", config.launch), build(Tracking, "tracking", config.tracking)
     from tripath.report.console import error_out, out, print_outcome, progress
-    from tripath.report.run_report import write_files
-    from tripath.run.job import outcome_of, prepare
+    from tripath.report.drawing import load
+    from tripath.run.job import files_of, keep_files, outcome_of, prepare
     from tripath.run.pipeline import known_runs
 
     prepared = prepare(experiment, default_prompt)
@@ -276,12 +279,15 @@ def _job(config: DictConfig, folder: Path) -> int:
     program, tokens = prepared.program, prepared.token_ids
     runs = known_runs(program, experiment, tokens, launch.results)
     # The input is good. Compiling takes milliseconds, so the slow start begins only now: bad input stays quick.
-    cluster = _command.cluster(launch) if runs is None else None
+    cluster = _command.cluster(launch) if runs is None or joined is not None else None
     if _in_sweep():
         out.rule(f"job {HydraConfig.get().job.num}: {' '.join(_overrides())}")
     with progress() as show:
-        if cluster is not None:
+        if cluster is not None and runs is None:
+            load()  # while Ray starts
             runs = cluster.run(program, experiment, tokens, show)
+        if cluster is not None and joined is None and not _in_sweep():
+            cluster.leave()  # its end takes a second, beside what follows
         outcome = outcome_of(experiment, prepared, runs or {}, show)
         if store:
             show({"mlflow": "opens the store"})
@@ -289,10 +295,12 @@ def _job(config: DictConfig, folder: Path) -> int:
         show({"report": "is written"})
         configuration, command = (
             OmegaConf.to_yaml(config, resolve=True),
-            shlex.join(["tripath", *_command.flags, *_overrides()]),
+            shell_line(*_command.flags, *_overrides()),
         )
+        given = experiment, outcome, configuration, command
+        files = files_of(*given) if cluster is None else cluster.do(files_of, *given)
         try:
-            write_files(folder, experiment, outcome, configuration=configuration, command=command)
+            keep_files(folder, files)
         except OSError as error:  # the results are in the cache
             raise TripathError(f"hydra.run.dir: cannot write {folder} ({error.strerror})") from None
         tracked = None
@@ -301,7 +309,7 @@ def _job(config: DictConfig, folder: Path) -> int:
             try:
                 tracked = store.log_folder(folder)
             except TripathError as error:  # the results are on disk already
-                later = f"the results are kept, `tripath-sync {folder}` logs them later"
+                later = f"the results are kept, `tripath sync {folder}` logs them later"
                 error_out.print(f"note: {error}; {later}", style="yellow")
     print_outcome(experiment, outcome, tracked, str(folder))
     return PASSED if outcome.status == "passed" else FAILED
@@ -344,11 +352,12 @@ def run_jobs(
         launch, tracking, baseline = _command.shared
         if sweep.launch is None:
             sweep.baseline = None if baseline is None else read_baseline(baseline)
+        cluster = _command.cluster(launch)
+        if sweep.launch is None:
             sweep.launch, sweep.store = launch, _command.store(tracking)
-            _command.cluster(launch)
             if sweep.store:
                 sweep.store.wait()
-        sweep.run(chain([head], composed), _command.cluster(launch))
+        sweep.run(chain([head], composed), cluster)
     return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in numbers]
 
 
@@ -392,7 +401,7 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
 
 def _alone(overrides: Sequence[str]) -> str:
     """The command that runs a job of a sweep alone."""
-    return shlex.join(["tripath", *_command.flags, *(each for each in overrides if each != ROW_ONLY)])
+    return shell_line(*_command.flags, *(each for each in overrides if each != ROW_ONLY))
 
 
 def _job_of(
@@ -461,6 +470,13 @@ def quoted(key: str, text: str) -> str:
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + ('\\"' if run[2] else ""), escaped)
     return f'{key}="{escaped}"'
+
+
+def shell_line(*arguments: str) -> str:
+    """What to paste into a shell to run `tripath` with these arguments, modules of the user's own among what it finds."""
+    own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != ROOT]
+    found = os.pathsep.join(str(Path(path).absolute()) for path in own)
+    return f"PYTHONPATH={shlex.quote(found)} " * bool(own) + shlex.join(["tripath", *arguments])
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -27,6 +27,7 @@ from tripath.command.building import build
 
 if TYPE_CHECKING:
     from dllm.model import ModelSpec
+    from npu.hardware import Hbm
     from tripath.experiment import Experiment
 
 PACKAGE, EXTRA = "pkg://", "gguf://"
@@ -162,6 +163,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     from dllm.workload import Numerics, Workload, reference_only, with_defaults
     from npu.energy import Technology
     from npu.hardware import HardwareConfig
+    from npu_compiler import CompilerOptions
     from tripath.command.comparisons import read_validation
     from tripath.experiment import Experiment
     from tripath.experiment.prompts import kept_prompts, read_prompts_file
@@ -173,6 +175,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
         "hardware",
         "workload",
         "numerics",
+        "compiler",
         "simulator",
         "validation",
         "launch",
@@ -187,7 +190,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
         if not isinstance(values.get(key), dict):
             raise TripathError(f"{key}: needs a mapping, got {values.get(key)!r}")
     values = {**values, "model": _of_folder(values["model"])}
-    model = {**values["model"], "checkpoint": resolve(values["model"].get("checkpoint"))}
+    model = {**values["model"], **{key: resolve(values["model"].get(key)) for key in ("checkpoint", "adapter")}}
     if isinstance(sliced := model.get("only_layers"), list):
         if not sliced or not all(isinstance(layer, int) and 0 <= layer < model["layers"] for layer in sliced):
             raise TripathError(f"model.only_layers: must list layers of 0 to {model['layers'] - 1}, got {sliced}")
@@ -201,7 +204,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
         raise TripathError("workload: give one of prompt, prompts_file and prompt_length, and null for the others")
     name = workload.get("prompts_file")
     if name is not None:
-        name = workload["prompts_file"] = kept_prompts(str(name))
+        name = workload["prompts_file"] = kept_prompts(str(resolve(name)))
     if workload.get("batch") is None:
         workload["batch"] = 1 if name is None else len(read_prompts_file(name))
     prompt = workload.get("prompt")
@@ -213,9 +216,10 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     hardware = build(HardwareConfig, "hardware", _with_timing(values["hardware"]))
     experiment = Experiment(
         model=own, workload=build(Workload, "workload", workload), hardware=hardware,
-        numerics=build(Numerics, "numerics", values["numerics"]), settings=replace(settings, references=references),
+        numerics=build(Numerics, "numerics", values["numerics"]),
+        compiler=build(CompilerOptions, "compiler", values["compiler"]), settings=replace(settings, references=references),
         technology=build(Technology, "technology", values["technology"]),
-        **comparisons.objects(values, hardware, own, _model),
+        **comparisons.objects(values, hardware, own, OtherFiles()),
         paths=[str(path) for path in paths] if isinstance(paths, list) else [str(paths)], options=values["simulator"],
     )  # fmt: skip
     for row in experiment.rows:
@@ -257,19 +261,38 @@ def _with_timing(hardware: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**hardware, "timing": by_instruction(timing)}
 
 
-def _model(name: str) -> "ModelSpec":
-    """The model of another file of its group, without a checkpoint.
+class OtherFiles:
+    """Files of configuration groups besides those that were chosen (`tripath.command.comparisons.Files`)."""
 
-    Raises:
-        TripathError: there is no such file.
-    """
-    from dllm.model import ModelSpec
+    def values(self, group: str, name: str) -> Values | None:
+        """The values of a file; None: there is none."""
+        try:
+            loaded = _composed(f"+{group}@other={name}")
+        except HydraException:
+            return None
+        return cast("Values", OmegaConf.to_container(loaded.other, resolve=True))
 
-    try:
-        loaded = _composed(f"model={name}")
-    except HydraException as error:
-        raise TripathError(f"validation.measurements: {one_line(error)}") from None
-    return build(ModelSpec, "model", {**dict(loaded.model), "checkpoint": None})
+    def model(self, name: str) -> "ModelSpec":
+        """The model of a file, without a checkpoint.
+
+        Raises:
+            TripathError: there is no such file.
+        """
+        from dllm.model import ModelSpec
+
+        try:
+            loaded = _composed(f"model={name}")
+        except HydraException as error:
+            raise TripathError(f"validation.measurements: {one_line(error)}") from None
+        return build(ModelSpec, "model", {**dict(loaded.model), "checkpoint": None, "adapter": None})
+
+    def memory(self, name: str) -> "Hbm":
+        """The memory of a file."""
+        from npu.hardware import Hbm
+
+        return build(
+            Hbm, "hardware.hbm", OmegaConf.to_container(_composed(f"hardware/hbm={name}").hardware.hbm, resolve=True)
+        )
 
 
 def _applies(when: Mapping[str, object], values: Values) -> bool:
@@ -342,8 +365,8 @@ def _known_keys() -> list[str]:
 
 
 def resolve(checkpoint: object) -> object:
-    """A checkpoint inside an installed package (`pkg://package/folder`) as a path; of an extra (`gguf://package`) the folder
-    that holds its file of llama.cpp, or None where it is not installed."""
+    """A checkpoint, or a file, inside an installed package (`pkg://package/folder`) as a path; of an extra (`gguf://package`)
+    the folder that holds its file of llama.cpp, or None where it is not installed."""
     if isinstance(checkpoint, str) and checkpoint.startswith(EXTRA):
         found = find_spec(checkpoint.removeprefix(EXTRA)) if find_spec("gguf") else None  # a spec imports nothing
         return found.submodule_search_locations[0] if found and found.submodule_search_locations else None

@@ -1,9 +1,12 @@
 """Configuration files of a user, looked at before Hydra takes them: what cannot be read is one line that names file and line."""
 
+import pickle
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
@@ -27,10 +30,22 @@ class _UserFiles(FileConfigSource):
             raise TripathError(f"{path}: {_told(error)}") from None
 
 
+class _PackageFiles(ImportlibResourcesConfigSource):
+    """The files of this package, parsed once in a process: Hydra reads each twice for a command, and parsing is most of that."""
+
+    _parsed: ClassVar[dict[tuple[str, str], bytes]] = {}
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        key = self.path, config_path
+        if key not in self._parsed:
+            self._parsed[key] = pickle.dumps(super().load_config(config_path))
+        return pickle.loads(self._parsed[key])  # noqa: S301  made above, in this process
+
+
 def take_files() -> None:
-    """Have Hydra read a user's files by way of the check."""
+    """Have Hydra read a user's files by way of the check, and those of this package once."""
     Plugins.instance()  # registers Hydra's own
-    SourcesRegistry.instance().types["file"] = _UserFiles
+    SourcesRegistry.instance().types |= {"file": _UserFiles, "pkg": _PackageFiles}
 
 
 def check_yaml(path: Path) -> None:

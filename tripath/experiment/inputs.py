@@ -11,11 +11,14 @@ from dllm.model import ModelSpec
 from dllm.workload import Numerics, Workload, reference_only
 from npu.energy import Technology
 from npu.errors import TripathError
-from npu.hardware import HardwareConfig
+from npu.hardware import HardwareConfig, Hbm
+from npu.program import Program
 from npu.program.trace import Trace
-from npu_compiler import schedule
+from npu_compiler import CompilerOptions, Sampling, as_sampled, check_support, schedule, with_load
 from tripath.paths import FROM_PATHS, PATHS, Fact, Path, giver_name, giver_of, own_path
 from tripath.validation import HostSettings, Settings
+from tripath.validation.areas import SynthesisedArea
+from tripath.validation.figures import Figure
 from tripath.validation.measurements import Measurement
 
 if TYPE_CHECKING:
@@ -26,12 +29,14 @@ if TYPE_CHECKING:
 class Experiment:
     """The inputs of a run. `options` holds the options of each simulator by name; without `technology` there is no energy.
 
-    Where no path needs a program none is compiled: the run then consists of `quality`, or of comparisons that need none.
+    Where no path needs a program none is compiled: the run then consists of `quality`, `perplexity`, or comparisons that need
+    none.
     A simulator with the option `module` is a path of the user's own, which lives in that module.
 
     What else is compared: `streams` with the DRAM model, the workload on the devices that `compared` names, device models with
-    `published` figures, `measurements` that someone timed, and this CPU as `host` says. `devices` are all models of other
-    hardware, `models` what measurements and published figures name.
+    `published` figures, `figures` and
+    `measurements` that someone made, the technology with synthesised `areas`, and this CPU as `host` says.
+    `devices` are all models of other hardware, `models` what measurements and published figures name.
     """
 
     model: ModelSpec
@@ -41,6 +46,7 @@ class Experiment:
     paths: Sequence[str]
     options: Mapping[str, Mapping[str, object] | None]
     settings: Settings
+    compiler: CompilerOptions = dataclasses.field(default_factory=CompilerOptions)
     technology: Technology | None = None
     devices: Mapping[str, Device] = dataclasses.field(default_factory=dict)
     models: Mapping[str, ModelSpec] = dataclasses.field(default_factory=dict)
@@ -48,12 +54,26 @@ class Experiment:
     compared: Sequence[str] = ()
     published: bool = False
     measurements: Sequence[Measurement] = ()
+    areas: Sequence[SynthesisedArea] = ()
+    figures: Sequence[Figure] = ()
+    memories: Mapping[str, Hbm] = dataclasses.field(default_factory=dict)
     host: HostSettings | None = None
+
+    @property
+    def shown_numerics(self) -> Numerics:
+        """The numerics that a program shows, which a path without one computes in as well."""
+        return as_sampled(self.numerics, self.compiler, self.workload)
 
     def schedule(self, prompts: Sequence[Sequence[int]]) -> Trace:
         """The trace that stands in where no path gives one; without prompts, of blocks as the workload says."""
         canvas = canvas_of(self.model, self.workload, [len(tokens) for tokens in prompts]) if prompts else None
         return schedule(self.workload, canvas)
+
+    def with_load(self, program: Program | None, trace: Trace | None) -> Trace | None:
+        """The trace; where it does not say how many rows each expert has, and the program reads that, with the stated load."""
+        if program is None or trace is None:
+            return trace
+        return with_load(program, self.model.experts, self.workload, trace)
 
     def __post_init__(self) -> None:
         for name, options in self.options.items():
@@ -63,7 +83,15 @@ class Experiment:
         unknown = [path for path in self.paths if path not in paths]
         if unknown:
             raise TripathError(f"paths: unknown {unknown[0]!r}, one of {', '.join(paths)}")
-        others = self.streams or self.compared or self.published or self.measurements or self.host
+        others = (
+            self.figures
+            or self.areas
+            or self.streams
+            or self.compared
+            or self.published
+            or self.measurements
+            or self.host
+        )
         if not (self.paths or others) or len(set(self.paths)) != len(self.paths):
             raise TripathError(f"paths: must be a choice of {', '.join(paths)}, got {list(self.paths)}")
         for name in self.compared:
@@ -81,6 +109,7 @@ class Experiment:
     def _check_needs(self) -> None:
         """Refuse a path that lacks what another must give, or a checkpoint."""
         rows = self.rows
+        self._check_machine(rows)
         for row in rows:
             for fact in row.needs & FROM_PATHS:
                 if giver_of(fact, rows) is None:
@@ -95,6 +124,21 @@ class Experiment:
                 f"paths: model {self.model.name} has no checkpoint to execute; use paths=[{without}] or give "
                 "model.checkpoint"
             )
+
+    def _check_machine(self, rows: Sequence[Path]) -> None:
+        """Refuse a program that the machine cannot run, and a path that would have to know what a host does."""
+        if self.runs_program:
+            check_support(self.compiler, self.workload, self.hardware)
+        if Sampling(self.compiler.sampling) is not Sampling.HOST:
+            return
+        executes = Fact.PROGRAM | Fact.WEIGHTS
+        able = ",".join(row.name for row in rows if executes not in row.needs)
+        for row in rows:
+            if executes in row.needs:
+                raise TripathError(
+                    f"paths: {row.name} executes programs, what a host samples (compiler.sampling=host) is not simulated; "
+                    f"use paths=[{able}]"
+                )
 
     @property
     def rows(self) -> list[Path]:
@@ -113,6 +157,11 @@ class Experiment:
     def runs_program(self) -> bool:
         """Whether a path runs a program."""
         return any(Fact.PROGRAM in row.needs for row in self.rows)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a path, or the program that one runs, needs the prompts."""
+        return self.runs_program or any(Fact.PROMPTS in row.needs for row in self.rows)
 
     @property
     def reference_only(self) -> str:

@@ -6,7 +6,7 @@ import os
 import select
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -44,12 +44,14 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompts:
-    """Token ids and texts, one per sequence; the tokenizer (None: the model has none), and words it does not know."""
+    """Token ids and texts, one per sequence; the tokenizer (None: the model has none), and words it does not know; of each
+    prompt the number that answers it, where the file says so."""
 
     token_ids: list[list[int]]
     texts: list[str]
     tokenizer: Tokenizer | None
     unknown_words: list[str]
+    results: list[int | None] = field(default_factory=list)
 
 
 def read_prompts(experiment: Experiment, default_prompt: str | None) -> Prompts:
@@ -86,7 +88,8 @@ def read_prompts(experiment: Experiment, default_prompt: str | None) -> Prompts:
                 f"workload.prompt: token ids must be from 0 to {model.vocab - 1} (model.vocab), got {token}"
             )
     unknown = sorted({word for text in texts for word in tokenizer.unknown_words(text)})
-    return Prompts(token_ids=token_ids, texts=texts, tokenizer=tokenizer, unknown_words=unknown)
+    results = read_results(workload.prompts_file) if workload.prompts_file else []
+    return Prompts(token_ids=token_ids, texts=texts, tokenizer=tokenizer, unknown_words=unknown, results=results)
 
 
 def read_prompts_file(name: str) -> list[Prompt]:
@@ -96,6 +99,35 @@ def read_prompts_file(name: str) -> list[Prompt]:
     Raises:
         TripathError: the file cannot be read, holds no prompt, or a line is none.
     """
+    numbered = _lines(name)
+    if not name.endswith(".jsonl"):
+        return [line for _, line in numbered]
+    return [_of_json(line, f"{FILE}: {name}, line {number}") for number, line in numbered]
+
+
+def read_results(name: str) -> list[int | None]:
+    """The numbers that answer the prompts of a file, `result` of each line of `NAME.jsonl`; None: its line has none.
+
+    Raises:
+        TripathError: the file cannot be read, or a result is no whole number.
+    """
+    if not name.endswith(".jsonl"):
+        return []
+    found: list[int | None] = []
+    for number, line in _lines(name):
+        value = json.loads(line).get("result")
+        if not (value is None or is_a(value, int)):
+            raise TripathError(f"{FILE}: {name}, line {number}: result must be a whole number, got {value!r}")
+        found.append(value)
+    return found
+
+
+def _lines(name: str) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers.
+
+    Raises:
+        TripathError: it cannot be read, or has none.
+    """
     try:
         lines = Path(name).read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028 too
     except (OSError, ValueError) as error:
@@ -103,9 +135,7 @@ def read_prompts_file(name: str) -> list[Prompt]:
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise TripathError(f"{FILE}: no prompt in {name}")
-    if not name.endswith(".jsonl"):
-        return [line for _, line in numbered]
-    return [_of_json(line, f"{FILE}: {name}, line {number}") for number, line in numbered]
+    return numbered
 
 
 def _of_json(line: str, subject: str) -> Prompt:

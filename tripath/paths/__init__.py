@@ -11,9 +11,9 @@ from tripath.paths.registry import (
     most_exact,
     own_path,
 )
-from tripath.paths.row import FROM_PATHS, INPUTS, Fact, Path, Picture, Shown
+from tripath.paths.row import FROM_PATHS, INPUTS, Fact, Path, Picture
 
 __all__ = [
-    "EXACTNESS", "FROM_PATHS", "INPUTS", "PATHS", "Fact", "Path", "Picture", "Shown", "cycles_of", "giver_name", "giver_of",
+    "EXACTNESS", "FROM_PATHS", "INPUTS", "PATHS", "Fact", "Path", "Picture", "cycles_of", "giver_name", "giver_of",
     "gives", "in_order", "most_exact", "own_path",
 ]  # fmt: skip

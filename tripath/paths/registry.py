@@ -7,7 +7,7 @@ from operator import or_
 from typing import TYPE_CHECKING
 
 from npu.errors import TripathError
-from tripath.paths.row import INPUTS, Fact, Path, Picture, Shown
+from tripath.paths.row import INPUTS, Fact, Path, Picture
 
 if TYPE_CHECKING:
     from dllm.model import ModelSpec
@@ -38,6 +38,13 @@ def _quality(metrics: Mapping[str, float]) -> str:
     )
 
 
+def _perplexity(metrics: Mapping[str, float]) -> str:
+    return (
+        f"perplexity {metrics['perplexity']:.3f} over {metrics['tokens']:.0f} tokens ({metrics['perplexity_fp32']:.3f} in FP32), "
+        f"logit KL {metrics['logit_kl']:.2g} nats, arg max agreement {metrics['argmax_agreement']:.3f}"
+    )
+
+
 def _beside_witnesses(
     *, program: "Program", hardware: "HardwareConfig", trace: "Trace", model: "ModelSpec", workload: "Workload",
     prompts: Sequence[Sequence[int]],
@@ -60,14 +67,11 @@ _ROWS = (
         name="analytical", module="analytical", needs=Fact.PROGRAM | Fact.HARDWARE | Fact.TRACE | Fact.TECHNOLOGY,
         gives=Fact.COUNTS | Fact.CYCLES | Fact.ESTIMATE, cost=ESTIMATED, headline=(ESTIMATED, "tokens_per_second"),
         style="x--", pictures=(Picture.ROOFLINE,), light=True,
-        tables=(Shown(table="phases", caption="What each phase asks of each unit; the largest bounds it."),),
     ),
     Path(
         name="cycle", module="cycle", needs=Fact.PROGRAM | Fact.HARDWARE | Fact.TRACE | Fact.TECHNOLOGY,
         gives=Fact.COUNTS | Fact.CYCLES | Fact.TIMES, cost=MAKESPAN, headline=(MAKESPAN, "tokens_per_second"),
-        pictures=(Picture.ROOFLINE, Picture.STALLS, Picture.TIMELINE),
-        tables=(Shown(table="phases", shares=True,
-                      caption="What the cycles of the run belong to, and how long each unit was busy in them."),),
+        pictures=(Picture.ROOFLINE, Picture.STALLS, Picture.STEPS, Picture.ENERGY, Picture.TIMELINE),
     ),
     Path(
         name="accuracy", module="accuracy", needs=Fact.PROGRAM | Fact.MODEL | Fact.WORKLOAD | Fact.PROMPTS | Fact.WEIGHTS,
@@ -77,6 +81,12 @@ _ROWS = (
     Path(
         name="quality", module="accuracy.quality", needs=Fact.MODEL | Fact.WORKLOAD | Fact.NUMERICS | Fact.WEIGHTS,
         gives=Fact.TRACE | Fact.QUALITY, cost="logit_kl", headline=("exact_match",), sentence=_quality, library="torch",
+        files=("dataset",),
+    ),
+    Path(
+        name="perplexity", module="accuracy.quality.perplexity",
+        needs=Fact.MODEL | Fact.WORKLOAD | Fact.NUMERICS | Fact.PROMPTS | Fact.WEIGHTS, gives=Fact.QUALITY, cost="logit_kl",
+        headline=("perplexity", "logit_kl"), sentence=_perplexity, library="torch",
     ),
     Path(
         name="rtl", module="rtl", run=_beside_witnesses,

@@ -36,7 +36,7 @@ class Fact(Flag):
     DIFFERENCES = auto()
     """What is unlike the witnesses that the path runs beside: metrics `differing_*`, each 0."""
     QUALITY = auto()
-    """Held-out problems solved."""
+    """How good the model is: held-out problems solved, or its perplexity."""
     RESULTS = auto()
     """What all paths of the run found."""
     FIGURES = auto()
@@ -63,22 +63,9 @@ class Picture(Enum):
 
     ROOFLINE = "roofline"
     STALLS = "stalls"
+    STEPS = "steps"
+    ENERGY = "energy"
     TIMELINE = "timeline"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """A table of a result that the page of a run shows ahead of all others.
-
-    Attributes:
-        table: Its name.
-        caption: How to read it.
-        shares: Its second column adds up to the whole, and is shown as shares of it too.
-    """
-
-    table: str
-    caption: str
-    shares: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +82,13 @@ class Path:
         cost: Metric by which jobs of a sweep are ordered; empty: by none of this path.
         headline: Metrics that the table of a sweep shows.
         style: Marker and line in pictures.
-        tables: Tables that the page of a run shows first.
         pictures: Pictures of its result.
         sentence: Its metrics in a line for the terminal.
         light: It takes milliseconds, so that jobs of a sweep go together.
         here: It runs where the run is put together and is not kept: it takes no longer than a task costs, or is about that
             machine.
         library: A library that must be installed, with `tripath[study]`.
+        files: Options that name a file; its bytes decide the results.
     """
 
     name: str
@@ -113,12 +100,12 @@ class Path:
     cost: str = ""
     headline: Sequence[str] = ()
     style: str = "o-"
-    tables: Sequence[Shown] = ()
     pictures: Sequence[Picture] = ()
     sentence: Callable[[Mapping[str, float]], str] | None = None
     light: bool = False
     here: bool = False
     library: str = ""
+    files: Sequence[str] = ()
 
     @property
     def simulate(self) -> Callable[..., Any]:

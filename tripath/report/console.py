@@ -18,7 +18,21 @@ from tripath.experiment import Experiment, Outcome
 from tripath.paths import PATHS
 from tripath.report.headline import energy_line, headline, verdicts
 
-LEFT_COLUMNS = ("path", "bound by", "check", "kind", "verdict", "device", "phase", "note", "given")
+LEFT_COLUMNS = (
+    "fact",
+    "meaning",
+    "matrix unit",
+    "path",
+    "metric",
+    "bound by",
+    "check",
+    "kind",
+    "verdict",
+    "device",
+    "phase",
+    "note",
+    "given",
+)
 SHOWN_PROMPTS = 4
 LINE_SECONDS = 10.0
 STYLES = {"passed": "green", "failed": "bold red", "bad input": "red", "internal error": "bold red"}
@@ -136,6 +150,10 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
     ):
         steps = "no path says how many steps the commits take; timing has those of workload.steps"
         error_out.print(f"note: workload.commit={experiment.workload.commit}: {steps}", style="yellow")
+    for result in outcome.results.values():
+        if (until := result.metrics.get("recorded_until_cycle")) is not None:
+            what = f"the timeline ends at cycle {until:,.0f}, the window holds no more instructions"
+            error_out.print(f"note: simulator.{result.simulator}.trace_window: {what}", style="yellow")
     if outcome.reference_only:
         out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True)
     for row in PATHS.values():

@@ -1,16 +1,20 @@
 """Pages for people: one HTML file that loads nothing, light and dark, on a phone as on a screen. All text is escaped."""
 
 import base64
+import hashlib
 import html
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from npu.metrics import Table
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a browser may load for the page: nothing that is not in it."""
+SCRIPT = (Path(__file__).parent / "tables.js").read_text(encoding="utf-8")
+"""What sorts and filters tables; without it they are as they stand."""
+_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
+"""What a browser may load for the page: nothing that is not in it; and run: this script alone."""
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --mark: 64 120 192; --good: #1f7a33; --bad: #c22a2a; }
 @media (prefers-color-scheme: dark) {
@@ -18,15 +22,21 @@ STYLE = """
   body { background: #17191d; color: #e2e4e8; } a { color: #8ab4f8; }
   figure img { filter: invert(.9) hue-rotate(180deg); }
 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 0 auto; padding: .5rem 1rem 3rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: .5rem 1rem 3rem; }
 h1, p, summary { overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: .8rem 0 .4rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .4rem; }
 nav { display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: .4rem 0; border-bottom: 1px solid var(--line); }
 .wide { overflow-x: auto; margin: .5rem 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
-.note { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+th { font-weight: 600; white-space: normal; vertical-align: bottom; }
+th[aria-sort] { cursor: pointer; } th[aria-sort=ascending]::after { content: " \\2191"; }
+th[aria-sort=descending]::after { content: " \\2193"; } .off { display: none; }
+.tools { display: flex; flex-wrap: wrap; gap: .2rem .8rem; align-items: baseline; font-size: .9em; }
+.tools input[type=search] { font: inherit; max-width: 100%; padding: .15rem .4rem; }
+.tools details { margin: 0; } .tools label { display: inline-block; margin-right: .8rem; overflow-wrap: anywhere; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
+.note { white-space: normal; min-width: 11rem; max-width: 40rem; overflow-wrap: anywhere; }
 tr:hover td { background: var(--soft); }
 pre { overflow-x: auto; padding: .7rem; border: 1px solid var(--line); border-radius: .4rem; background: var(--soft); }
 figure { margin: .5rem 0 1.2rem; } figure img { display: block; max-width: 100%; border-radius: .4rem; }
@@ -39,7 +49,8 @@ details { margin: .6rem 0; } summary { cursor: pointer; padding: .2rem 0; }
 .token { background: rgb(var(--mark) / var(--late)); border: 1px solid var(--line); border-radius: 3px; padding: .1rem 0;
   text-align: center; font-size: .9rem; line-height: 1.3; overflow-wrap: anywhere; }
 .token b { display: block; font-weight: 600; } .token small { opacity: .85; }
-@media (max-width: 40rem) { figure img { max-width: none; width: 36rem; } .token { font-size: .75rem; } }
+@media (max-width: 40rem) { td.text { white-space: normal; }
+  figure img { max-width: none; width: 36rem; } .token { font-size: .75rem; } }
 """
 
 
@@ -59,7 +70,7 @@ def document(title: str, parts: Sequence[str]) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>"
     )
     first, *rest = parts
-    return "\n".join([head, first, f"<nav>{links}</nav>", *rest, "</html>\n"])
+    return "\n".join([head, first, f"<nav>{links}</nav>", *rest, f"<script>{SCRIPT}</script>\n</html>\n"])
 
 
 def heading(text: str) -> Markup:
@@ -78,18 +89,34 @@ def caption(text: str) -> Markup:
     return Markup(f'<p class="caption">{html.escape(text)}</p>')
 
 
-def table(rows: Table) -> Markup:
-    """A table, in a box of its own that scrolls where it is wider than the screen."""
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in rows.columns)
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows.rows)
-    return Markup(f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>')
+def table(rows: Table, extra: Collection[str] = ()) -> Markup:
+    """A table that sorts and filters, in a box that scrolls where it is wider than the screen; columns of `extra` are shown
+    when they are chosen."""
+    texts = [not any(_numeric(row[at]) for row in rows.rows) for at in range(len(rows.columns))]
+    head = "".join(
+        f"<th{' class=text' * text}{' data-extra' * (column in extra)}>{_heading_cell(column)}</th>"
+        for column, text in zip(rows.columns, texts, strict=True)
+    )
+    body = "\n".join(f"<tr>{''.join(map(_cell, row, texts))}</tr>" for row in rows.rows)
+    return Markup(f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>')
 
 
-def _cell(value: object) -> str:
+def _heading_cell(column: object) -> str:
+    """A heading, which may be broken behind a dot or an underline."""
+    return re.sub(r"([._])(?=\w)", r"\1<wbr>", html.escape(str(column)))
+
+
+def _numeric(value: object) -> bool:
+    """Whether a cell begins like a number."""
+    return not isinstance(value, Markup) and re.match(r"[-+]?[0-9.]", str(value)) is not None
+
+
+def _cell(value: object, is_text: bool) -> str:
     if isinstance(value, Markup):
         return f'<td class="text">{value}</td>'
     text = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    mark = f' class="{text}"' if text in {"passed", "failed", "bad input", "internal error"} else ""
+    classes = ["text"] * is_text + [text] * (text in {"passed", "failed", "bad input", "internal error"})
+    mark = f' class="{" ".join(classes)}"' if classes else ""
     return f"<td{mark}>{html.escape(text)}</td>"
 
 

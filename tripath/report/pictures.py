@@ -1,25 +1,48 @@
-"""The pictures of a run: roofline, stall breakdown, timeline."""
+"""The pictures of a run: roofline, what units wait for, kinds of steps, energy and area, timeline."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from npu.errors import printable
-from npu.metrics import UNITS, Result
+from npu.metrics import UNITS, Result, Table
 from tripath.experiment import Experiment, Outcome
-from tripath.paths import PATHS, Picture
+from tripath.paths import PATHS, Picture, most_exact
+from tripath.report.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    literal,
+    new_figure,
+    save,
+    ticks_in_figures,
+)
 
-COLOURS = {"busy": "#3b6ea5", "frontend": "#bcbcbc", "semaphore_matrix": "#f2cf8f", "semaphore_vector": "#e0a030",
-           "semaphore_dma_in": "#b87a10", "semaphore_dma_out": "#7d5206", "operand": "#c0504d",
-           "dram_bandwidth": "#7a4ea3", "dram_latency": "#a98bc6", "dram_row": "#d06fb0", "dram_refresh": "#5b2a6e",
-           "queue_full": "#8c8c8c", "serial": "#6b8e6b", "shared_queue": "#9fc5e8", "drained": "#eeeeee"}  # fmt: skip
-MARGINS = {"left": 0.13, "right": 0.97, "bottom": 0.13, "top": 0.92}
-"""Of the roofline, as shares of the picture: fitting them to the text takes longer than all of an analytical run."""
-
-
-def literal(text: str) -> str:
-    """Text as a picture shows it: a dollar starts no formula, and control characters are spelled out."""
-    return printable(text).replace("$", r"\$")
+COLOURS = {
+    "busy": (BLUE, ""), "frontend": ("#999999", ""), "semaphore_matrix": (YELLOW, ""),
+    "semaphore_vector": (ORANGE, ""), "semaphore_dma_in": (VERMILION, ""), "semaphore_dma_out": (VERMILION, "///"),
+    "operand": (PURPLE, ""), "write_out": (PURPLE, "///"),
+    "dram_bandwidth": (GREEN, ""), "dram_latency": (GREEN, "///"),
+    "dram_row": (GREEN, "..."), "dram_refresh": (GREEN, "xxx"), "host": (BLACK, ""), "queue_full": ("#CCCCCC", "///"),
+    "serial": ("#999999", "///"), "shared_queue": (SKY, ""), "drained": ("#EEEEEE", ""),
+}  # fmt: skip
+"""Colour and hatching of what a unit does: colours of Okabe and Ito, and greys."""
+PHASES = {
+    "setup": (BLACK, ""), "embed": ("#999999", ""), "qkv": (BLUE, ""), "smooth": (BLUE, "///"),
+    "rotate": (BLUE, "..."), "attention": (ORANGE, ""), "out": (SKY, ""), "ffn": (GREEN, ""),
+    "lm_head": (YELLOW, ""), "sampling": (VERMILION, ""), "commit": (PURPLE, ""),
+    "host": (VERMILION, "///"),
+}  # fmt: skip
+"""Colour and hatching of each phase, in all pictures."""
+BLOCKS = {"hbm": "HBM", "hbm_phy": "HBM PHY"}
+"""Blocks whose names are not words."""
+SHORT = 0.005
+"""A step that is shorter than such a share of the longest is too short to see."""
+LEGEND: Mapping[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 9}
 
 
 def pictures_of(path: str) -> Sequence[Picture]:
@@ -30,75 +53,147 @@ def pictures_of(path: str) -> Sequence[Picture]:
 def draw_pictures(folder: Path, experiment: Experiment, outcome: Outcome) -> list[Path]:
     """The pictures of the paths that ran: one roofline of all that have one, the others singly."""
     results = {name: result for name, result in outcome.results.items() if pictures_of(name)}
-    if not results:
-        return []
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    pictures = []
+    files: list[Path] = []
     roofs = {name: result for name, result in results.items() if Picture.ROOFLINE in pictures_of(name)}
     if any(result.counts["macs"] for result in roofs.values()):
-        pictures.append(_roofline(folder / f"{Picture.ROOFLINE.value}.png", experiment, roofs))
+        files += _roofline(folder / f"{Picture.ROOFLINE.value}.png", experiment, roofs)
     for name, result in results.items():
-        singly = [picture for picture in pictures_of(name) if picture in OF_ONE_RESULT]
-        pictures += [OF_ONE_RESULT[picture](folder / f"{picture.value}.png", result) for picture in singly]
-    return pictures
+        for picture in pictures_of(name):
+            if picture in OF_ONE_RESULT:
+                files += OF_ONE_RESULT[picture](folder / f"{picture.value}.png", result)
+    return files
 
 
-def _roofline(path: Path, experiment: Experiment, timed: Mapping[str, Result]) -> Path:
-    from matplotlib import pyplot as plt
-
-    hardware = experiment.hardware
-    counts = next(iter(timed.values())).counts
+def _roofline(path: Path, experiment: Experiment, timed: Mapping[str, Result]) -> list[Path]:
+    """The roof of the hardware, what each path says of the whole run, and the phases of the most exact."""
+    hardware, scale = experiment.hardware, 2 * experiment.hardware.clock_hz / 1e12  # 1 MAC is 2 operations
     peak, bandwidth = hardware.blen * hardware.mlen, hardware.peak_bytes_per_cycle
-    intensity = counts["macs"] / (counts["hbm_read_bytes"] + counts["hbm_write_bytes"])
-    ridge = peak / bandwidth
-    low, high = min(intensity, ridge) / 8, max(intensity, ridge) * 8
-    figure, axes = plt.subplots(figsize=(6, 4), gridspec_kw=MARGINS)
-    axes.loglog([low, ridge, high], [low * bandwidth, peak, peak], color="black", label="roof of this hardware")
+    exact = most_exact(timed)
+    assert exact is not None
+    phases = _phases_of(timed[exact].tables["phases"])
+    counts = timed[exact].counts
+    whole = counts["macs"] / (counts["hbm_read_bytes"] + counts["hbm_write_bytes"])
+    at = [whole, peak / bandwidth, *(macs / moved for macs, moved, _ in phases.values())]
+    low, high = min(at) / 3, max(at) * 3
+    figure = new_figure(8, 4.4)
+    axes = figure.subplots()
+    corners = [2 * low, 2 * peak / bandwidth, 2 * high]
+    axes.loglog(corners, [scale * low * bandwidth, scale * peak, scale * peak], color="black",
+                label=f"roof: {scale * peak:.3g} TOP/s, {bandwidth * hardware.clock_hz / 1e9:.4g} GB/s")  # fmt: skip
+    makespan = sum(cycles for _, _, cycles in phases.values())
+    for phase, (macs, moved, cycles) in phases.items():
+        fill, hatch = PHASES.get(phase, ("#999999", ""))
+        label = literal(f"{phase}: {_reached(macs, moved, cycles, hardware.clock_hz)}")
+        axes.scatter([2 * macs / moved], [scale * macs / cycles], s=30 + 400 * cycles / makespan, color=fill, hatch=hatch,
+                     edgecolor="black", linewidth=0.5, alpha=0.85, label=label)  # fmt: skip
     for name, result in timed.items():
-        reached = counts["macs"] / result.metrics[PATHS[name].cost]
-        share = reached / min(peak, intensity * bandwidth)
-        label = f"{name}: {reached:.3g} MAC/cycle, {share:.0%} of the roof"
-        axes.loglog([intensity], [reached], PATHS[name].style[0], label=label)
-    axes.set(xlabel="arithmetic intensity (MAC per HBM byte)", ylabel="MAC per cycle",
-             title=literal(f"Roofline: {experiment.model.name} on {hardware.name}"))  # fmt: skip
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")  # powers of ten are set by a formula parser: a third of the time
-    axes.minorticks_off()
+        cycles = result.metrics[PATHS[name].cost]
+        share = counts["macs"] / cycles / min(peak, whole * bandwidth)
+        moved = counts["hbm_read_bytes"] + counts["hbm_write_bytes"]
+        label = f"{name}: {_reached(counts['macs'], moved, cycles, hardware.clock_hz)}, {share:.0%} of the roof"
+        axes.loglog([2 * whole], [scale * counts["macs"] / cycles], PATHS[name].style[0], color="black", markersize=9,
+                    markerfacecolor="none", label=label)  # fmt: skip
+    axes.set(xlabel="arithmetic intensity (operations per byte of HBM)", ylabel="throughput (TOP/s)")
+    figure.suptitle(literal(f"{experiment.model.name} on {hardware.name}"), fontsize=11)
+    ticks_in_figures(axes)
     axes.grid(visible=True, alpha=0.2)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    legend = axes.legend(**LEGEND)
+    for handle in legend.legend_handles:
+        if hasattr(handle, "set_sizes"):
+            handle.set_sizes([50])  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]  of a scatter
+    return save(figure, path)
 
 
-def _stalls(path: Path, result: Result) -> Path:
-    from matplotlib import pyplot as plt
+def _phases_of(table: Table) -> dict[str, tuple[int, int, int]]:
+    """MACs, bytes of HBM and cycles of the phases that have all three; none where the path does not say."""
+    if "macs" not in table.columns:
+        return {}
+    at = [list(table.columns).index(name) for name in ("macs", "hbm bytes", "cycles")]
+    found = {str(row[0]): [int(str(row[place])) for place in at] for row in table.rows}
+    return {phase: (macs, moved, cycles) for phase, (macs, moved, cycles) in found.items() if macs and moved and cycles}
 
+
+def _reached(macs: int, moved: int, cycles: float, clock_hz: float) -> str:
+    return f"{2 * macs / cycles * clock_hz / 1e12:.3g} TOP/s, {moved / cycles * clock_hz / 1e9:.3g} GB/s"
+
+
+def _stalls(path: Path, result: Result) -> list[Path]:
     makespan, table = result.metrics["makespan_cycles"], result.tables["units"]
-    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
+    axes = figure.subplots()
     left = [0.0] * len(UNITS)
     for column, name in enumerate(table.columns[1:], 1):
         share = [100 * float(str(row[column])) / makespan for row in table.rows]
         if not any(share):
             continue
-        axes.barh(UNITS, share, left=left, color=COLOURS.get(name), label=name.replace("_", " "))
+        fill, hatch = COLOURS[name]
+        axes.barh(
+            UNITS,
+            share,
+            left=left,
+            color=fill,
+            hatch=hatch,
+            edgecolor="#444444",
+            linewidth=0.2,
+            label=name.replace("_", " "),
+        )
         left = [a + b for a, b in zip(left, share, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel=f"share of the makespan of {makespan:,.0f} cycles (%)", xlim=(0, 100),
-             title="What each unit does, and what it waits for")  # fmt: skip
-    axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    axes.set(xlabel=f"share of the run of {makespan:,.0f} cycles (%)", xlim=(0, 100))
+    axes.legend(**LEGEND)
+    return save(figure, path)
 
 
-def _timeline(path: Path, result: Result) -> Path:
+def _steps(path: Path, result: Result) -> list[Path]:
+    """A mean pass of each kind of step as a bar of its phases, those of all layers together."""
+    steps: dict[str, dict[str, float]] = {}
+    for step, passes, _, phase, cycles, *_ in result.tables["steps"].rows:
+        own = steps.setdefault(f"{step}\nmean of {passes}" if passes != 1 else str(step), {})
+        own[str(phase)] = own.get(str(phase), 0.0) + int(str(cycles)) / max(1, int(str(passes)))
+    longest = max(sum(own.values()) for own in steps.values())
+    steps = {step: own for step, own in steps.items() if sum(own.values()) > SHORT * longest}
+    figure = new_figure(9, 1.2 + 0.6 * len(steps))
+    axes = figure.subplots()
+    left = dict.fromkeys(steps, 0.0)
+    for phase, (fill, hatch) in PHASES.items():
+        widths = {step: own[phase] for step, own in steps.items() if phase in own}
+        if widths:
+            axes.barh([*widths], [*widths.values()], left=[left[step] for step in widths], color=fill, hatch=hatch,
+                      edgecolor="#444444", linewidth=0.2, label=phase.replace("_", " "))  # fmt: skip
+            left |= {step: left[step] + width for step, width in widths.items()}
+    axes.set_yticks(range(len(steps)), [*steps])
+    axes.invert_yaxis()
+    axes.set(xlabel="cycles by which a step prolongs the run", xlim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(**LEGEND)
+    return save(figure, path)
+
+
+def _energy(path: Path, result: Result) -> list[Path]:
+    """Energy and area by block; none where no technology was given."""
+    metrics = result.metrics
+    blocks = {
+        name: {key.partition(".")[2]: value for key, value in metrics.items() if key.startswith(f"block_{name}.")}
+        for name in ("energy_joules", "area_mm2")
+    }
+    if not all(blocks.values()):
+        return []
+    names = list(dict.fromkeys([*blocks["energy_joules"], *blocks["area_mm2"]]))
+    figure = new_figure(9, 1.2 + 0.3 * len(names))
+    plots = figure.subplots(1, 2, sharey=True)
+    for axes, (name, own), unit, fill in zip(plots, blocks.items(), ("J", "mm2"), (ORANGE, BLUE), strict=True):
+        shares = [100 * own.get(block, 0.0) / metrics[name] for block in names]
+        axes.barh([BLOCKS.get(block, block.replace("_", " ")) for block in names], shares, color=fill)
+        for place, share in enumerate(shares):
+            axes.text(share + 1, place, f"{share:.1f} %", va="center", fontsize=8)
+        axes.set(xlabel=f"{name.partition('_')[0]} (% of {metrics[name]:.3g} {unit})", xlim=(0, 1.2 * max(shares)))
+    plots[0].invert_yaxis()
+    return save(figure, path)
+
+
+def _timeline(path: Path, result: Result) -> list[Path]:
     """Which unit runs an instruction of which phase, over the recorded window."""
-    from matplotlib import pyplot as plt
-
-    table = result.tables["timeline"]
+    table, makespan = result.tables["timeline"], result.metrics["makespan_cycles"]
     at = {name: table.columns.index(name) for name in ("phase", "unit", "start", "end")}
     spans: dict[str, dict[str, list[tuple[int, int]]]] = {}
     for row in table.rows:
@@ -108,18 +203,26 @@ def _timeline(path: Path, result: Result) -> Path:
             runs[-1] = (runs[-1][0], max(runs[-1][1], end - runs[-1][0]))
         else:
             runs.append((start, end - start))
-    figure, axes = plt.subplots(figsize=(10, 3), layout="constrained")
-    for (phase, units), colour in zip(spans.items(), itertools.cycle(plt.get_cmap("tab10").colors), strict=False):  # pyright: ignore[reportAttributeAccessIssue]
-        for number, (unit, runs) in enumerate(units.items()):
-            label = phase if number == 0 else None
-            axes.broken_barh(runs, (UNITS.index(unit) - 0.4, 0.8), facecolors=colour, label=label)
-    axes.set(xlabel="cycle", title="The recorded window: what runs where, by phase", ylim=(len(UNITS) - 0.5, 0.5))
+    figure = new_figure(10, 3)
+    axes = figure.subplots()
+    for phase in (phase for phase in PHASES if phase in spans):
+        fill, hatch = PHASES[phase]
+        for number, (unit, runs) in enumerate(spans[phase].items()):
+            label = phase.replace("_", " ") if number == 0 else None
+            axes.broken_barh(runs, (UNITS.index(unit) - 0.4, 0.8), facecolors=fill, hatch=hatch, label=label)
+    times = [(start, start + length) for units in spans.values() for runs in units.values() for start, length in runs]
+    first, last = min((start for start, _ in times), default=0), max((end for _, end in times), default=0)
+    axes.set(xlabel="cycle", ylim=(len(UNITS) - 0.5, 0.5),
+             title=f"cycles {first:,} to {last:,}: {(last - first) / makespan:.2%} of the run of {makespan:,.0f}")  # fmt: skip
+    axes.title.set_fontsize(10)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_yticks(range(1, len(UNITS)), UNITS[1:])
-    axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    if spans:
+        axes.legend(**LEGEND)
+    return save(figure, path)
 
 
-OF_ONE_RESULT: Mapping[Picture, Callable[[Path, Result], Path]] = {Picture.STALLS: _stalls, Picture.TIMELINE: _timeline}
+OF_ONE_RESULT: Mapping[Picture, Callable[[Path, Result], list[Path]]] = {
+    Picture.STALLS: _stalls, Picture.STEPS: _steps, Picture.ENERGY: _energy, Picture.TIMELINE: _timeline,
+}  # fmt: skip
 """What draws a picture of a single result."""

@@ -8,15 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from npu.files import write_atomically
-from npu.metrics import Result, Table
+from npu.metrics import Table
 from npu.units import format_bytes
 from npu_compiler import compile_passes, explain
 from tripath.experiment import Experiment, Generated, Outcome
-from tripath.paths import PATHS, Picture, most_exact
+from tripath.paths import Picture
+from tripath.report.bounds import PHASES, STALLS, STEPS, by_phase, by_step, first_block
+from tripath.report.explanation import NAME, explanation_of
 from tripath.report.headline import energy_line, headline, verdicts
 from tripath.report.page import (
     Markup,
-    bar,
     caption,
     code,
     document,
@@ -26,6 +27,7 @@ from tripath.report.page import (
     reproduce,
     table,
     verdict,
+    wrapped,
 )
 from tripath.report.perfetto import FILE, write_trace
 from tripath.report.pictures import draw_pictures, pictures_of
@@ -38,12 +40,19 @@ LONGEST_TABLE = 64
 CAPTIONS = {
     "stalls": "A bar for each unit, as long as the run. Busy: it works. The rest is what it waits for: semaphore UNIT, "
     "for data or room from that unit; queue full, for a unit to take its next instruction; drained, for the others to end.",
-    "roofline": "The line is the most that this machine does at each arithmetic intensity, a point what this program reached. "
-    "Left of the bend memory limits, right of it the matrix unit.",
-    "timeline": "The first cycles of the run (simulator.cycle.trace_window): when each unit runs instructions, coloured by "
+    "roofline": "The line is the most that this machine does at each arithmetic intensity; left of the bend memory limits, right "
+    "of it the matrix unit. Hollow: the whole run; filled: its phases with MACs and HBM traffic, the larger the longer.",
+    "energy": "Where the energy of the run goes, and the area of the core with its share of the HBM interface.",
+    "timeline": "The recorded cycles (simulator.cycle.trace_window): when each unit runs instructions, coloured by "
     "phase. timeline.perfetto-trace beside this file shows every instruction, in Perfetto.",
 }  # fmt: skip
 """How to read each picture; in the order of the page."""
+MEAN_STEPS = (
+    "A mean step of each kind, by the phases that prolong the run; all layers of a phase stand together. Those too short to see "
+    "are left out."
+)
+TABLES = {"stalls": STALLS}
+"""How to read tables that would be misread."""
 
 
 def report_of(outcome: Outcome) -> dict[str, object]:
@@ -105,7 +114,7 @@ def write_files(
         files |= {"program.asm": outcome.program.to_text().encode(), "program.bin": outcome.program.to_bytes()}
         if outcome.prompt_lengths:
             e = experiment
-            made = compile_passes(e.model, e.workload, e.hardware, e.numerics, outcome.prompt_lengths)
+            made = compile_passes(e.model, e.workload, e.hardware, e.numerics, outcome.prompt_lengths, e.compiler)
             files["program.stages"] = explain(made).encode()
     for file, content in files.items():
         (folder / file).write_bytes(content)
@@ -115,9 +124,11 @@ def write_files(
             process = f"{experiment.model.name} on {experiment.hardware.name}"
             traces.append(write_trace(folder / FILE, result.tables["timeline"], process))
     page, record, report = (folder / name for name in ("report.html", FILE_OF_RECORD, "report.json"))
+    explained = explanation_of(experiment, outcome)
+    why = {} if explained is None else {NAME: explained}
     page.write_text(page_of(experiment, outcome, pictures, configuration, command), encoding="utf-8")
     logged = [*files, *(file.name for file in (*pictures, *traces, page, report))]
-    record.write_bytes(to_json(record_of(experiment, outcome, files=logged, name=name)))
+    record.write_bytes(to_json(record_of(experiment, outcome, files=logged, name=name, tables=why)))
     write_atomically(report, (json.dumps(report_of(outcome), indent=1, allow_nan=False) + "\n").encode())
     return [*(folder / file for file in files), *pictures, *traces, page, record, report]
 
@@ -140,7 +151,10 @@ def page_of(
         parts += _denoising(outcome.generated, experiment.workload.block_length)
     if program:
         parts += [heading("Headline"), table(headline(experiment, outcome)), caption(energy_line(outcome))]
-    parts += _where_time_goes(outcome.results, {path.stem: path for path in pictures})
+    if (why := explanation_of(experiment, outcome)) is not None:
+        told = [[fact, value, Markup(wrapped(str(meaning)))] for fact, value, meaning in why.rows]
+        parts += [heading("Why this fast?"), table(Table(columns=why.columns, rows=told))]
+    parts += _where_time_goes(experiment, outcome, {path.stem: path for path in pictures if path.suffix == ".png"})
     if checks:
         parts += [
             heading("Discrepancies"),
@@ -150,7 +164,7 @@ def page_of(
     for name, rows in outcome.tables.items():
         parts += [heading(name.capitalize()), table(rows)]
     others = [
-        folded(f"{name}: {what}", table(rows))
+        folded(f"{name}: {what}", f"{caption(TABLES[what]) if what in TABLES else ''}{table(rows)}")
         for name, result in outcome.results.items()
         for what, rows in result.tables.items()
         if len(rows.rows) <= LONGEST_TABLE
@@ -175,29 +189,19 @@ def _those_that(rows: Table, what: str) -> Table:
     return Table(columns=rows.columns, rows=[row for row in rows.rows if row[-1] == what])
 
 
-def _where_time_goes(results: Mapping[str, Result], pictures: Mapping[str, Path]) -> list[str]:
-    """Phases, then the pictures that there are."""
+def _where_time_goes(experiment: Experiment, outcome: Outcome, pictures: Mapping[str, Path]) -> list[str]:
+    """Phases, kinds of steps, then the pictures that there are."""
     parts: list[str] = []
-    path = most_exact(results)
-    if path is not None:
-        for shown in PATHS[path].tables:
-            rows = results[path].tables[shown.table]
-            shares = _with_shares(rows) if shown.shares else rows
-            parts += [heading(shown.table.capitalize()), caption(shown.caption), table(shares)]
+    if (phases := by_phase(outcome.results)) is not None:
+        parts += [heading("Phases"), caption(PHASES), table(phases)]
+    if (steps := by_step(outcome.results, experiment.model)) is not None:
+        parts += [heading("Steps"), caption(f"{STEPS} {first_block(experiment, outcome)}"), table(steps)]
+        if (drawn := pictures.get("steps")) is not None:
+            parts.append(picture(drawn, MEAN_STEPS))
     for stem in [*CAPTIONS, *(stem for stem in pictures if stem not in CAPTIONS)]:
-        if stem in pictures:
+        if stem in pictures and stem != "steps":
             parts += [heading(stem.capitalize()), picture(pictures[stem], CAPTIONS.get(stem, ""))]
     return parts
-
-
-def _with_shares(rows: Table) -> Table:
-    """The rows with the share that each has in the sum of the second column."""
-    total = sum(float(str(row[1])) for row in rows.rows)
-    shares = [(float(str(row[1])) / total, row) for row in rows.rows]
-    return Table(
-        columns=[rows.columns[0], "share", "", *rows.columns[1:]],
-        rows=[[row[0], f"{share:.1%}", bar(share), *row[1:]] for share, row in shares],
-    )
 
 
 def _denoising(generated: Generated, length: int) -> list[str]:

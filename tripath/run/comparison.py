@@ -11,10 +11,12 @@ import yaml
 from dllm.devices import Device, run_workload
 from dllm.model import ModelSpec
 from dllm.workload import Workload
+from npu.energy import Technology
 from npu.errors import TripathError
 from npu.hardware import HardwareConfig
 from npu.metrics import Result, Table
 from npu.program import Program
+from npu.program.steps import REFINE
 from npu.units import format_seconds
 from tripath.experiment import Experiment, Outcome
 from tripath.paths import Fact, Path, gives, in_order, most_exact
@@ -23,11 +25,16 @@ from tripath.validation import (
     HostSettings,
     Reference,
     Tolerance,
+    check_areas,
     check_measurements,
     check_published,
     check_streams,
 )
+from tripath.validation.areas import SynthesisedArea
+from tripath.validation.evidence import discrepancies, figure_table, judge, quality_table
+from tripath.validation.figures import Figure
 from tripath.validation.measurements import Measurement, Simulated, write_measurements
+from tripath.validation.predictions import Models
 
 if TYPE_CHECKING:
     from cycle.streams import Stream
@@ -37,7 +44,7 @@ Figures = Mapping[str, Mapping[str, float]]
 """Metrics by device."""
 NPU = "npu"
 """What reports call the simulated hardware among the devices."""
-SAMPLING = ("sampling", "commit")
+SAMPLING = ("sampling", "commit", "host")
 HOST_TOLERANCE = 0.15
 HOST_REASON = "the goal of the CPU model; other work on the machine slows phases and calibration unlike"
 
@@ -75,6 +82,16 @@ def comparisons(experiment: Experiment) -> list[Path]:
         rows.append(Path(
             name="validation.streams", module="tripath.validation.streams", needs=Fact(0), gives=Fact.CHECKS,
             run=partial(_streams, e.streams), content=e.streams,
+        ))  # fmt: skip
+    if e.areas:
+        rows.append(Path(
+            name="validation.areas", module="tripath.validation.areas", needs=Fact(0), gives=Fact.CHECKS, here=True,
+            run=partial(_areas, e.areas, e.technology),
+        ))  # fmt: skip
+    if e.figures:
+        rows.append(Path(
+            name="validation.figures", module="tripath.validation.figures", needs=Fact(0), gives=Fact.CHECKS, here=True,
+            run=partial(_figures, e.figures, Models(devices=e.devices, models=e.models, memories=e.memories)),
         ))  # fmt: skip
     if e.published:
         rows.append(Path(
@@ -115,6 +132,17 @@ def with_comparisons(experiment: Experiment, outcome: Outcome, show: Show, found
 
 def _streams(streams: "Sequence[Stream]") -> Findings:
     return Findings(checks=check_streams(streams))
+
+
+def _areas(rows: Sequence[SynthesisedArea], technology: Technology | None) -> Findings:
+    return Findings(checks=check_areas(rows, technology))
+
+
+def _figures(rows: Sequence[Figure], models: Models) -> Findings:
+    judged = judge(rows, models)
+    return Findings(
+        checks=discrepancies(judged), tables={"figures": figure_table(judged), "qualities": quality_table(judged)}
+    )
 
 
 def _device(name: str, device: Device, *, model: ModelSpec, workload: Workload) -> Findings:
@@ -158,11 +186,25 @@ def _own_figures(results: Mapping[str, Result], devices: Figures) -> Figures:
         sampling = sum(metrics.get(f"phase_cycles.{phase}", 0.0) for phase in SAMPLING)
         own["sampling_stage_share"] = sampling / metrics["makespan_cycles"]
         own["other_share"] = 1 - own["sampling_stage_share"]
+        if (cycles := _refine_cycles(results[path])) is not None:
+            own["refine_seconds"] = cycles * metrics["seconds"] / metrics["makespan_cycles"]
     for name, row in devices.items():
+        if "refine_seconds" in own and "refine_kernel_seconds" in row:
+            own[f"refine_speedup_over_{name}"] = row["refine_kernel_seconds"] / own["refine_seconds"]
         for metric in ("tokens_per_second", "tokens_per_joule"):
             if metric in own:
                 own[f"{metric}_over_{name}"] = own[metric] / row[metric]
     return {NPU: own}
+
+
+def _refine_cycles(result: Result) -> float | None:
+    """Mean cycles of a step over the rows of a block alone; None: the program has none."""
+    table = result.tables.get("steps")
+    if table is None:
+        return None
+    step, passes, cycles = (table.columns.index(name) for name in ("step", "passes", "cycles"))
+    rows = [row for row in table.rows if row[step] == REFINE]
+    return sum(float(str(row[cycles])) for row in rows) / float(str(rows[0][passes])) if rows else None
 
 
 def _device_table(devices: Figures) -> Table:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from npu.files import write_atomically
 from npu.program import Program
-from npu_compiler import compile_program, target
+from npu_compiler import check_capacity, compile_program, target
 from tripath.experiment import Experiment, Generated, Outcome, Prompts
 from tripath.experiment.prompts import read_prompts
 from tripath.paths import Fact, giver_of
@@ -16,12 +17,15 @@ from tripath.report.run_report import write_files
 from tripath.run.comparison import Show, with_comparisons
 from tripath.run.pipeline import INPUT_ERRORS, PathRun, run_paths
 from tripath.run.results import Cache, digest_of
+from tripath.run.scores import scored, with_costs
 from tripath.validation import validate
+
+REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A compiled program and the prompts that it is for; None and none for an experiment that runs no program."""
+    """A compiled program and the prompts; None where no path needs them."""
 
     program: Program | None
     prompts: Prompts | None
@@ -71,18 +75,22 @@ def prepare(experiment: Experiment, default_prompt: str | None) -> Prepared:
     Raises:
         TripathError: the prompts or the combination are not possible.
     """
-    if not experiment.runs_program:
+    if not experiment.reads_prompts:
         return Prepared(program=None, prompts=None)
     prompts = read_prompts(experiment, default_prompt)
+    if not experiment.runs_program:
+        return Prepared(program=None, prompts=prompts)
     lengths = [len(tokens) for tokens in prompts.token_ids]
-    program = compile_program(experiment.model, experiment.workload, experiment.hardware, experiment.numerics, lengths)
+    e = experiment
+    program = compile_program(e.model, e.workload, e.hardware, e.numerics, lengths, e.compiler)
     return Prepared(program=program, prompts=prompts)
 
 
 def compile_key(experiment: Experiment, default_prompt: str | None) -> str:
     """Digest of what `prepare` depends on: jobs with the same share one program."""
     e = experiment
-    return digest_of(e.model, e.workload, target(e.hardware), e.numerics, default_prompt, e.runs_program)
+    needs = e.runs_program, e.reads_prompts
+    return digest_of(e.model, e.workload, target(e.hardware), e.numerics, e.compiler, default_prompt, needs)
 
 
 def outcome_of(
@@ -91,10 +99,15 @@ def outcome_of(
     """What came out of an experiment: results compared with each other, with theory, with what was measured elsewhere."""
     settings, giver = experiment.settings, giver_of(Fact.TOKENS, experiment.rows)
     results = {name: result for name in experiment.paths if (result := runs[name].result) is not None}
+    generated = _generated(experiment, prepared.prompts, runs[giver.name]) if giver else None
+    if giver and generated and prepared.prompts:
+        workload, expected = experiment.workload, prepared.prompts.results
+        results = scored(results, giver.name, generated, expected, workload.answer, workload.blocks)
+    results = with_costs(results, experiment)
     outcome = Outcome(
         program=prepared.program, results=results, discrepancies=validate(results, settings), fail_on=settings.fail_on,
         wall_seconds={name: runs[name].wall_seconds for name in experiment.paths},
-        generated=_generated(experiment, prepared.prompts, runs[giver.name]) if giver else None,
+        generated=generated,
         cached=[name for name in experiment.paths if runs[name].cached], reference_only=experiment.reference_only,
         prompt_lengths=[len(tokens) for tokens in prepared.token_ids],
     )  # fmt: skip
@@ -105,26 +118,18 @@ def run_job(prepared: Prepared, job: Job, cache: Cache) -> JobOutcome:
     """Run one job of a sweep in a worker. Its files are handed back: the worker's disk may not be the driver's.
 
     Raises:
-        TripathError: a simulator refuses its input.
+        TripathError: a simulator refuses its input, or HBM does not hold the program's tensors.
     """
+    if prepared.program is not None:
+        check_capacity(prepared.program.hbm, job.experiment.hardware)
     runs = run_paths(prepared.program, job.experiment, prepared.token_ids, cache)
     outcome = outcome_of(job.experiment, prepared, runs)
-    files: dict[str, bytes] = {}
-    if not job.row_only:
-        with tempfile.TemporaryDirectory() as place:
-            written = write_files(
-                Path(place),
-                job.experiment,
-                outcome,
-                configuration=job.configuration,
-                command=job.command,
-                name=job.name,
-            )
-            files = {file.name: file.read_bytes() for file in written}
+    files = {} if job.row_only else files_of(job.experiment, outcome, job.configuration, job.command, job.name)
+    found = {name: result.metrics for name, result in outcome.results.items()}
     metrics = {
         f"{name}.{key}": value
-        for name, result in outcome.results.items()
-        for key, value in result.metrics.items()
+        for name, row in {**found, **outcome.devices}.items()
+        for key, value in row.items()
         if math.isfinite(value)
     }
     failures = [f"{row.metric} ({row.kind})" for row in outcome.failures]
@@ -132,6 +137,25 @@ def run_job(prepared: Prepared, job: Job, cache: Cache) -> JobOutcome:
         status=outcome.status, failures=failures, metrics=metrics, wall_seconds=outcome.wall_seconds,
         cached=outcome.cached, files=files, unknown_words=prepared.prompts.unknown_words if prepared.prompts else [],
     )  # fmt: skip
+
+
+def files_of(
+    experiment: Experiment, outcome: Outcome, configuration: str, command: str, name: str | None = None
+) -> dict[str, bytes]:
+    """The files of a run by name, as `write_files` writes them: for who has another disk than the driver."""
+    with tempfile.TemporaryDirectory() as place:
+        written = write_files(Path(place), experiment, outcome, configuration=configuration, command=command, name=name)
+        return {file.name: file.read_bytes() for file in written}
+
+
+def keep_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a run, report.json last: where it is, all is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)
+    for name, content in files.items():
+        if name != REPORT:
+            (folder / name).write_bytes(content)
+    write_atomically(folder / REPORT, files[REPORT])
 
 
 def run_light_jobs(jobs: Sequence[Job], cache: Cache) -> list[JobOutcome | Exception]:

@@ -66,6 +66,7 @@ def run_path(
         TripathError: an option that the path lacks, or it refuses its input.
     """
     row = next(row for row in rows_of(experiment) if row.name == name)
+    trace = experiment.with_load(program, trace)
     arguments, digest = _inputs(row, program, experiment, prompts, trace)
     known = _known(row, program, cache, digest)
     if known is not None:
@@ -99,7 +100,8 @@ def known_runs(
         _inputs(row, program, experiment, prompts, experiment.schedule(prompts))  # refused before any starts
 
     def known(row: Path, trace: Trace | None) -> PathRun | None:
-        return _known(row, program, cache, _inputs(row, program, experiment, prompts, trace)[1])
+        loaded = experiment.with_load(program, trace)
+        return _known(row, program, cache, _inputs(row, program, experiment, prompts, loaded)[1])
 
     return _each(experiment, prompts, known)
 
@@ -139,17 +141,19 @@ def _inputs(
     model = experiment.model
     facts: dict[Fact, Any] = {
         Fact.PROGRAM: program, Fact.HARDWARE: experiment.hardware, Fact.MODEL: model, Fact.WORKLOAD: experiment.workload,
-        Fact.NUMERICS: experiment.numerics, Fact.PROMPTS: prompts, Fact.TECHNOLOGY: experiment.technology, Fact.TRACE: trace,
+        Fact.NUMERICS: experiment.shown_numerics, Fact.PROMPTS: prompts, Fact.TECHNOLOGY: experiment.technology,
+        Fact.TRACE: trace,
     }  # fmt: skip
     inputs = {fact.argument: facts[fact] for fact in row.needs & INPUTS}
     content = dict(inputs)
     if Fact.MODEL in row.needs:
-        weights = None if model.checkpoint is None else folder_digest(model.checkpoint)
-        content |= {"model": replace(model, checkpoint=None), "weights": weights}
+        folders = [None if folder is None else folder_digest(folder) for folder in (model.checkpoint, model.adapter)]
+        content |= {"model": replace(model, checkpoint=None, adapter=None), "weights": folders}
+    options = _options(row, experiment)
+    content |= {name: folder_digest(str(options[name])) for name in row.files if options.get(name)}
     if Fact.PROGRAM in row.needs:
         assert program is not None
         content["program"] = program.digest, program.phases
-    options = _options(row, experiment)
     witnesses = [other.module for other in PATHS.values() if other.gives & row.needs & WORKED_OUT]
     sources = digest_of_sources(row.module, *witnesses)
     versions = library_versions(*LIBRARIES, *([row.library] if row.library else []))
@@ -210,7 +214,7 @@ def _result(content: Mapping[str, Any] | None) -> Result | None:
 
 
 def _trace(content: Mapping[str, Any] | None) -> Trace | None:
-    return None if content is None else Trace(breaks=tuple(content["breaks"]), gathers=tuple(content["gathers"]))
+    return None if content is None else Trace(**{name: tuple(stream) for name, stream in content.items()})
 
 
 def _findings(content: Mapping[str, Any]) -> Findings:

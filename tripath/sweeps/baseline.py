@@ -1,6 +1,6 @@
 """What a sweep found against what it found before: every metric of every job, held to a file that is kept in a repository.
 
-`python -m tripath.sweeps.baseline FOLDER [FILE]` makes the file of the sweep in FOLDER; without FILE, the one that it was
+`tripath baseline FOLDER [FILE]` makes the file of the sweep in FOLDER; without FILE, the one that it was
 compared with.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from npu.errors import TripathError, did_you_mean, print_error
+from npu.errors import Arguments, TripathError, did_you_mean, print_error
 from npu.files import write_atomically
 from tripath.sweeps.folders import job_reports
 from tripath.tracking.record import FILE as RECORD
@@ -60,6 +60,13 @@ class Drift:
     new: Value | None = None
     tolerance: float = 0.0
 
+    @property
+    def change(self) -> float | None:
+        """In percent; None where it is not between two numbers, or from nothing."""
+        if isinstance(self.old, str | None) or isinstance(self.new, str | None) or not self.old:
+            return None
+        return 100 * (self.new - self.old) / abs(self.old)
+
     def __str__(self) -> str:
         """One line without the job."""
         if self.metric is None:
@@ -70,7 +77,7 @@ class Drift:
             return f"{self.metric}: was {self.old}, is not there"
         if isinstance(self.old, str) or isinstance(self.new, str):
             return f"{self.metric}: was {self.old}, is {self.new}"
-        change = f"{100 * (self.new - self.old) / abs(self.old):+.3g} %, " if self.old else ""
+        change = "" if self.change is None else f"{self.change:+.3g} %, "
         return f"{self.metric}: was {self.old:.12g}, is {self.new:.12g} ({change}tolerance {self.tolerance:g})"
 
 
@@ -111,6 +118,26 @@ def compare(baseline: Baseline, found: Mapping[str, Mapping[str, Value]]) -> lis
             if not _within(old, new, tolerance):
                 drifts.append(Drift(job=job, metric=metric, old=old, new=new, tolerance=tolerance))
     return drifts
+
+
+def by_metric(drifts: Sequence[Drift], jobs: int) -> list[str]:
+    """A line for each metric that drifted in some of so many jobs: first what is no change between numbers, then the largest."""
+    groups: dict[tuple[str | None, bool], list[Drift]] = {}
+    for drift in drifts:
+        groups.setdefault((drift.metric, drift.new is None), []).append(drift)
+    lines: list[tuple[float, str]] = []
+    for (metric, gone), group in groups.items():
+        changes = [change for drift in group if (change := drift.change) is not None]
+        where = f"{len(group)} of {jobs} jobs"
+        if metric is None:
+            lines.append((math.inf, f"{len(group)} of the baseline gave no results" if gone else f"new: {where}"))
+        elif len(changes) < len(group):
+            lines.append((math.inf, f"{metric} {'is gone' if gone else 'is new or another'} in {where}"))
+        else:
+            least, most = min(changes), max(changes)
+            span = f"{least:+.3g} %" if least == most else f"{least:+.3g} to {most:+.3g} %"
+            lines.append((max(abs(least), abs(most)), f"{metric} {span} in {where}"))
+    return [line for _, line in sorted(lines, key=lambda row: -row[0])]
 
 
 def _within(old: Value | None, new: Value | None, tolerance: float) -> bool:
@@ -205,22 +232,27 @@ def update(folder: Path, name: str | None = None) -> str:
     changed = compare(Baseline(jobs=old.jobs, tolerances={"*": 0.0}), found)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(asdict(new), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-    lines = [*(f"{drift.job}: {drift}" for drift in changed), f"{path}: {len(found)} jobs, {len(changed)} changes"]
+    details = [f"{drift.job}: {drift}" for drift in changed] if old.jobs else []  # of a first baseline all is new
+    lines = [*by_metric(changed, len(found)), *details, f"{path}: {len(found)} jobs, {len(changed)} changes"]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m tripath.sweeps.baseline FOLDER [FILE]`."""
-    if not 1 <= len(arguments) <= 2:
-        print_error("usage: python -m tripath.sweeps.baseline FOLDER [FILE]")
-        return 2
+    """Carry out `tripath baseline FOLDER [FILE]`; the exit status."""
+    parser = Arguments(
+        prog="tripath baseline",
+        description="Write what the jobs of a sweep gave as the file that later sweeps are held to.",
+    )
+    parser.add_argument("folder", type=Path, help="of a sweep")
+    parser.add_argument(
+        "file", nargs="*", default=[], help="what to write; without it, the one that the sweep was held to"
+    )
     try:
-        sys.stdout.write(update(Path(arguments[0]), *arguments[1:]))
+        given = parser.parse_args(arguments)
+        if len(given.file) > 1:
+            parser.error(f"one file at most, got {', '.join(given.file)}")
+        sys.stdout.write(update(given.folder, *given.file))
     except (TripathError, OSError) as error:
         print_error(str(error))
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The distance of the analytical path from the cycle path: `python -m tripath.sweeps.estimates FOLDER` reads the runs that
+"""The distance of the analytical path from the cycle path: `tripath estimates FOLDER` reads the runs that
 a sweep of both left below FOLDER, e.g. `tripath --multirun experiment=analytical_error`.
 
 It leaves estimates.csv (every run), estimates.md (percentiles and the worst runs, with what each waits for) and estimates.png.
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from npu.errors import TripathError, print_error
+from npu.errors import Arguments, TripathError, print_error
 from tripath.paths import Fact, giver_name
+from tripath.report.drawing import colour_of, new_figure, save
 from tripath.sweeps.folders import job_reports, value_at
 
 WORST = 5
@@ -112,21 +113,19 @@ def summary(runs: Sequence[Estimate]) -> str:
 
 def draw(runs: Sequence[Estimate], path: Path) -> None:
     """Relative error over the makespan, a colour for each model, a mark for each execution."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     models = sorted({run.axes["model.name"] for run in runs})
-    for colour, model in enumerate(models):
+    for number, model in enumerate(models):
         for execution, mark in (("decoupled", "o"), ("serial", "x")):
             chosen = [r for r in runs if (r.axes["model.name"], r.axes["hardware.execution"]) == (model, execution)]
             if chosen:
                 axes.scatter([r.makespan for r in chosen], [100 * r.error for r in chosen], marker=mark, s=18,
-                             color=f"C{colour}", label=f"{model}, {execution}")  # fmt: skip
+                             color=colour_of(number), label=f"{model}, {execution}")  # fmt: skip
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set(xscale="log", xlabel="cycles of the cycle path", ylabel="error of the estimate, %")
+    axes.set(xscale="log", xlabel="cycles of the cycle path", ylabel="error of the estimate (%)")
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def write(folder: Path) -> str:
@@ -143,17 +142,15 @@ def write(folder: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m tripath.sweeps.estimates FOLDER`."""
-    if len(arguments) != 1:
-        print_error("usage: python -m tripath.sweeps.estimates FOLDER")
-        return 2
+    """Carry out `tripath estimates FOLDER`; the exit status."""
+    parser = Arguments(
+        prog="tripath estimates",
+        description="Draw the errors of the analytical path over the runs of a sweep, and list the worst.",
+    )
+    parser.add_argument("folder", type=Path, help="of a sweep with the paths analytical and cycle")
     try:
-        sys.stdout.write(write(Path(arguments[0])))
+        sys.stdout.write(write(parser.parse_args(arguments).folder))
     except (TripathError, OSError) as error:
         print_error(str(error))
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -17,8 +17,19 @@ from npu.files import write_atomically
 from npu.metrics import Table
 from tripath.cluster.launch import Cluster, Launch, Task, WorkerLostError
 from tripath.report.console import Tracked, error_out, out, print_places, sweep_progress, table_of
-from tripath.run.job import INPUT_ERRORS, Job, JobOutcome, compile_key, prepare, run_job, run_light_jobs
-from tripath.sweeps.baseline import Baseline, Drift, compare, facts_of
+from tripath.run.job import (
+    INPUT_ERRORS,
+    REPORT,
+    Job,
+    JobOutcome,
+    compile_key,
+    keep_files,
+    prepare,
+    run_job,
+    run_light_jobs,
+)
+from tripath.sweeps.baseline import Baseline, Drift, by_metric, compare, facts_of
+from tripath.sweeps.by_phase import write_by_phase
 from tripath.sweeps.study import write_quality
 from tripath.sweeps.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
 from tripath.sweeps.sweep_report import PAGE, page_of_sweep
@@ -31,7 +42,6 @@ INFEASIBLE = "infeasible"
 """The verdict on a design of a search that cannot be: it costs no exit status."""
 KILLED = "KILLED"
 PICTURE, TABLE = "sweep.png", "sweep.csv"
-REPORT = "report.json"
 MOST_TOGETHER, MOST_AHEAD = 8, 48
 """Light jobs in a task, and how many are looked at to find those of one program."""
 MOST_DRIFTS = 20
@@ -94,6 +104,11 @@ class Sweep:
     def sort_by(self) -> str | None:
         """The metric that the user asks to order by."""
         return self.launch.sort_by if self.launch else None
+
+    @property
+    def shown(self) -> Sequence[str]:
+        """The metrics that the user asks to see."""
+        return self.launch.columns if self.launch else ()
 
     @property
     def status(self) -> int:
@@ -185,7 +200,7 @@ class Sweep:
             error_out.print(f"note: job {job.number}: the model's vocabulary lacks: {words}", style="yellow")
         if not job.row_only:
             try:
-                write_job(job.folder, value.files)
+                keep_files(job.folder, value.files)
             except OSError as error:  # the results are in the cache
                 self.refuse(job.number, f"hydra.sweep.dir: cannot write {job.folder} ({error.strerror})")
                 return False
@@ -203,6 +218,8 @@ class Sweep:
             return
         found = {row.name: facts_of(row.report) for row in self.rows if row.report is not None}
         self.drifts = compare(self.baseline, found)
+        for line in by_metric(self.drifts, len(found))[:MOST_DRIFTS]:
+            print_error(f"baseline: {line}")
         for drift in self.drifts[:MOST_DRIFTS]:
             print_error(f"{drift.job}: {drift}")
         if len(self.drifts) > MOST_DRIFTS:
@@ -216,7 +233,7 @@ class Sweep:
     def _publish(self) -> list[str]:
         """Write what continuous integration shows of the sweep, and hand back the names."""
         rows = [row for row in self.rows if row.report is not None or row.verdict in VERDICTS[1:]]
-        text = markdown(rows, self.drifts, self._metric)
+        text = markdown(rows, self.drifts, self._metric, self.shown)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / JUNIT).write_bytes(junit(rows, self.drifts))
@@ -233,7 +250,7 @@ class Sweep:
         page = page_of_sweep(
             self.rows, counts=self._counts, good=self.status == 0, metric=self._metric, command=self.command,
             commands=self.commands, drifts=self.drifts, pictures=[self.folder / file for file in files if file.endswith(".png")],
-            found=found,
+            found=found, shown=self.shown,
         )  # fmt: skip
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -264,15 +281,17 @@ class Sweep:
                 return [TABLE, *self.extra.write(self.folder, self.rows)]
             drawn = draw_summary(self.folder / PICTURE, self.rows, self._metric)
             study = write_quality(self.folder, self.rows)
+            if self.launch is not None and self.launch.by_phase:
+                study += write_by_phase(self.folder, self.rows)
         except OSError as error:
             _note(f"hydra.sweep.dir: cannot write to {self.folder} ({error.strerror})")
             return []
-        return [TABLE, *([PICTURE] if drawn else []), *study]
+        return [TABLE, *(file.name for file in drawn), *study]
 
     def _print(self, tracked: Tracked | None, found: tuple[str, Table] | None) -> None:
         if not self.rows:
             return
-        table, by = summary(self.rows, self._metric), ""
+        table, by = summary(self.rows, self._metric, self.shown), ""
         if found is not None:
             by, table = found
         elif self._metric:
@@ -307,7 +326,7 @@ class Sweep:
         metrics: dict[str, float] = {"jobs": len(self.swept)}
         for verdict in (*VERDICTS, INFEASIBLE):
             metrics[f"jobs.{verdict.replace(' ', '_')}"] = sum(row.verdict == verdict for row in self.rows)
-        best, table = order(self.rows, self._metric), summary(self.rows, self._metric)
+        best, table = order(self.rows, self._metric), summary(self.rows, self._metric, self.shown)
         if self._metric:
             name = self._metric.removeprefix(DESCENDING)
             metrics[name] = best[0].metrics[name]
@@ -348,16 +367,6 @@ def _together(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     yield from light()
 
 
-def write_job(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of a job, report.json last: where it is, all is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT).unlink(missing_ok=True)
-    for name, content in files.items():
-        if name != REPORT:
-            (folder / name).write_bytes(content)
-    write_atomically(folder / REPORT, files[REPORT])
-
-
 class _Writer:
     """Logs a sweep in a thread of its own, since a store is slower than a cluster; if it fails, that costs no result."""
 
@@ -389,7 +398,7 @@ class _Writer:
                 self._error = error
         if self._error or self._stop.is_set():
             reason = f"{self._error}; the results" if self._error else "results that are not logged"
-            _note(f"{reason} are kept, `tripath-sync {self._sweep.folder}` logs them later")
+            _note(f"{reason} are kept, `tripath sync {self._sweep.folder}` logs them later")
         return None if self._error else self._tracked
 
     def _work(self) -> None:

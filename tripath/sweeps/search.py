@@ -7,7 +7,7 @@ to limits; the front are those within the limits that no other beats in one obje
 import csv
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +18,8 @@ from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.metrics import Table
 from tripath.paths import Fact, giver_name
-from tripath.report.pictures import literal
+from tripath.report.drawing import BLUE, VERMILION, literal, new_figure, save, worded
+from tripath.sweeps.study import front as best_of
 from tripath.sweeps.summary import Row, markdown_line
 
 if TYPE_CHECKING:
@@ -208,20 +209,20 @@ class Search:
             message = "needs a column numerics, and numbers in all others but model"
             raise TripathError(f"hydra.sweeper.search.quality: {self.quality} {message}") from None
 
-    def _titled(self, name: str) -> str:
+    def _titled(self, name: str, told: Callable[[str], str] = str) -> str:
         """A metric as tables and pictures call it: of quality with the model that it was measured on."""
         if self.quality is None or not name.startswith(QUALITY):
-            return name
+            return told(name)
         with Path(self.quality).open(newline="", encoding="utf-8") as file:
             models = dict.fromkeys(row.get("model") for row in csv.DictReader(line for line in file if line[:1] != "#"))
-        told = ", ".join(model for model in models if model)
-        return f"{name} of {told}" if told else name
+        measured = ", ".join(model for model in models if model)
+        return f"{told(name)} of {literal(measured)}" if measured else told(name)
 
     def outcome(self, rows: Sequence[Row]) -> tuple[str, Table]:
         """In a sentence what was found, and the front: designs, objectives as proposed, and what the confirming path says."""
         weighed, front, told = self._found(rows)
         within = sum(each.feasible for each in weighed)
-        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.limits.items())
+        limits = ", ".join(f"{self._titled(name)} <= {limit:g}" for name, limit in self.limits.items())
         kept = f", {within} of them within the limits ({limits})" if limits else ""
         confirmed = sum(each.number in told for each in front)
         said = f"{len(weighed)} designs{kept}; {len(front)} are on the front, {confirmed} of them confirmed"
@@ -256,8 +257,7 @@ class Search:
         lines.insert(3, "|---" * len(table.columns) + "|")
         (folder / FRONT).write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._write_designs(folder / DESIGNS, weighed, {each.number for each in front})
-        self._draw(folder / PICTURE, weighed, front, told)
-        return [DESIGNS, FRONT, PICTURE]
+        return [DESIGNS, FRONT, *(file.name for file in self._draw(folder / PICTURE, weighed, front, told))]
 
     @property
     def _shown(self) -> list[str]:
@@ -294,18 +294,17 @@ class Search:
     def _draw(
         self, path: Path, weighed: Sequence[Weighed], front: Sequence[Weighed],
         told: Mapping[int, Mapping[str, float]],
-    ) -> None:  # fmt: skip
+    ) -> list[Path]:  # fmt: skip
         """The first two objectives against each other; colour is the third, the marker the choice of formats."""
-        from matplotlib.figure import Figure
-
         names = list(self.objectives)
         across, up = names[0], names[1] if len(names) > 1 else names[0]
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        figure = new_figure(9, 5.5)
         axes = figure.subplots()
         outside = [each for each in weighed if not each.feasible]
         inside = [each for each in weighed if each.feasible]
-        axes.scatter([e.metrics[across] for e in outside], [e.metrics[up] for e in outside], s=10, color="#dddddd",
-                     label=f"beyond the limits ({len(outside)})", zorder=1)  # fmt: skip
+        if outside:
+            axes.scatter([e.metrics[across] for e in outside], [e.metrics[up] for e in outside], s=10, color="#dddddd",
+                         label=f"beyond the limits ({len(outside)})", zorder=1)  # fmt: skip
         choices = list(dict.fromkeys(e.design.get("numerics", "") for e in inside))
         colour = names[2] if len(names) > 2 else None
         shades = [e.metrics[colour] for e in inside] if colour else [0.0]
@@ -313,11 +312,16 @@ class Search:
         drawn = None
         for choice, marker in zip(choices, itertools.cycle("osD^vP"), strict=False):
             of = [e for e in inside if e.design.get("numerics", "") == choice]
-            shade: dict[str, Any] = {"c": [e.metrics[colour] for e in of], **scale} if colour else {"color": "#3b6ea5"}
+            shade: dict[str, Any] = {"c": [e.metrics[colour] for e in of], **scale} if colour else {"color": BLUE}
             drawn = axes.scatter([e.metrics[across] for e in of], [e.metrics[up] for e in of], s=16, marker=marker, zorder=2,
                                  label=literal(f"{choice or 'designs'} ({len(of)})"), **shade)  # fmt: skip
         axes.scatter([e.metrics[across] for e in front], [e.metrics[up] for e in front], s=70, facecolors="none",
-                     edgecolors="#c0504d", linewidths=1.4, label=f"front ({len(front)})", zorder=3)  # fmt: skip
+                     edgecolors=VERMILION, linewidths=1.4, label=f"front ({len(front)})", zorder=3)  # fmt: skip
+        if front and up != across:
+            first, second = (DIRECTIONS[self.objectives[name]] for name in (across, up))
+            line = best_of([(first * e.metrics[across], -second * e.metrics[up]) for e in front])
+            axes.step([first * x for x, _ in line], [-second * y for _, y in line], where="post", color=VERMILION,
+                      linewidth=1, zorder=2, label="front of these two alone")  # fmt: skip
         exact = [
             [told[e.number].get(_twin(name), e.metrics[name]) for name in (across, up)]
             for e in front
@@ -327,17 +331,15 @@ class Search:
             axes.scatter(*zip(*exact, strict=True), marker="x", s=40, color="black", zorder=4,
                          label=f"confirmed by the cycle path ({len(exact)})")  # fmt: skip
         if drawn is not None and colour:
-            figure.colorbar(drawn, ax=axes, label=literal(self._titled(colour)))
+            figure.colorbar(drawn, ax=axes, label=self._titled(colour, worded))
         for scale_of, name in ((axes.set_xscale, across), (axes.set_yscale, up)):
             values = [e.metrics[name] for e in weighed]
             if min(values) > 0 and max(values) > 10 * min(values):
                 scale_of("log")
-        axes.set(
-            xlabel=literal(self._titled(across)), ylabel=literal(self._titled(up)), title=f"{len(weighed)} designs"
-        )
+        axes.set(xlabel=self._titled(across, worded), ylabel=self._titled(up, worded), title=f"{len(weighed)} designs")
         axes.grid(visible=True, alpha=0.2)
         axes.legend(fontsize=8)
-        figure.savefig(path, dpi=110)
+        return save(figure, path)
 
 
 def dominated(values: np.ndarray) -> np.ndarray:

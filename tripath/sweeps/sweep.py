@@ -4,6 +4,7 @@ For each swept axis: sweep_AXIS.png (cycles, and the share of a run that samplin
 sweep_AXIS.csv and sweep_AXIS.md with the same numbers. Sampling is what follows the last layer: LM head, sampling, commit.
 """
 
+import argparse
 import csv
 import json
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from npu.errors import TripathError, print_error
+from npu.errors import Arguments, TripathError, print_error
 from tripath.paths import PATHS as ROWS
 from tripath.paths import Fact
+from tripath.report.drawing import colour_of, new_figure, save
 from tripath.sweeps.folders import job_reports, value_at
 
 AXES = {
@@ -83,8 +85,7 @@ def write_axis(folder: Path, points: Sequence[Point], axis: str, others: Sequenc
     notes = [_crossing(line, axis, path) for line in lines.values() for path in PATHS]
     text = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
     page.write_text("\n".join([*text, "", *dict.fromkeys(note for note in notes if note)]) + "\n", encoding="utf-8")
-    _draw(picture, axis, others, lines)
-    return [picture, table, page]
+    return [*_draw(picture, axis, others, lines), table, page]
 
 
 def _text(value: float | None) -> str:
@@ -114,22 +115,26 @@ def _crossing(line: Sequence[Point], axis: str, path: str) -> str:
     return f"{path}: sampling {where} ({largest[1]:.1%} at most, at {axis} {largest[0]:.0f})."
 
 
-def _draw(path: Path, axis: str, others: Sequence[str], lines: Mapping[tuple[float, ...], Sequence[Point]]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (cost, share) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for values, line in lines.items():
+def _draw(
+    path: Path, axis: str, others: Sequence[str], lines: Mapping[tuple[float, ...], Sequence[Point]]
+) -> list[Path]:
+    figure = new_figure(9, 3.6)
+    cost, share = figure.subplots(1, 2)
+    for number, (values, line) in enumerate(lines.items()):
         own = ", ".join(f"{AXES[other]} {value:.0f}" for other, value in zip(others, values, strict=True))
         for name in PATHS:
             drawn = [point for point in line if f"{name}.cycles" in point]
             if not drawn:
                 continue
             x, marker, label = [point[axis] for point in drawn], ROWS[name].style, f"{name} {own}"
-            cost.plot(x, [point[f"{name}.cycles"] for point in drawn], marker, label=label)
-            share.plot(x, [100 * point[f"{name}.sampling_share"] for point in drawn], marker, label=label)
+            cost.plot(x, [point[f"{name}.cycles"] for point in drawn], marker, color=colour_of(number), label=label)
+            share.plot(
+                x,
+                [100 * point[f"{name}.sampling_share"] for point in drawn],
+                marker,
+                color=colour_of(number),
+                label=label,
+            )
             at = crossover(_shares(line, axis, name))
             if at is not None:
                 share.axvline(at, color="grey", linestyle=":", label=f"half at {at:.3g}")
@@ -143,8 +148,7 @@ def _draw(path: Path, axis: str, others: Sequence[str], lines: Mapping[tuple[flo
     cost.set(yscale="log", ylabel="cycles", title="Cost of a run")
     share.set(ylim=(0, None), ylabel="share of a run (%)", title="LM head, sampling and commit")
     cost.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return save(figure, path)
 
 
 def write_sweep(folder: Path) -> list[Path]:
@@ -163,11 +167,10 @@ def write_sweep(folder: Path) -> list[Path]:
 
 def main() -> int:
     """Write pictures and tables beside the runs of a sweep; returns the exit status."""
-    if len(sys.argv) != 2:
-        print_error("usage: python -m tripath.sweeps.sweep FOLDER")
-        return 2
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of a sweep")
     try:
-        files = write_sweep(Path(sys.argv[1]))
+        files = write_sweep(parser.parse_args().folder)
     except (TripathError, OSError) as error:
         print_error(str(error))
         return 2

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-from tripath.sweeps.baseline import Drift
+from tripath.sweeps.baseline import Drift, by_metric
 from tripath.sweeps.summary import Row, markdown_line, markdown_text, summary
 
 JUNIT, MARKDOWN = "junit.xml", "summary.md"
@@ -69,12 +69,12 @@ def junit(rows: Sequence[Row], drifts: Sequence[Drift] | None) -> bytes:
     return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def markdown(rows: Sequence[Row], drifts: Sequence[Drift] | None, metric: str | None) -> str:
+def markdown(rows: Sequence[Row], drifts: Sequence[Drift] | None, metric: str | None, shown: Sequence[str] = ()) -> str:
     """The sweep as a page of a pipeline: what became of it, a table of its jobs, what failed, what drifted."""
     bad = sum(row.verdict != "passed" for row in rows)
     title = "failed" if bad or drifts else "passed"
     against = "" if drifts is None else f"; drifts from the baseline: {len(drifts)}"
-    table, lines = summary(rows, metric), _by_job(drifts or [])
+    table, lines = summary(rows, metric, shown), _by_job(drifts or [])
     names = {str(row.number): row.name for row in rows}
     columns = [*table.columns, *([] if drifts is None else ["drifts"])]
     text = [f"# Sweep {title}", "", f"{len(rows)} jobs, {bad} not passed{against}.", "", markdown_line(columns),
@@ -85,7 +85,8 @@ def markdown(rows: Sequence[Row], drifts: Sequence[Drift] | None, metric: str | 
     failed = [f"- {row.name}: {case.check}: {line}" for row in rows for case in cases_of(row)
               if case.outcome in {"failure", "error"} for line in case.lines]  # fmt: skip
     drifted = [f"- {job}: {line}" for job, of_job in lines.items() for line in of_job]
-    for heading, items in (("Failed", failed), ("Drifts", drifted)):
+    grouped = [f"- {line}" for line in by_metric(drifts or [], len(rows))]
+    for heading, items in (("Failed", failed), ("Drifts by metric", grouped), ("Drifts", drifted)):
         if items:
             left = len(items) - MOST_LINES
             rest = [f"- and {left} more, in {JUNIT}"] if left > 0 else []

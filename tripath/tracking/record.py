@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from npu.errors import TripathError
+from npu.metrics import Table
 from tripath.experiment import Experiment, Outcome
 from tripath.paths import Fact, gives
 from tripath.validation import WHOLE_RUN
@@ -46,9 +47,13 @@ class Record:
 
 
 def record_of(
-    experiment: Experiment, outcome: Outcome, *, files: Sequence[str] = (), name: str | None = None
-) -> Record:
-    """The record of a run that left `files`, with a child for each simulator; who gives times has the pictures too."""
+    experiment: Experiment, outcome: Outcome, *, files: Sequence[str] = (), name: str | None = None,
+    tables: Mapping[str, Table] | None = None,
+) -> Record:  # fmt: skip
+    """The record of a run that left `files`, with a child for each simulator; who gives times has the pictures too.
+
+    `tables` are those of the run as a whole.
+    """
     pictures = [file for file in files if file.endswith(".png")]
     tags = tags_of(experiment, outcome)
     children = [
@@ -59,9 +64,7 @@ def record_of(
                 "wall_seconds": outcome.wall_seconds[simulator],
             }),
             tables={
-                title: {column: [row[i] for row in table.rows] for i, column in enumerate(table.columns)}
-                for title, table in result.tables.items()
-                if title not in LEFT_OUT
+                title: _columns(table) for title, table in result.tables.items() if title not in LEFT_OUT
             },
             files=pictures if Fact.TIMES in gives(simulator) else [],
         )
@@ -71,8 +74,14 @@ def record_of(
     return Record(
         name=name or of_experiment, status="FINISHED" if outcome.status == "passed" else "FAILED", tags=tags,
         parameters=parameters(experiment), metrics=headline_metrics(outcome), files=list(files),
+        tables={title: _columns(table) for title, table in (tables or {}).items()},
         children=children,
     )  # fmt: skip
+
+
+def _columns(table: Table) -> dict[str, list[object]]:
+    """The table, a column by name."""
+    return {column: [row[i] for row in table.rows] for i, column in enumerate(table.columns)}
 
 
 def flat(record: Record) -> Record:
@@ -138,7 +147,7 @@ def headline_metrics(outcome: Outcome) -> dict[str, float]:
 
 def parameters(experiment: Experiment) -> dict[str, str]:
     """What was run, flat: `workload.steps`, `hardware.hbm.channels`, ...; config.yaml also has the tables of timings."""
-    names = ("model", "workload", "hardware", "numerics")
+    names = ("model", "workload", "hardware", "numerics", "compiler")
     groups = {name: dataclasses.asdict(getattr(experiment, name)) for name in names}
     groups["hardware"].pop("timing")
     groups["hardware"]["hbm"].pop("timings")

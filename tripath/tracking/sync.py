@@ -1,15 +1,15 @@
-"""`tripath-sync FOLDER`, or `python -m tripath.tracking.sync FOLDER`: logs to MLflow what a run or a sweep could not log.
+"""`tripath sync FOLDER`: logs to MLflow what a run or a sweep could not log.
 
 FOLDER is that of a run, or of a sweep with its jobs below. What is in the store already is not logged again.
 """
 
-import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from npu.errors import TripathError, print_error
+from npu.errors import Arguments, TripathError, print_error
 from tripath.tracking.record import FILE, Record, from_json
 from tripath.tracking.store import Store, Tracking, noted
 
@@ -51,27 +51,29 @@ def _log(folder: Path, store: Store, parent: str | None) -> bool:
     return True
 
 
-def main() -> None:
-    """Log a folder; exits with 0, or with 2 and one line if that is not possible."""
-    parser = argparse.ArgumentParser(prog="tripath-sync", description="Log a run, or a sweep with its jobs, to MLflow.")
-    parser.add_argument("folder", type=Path)
+def main(arguments: Sequence[str]) -> int:
+    """Carry out `tripath sync FOLDER`; the exit status is 0, or 2 after one line if that is not possible."""
+    parser = Arguments(prog="tripath sync", description="Log a run, or a sweep with its jobs, to MLflow.")
+    parser.add_argument("folder", type=Path, help="of a run or a sweep")
     parser.add_argument(
         "--uri", default=os.environ.get("MLFLOW_TRACKING_URI"),
         help="as tracking.uri; else $MLFLOW_TRACKING_URI, else SQLite in the folder of --store",
     )  # fmt: skip
     parser.add_argument("--store", default="mlruns", help="as tracking.folder (default: %(default)s)")
     parser.add_argument("--experiment", default="tripath", help="as tracking.experiment (default: %(default)s)")
-    given = parser.parse_args()
     try:
+        given = parser.parse_args(arguments)
         logged = sync(
             given.folder,
             Store(Tracking(enabled=True, uri=given.uri, folder=given.store, experiment=given.experiment)),
         )
     except (TripathError, OSError) as error:
         print_error(str(error))
-        sys.exit(2)
+        return 2
     sys.stdout.write(f"{len(logged)} runs logged\n")
+    return 0
 
 
-if __name__ == "__main__":
-    main()
+def tripath_sync() -> None:
+    """The script `tripath-sync`: `tripath sync` by its older name."""
+    sys.exit(main(sys.argv[1:]))

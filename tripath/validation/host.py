@@ -5,6 +5,7 @@ threads is fixed when NumPy is loaded. What counts is the CPU time of the thread
 on the machine only ever add.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -128,6 +129,7 @@ def predicted_seconds(device: Device, model: ModelSpec, timing: Timing) -> float
 
 def main() -> int:
     """Read what to measure as JSON from standard input, write what was measured to standard output."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     asked = json.load(sys.stdin)
     run = measure(ModelSpec(**asked["model"]), HostSettings(**asked["settings"]))
     answer = {

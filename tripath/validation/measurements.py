@@ -6,7 +6,6 @@ Columns: `device` (a device model of `devices`, or the name of the simulated har
 """
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from dllm.model import ModelSpec
 from npu.errors import TripathError
 from npu.metrics import Result
 from tripath.validation.discrepancy import Discrepancy
+from tripath.validation.rows import positive
 from tripath.validation.settings import Tolerance
 
 COLUMNS = ("device", "model", "phase", "batch", "canvas", "block", "seconds", "source")
@@ -104,12 +104,7 @@ def _measurement(file: str, line: int, row: Mapping[str, str | None]) -> Measure
         numbers[name] = int(values[name])
     if numbers["block"] > numbers["canvas"]:
         raise TripathError(f"{where}: block {numbers['block']} exceeds canvas {numbers['canvas']}")
-    try:
-        seconds = float(values["seconds"])
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise TripathError(f"{where}: seconds must be a positive number, got {values['seconds']!r}")
+    seconds = positive(where, values, "seconds")
     return Measurement(device=values["device"], model=values["model"], phase=values["phase"], seconds=seconds,
                        source=values["source"], line=line, **numbers)  # fmt: skip
 

@@ -54,7 +54,7 @@ def observations(model, prompts, workload, force):
 
 def run_executor(x, tensors, prompts):
     """Machine after a generation, and the executor's record of every step of each sequence."""
-    program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts])
+    program = compile_program(x.model, x.workload, x.hardware, x.numerics, [len(p) for p in prompts], x.compiler)
     return execute(program, model=x.model, workload=x.workload, tensors=tensors, prompts=prompts)
 
 
@@ -63,7 +63,7 @@ def compare(x, tensors, prompts, machine, records, runs=4, *, lanes="bf16", bloc
 
     The reference path has the machine's tiles; `changes` to its numerics, `lanes` and `block_length` are seeded defects.
     """
-    numerics, static = replace(x.numerics, **changes), x.numerics.smoothing.scheme == "static"
+    numerics, static = replace(x.shown_numerics, **changes), x.numerics.smoothing.scheme == "static"
     model = StudyModel(
         x.model, tensors, numerics, block_length or x.workload.block_length, lanes=lanes,
         key_tile=machine.program.layout["key_tile"], calibration=kept_calibration(x.model) if static else None,

@@ -13,6 +13,7 @@ import torch
 
 from accuracy.quality.problems import load_problems
 from accuracy.quality.quantise import fake_quantise
+from dllm.folder import model_of
 from dllm.workload import SIDES, Smoothing
 from tests.accuracy.quality.agreement import cache_of, compare, experiment_of, run_executor
 from tests.conftest import CHECKPOINT
@@ -76,7 +77,7 @@ def caches_agree(machine, batch):
 
 def prompts():
     """Token ids of the problems."""
-    return [problem.prompt for problem in load_problems(CHECKPOINT)[:PROBLEMS]]
+    return [problem.prompt for problem in load_problems(model_of(CHECKPOINT))[:PROBLEMS]]
 
 
 def agree(preset, tensors, *overrides):
@@ -98,6 +99,11 @@ TWO_BLOCKS = ("workload.generation_length=16", "workload.steps=4")
 @pytest.mark.parametrize("preset", ["mxint8", "mxint4_kv", "mxint4", "bf16", "mxfp8", "mxfp6", "mxfp4"])
 def test_executor_and_reference_path_agree_step_by_step(preset, tensors):
     agree(preset, tensors, *SHORT)
+
+
+@pytest.mark.parametrize("preset", ["mxint8", "mxfp8"])
+def test_they_agree_where_logits_are_stored(preset, tensors):
+    agree(preset, tensors, *SHORT, "compiler=plain")
 
 
 @pytest.mark.parametrize(("cache", "commit"), [("none", "quota"), ("prefix", "threshold")])

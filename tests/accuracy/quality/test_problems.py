@@ -1,5 +1,7 @@
 """Problems and scores on the shipped checkpoint."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 
@@ -7,22 +9,64 @@ import numpy as np
 import pytest
 import torch
 
+from accuracy.quality import simulate
 from accuracy.quality.decode import decode, layout
 from accuracy.quality.model import StudyModel
 from accuracy.quality.problems import Problem, batches, load_problems, score
+from dllm.folder import model_of
 from dllm.reference import ReferenceModel, generate
 from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.conftest import CHECKPOINT
 
 
+def model_in(folder):
+    """The shipped model, its checkpoint in another folder."""
+    return dataclasses.replace(model_of(CHECKPOINT), checkpoint=str(folder))
+
+
 def test_a_checkpoint_without_problems_is_named(tmp_path):
-    with pytest.raises(TripathError, match=r"model\.checkpoint: no test\.jsonl"):
-        load_problems(tmp_path)
+    with pytest.raises(TripathError, match=r"model\.checkpoint: cannot read .*test\.jsonl \(No such file"):
+        load_problems(model_in(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"prompt": "a"}', "result is missing"), ('{"result": 1}', "prompt is missing"), ("[]", "prompt is missing"),
+     ('{"prompt": 1, "result": 1}', "prompt must be a text, got 1"), ('{"prompt": "a", "result": true}', "result must be an integer"),
+     ('{"prompt": "a", "result": "1"}', "result must be an integer, got '1'"), ("{", "is not JSON"), ("[" * 10**5, "is not JSON")],
+)  # fmt: skip
+def test_a_row_that_is_no_problem_is_named_by_file_and_line(tmp_path, line, message):
+    (tmp_path / "tokenizer.json").write_text((CHECKPOINT / "tokenizer.json").read_text())
+    (tmp_path / "test.jsonl").write_text(f'{{"prompt": "a", "result": 1}}\n{line}\n')
+    with pytest.raises(TripathError, match=r"test\.jsonl: line 2: ") as error:
+        load_problems(model_in(tmp_path))
+    assert message in str(error.value)
+
+
+def test_a_dataset_of_ones_own_is_scored(tmp_path, default_experiment):
+    """The first of the shipped problems, once as they are and once with other results: all that were right are wrong."""
+    workload = Workload(generation_length=32, block_length=8, steps=8)
+    rows = [json.loads(line) for line in (CHECKPOINT / "test.jsonl").read_text().splitlines()[:48]]
+    solved = []
+    for name, more in (("same", 0), ("other", 1)):
+        file = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({"prompt": row["prompt"], "result": row["result"] + more}) for row in rows]
+        file.write_text("\n".join(lines))
+        found = simulate(
+            model=default_experiment.model, workload=workload, numerics=default_experiment.numerics, dataset=str(file),
+            problems=8, compared=2,
+        )  # fmt: skip
+        solved.append(found.result.metrics["solved"])
+    assert solved[0] > 4
+    assert solved[1] == 0
+    with pytest.raises(TripathError, match=r"simulator\.quality\.dataset: cannot read .*missing\.jsonl"):
+        load_problems(default_experiment.model, str(tmp_path / "missing.jsonl"))
 
 
 def test_fp32_equals_the_numpy_reference_on_the_shipped_model(tensors, default_experiment):
-    spec, prompts = default_experiment.model, [problem.prompt for problem in load_problems(CHECKPOINT)[:4]]
+    spec = default_experiment.model
+    prompts = [problem.prompt for problem in load_problems(spec)[:4]]
     workload = Workload(generation_length=16, block_length=8, steps=16)
     model, reference = StudyModel(spec, tensors), ReferenceModel(spec, tensors)
     views = []
@@ -38,10 +82,10 @@ def test_fp32_equals_the_numpy_reference_on_the_shipped_model(tensors, default_e
 
 
 def test_scores_do_not_depend_on_the_batch(tensors, default_experiment):
-    problems, model = load_problems(CHECKPOINT)[:12], StudyModel(default_experiment.model, tensors)
+    problems, model = load_problems(default_experiment.model)[:12], StudyModel(default_experiment.model, tensors)
     workload = Workload(generation_length=32, block_length=8, steps=8, commit="threshold")
-    together, trips = score(model, problems, workload, CHECKPOINT, batch_size=12)
-    apart, others = score(model, problems, workload, CHECKPOINT, batch_size=5)
+    together, trips = score(model, problems, workload, batch_size=12)
+    apart, others = score(model, problems, workload, batch_size=5)
     assert together == apart
     assert torch.equal(trips, others)
     assert (trips >= 1).all()

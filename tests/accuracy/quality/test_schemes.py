@@ -9,9 +9,10 @@ import torch
 
 from accuracy.quality.calibrate import calibrate, plant_outliers
 from accuracy.quality.decode import decode
-from accuracy.quality.metrics import Comparison, kv_bytes_per_token, wilson
+from accuracy.quality.metrics import Comparison, kv_bytes_per_token
 from accuracy.quality.model import UNQUANTISED, StudyModel
 from accuracy.quality.schemes import channel_maxima, hadamard, smoothing_factors
+from dllm.answers import wilson
 from dllm.workload import SIDES, Numerics, Smoothing
 from npu.errors import TripathError
 from tests.accuracy.quality.models import PROMPTS, SPEC, WORKLOAD, tensors
@@ -239,5 +240,6 @@ def test_kv_bytes_count_elements_scales_and_factors():
 def test_wilson_against_published_values():
     """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
     assert wilson(0, 20)[0] == 0
     assert wilson(20, 20)[1] == pytest.approx(1)

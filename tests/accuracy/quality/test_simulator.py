@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from accuracy.quality.simulator import simulate, trace_at
@@ -62,6 +62,7 @@ def test_quotas_take_their_schedule_and_thresholds_what_they_need():
 
 
 @given(st.lists(st.floats(1, 8), min_size=1, max_size=40))
+@example([1.5, 1.0])
 def test_a_trace_of_means_takes_as_many_steps(means):
     steps = [index + 1 for index in trace_at(means).breaks]
     for block in range(1, len(means) + 1):
@@ -91,6 +92,7 @@ def test_the_ideal_ranks_in_what_is_asked_for():
         ((), {"planted": -1}, "simulator.quality.planted: gain -1 must be positive"),
         ((), {"ranking": "bf8"}, "simulator.quality.ranking: unknown 'bf8', one of bf16, fp32, fp64"),
         (("workload=paper_sampling",), {}, "workload.stage: sampling generates no text"),
+        (("model=wordmath_block",), {}, "model.attention_mask=block_causal: the quality path does not decode this"),
         (("workload.cache=append",), {}, "workload.cache=append: the quality path does not carry this out"),
     ],
 )

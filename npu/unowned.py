@@ -2,12 +2,15 @@
 
 Numba counts references to an array's memory atomically whenever a view of it is made or handed on; in a loop that touches
 rows of small tables this takes two thirds of the time. An array over memory that Numba does not own is not counted. The
-caller must keep the original alive.
+caller must keep the original alive: what a function is handed lives as long as its call, what it allocates only until it is named
+for the last time. So an array of its own is handed on, and stripped there.
 """
 
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+INTERPRETED = bool(config.DISABLE_JIT)  # pyright: ignore[reportAttributeAccessIssue]  set when Numba is loaded
 
 
 @intrinsic
@@ -32,4 +35,6 @@ def _unowned(_, value):
 @njit(cache=True)
 def unowned(value):
     """The same array, or the same named tuple with the arrays in it, not counted."""
+    if INTERPRETED:
+        return value
     return _unowned(value)  # pyright: ignore[reportCallIssue]  Numba hands the context in

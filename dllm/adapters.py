@@ -1,0 +1,237 @@
+"""The keys of each family's `config.json`: which gives which field of a ModelSpec, and which change nothing."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from dllm.families import GGUF, LLADA, LLADA2, NEMOTRON, QWEN, Family
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """What the keys of a family's config.json mean. Keys of a mapping inside it are written with a dot.
+
+    Attributes:
+        model_types: Values of `model_type` that choose the row.
+        family: Names of its tensors.
+        when: Keys, and the values of them that choose the row among those of a `model_type`.
+        keys: Field of ModelSpec by keys; the first that is there and not null gives it. Fields of its experts are written
+            with a dot, here and in the next two.
+        defaults: What the family's code takes for a field that no key gives.
+        constants: Fields that are the same in the whole family.
+        decoding: How the family is decoded, unless a key says otherwise.
+        block_key: The key of the block length; empty: there is none.
+        only: Keys that are understood with these values (or lists of them) alone, beside null.
+        ignored: Keys that change nothing of what the model computes.
+    """
+
+    model_types: tuple[str, ...]
+    family: Family
+    when: Mapping[str, Collection[object]] = field(default_factory=dict)
+    keys: Mapping[str, tuple[str, ...]]
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict)
+    decoding: Mapping[str, object] = field(default_factory=dict)
+    block_key: str = ""
+    only: Mapping[str, Collection[object]] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+EVERYWHERE = _words("""
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path attention_dropout attn_implementation auto_map
+    bos_token_id dtype initializer_range model_type pad_token_id torch_dtype transformers.js_config transformers_version
+    use_cache""")
+"""How a checkpoint was made, stored or started: in any family."""
+_OF_SLIDING = _words("max_window_layers sliding_window")
+"""What `use_sliding_window: false` makes meaningless."""
+
+_HF_KEYS: Mapping[str, tuple[str, ...]] = {
+    "layers": ("num_hidden_layers",), "hidden": ("hidden_size",), "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads", "num_attention_heads"), "head_dim": ("head_dim",), "ffn": ("intermediate_size",),
+    "vocab": ("vocab_size",), "rope_theta": ("rope_theta", "rope_parameters.rope_theta"), "rms_eps": ("rms_norm_eps",),
+    "mask_id": ("mask_token_id",), "eos_id": ("eos_token_id",), "max_sequence": ("max_position_embeddings",),
+    "tied_embeddings": ("tie_word_embeddings",),
+}  # fmt: skip
+_HF_ONLY: Mapping[str, Collection[object]] = {
+    "hidden_act": ("silu",), "use_sliding_window": (False,), "layer_types": ("full_attention",),
+}  # fmt: skip
+_UNBIASED = {**_HF_ONLY, "attention_bias": (False,), "mlp_bias": (False,)}
+_APPEND = {"cache": "append", "commit": "threshold"}
+_ONE_BY_ONE = {"block_length": 1, "cache": "append"}
+_CAUSAL = {"attention_mask": "causal", "shifted_logits": True, "seeded_blocks": True}
+_PLAIN = {"shifted_logits": False, "seeded_blocks": False}
+_UNTIED = {"tied_embeddings": False}
+_SDAR_IGNORED = _OF_SLIDING | _words("""
+    debug ep_size fuse_cross_entropy micro_forward skip_checkpoint use_deepep use_regular_causal""")
+"""Of SDAR's training code; `use_regular_causal` stands in its configuration alone."""
+
+ROTARY_SHARE = "partial_rotary_factor"
+_MOE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "experts.count": ("num_experts",), "experts.chosen": ("num_experts_per_tok",), "experts.inner": ("moe_intermediate_size",),
+}  # fmt: skip
+_OF_TRAINING = _words("""
+    aux_loss_alpha norm_softmax output_dropout output_router_logits router_aux_loss_coef router_dtype seq_aux""")
+"""How a router was trained, and what dropout is called there."""
+
+ADAPTERS = (
+    Adapter(
+        model_types=("llada", "lladamoe"), family=QWEN, when={"architectures": ("LLaDAMoEModelLM", "LLaDAMoEModel")},
+        keys={
+            **_HF_KEYS, "ffn": ("dense_intermediate_size", "expert_intermediate_size"), "qk_norm": ("qk_layernorm",),
+            "experts.count": ("num_experts",), "experts.chosen": ("num_experts_per_tok",),
+            "experts.inner": ("expert_intermediate_size",), "experts.score": ("moe_router_score_function",),
+            "experts.scale": ("routed_scaling_factor",),
+        },
+        defaults={**_UNTIED, "mask_id": 156895, "qk_norm": True, "experts.score": "softmax", "experts.scale": 1.0},
+        constants={"attention_mask": "full", **_PLAIN, "experts.normalised": False},
+        only={
+            **_UNBIASED, "moe_layer_freq": (1,), "moe_router_enable_expert_bias": (False,), "partial_rotary_factor": (1, 1.0),
+            "shared_expert_intermediate_size": (0,), "clip_qkv": (),
+            "use_moe": (True,),
+        },
+        ignored=_OF_SLIDING | _OF_TRAINING | _words("intermediate_size norm_topk_prob moe_router_topk_scaling_factor"),
+    ),
+    Adapter(
+        model_types=("llada2_moe", "llada2_moe_veomni"), family=LLADA2,
+        keys={
+            **_HF_KEYS, **_MOE_KEYS, "rotary_dim": ("rotary_dim", ROTARY_SHARE), "qk_norm": ("use_qk_norm",),
+            "experts.score": ("score_function",), "experts.bias": ("moe_router_enable_expert_bias",),
+            "experts.groups": ("n_group",), "experts.kept_groups": ("topk_group",), "experts.normalised": ("norm_topk_prob",),
+            "experts.scale": ("routed_scaling_factor",), "experts.shared": ("num_shared_experts",),
+            "experts.first_layer": ("first_k_dense_replace",),
+        },
+        defaults={**_UNTIED, "mask_id": 156895, "eos_id": 156892, "qk_norm": True},
+        constants={"attention_mask": "block_causal", **_PLAIN},
+        decoding={**_APPEND, "block_length": 32, "threshold": 0.95},
+        only={
+            "architectures": ("LLaDA2MoeModelLM",), **_HF_ONLY, "norm_head": (False,), "use_bias": (False,),
+            "use_qkv_bias": (False,), "use_rmsnorm": (True,), "using_split_qkv_in_self_attention": (False,),
+            "expert_capacity": (0,),
+        },
+        ignored=_OF_SLIDING | _OF_TRAINING | _words("embedding_dropout moe_shared_expert_intermediate_size"),
+    ),
+    Adapter(
+        model_types=("sdar_moe",), family=QWEN, keys={**_HF_KEYS, **_MOE_KEYS, "experts.normalised": ("norm_topk_prob",)},
+        defaults={**_UNTIED, "head_dim": 128, "mask_id": 151669, "experts.normalised": True},
+        constants={"qk_norm": True, "attention_mask": "block_causal", **_PLAIN, "experts.score": "softmax"},
+        decoding={**_APPEND, "block_length": 4, "threshold": 0.85}, block_key="block_size",
+        only={
+            "architectures": ("SDARMoeForCausalLM",), **_UNBIASED, "block_size": (4, 8, 16, 32, 64),
+            "decoder_sparse_step": (1,), "mlp_only_layers": (),
+        },
+        ignored=_SDAR_IGNORED | _OF_TRAINING,
+    ),
+    Adapter(
+        model_types=("llada",), family=LLADA,
+        keys={
+            "layers": ("n_layers",), "hidden": ("d_model",), "heads": ("n_heads",), "kv_heads": ("n_kv_heads", "n_heads"),
+            "ffn": ("mlp_hidden_size",), "vocab": ("embedding_size", "vocab_size"), "rope_theta": ("rope_theta",),
+            "rms_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",), "eos_id": ("eos_token_id",),
+            "max_sequence": ("max_sequence_length",), "tied_embeddings": ("weight_tying",), "qkv_bias": ("include_qkv_bias",),
+        },
+        defaults={**_UNTIED, "qkv_bias": False}, constants={"attention_mask": "full", **_PLAIN},
+        only={
+            "architectures": ("LLaDAModelLM",), "activation_type": ("silu",), "alibi": (False,), "attention_layer_norm": (False,),
+            "bias_for_layer_norm": (False,), "block_group_size": (1,), "block_type": ("llama",), "clip_qkv": (),
+            "include_bias": (False,), "input_emb_norm": (False,), "layer_norm_type": ("rms",), "layer_norm_with_affine": (True,),
+            "multi_query_attention": (False,), "rope": (True,), "scale_logits": (False,),
+        },
+        ignored=_words("""
+            alibi_bias_max attention_layer_norm_with_affine embedding_dropout flash_attention init_cutoff_factor init_device
+            init_fn init_std mlp_ratio precision residual_dropout rope_full_precision"""),
+    ),
+    Adapter(
+        model_types=("Dream", "dream"), family=QWEN,
+        keys={name: keys for name, keys in _HF_KEYS.items() if name != "max_sequence"},
+        defaults={**_UNTIED, "mask_id": 151666},
+        constants={
+            "attention_mask": "full", "qkv_bias": True, "shifted_logits": True, "seeded_blocks": False, "max_sequence": 2048,
+        },
+        only={"architectures": ("DreamModel",), **_HF_ONLY, "use_mrope": (False,)},
+        ignored=_OF_SLIDING | {"max_position_embeddings"},
+    ),
+    Adapter(
+        model_types=("sdar",), family=QWEN, when={"block_size": (3, 5, 7, 9, 11, 13, 15)},
+        keys=_HF_KEYS, defaults={**_UNTIED, "head_dim": 128, "mask_id": 151669}, constants={"qk_norm": True, **_CAUSAL},
+        decoding=_ONE_BY_ONE, only={"architectures": ("SDARForCausalLM",), **_UNBIASED}, ignored=_SDAR_IGNORED,
+    ),
+    Adapter(
+        model_types=("sdar",), family=QWEN, keys=_HF_KEYS,
+        defaults={**_UNTIED, "head_dim": 128, "mask_id": 151669},
+        constants={"qk_norm": True, "attention_mask": "block_causal", **_PLAIN},
+        decoding={**_APPEND, "block_length": 4, "threshold": 0.85}, block_key="block_size",
+        only={"architectures": ("SDARForCausalLM",), **_UNBIASED, "block_size": (4, 8, 16, 32, 64)}, ignored=_SDAR_IGNORED,
+    ),
+    Adapter(
+        model_types=("Fast_dLLM_Qwen",), family=QWEN, keys=_HF_KEYS,
+        defaults={**_UNTIED, "mask_id": 151665},
+        constants={"qkv_bias": True, "attention_mask": "block_causal", "shifted_logits": True, "seeded_blocks": True},
+        decoding={**_APPEND, "block_length": 32, "threshold": 0.95}, block_key="bd_size",
+        only={"architectures": ("Fast_dLLM_QwenForCausalLM",), **_HF_ONLY}, ignored=_OF_SLIDING,
+    ),
+    Adapter(
+        model_types=("nemotron_labs_diffusion",), family=NEMOTRON,
+        keys={**_HF_KEYS, "max_sequence": ("rope_parameters.original_max_position_embeddings",)}, defaults=_UNTIED,
+        constants={"attention_mask": "causal", "shifted_logits": False, "seeded_blocks": True},
+        decoding={**_APPEND, "block_length": 32, "threshold": 0.9}, block_key="block_size",
+        only={
+            "architectures": ("NemotronLabsDiffusionModel",), **_UNBIASED, "dlm_paradigm": ("bidirectional",),
+            "sliding_window": (),
+        },
+        ignored=_words("""
+            ar_loss_weight dlm_loss_weight dp_varying_mask_ratio max_position_embeddings
+            rope_parameters.llama_4_scaling_beta"""),
+    ),
+    Adapter(
+        model_types=("wedlm",), family=QWEN, keys={**_HF_KEYS, "qk_norm": ("qk_norm",)},
+        defaults={**_UNTIED, "head_dim": 128, "mask_id": 151665, "qk_norm": True}, constants=_CAUSAL, decoding=_ONE_BY_ONE,
+        only={"architectures": ("WeDLMForCausalLM",), **_UNBIASED}, ignored=_OF_SLIDING,
+    ),
+    Adapter(
+        model_types=("qwen2",), family=QWEN, keys=_HF_KEYS, defaults=_UNTIED,
+        constants={"qkv_bias": True, **_CAUSAL}, decoding=_ONE_BY_ONE,
+        only={"architectures": ("Qwen2ForCausalLM",), **_HF_ONLY, "use_mrope": (False,)}, ignored=_OF_SLIDING,
+    ),
+    Adapter(
+        model_types=("qwen3",), family=QWEN, keys=_HF_KEYS,
+        defaults={**_UNTIED, "head_dim": 128}, constants={"qk_norm": True, **_CAUSAL}, decoding=_ONE_BY_ONE,
+        only={"architectures": ("Qwen3ForCausalLM",), **_UNBIASED}, ignored=_OF_SLIDING,
+    ),
+    Adapter(
+        model_types=("llama",), family=QWEN, keys=_HF_KEYS, defaults=_UNTIED,
+        constants=_CAUSAL, decoding=_ONE_BY_ONE,
+        only={"architectures": ("LlamaForCausalLM",), **_UNBIASED, "rope_interleaved": (False,)},
+        ignored=_words("is_llama_config pretraining_tp"),
+    ),
+)  # fmt: skip
+"""Sources of keys and values: the publishers' configurations and code. Nemotron's context ends where its queries begin to be
+scaled (`llama_4_scaling_beta`), Dream's where its README ends it. The third row is I-DLM, whose 2N - 1 rows `block_size` counts;
+like WeDLM it is decoded one token at a time, which gives the tokens that its own way accepts."""
+
+LLAMA = "llama."
+GGUF_ADAPTER = Adapter(
+    model_types=("llama",), family=GGUF,
+    keys={
+        "layers": (f"{LLAMA}block_count",), "hidden": (f"{LLAMA}embedding_length",), "heads": (f"{LLAMA}attention.head_count",),
+        "kv_heads": (f"{LLAMA}attention.head_count_kv", f"{LLAMA}attention.head_count"),
+        "head_dim": (f"{LLAMA}attention.key_length", f"{LLAMA}rope.dimension_count"), "ffn": (f"{LLAMA}feed_forward_length",),
+        "vocab": (f"{LLAMA}vocab_size",), "rope_theta": (f"{LLAMA}rope.freq_base",),
+        "rms_eps": (f"{LLAMA}attention.layer_norm_rms_epsilon",), "eos_id": ("tokenizer.ggml.eos_token_id",),
+        "max_sequence": (f"{LLAMA}context_length",), "tied_embeddings": (f"{LLAMA}tied",),
+    },
+    defaults={"rope_theta": 10000.0}, constants=_CAUSAL, decoding=_ONE_BY_ONE,
+    only={"general.architecture": ("llama",), f"{LLAMA}rope.scaling.type": ("none",)},
+    ignored=frozenset({f"{LLAMA}attention.value_length"}),
+)  # fmt: skip
+"""The metadata of a file of llama.cpp, with `llama.tied` for the absence of a head."""
+IGNORED_GGUF = ("general.", "tokenizer.", "GGUF.")
+"""Beginnings of keys of metadata that say nothing of what a model computes."""
+
+LACKING = {
+    "diffusion_gemma": "self-conditioning, sliding windows and a layer of its own",
+    "DiffusionGemmaForBlockDiffusion": "self-conditioning, sliding windows and a layer of its own",
+}
+"""What keeps a `model_type`, or one of `architectures`, from being run."""

@@ -1,0 +1,95 @@
+"""What each instruction of a generation belongs to: the kind of step, the group of layers, the phase.
+
+All of it is read from the loop tree: a loop that data may leave early is the loop over denoising steps, what lies before it in
+the loop over blocks warms the cache, what lies behind it stores the finished block.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from npu.isa import Unit
+from npu.program.container import Program, fact_of_program, loop_tree
+from npu.program.tables import tabulate
+
+SETUP, PROMPT, WARM, FIRST, REFINE, STEP, CLEAN = (
+    "setup", "prompt", "warm", "first token", "refine", "step", "clean",
+)  # fmt: skip
+"""Kinds of steps: before all; the prompt's forward; a block's first step, over more than the block; its first token from the row
+before it; its other steps; a step where all are of one kind; the finished block's forward."""
+STEM, FIRST_OF_LAYER = "embed", "qkv"
+"""The phase that begins a forward, and the one that begins a layer."""
+OF_LAYER = ("qkv", "smooth", "rotate", "attention", "out", "ffn")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A kind of step, the number of a group of layers (-1: outside of the layers), and a phase."""
+
+    step: str
+    group: int
+    phase: str
+
+
+@fact_of_program
+def places_of(program: Program) -> tuple[list[Place], np.ndarray]:
+    """The places in program order, and the number of each instruction's place (int64 [n])."""
+    steps, groups = _steps(program), _groups(program)
+    names = program.phase_names
+    every = [
+        Place(step, group, names[phase])
+        for step, group, phase in zip(steps, groups, program.phase_of().tolist(), strict=True)
+    ]
+    places = {place: number for number, place in enumerate(dict.fromkeys(every))}
+    return list(places), np.array([places[place] for place in every])
+
+
+def passes(program: Program, retired: np.ndarray) -> dict[str, int]:
+    """How often each kind of step was gone through, given how often each instruction retired.
+
+    Those of a kind that stand in the fewest loops retire once a pass; blocks that lie in several loops add up.
+    """
+    steps, around = _steps(program), loop_tree(program).around
+    queued = np.flatnonzero(tabulate(program).unit != Unit.FRONTEND).tolist()
+    found = {}
+    for step in dict.fromkeys(steps[number] for number in queued):
+        own = [number for number in queued if steps[number] == step]
+        fewest = min(len(around[number]) for number in own)
+        outside = sorted(
+            (number for number in own if len(around[number]) == fewest), key=lambda number: retired[number]
+        )
+        found[step] = sum({around[number][-1:]: int(retired[number]) for number in outside}.values())
+    return found
+
+
+def _steps(program: Program) -> list[str]:
+    """The kind of step of each instruction."""
+    tree, phases, names = loop_tree(program), program.phase_of(), program.phase_names
+    array = tabulate(program).unit == Unit.MATRIX
+    denoising = [loop for loop in tree.loops if loop.leaves_early]
+    kinds = [SETUP if names[phase] == SETUP else PROMPT if denoising else STEP for phase in phases]
+    for loop in denoising:
+        parent = tree.around[loop.head]
+        inside = parent[-1].numbers if parent else range(0)
+        before, behind = range(inside.start, loop.head), range(loop.next + 1, inside.stop)
+        appends, warms = bool(array[behind.start : behind.stop].any()), bool(array[before.start : before.stop].any())
+        for numbers, kind in (
+            (before, FIRST if appends else WARM), (range(loop.head, loop.next + 1), REFINE if warms and not appends else STEP),
+            (behind, CLEAN),
+        ):  # fmt: skip
+            for number in numbers:
+                kinds[number] = kind
+    return kinds
+
+
+def _groups(program: Program) -> list[int]:
+    """The group of layers of each instruction, in the order of the forward that it is in."""
+    names, groups, group, before = program.phase_names, [], -1, ""
+    for phase in (names[number] for number in program.phase_of().tolist()):
+        if phase == STEM:
+            group = -1
+        elif phase == FIRST_OF_LAYER != before:
+            group += 1
+        groups.append(group if phase in OF_LAYER else -1)
+        before = phase
+    return groups

@@ -1,0 +1,161 @@
+"""The arrangement of a program: the options of a user, and the choices that the compiler makes of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from dllm.model import ModelSpec
+from dllm.policies import CACHE_POLICIES
+from dllm.workload import Numerics, Workload
+from npu.choices import check_choices, one_of
+from npu.errors import TripathError
+from npu.hardware import HardwareConfig
+
+
+class Schedule(StrEnum):
+    """The work in flight at a time."""
+
+    PLAIN = "plain"
+    PIPELINED = "pipelined"
+
+
+class Sampling(StrEnum):
+    """The place of logits when they are sampled."""
+
+    STORED = "stored"
+    FUSED = "fused"
+    HOST = "host"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompilerOptions:
+    """Options of the compiler.
+
+    Attributes:
+        schedule: plain: one head of attention at a time, two panels of weights, and all rows pass through HBM between layers.
+            pipelined: as much in flight as fits without smaller chunks: the softmax of a head runs beside the products of
+            another, four panels of weights are loaded ahead, and a pass of one chunk keeps its rows in Vector SRAM.
+        sampling: stored: logits go to HBM in `numerics.logits` and are read again, twice over. fused: each tile of the
+            vocabulary updates the running maximum, index and sum of its rows, and no logit leaves Vector SRAM. host: logits go
+            to HBM, and the processor beside the core samples them (`hardware.host`).
+    """
+
+    schedule: str = field(default=Schedule.PIPELINED.value, metadata=one_of([each.value for each in Schedule]))
+    sampling: str = field(default=Sampling.FUSED.value, metadata=one_of([each.value for each in Sampling]))
+
+    def __post_init__(self) -> None:
+        check_choices("compiler", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrangement:
+    """The work in flight in a program.
+
+    Attributes:
+        weight_slots: Panels of weights in Matrix SRAM.
+        kv_heads: KV heads whose tiles of keys and values are in Matrix SRAM together.
+        queries: Query heads in flight of each of them.
+        keeps_rows: The rows of a pass of one chunk stay in Vector SRAM from layer to layer, and Q with them.
+        sampling: The place of logits when they are sampled, and with it the unit that samples.
+    """
+
+    weight_slots: int = 2
+    kv_heads: int = 1
+    queries: int = 1
+    keeps_rows: bool = False
+    sampling: Sampling = Sampling.STORED
+
+    @property
+    def fuses_sampling(self) -> bool:
+        """Logits are sampled as they come."""
+        return self.sampling is Sampling.FUSED
+
+    @property
+    def heads(self) -> int:
+        """Query heads in flight."""
+        return self.kv_heads * self.queries
+
+    @property
+    def turns(self) -> int:
+        """Buffers that heads in flight take in turns: while one head's scores are used, the next one's are made."""
+        return min(self.heads, 2)
+
+
+PLAIN = Arrangement()
+"""One thing at a time."""
+ENOUGH_HEADS, MOST_HEADS = 4, 8
+"""Heads in flight: the softmax of one runs beside the products of the next, that of the last one does not. More than enough are
+taken only where a prime number of query heads leaves no other choice; each makes the program longer."""
+WEIGHT_SLOTS = (4, 3, 2)
+"""Panels of weights, best first: with two the next load waits for a panel to be free, and its latency shows."""
+
+
+def sampling_of(options: CompilerOptions, workload: Workload) -> Sampling:
+    """The way of sampling; a program of the sampling stage alone is given its logits."""
+    chosen = Sampling(options.sampling)
+    return Sampling.STORED if chosen is Sampling.FUSED and workload.samples_only else chosen
+
+
+def check_support(options: CompilerOptions, workload: Workload, hardware: HardwareConfig) -> None:
+    """Refuse what a machine without support for diffusion does not do, and a host without work.
+
+    Raises:
+        TripathError: naming both keys.
+    """
+    samples_there = Sampling(options.sampling) is Sampling.HOST
+    if samples_there and hardware.host is None:
+        raise TripathError(f"compiler.sampling: host needs hardware.host, hardware {hardware.name} has none")
+    if hardware.host is not None and not samples_there:
+        raise TripathError(
+            f"compiler.sampling: must be host on hardware {hardware.name}, whose host samples (hardware.host), "
+            f"got {options.sampling}"
+        )
+    if samples_there and workload.edits:
+        raise TripathError(
+            "workload.edit_threshold: compiler.sampling=host leaves commits to the host, which edits nothing"
+        )
+    if hardware.append_only_cache and workload.caches.rewrites:
+        able = ", ".join(name for name, policy in CACHE_POLICIES.items() if not policy.rewrites)
+        raise TripathError(
+            f"workload.cache: {workload.cache} rewrites rows of the cache, hardware {hardware.name} has append_only_cache; "
+            f"one of {able}"
+        )
+
+
+def as_sampled(numerics: Numerics, options: CompilerOptions, workload: Workload) -> Numerics:
+    """The numerics that a program shows: logits that never leave Vector SRAM are BF16."""
+    return replace(numerics, logits="bf16") if sampling_of(options, workload) is Sampling.FUSED else numerics
+
+
+def arrangements(options: CompilerOptions, model: ModelSpec, workload: Workload) -> Iterator[Arrangement]:
+    """The arrangements that options allow, best first: three panels of weights at least come before heads in flight."""
+    sampling = sampling_of(options, workload)
+    match Schedule(options.schedule):
+        case Schedule.PLAIN:
+            yield Arrangement(sampling=sampling)
+        case Schedule.PIPELINED:
+            for slots in (WEIGHT_SLOTS[:-1], WEIGHT_SLOTS[-1:]):
+                for kv_heads, queries in _heads(model):
+                    for each in slots:
+                        yield Arrangement(
+                            weight_slots=each, kv_heads=kv_heads, queries=queries, keeps_rows=True, sampling=sampling
+                        )
+            yield Arrangement(sampling=sampling)
+
+
+def _heads(model: ModelSpec) -> list[tuple[int, int]]:
+    """KV heads and query heads of each that can be in flight, best first: as many as are enough, or a few more, then fewer; and
+    rather of one KV head, which needs no more tiles in Matrix SRAM."""
+    group, most = model.heads // model.kv_heads, range(1, MOST_HEADS + 1)
+    found = [
+        (kv_heads, queries)
+        for kv_heads in most
+        for queries in most
+        if kv_heads * queries <= MOST_HEADS and model.kv_heads % kv_heads == 0 and group % queries == 0
+    ]
+
+    def rank(each: tuple[int, int]) -> tuple[bool, int, int]:
+        heads = each[0] * each[1]
+        return heads < ENOUGH_HEADS, abs(heads - ENOUGH_HEADS), -each[1]
+
+    return sorted(found, key=rank)

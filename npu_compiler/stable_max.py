@@ -1,0 +1,60 @@
+"""Stable-Max of logits as the LM head makes them: a running maximum, its index, and a sum that is rescaled as the maximum grows.
+
+No logit leaves Vector SRAM. Tokens are those of two passes over stored logits; the sum is rounded otherwise (docs/numerics.md).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from npu_compiler.context import Context
+from npu_compiler.rows import Chunk, times
+from npu_compiler.stages import Level, Place, Steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StableMax:
+    """The running state of the rows of a chunk."""
+
+    c: Context
+    chunk: Chunk
+
+    def _each(self, width: int = 0) -> Callable[..., None]:
+        """Emits an instruction for every row; names stand for its state and its logits, of which a row has `width`."""
+        c, chunk = self.c, self.chunk
+
+        def places(rows: Steps) -> Mapping[str, Place]:
+            at = [*chunk.batch_steps(chunk.span.rows), *chunk.row_steps(1), *rows]
+            return {
+                "best": c.fp("best", 0, at), "total": c.fp("confidence", 0, at), "index": c.integer("sampled", 0, at),
+                "rescale": c.fp("rescale", 0, rows),
+                "logits": c.vector("logits", 0, times(rows, width), slot_stride=chunk.size * c.tiling.slice),
+            }  # fmt: skip
+
+        return c.e.one_by_one(lambda: chunk.each(c.e), places)
+
+    def begin(self) -> None:
+        """No logit has been seen."""
+        each = self._each()
+        with self.c.e.stage("begin stable max"):
+            each("S_MOV_FP", dst="best", a=self.c.fp("lowest"))
+            each("S_SET_INT", dst="index", value=0)
+            each("S_MOV_FP", dst="total", a=self.c.fp("zero"))
+
+    def update(self, first: int, part: Level, width: int, lanes: int) -> None:
+        """The first `lanes` of the `width` logits of the vocabulary from `first` + part * `width` on, which lie in the buffer
+        `logits` and are overwritten."""
+        each, number = self._each(width), self.c.number(first, [(part, width)])
+        with self.c.e.stage("stable max"):
+            each("S_MOV_FP", dst="rescale", a="best")
+            each("V_RED_MAX_IDX", best="best", place="index", a="logits", n=lanes, first=number)
+            each("S_SUB_FP", dst="rescale", a="rescale", b="best")
+            each("S_EXP_FP", dst="rescale", a="rescale")
+            each("V_SUB_VF", dst="logits", a="logits", scalar="best", n=lanes)
+            each("V_EXP_V", dst="logits", a="logits", n=lanes)
+            each("S_MUL_FP", dst="total", a="total", b="rescale")
+            each("V_RED_SUM", dst="total", a="logits", n=lanes)
+
+    def end(self) -> None:
+        """`confidence` := the probability of the largest logit."""
+        with self.c.e.stage("end stable max"):
+            self._each()("S_RECI_FP", dst="total", a="total")

@@ -365,10 +365,15 @@ class Host:
         check_choices("hardware.host", self)
 
     def cycles(self, sent: int, taken: int, clock_hz: float) -> int:
-        """Core cycles of one turn: a round trip, `sent` bytes of logits over the link, then sampled, `taken` bytes back."""
-        link, sampling = Fraction(self.link_bytes_per_s), Fraction(self.sampling_bytes_per_s)
-        seconds = Fraction(self.link_latency_s) + (sent + taken) / link + sent / sampling
-        return math.ceil(seconds * Fraction(clock_hz))
+        """Core cycles of one turn: a round trip, `sent` bytes of logits over the link, then sampled, `taken` bytes back.
+
+        Numbers count as they are written, in decimals: 20e-9 is not the binary fraction beside it, which would round
+        a turn of exactly 157 cycles up to 158."""
+        link, sampling, latency, clock = (
+            Fraction(str(each))
+            for each in (self.link_bytes_per_s, self.sampling_bytes_per_s, self.link_latency_s, clock_hz)
+        )
+        return math.ceil((latency + (sent + taken) / link + sent / sampling) * clock)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

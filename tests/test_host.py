@@ -52,6 +52,13 @@ def test_a_turn_begins_with_its_token_and_takes_a_round_trip_both_ways_and_the_s
     assert (result.counts["hbm_read_bytes"], result.counts["hbm_write_bytes"]) == (4000, 16 + 4)
 
 
+def test_a_turn_that_fills_its_last_cycle_takes_no_other():
+    """At 1 GHz 20 ns are 20 cycles, and 20e-9 as a binary fraction is a little more. Against integers, in 32nds of a cycle."""
+    host = Host(link_bytes_per_s=16e9, link_latency_s=20e-9, sampling_bytes_per_s=32e9)
+    for sent in range(1, 2000):
+        assert host.cycles(sent, 8, 1e9) == -(-(20 * 32 + 2 * (sent + 8) + sent) // 32), sent
+
+
 def test_a_unit_that_still_works_does_not_wait_for_the_host():
     """The matrix unit is occupied for longer than the turn takes; the vector unit has nothing left to do."""
     text = TURN.replace("H_STORE_SYNC signal=s1", "M_SYNC\nV_SYNC").replace(" wait=s1", "")

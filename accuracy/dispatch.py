@@ -80,6 +80,7 @@ from npu.isa.vector import (
     v_sub_vf,
     v_sub_vv,
     v_sync,
+    v_tanh_v,
     v_topk_mask,
 )
 
@@ -225,6 +226,8 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         h_store_i(hbm, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x6f:
         h_store_sync()
+    elif opcode == 0x7d:
+        v_tanh_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
     else:
         return False
     return True

@@ -9,7 +9,7 @@ import numpy as np
 from accuracy.calibration import static_factors
 from accuracy.quantised import keep, place_of, read
 from dllm.canvas import canvas_of
-from dllm.constants import CONSTANTS, HIDDEN, LOWEST, Facts
+from dllm.constants import CONSTANTS, HIDDEN, LOWEST, Facts, further_constants
 from dllm.families import tensor_name
 from dllm.layout import fill_up, laid_out
 from dllm.model import ModelSpec
@@ -111,6 +111,8 @@ def _host(
     present, optional = {tensor.name for tensor in program.hbm}, {}
     if "inverse_tokens" in present:
         optional["inverse_tokens"] = 1 / valid.sum(1)[None]
+    if "further_constants" in present:
+        optional["further_constants"] = np.array([list(further_constants(model).values())])
     if "expert_scale" in present:
         assert model.experts is not None
         optional["expert_scale"] = np.array([[model.experts.scale]])

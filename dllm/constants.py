@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dllm.model import ModelSpec
+from dllm.operators import GELU_CUBIC, GELU_SLOPE, Activation
 from dllm.workload import Workload
 
 LOWEST = -float.fromhex("0x1.fep127")
@@ -30,10 +31,27 @@ CONSTANTS: Mapping[str, Callable[[Facts], float]] = {
     "minus_one": lambda _: -1.0,
     "inverse_hidden": lambda facts: 1.0 / facts.model.hidden,
     "epsilon": lambda facts: facts.model.rms_eps,
-    "attention_scale": lambda facts: facts.model.head_dim**-0.5,
+    "attention_scale": lambda facts: facts.model.scores_scale,
     "threshold": lambda facts: facts.workload.threshold,
     "alpha": lambda facts: facts.alpha,
     "inverse_head_dim": lambda facts: 1.0 / facts.model.head_dim,
     "smallest_share": lambda _: SMALLEST_SHARE,
 }
 """By name, in the order in which they lie in HBM and in FP SRAM."""
+
+
+def further_constants(model: ModelSpec) -> dict[str, float]:
+    """The numbers that only some models need, in the order in which they lie in HBM and in FP SRAM."""
+    found: dict[str, float] = {}
+    match model.gating:
+        case Activation.SILU:
+            pass
+        case Activation.GELU_TANH:
+            found |= {"gelu_cubic": GELU_CUBIC, "gelu_slope": GELU_SLOPE, "half": 0.5}
+    if model.embedding_scale != 1:
+        found["embedding_scale"] = model.embedding_scale
+    if model.logit_softcap is not None:
+        found |= {"inverse_softcap": 1 / model.logit_softcap, "softcap": model.logit_softcap}
+    if model.experts is not None and model.experts.router_norm:
+        found["router_scale"] = model.hidden**-0.5
+    return found

@@ -1,9 +1,10 @@
 """The shape of a diffusion language model, as far as the compiler and the references need it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dllm.operators import (
+    Activation,
     Attention,
     Embedding,
     Experts,
@@ -19,16 +20,17 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    Sum,
 )
 from dllm.policies import Decoding
 from dllm.rotary import Rotation, Scaling
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """The shape of a transformer: RMSNorm, RoPE, attention (GQA allowed), SwiGLU; `network` is it as a list of operators.
+    """The shape of a transformer: RMSNorm, RoPE, attention (GQA allowed), gated MLP; `network` is it as a list of operators.
 
     Attributes:
         name: What reports call it.
@@ -37,7 +39,7 @@ class ModelSpec:
         heads: Query heads.
         kv_heads: Heads of K and V, a divisor of `heads`.
         head_dim: Elements of a head, an even number.
-        ffn: Width of the SwiGLU of a layer without experts in elements, a multiple of 32.
+        ffn: Width of the gated MLP of a layer without experts in elements, a multiple of 32.
         vocab: Rows of the embedding and of the LM head.
         rope_theta: Base of RoPE's wavelengths.
         rope_scaling: How its angles are stretched beyond the first context (a mapping of `dllm.rotary.Scaling`); null: not.
@@ -48,11 +50,18 @@ class ModelSpec:
         max_sequence: Tokens of prompt and generation at most.
         qkv_bias: Q, K and V have biases.
         qk_norm: Each head of Q and of K has an RMS norm before RoPE.
+        v_norm: Each head of V has an RMS norm without factors.
+        post_norms: What attention and the MLP return has an RMS norm before it is added to the residual stream.
+        layer_scales: The residual stream is multiplied by a learned number at the end of each layer.
+        activation: What a gated MLP does to its gate: silu, or gelu_tanh.
+        attention_scale: What scores are multiplied by; null: 1 / sqrt(head_dim).
+        embedding_scale: What embeddings are multiplied by.
+        logit_softcap: Logits become c tanh(logits / c); null: they stay.
         attention_mask: Keys that a row attends to: full, block_causal (up to the end of its block), causal (up to its own).
         shifted_logits: The logits of a position come from the hidden state of the position before it.
         seeded_blocks: The first token of a block is what the clean forward of the token before it says comes next.
         tied_embeddings: The LM head is the embedding.
-        experts: Experts in place of the SwiGLU (a mapping of `dllm.operators.Experts`); null: none.
+        experts: Experts in place of the gated MLP (a mapping of `dllm.operators.Experts`); null: none.
         decoding: How the model is decoded where the workload does not say.
         checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
             shapes; null: only the shape is known, and the accuracy path has no weights.
@@ -77,6 +86,13 @@ class ModelSpec:
     rotary_dim: int | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
+    v_norm: bool = False
+    post_norms: bool = False
+    layer_scales: bool = False
+    activation: str = field(default="silu", metadata=one_of([each.value for each in Activation]))
+    attention_scale: float | None = field(default=None, metadata=within(1e-4, 1e4))
+    embedding_scale: float = field(default=1.0, metadata=within(1e-4, 1e4))
+    logit_softcap: float | None = field(default=None, metadata=within(1e-1, 1e4))
     attention_mask: str = field(default="full", metadata=one_of([each.value for each in Mask]))
     shifted_logits: bool = False
     seeded_blocks: bool = False
@@ -117,6 +133,8 @@ class ModelSpec:
             raise TripathError(
                 f"model.rotary_dim: must be even, at most model.head_dim {self.head_dim}, got {self.rotary_dim}"
             )
+        if self.v_norm and not self.qk_norm:
+            raise TripathError("model.v_norm: needs model.qk_norm")
         for key in ("mask_id", "eos_id"):
             if not 0 <= getattr(self, key) < self.vocab:
                 raise TripathError(f"model.{key}: {getattr(self, key)} is not below model.vocab {self.vocab}")
@@ -147,6 +165,16 @@ class ModelSpec:
         return self.rotary_dim or self.head_dim
 
     @property
+    def scores_scale(self) -> float:
+        """What scores of attention are multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def gating(self) -> Activation:
+        """What a gated MLP does to its gate."""
+        return Activation(self.activation)
+
+    @property
     def rotation(self) -> Rotation:
         """The angles of RoPE."""
         return Rotation(theta=self.rope_theta, scaling=self.rope_scaling)
@@ -154,32 +182,52 @@ class ModelSpec:
     @property
     def network(self) -> Network:
         """The model as a list of operators: the one place that says how its parts fit together."""
+        width, epsilon = self.hidden, self.rms_eps
         heads = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
         projections = (("q_proj", self.query_width), ("k_proj", self.kv_width), ("v_proj", self.kv_width))
+
+        def norm(name: str, part: str) -> Norm:
+            return Norm(name=name, part=part, width=width, epsilon=epsilon)
+
+        def post_norm(name: str, part: str) -> tuple[Operator, ...]:
+            return (replace(norm(name, part), of_result=True),) if self.post_norms else ()
+
         attention: tuple[Operator, ...] = (
-            Norm(name="attention_norm", part="attn_norm", width=self.hidden, epsilon=self.rms_eps),
-            Linear(name="w_qkv", parts=projections, inputs=self.hidden, bias="qkv_bias" if self.qkv_bias else ""),
-            *((HeadNorm(**heads, epsilon=self.rms_eps),) if self.qk_norm else ()),
+            norm("attention_norm", "attn_norm"),
+            Linear(name="w_qkv", parts=projections, inputs=width, bias="qkv_bias" if self.qkv_bias else ""),
+            *((HeadNorm(**heads, epsilon=epsilon, values=self.v_norm),) if self.qk_norm else ()),
             Rope(**heads, rotary_dim=self.turned_channels, rotation=self.rotation),
-            Attention(**heads, mask=self.mask),
-            Linear(name="w_out", parts=(("attn_out", self.hidden),), inputs=self.query_width),
-            Residual(width=self.hidden),
-            Norm(name="ffn_norm", part="ff_norm", width=self.hidden, epsilon=self.rms_eps),
+            Attention(**heads, scale=self.scores_scale, mask=self.mask),
+            Linear(name="w_out", parts=(("attn_out", width),), inputs=self.query_width),
+            *post_norm("attention_post_norm", "attn_post_norm"),
+            Residual(width=width),
         )
-        dense, residual = GatedMlp(width=self.hidden, inner=self.ffn), Residual(width=self.hidden)
-        groups = [Group(repeat=self.layers, pattern=(*attention, dense, residual))]
+        dense = (norm("ffn_norm", "ff_norm"), GatedMlp(width=width, inner=self.ffn, activation=self.gating))
+        end = (*post_norm("ffn_post_norm", "ff_post_norm"), Residual(width=width, scaled=self.layer_scales))
+        groups = [Group(repeat=self.layers, pattern=(*attention, *dense, *end))]
         if self.experts is not None:
             first = self.experts.first_layer
-            mixture = Moe(width=self.hidden, experts=self.experts)
+            mixture = Moe(width=width, experts=self.experts, epsilon=epsilon, activation=self.gating)
+            mixed: tuple[Operator, ...] = (norm("ffn_norm", "ff_norm"), mixture)
+            if self.experts.beside_ffn:
+                behind_dense, behind_experts = (
+                    replace(norm(name, part), of_result=True)
+                    for name, part in (
+                        ("dense_post_norm", "dense_post_norm"),
+                        ("experts_post_norm", "experts_post_norm"),
+                    )
+                )
+                experts = (norm("experts_norm", "experts_norm"), mixture, behind_experts)
+                mixed = (Sum(branches=((*dense, behind_dense), experts), width=width),)
             groups = [
                 *([Group(repeat=first, pattern=groups[0].pattern, name="dense")] if first else []),
-                Group(repeat=self.layers - first, pattern=(*attention, mixture, residual)),
+                Group(repeat=self.layers - first, pattern=(*attention, *mixed, *end)),
             ]
         return Network(
-            stem=(Embedding(vocab=self.vocab, width=self.hidden),),
+            stem=(Embedding(vocab=self.vocab, width=width, scale=self.embedding_scale),),
             groups=tuple(groups),
             head=(
-                Norm(name="final_norm", part="ln_f", width=self.hidden, epsilon=self.rms_eps),
-                LmHead(vocab=self.vocab, width=self.hidden, tied=self.tied_embeddings),
+                norm("final_norm", "ln_f"),
+                LmHead(vocab=self.vocab, width=width, tied=self.tied_embeddings, softcap=self.logit_softcap),
             ),
         )

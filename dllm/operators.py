@@ -2,12 +2,12 @@
 
 A row says once which weights an operator has (their shapes, their names in a checkpoint, what they are stored for), and how many
 multiply-accumulates it takes. Compiler, HBM image, loaders, references, device graphs and training walk the same list, each with
-one function for each operator. The list is read in order: `Norm` takes the residual stream, every other operator what the one
-before it left, and `Residual` adds that to the stream.
+one function for each operator. The list is read in order: `Norm` takes the residual stream unless it says otherwise, every other
+operator what the one before it left, and `Residual` adds that to the stream.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias, get_args
@@ -32,6 +32,8 @@ class Role(Enum):
     """Contracted by the array along its last axis, which its blocks follow."""
     ROUTER = 4
     """As MATRIX, in the format of what chooses experts."""
+    SCALAR = 5
+    """A single number, in FP SRAM."""
 
     @property
     def on_array(self) -> bool:
@@ -70,6 +72,19 @@ def _vector(name: str, role: Role, part: str, width: int) -> Weight:
     return Weight(name, role, (Part(part, (width,)),))
 
 
+class Activation(Enum):
+    """What a gated MLP does to its gate."""
+
+    SILU = "silu"
+    """x sigmoid(x)."""
+    GELU_TANH = "gelu_tanh"
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (arXiv:1606.08415)."""
+
+
+GELU_CUBIC, GELU_SLOPE = 0.044715, math.sqrt(2 / math.pi)
+"""The numbers of `Activation.GELU_TANH`."""
+
+
 class Trait(Enum):
     """What an operator may do beside what every walker of it knows."""
 
@@ -102,10 +117,11 @@ class _Operator:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Embedding(_Operator):
-    """x := table[tokens]."""
+    """x := table[tokens] * scale."""
 
     vocab: int
     width: int
+    scale: float = 1.0
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -115,12 +131,13 @@ class Embedding(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Norm(_Operator):
-    """h := x / sqrt(mean(x^2) + epsilon) * weight, over the residual stream."""
+    """h := x / sqrt(mean(x^2) + epsilon) * weight, over the residual stream, or `of_result` over what the last operator left."""
 
     name: str
     part: str
     width: int
     epsilon: float
+    of_result: bool = False
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -156,12 +173,13 @@ class Linear(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadNorm(_Operator):
-    """RMS norm of each head of Q and of K, with a factor for each channel of a head."""
+    """RMS norm of each head of Q and of K, with a factor for each channel of a head; of `values` of V too, without factors."""
 
     heads: int
     kv_heads: int
     head_dim: int
     epsilon: float
+    values: bool = False
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -206,11 +224,12 @@ class Mask(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention(_Operator):
-    """h := softmax(q K^T / sqrt(head_dim)) V over the keys that `mask` admits, after K and V of the rows are cached."""
+    """h := softmax(q K^T * scale) V over the keys that `mask` admits, after K and V of the rows are cached."""
 
     heads: int
     kv_heads: int
     head_dim: int
+    scale: float
     mask: Mask = Mask.FULL
 
     @property
@@ -242,10 +261,11 @@ class Attention(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatedMlp(_Operator):
-    """h := (silu(h W_gate^T) * (h W_up^T)) W_down^T."""
+    """h := (activation(h W_gate^T) * (h W_up^T)) W_down^T."""
 
     width: int
     inner: int
+    activation: Activation = Activation.SILU
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -282,6 +302,10 @@ class Experts:
         normalised: The weights of a row's experts are divided by their sum.
         scale: A factor for all weights.
         shared: Width of an expert that every row takes with weight 1; 0: there is none.
+        factors: Each expert has a learned factor of its weight.
+        router_norm: The router reads the residual stream, by an RMS norm of its own whose factors are divided by
+            sqrt(model.hidden), and not what the experts read.
+        beside_ffn: The gated MLP (`ffn`) runs beside the experts; each of the two has a norm before and a norm behind it.
         first_layer: Layers before it have one gated MLP (`ffn`) instead.
     """
 
@@ -295,6 +319,9 @@ class Experts:
     normalised: bool = True
     scale: float = field(default=1.0, metadata=within(1e-3, 1e3))
     shared: int = field(default=0, metadata=within(0, 1 << 20))
+    factors: bool = False
+    router_norm: bool = False
+    beside_ffn: bool = False
     first_layer: int = field(default=0, metadata=within(0, 4096))
 
     def __post_init__(self) -> None:
@@ -306,6 +333,8 @@ class Experts:
             (self.kept_groups <= self.groups, "kept_groups", f"{self.kept_groups} of {self.groups} groups"),
             (self.chosen <= self.kept_groups * size, "chosen", f"a row chooses among {self.kept_groups * size} experts"),
         ]  # fmt: skip
+        if self.beside_ffn and self.first_layer:
+            rules.append((False, "first_layer", f"{self.first_layer} stands beside model.experts.beside_ffn"))
         for holds, key, rule in rules:
             if not holds:
                 raise TripathError(f"model.experts.{key}: {rule}")
@@ -327,14 +356,24 @@ class Moe(_Operator):
 
     width: int
     experts: Experts
+    epsilon: float = 0.0
+    activation: Activation = Activation.SILU
+
+    @property
+    def norm(self) -> Norm:
+        """The router's own norm."""
+        return Norm(name="router_norm", part="router.norm", width=self.width, epsilon=self.epsilon)
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """The router with its bias; gate, up and down of all experts, each below the other; those of the shared expert."""
+        """The router with its bias, its norm and factors of experts; gate, up and down of all experts, each below the other;
+        those of the shared expert."""
         experts = self.experts
         numbers, inner = range(experts.count), experts.inner
         router = Weight("router", Role.ROUTER, (Part("router.weight", (experts.count, self.width)),))
         bias = (_vector("router_bias", Role.BIAS, "router.expert_bias", experts.count),) if experts.bias else ()
+        norm = self.norm.weights if experts.router_norm else ()
+        factors = (_vector("expert_factors", Role.BIAS, "router.factors", experts.count),) if experts.factors else ()
         own = (("gate", "ff_proj", inner, self.width), ("up", "up_proj", inner, self.width),
                ("down", "ff_out", self.width, inner))  # fmt: skip
         stacked = [
@@ -348,7 +387,7 @@ class Moe(_Operator):
                 ("down", "ff_out", self.width, experts.shared),
             ) if experts.shared
         ]  # fmt: skip
-        return (router, *bias, *stacked, *shared)
+        return (router, *bias, *norm, *factors, *stacked, *shared)
 
     @property
     def macs_per_row(self) -> int:
@@ -359,18 +398,46 @@ class Moe(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Residual(_Operator):
-    """x := x + h."""
+    """x := x + h, times a learned number of the layer where it is `scaled`."""
 
     width: int
+    scaled: bool = False
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The number of the layer."""
+        return (_vector("layer_scale", Role.SCALAR, "layer_scale.weight", 1),) if self.scaled else ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sum(_Operator):
+    """h := the sum of what the branches make of the residual stream, each a list of operators that begins with a norm."""
+
+    branches: tuple[tuple["Operator", ...], ...]
+    width: int
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Those of all branches."""
+        return tuple(weight for branch in self.branches for each in branch for weight in each.weights)
+
+    @property
+    def macs_per_row(self) -> int:
+        """Those of all branches."""
+        return sum(each.macs_per_row for branch in self.branches for each in branch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LmHead(_Operator):
-    """logits := h W^T; where it is `tied`, W is the table of the embedding, kept once more for the array."""
+    """logits := h W^T; where it is `tied`, W is the table of the embedding, kept once more for the array.
+
+    Where there is a `softcap` c, logits become c tanh(logits / c).
+    """
 
     vocab: int
     width: int
     tied: bool = False
+    softcap: float | None = None
 
     @property
     def part(self) -> str:
@@ -388,7 +455,7 @@ class LmHead(_Operator):
         return (_matrix("lm_head", ((self.part, self.vocab),), self.width),)
 
 
-Operator: TypeAlias = Embedding | Norm | Linear | HeadNorm | Rope | Attention | GatedMlp | Moe | Residual | LmHead
+Operator: TypeAlias = Embedding | Norm | Linear | HeadNorm | Rope | Attention | GatedMlp | Moe | Sum | Residual | LmHead
 OPERATORS: tuple[type[Operator], ...] = get_args(Operator)
 """Every kind of operator: each walker of the list has a function for all of them, which a test demands."""
 
@@ -462,7 +529,8 @@ class Network:
         Raises:
             TripathError: naming the operator or the trait.
         """
-        for each in (*self.stem, *(each for group in self.groups for each in group.pattern), *self.head):
+        listed = (*self.stem, *(each for group in self.groups for each in group.pattern), *self.head)
+        for each in (*listed, *leaves(listed)):
             if type(each) not in known:
                 raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")
             for trait in sorted(each.traits - set(traits), key=lambda trait: trait.value):
@@ -482,9 +550,24 @@ class Network:
         yield self.head
 
 
+def leaves(operators: Iterable[Operator]) -> Iterator[Operator]:
+    """Operators in order, those of its branches in place of a sum."""
+    for each in operators:
+        if isinstance(each, Sum):
+            yield from (leaf for branch in each.branches for leaf in leaves(branch))
+        else:
+            yield each
+
+
 def norms_of(operators: Sequence[Operator]) -> list[Norm]:
-    """The norms of operators, in their order."""
-    return [each for each in operators if isinstance(each, Norm)]
+    """The norms of operators, in their order; that of a router is one of them."""
+    found: list[Norm] = []
+    for each in leaves(operators):
+        if isinstance(each, Norm):
+            found.append(each)
+        elif isinstance(each, Moe) and each.experts.router_norm:
+            found.append(each.norm)
+    return found
 
 
 def most_norms(network: Network) -> int:

@@ -15,6 +15,9 @@ from dllm.families import tensor_name
 from dllm.model import ModelSpec
 from dllm.operators import (
     ALL_TRAITS,
+    GELU_CUBIC,
+    GELU_SLOPE,
+    Activation,
     Attention,
     Embedding,
     Experts,
@@ -29,6 +32,7 @@ from dllm.operators import (
     Residual,
     Rope,
     Scoring,
+    Sum,
 )
 from dllm.policies import Commit
 from dllm.rotary import Rotation
@@ -117,12 +121,26 @@ class Stream:
     angles: dict[tuple[int, Rotation], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
-def _embed(_: Embedding, s: Stream) -> None:
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """X (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
+    return x * (1 + np.tanh(np.float32(GELU_SLOPE) * (x + np.float32(GELU_CUBIC) * x**3))) / 2
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[np.ndarray], np.ndarray]] = {
+    Activation.SILU: silu, Activation.GELU_TANH: gelu_tanh,
+}  # fmt: skip
+"""What a gated MLP does to its gate."""
+
+
+def _embed(op: Embedding, s: Stream) -> None:
     s.x = s.weights["wte.weight"][s.tokens[s.rows]]
+    if op.scale != 1:
+        s.x = s.x * np.float32(op.scale)
 
 
 def _norm(op: Norm, s: Stream) -> None:
-    s.h = [rms_norm(s.x, s.weights[f"{op.part}.weight"], op.epsilon)]
+    source = s.h[0] if op.of_result else s.x
+    s.h = [rms_norm(source, s.weights[f"{op.part}.weight"], op.epsilon)]
 
 
 def _linear(op: Linear, s: Stream) -> None:
@@ -143,6 +161,8 @@ def _head_norm(op: HeadNorm, s: Stream) -> None:
         rms_norm(_heads(x, op.head_dim), s.weights[f"{name}.weight"], op.epsilon).reshape(x.shape)
         for x, name in ((q, "q_norm"), (k, "k_norm"))
     )
+    if op.values:
+        v = rms_norm(_heads(v, op.head_dim), np.ones(op.head_dim, np.float32), op.epsilon).reshape(v.shape)
     s.h = [q, k, v]
 
 
@@ -160,20 +180,20 @@ def _attention(op: Attention, s: Stream) -> None:
             s.kept[name] = np.zeros((len(s.tokens), op.kv_heads, op.head_dim), np.float32)
         s.kept[name][s.rows] = value
     k_SHD, v_SHD = (np.repeat(s.kept[name], op.heads // op.kv_heads, axis=1) for name in "kv")
-    scores_HRS = np.einsum("rhd,shd->hrs", q_RHD, k_SHD) * np.float32(op.head_dim**-0.5)
+    scores_HRS = np.einsum("rhd,shd->hrs", q_RHD, k_SHD) * np.float32(op.scale)
     if s.visible is not None:
         scores_HRS = np.where(s.visible, scores_HRS, np.float32(-np.inf))
     s.h = [np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(q_RHD), -1)]
 
 
-def _gated(h: np.ndarray, weights: Mapping[str, np.ndarray], prefix: str = "") -> np.ndarray:
+def _gated(h: np.ndarray, weights: Mapping[str, np.ndarray], activation: Activation, prefix: str = "") -> np.ndarray:
     """A gated MLP whose parts begin with `prefix`."""
     gate, up, down = (weights[f"{prefix}{part}.weight"].T for part in ("ff_proj", "up_proj", "ff_out"))
-    return (silu(h @ gate) * (h @ up)) @ down
+    return (ACTIVATIONS[activation](h @ gate) * (h @ up)) @ down
 
 
-def _gated_mlp(_: GatedMlp, s: Stream) -> None:
-    s.h = [_gated(s.h[0], s.weights)]
+def _gated_mlp(op: GatedMlp, s: Stream) -> None:
+    s.h = [_gated(s.h[0], s.weights, op.activation)]
 
 
 def route(experts: Experts, logits_RE: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -202,26 +222,46 @@ def route(experts: Experts, logits_RE: np.ndarray, bias: np.ndarray | None) -> t
 
 
 def _moe(op: Moe, s: Stream) -> None:
-    (h,) = s.h
-    result = _gated(h, s.weights, "shared_experts.") if op.experts.shared else np.zeros_like(h)
-    chosen, weights = route(op.experts, h @ s.weights["router.weight"].T, s.weights.get("router.expert_bias"))
+    (h,), experts = s.h, op.experts
+    result = _gated(h, s.weights, op.activation, "shared_experts.") if experts.shared else np.zeros_like(h)
+    seen = h
+    if experts.router_norm:
+        seen = rms_norm(s.x, s.weights[f"{op.norm.part}.weight"] * np.float32(op.width**-0.5), op.norm.epsilon)
+    chosen, weights = route(experts, seen @ s.weights["router.weight"].T, s.weights.get("router.expert_bias"))
+    if experts.factors:
+        weights = weights * s.weights["router.factors"][chosen]
     for expert in np.unique(chosen):
         rows, places = np.nonzero(chosen == expert)
-        result[rows] += weights[rows, places, None] * _gated(h[rows], s.weights, f"experts.{expert}.")
+        own = _gated(h[rows], s.weights, op.activation, f"experts.{expert}.")
+        result[rows] += weights[rows, places, None] * own
     s.h = [result]
 
 
-def _residual(_: Residual, s: Stream) -> None:
+def _sum(op: Sum, s: Stream) -> None:
+    results = []
+    for branch in op.branches:
+        for operator in branch:
+            COMPUTE[type(operator)](operator, s)
+        results.append(s.h[0])
+    s.h = [sum(results[1:], start=results[0])]
+
+
+def _residual(op: Residual, s: Stream) -> None:
     s.x = s.x + s.h[0]
+    if op.scaled:
+        s.x = s.x * s.weights["layer_scale.weight"]
 
 
 def _lm_head(op: LmHead, s: Stream) -> None:
-    s.h = [s.h[0] @ s.weights[f"{op.part}.weight"].T]
+    logits = s.h[0] @ s.weights[f"{op.part}.weight"].T
+    if op.softcap is not None:
+        logits = np.float32(op.softcap) * np.tanh(logits / np.float32(op.softcap))
+    s.h = [logits]
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does."""
 

@@ -13,6 +13,7 @@ from dllm.families import PREFIX
 from dllm.model import ModelSpec
 from dllm.operators import (
     ALL_TRAITS,
+    Activation,
     Attention,
     Embedding,
     GatedMlp,
@@ -26,6 +27,7 @@ from dllm.operators import (
     Residual,
     Rope,
     Scoring,
+    Sum,
 )
 
 
@@ -76,12 +78,14 @@ def admitted(mask: Mask, positions: torch.Tensor, block: int) -> torch.Tensor:
             assert_never(unknown)
 
 
-def _embed(_: Embedding, f: Flow) -> None:
+def _embed(op: Embedding, f: Flow) -> None:
     f.x = f.modules["wte"](f.tokens)
+    if op.scale != 1:
+        f.x = f.x * op.scale
 
 
 def _norm(op: Norm, f: Flow) -> None:
-    f.h = [f.modules[op.part](f.x)]
+    f.h = [f.modules[op.part](f.h[0] if op.of_result else f.x)]
 
 
 def _linear(op: Linear, f: Flow) -> None:
@@ -92,6 +96,8 @@ def _linear(op: Linear, f: Flow) -> None:
 def _head_norm(op: HeadNorm, f: Flow) -> None:
     q, k, v = f.h
     normed = (f.modules[name](x.unflatten(-1, (-1, op.head_dim))) for x, name in ((q, "q_norm"), (k, "k_norm")))
+    if op.values:
+        v = functional.rms_norm(v.unflatten(-1, (-1, op.head_dim)), (op.head_dim,), eps=op.epsilon).flatten(-2)
     f.h = [*(x.flatten(-2) for x in normed), v]
 
 
@@ -104,21 +110,28 @@ def _attention(op: Attention, f: Flow) -> None:
     q, k, v = f.h
     group = op.heads // op.kv_heads
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=f.masks[op.mask])
+    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=f.masks[op.mask], scale=op.scale)
     f.h = [attended.transpose(1, 2).flatten(2)]
 
 
-def _gated(h: torch.Tensor, modules: Mapping[str, nn.Module]) -> torch.Tensor:
-    return modules["ff_out"](functional.silu(modules["ff_proj"](h)) * modules["up_proj"](h))
+ACTIVATIONS: Mapping[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    Activation.SILU: functional.silu, Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
+}  # fmt: skip
+"""What a gated MLP does to its gate."""
 
 
-def _gated_mlp(_: GatedMlp, f: Flow) -> None:
-    f.h = [_gated(f.h[0], f.modules)]
+def _gated(h: torch.Tensor, modules: Mapping[str, nn.Module], activation: Activation) -> torch.Tensor:
+    return modules["ff_out"](ACTIVATIONS[activation](modules["ff_proj"](h)) * modules["up_proj"](h))
+
+
+def _gated_mlp(op: GatedMlp, f: Flow) -> None:
+    f.h = [_gated(f.h[0], f.modules, op.activation)]
 
 
 class Router(nn.Module):
     """Scores and choice of experts; `expert_bias`, where there is one, takes part in the choice alone.
 
+    `norm` is its own norm of the residual stream, `factors` those of the weights; each is there where experts say so.
     The bias has no gradient. While the module trains, each pass with gradients moves it by `BALANCE` towards the experts that
     few rows took (arXiv:2408.15664).
     """
@@ -130,10 +143,14 @@ class Router(nn.Module):
         self.experts = op.experts
         self.weight = nn.Parameter(torch.empty(op.experts.count, op.width))
         self.expert_bias = nn.Parameter(torch.zeros(op.experts.count), requires_grad=False) if op.experts.bias else None
+        self.norm = nn.RMSNorm(op.width, eps=op.epsilon) if op.experts.router_norm else None
+        self.factors = nn.Parameter(torch.ones(op.experts.count)) if op.experts.factors else None
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """Weights [..., experts] of the experts that rows take, 0 for the others."""
-        experts, logits = self.experts, functional.linear(h, self.weight)
+    def forward(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Weights [..., experts] of the experts that rows take, 0 for the others; `h` are the rows as experts read them, `x` as
+        they stand in the residual stream."""
+        seen = h if self.norm is None else self.norm(x) * x.shape[-1] ** -0.5
+        experts, logits = self.experts, functional.linear(seen, self.weight)
         match experts.scoring:
             case Scoring.SOFTMAX:
                 scores = logits.softmax(-1)
@@ -149,7 +166,8 @@ class Router(nn.Module):
         weights = scores * taken
         if experts.normalised:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * experts.scale
+        weights = weights * experts.scale
+        return weights if self.factors is None else weights * self.factors
 
     def _taken(self, ranks: torch.Tensor) -> torch.Tensor:
         """1 for the experts that rows take, else 0."""
@@ -167,27 +185,47 @@ class Router(nn.Module):
 def _moe(op: Moe, f: Flow) -> None:
     """All experts side by side as one wide MLP, of which a row's weights leave those that it takes."""
     (h,) = f.h
-    weights, own = f.modules["router"](h), cast("nn.ModuleList", f.modules["experts"])
+    weights, own = f.modules["router"](h, f.x), cast("nn.ModuleList", f.modules["experts"])
     gate, up = (torch.cat([each.get_parameter(f"{name}.weight") for each in own]) for name in ("ff_proj", "up_proj"))
     down = torch.cat([each.get_parameter("ff_out.weight") for each in own], dim=1)
-    inner = functional.silu(functional.linear(h, gate)) * functional.linear(h, up)
+    inner = ACTIVATIONS[op.activation](functional.linear(h, gate)) * functional.linear(h, up)
     result = functional.linear(inner * weights.repeat_interleave(op.experts.inner, -1), down)
     if op.experts.shared:
-        result = result + _gated(h, dict(f.modules["shared_experts"].named_children()))
+        result = result + _gated(h, dict(f.modules["shared_experts"].named_children()), op.activation)
     f.h = [result]
 
 
-def _residual(_: Residual, f: Flow) -> None:
+def _sum(op: Sum, f: Flow) -> None:
+    results = []
+    for branch in op.branches:
+        for operator in branch:
+            COMPUTE[type(operator)](operator, f)
+        results.append(f.h[0])
+    f.h = [torch.stack(results).sum(0)]
+
+
+class Factor(nn.Module):
+    """A learned number, under the name of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
+def _residual(op: Residual, f: Flow) -> None:
     f.x = f.x + f.h[0]
+    if op.scaled:
+        f.x = f.x * f.modules["layer_scale"].get_parameter("weight")
 
 
 def _lm_head(op: LmHead, f: Flow) -> None:
-    f.h = [functional.linear(f.h[0], f.modules[op.part].get_parameter("weight"))]
+    logits = functional.linear(f.h[0], f.modules[op.part].get_parameter("weight"))
+    f.h = [logits if op.softcap is None else op.softcap * torch.tanh(logits / op.softcap)]
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in training."""
 
@@ -223,6 +261,11 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
                 pass
             case LmHead():
                 yield "ff_out", nn.Linear(each.width, each.vocab, bias=False)
+            case Sum():
+                for branch in each.branches:
+                    yield from _modules(branch)
+            case Residual() if each.scaled:
+                yield "layer_scale", Factor()
             case Rope() | Attention() | Residual():
                 pass
             case unknown:

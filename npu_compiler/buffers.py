@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dllm.constants import CONSTANTS
+from dllm.constants import CONSTANTS, further_constants
 from dllm.model import ModelSpec
-from dllm.operators import most_norms
+from dllm.operators import Sum, most_norms
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
@@ -97,6 +97,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ),
         ("attended", rows * model.query_width, "attention", ""),
         ("y", rows * model.hidden, "out", ""),
+        ("beside", rows * model.hidden if _has_branches(model) else 0, "ffn", ""),
         ("gate", gated, "ffn", "gated"),
         ("up", gated, "ffn", "gated"),
         ("act", tiled * tiling.slice, "ffn", ""),
@@ -112,6 +113,8 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
             *((name, rows * experts.count, "ffn", "") for name in ("gates", "picked", "left")),
             ("ranks", rows * experts.count if experts.bias else 0, "ffn", ""),
             ("router_bias", experts.count if experts.bias else 0, "ffn", ""),
+            ("expert_factors", experts.count if experts.factors else 0, "ffn", ""),
+            ("routed", rows * model.hidden if experts.router_norm else 0, "ffn", ""),
             *((f"group_{name}", rows * experts.groups if experts.groups > 1 else 0, "ffn", "")
               for name in ("ranks", "left", "picked")),
             ("gathered", tiled * model.hidden, "ffn", ""),
@@ -136,6 +139,10 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         yield "key_rope", rows * model.turned_channels, "rotate", ""
 
 
+def _has_branches(model: ModelSpec) -> bool:
+    return any(isinstance(each, Sum) for group in model.network.groups for each in group.pattern)
+
+
 def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling) -> Plan:
     """Constants, one sum and validity per row, softmax state per query head and row."""
     rows, smoothing, arrangement = tiling.chunk_rows, numerics.smoothing, tiling.arrangement
@@ -143,6 +150,8 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
     fused, sampled = tiling.arrangement.fuses_sampling, workload.batch * workload.block_length
     yield from (
         ("constants", len(CONSTANTS), "setup", ""),
+        ("further_constants", len(further_constants(model)), "setup", ""),
+        ("layer_scale", int(model.layer_scales), "attention", ""),
         ("square_sum", rows, "qkv", ""),
         ("valid", rows, "qkv", ""),
         ("running_max", states, "attention", ""),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dllm.constants import CONSTANTS
+from dllm.constants import CONSTANTS, further_constants
 from dllm.model import ModelSpec
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS, MX_BLOCK
@@ -67,6 +67,8 @@ class Context:
         """A place in FP SRAM; names of constants are known too."""
         if name in CONSTANTS:
             return place(self.buffers[Memory.FP, "constants"], list(CONSTANTS).index(name))
+        if name in (further := further_constants(self.model)):
+            return place(self.buffers[Memory.FP, "further_constants"], list(further).index(name))
         return place(self.buffers[Memory.FP, name], offset, steps)
 
     def integer(self, name: str, offset: int = 0, steps: Steps = ()) -> Place:
@@ -211,6 +213,13 @@ class Context:
                     )
                     e.emit("M_OUT", dst=out, rows=rows, cols=columns)
             self.advance("weights")
+
+    def scale_rows(self, chunk: Chunk, target: str, width: int, factor: str) -> None:
+        """target *= a number of FP SRAM for each row."""
+        for offset, piece, lanes in self.wide(width):
+            with chunk.each(self.e) as rows:
+                row = self.vector(target, offset, [*piece, *times(rows, width)])
+                self.e.emit("V_MUL_VF", dst=row, a=row, scalar=self.fp(factor), n=lanes)
 
     def add_rows(self, chunk: Chunk, target: str, source: str, width: int) -> None:
         """target += source for each row."""

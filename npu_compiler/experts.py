@@ -61,13 +61,22 @@ class Gathered:
 def mixture(op: Moe, c: Context, flow: Flow) -> None:
     """`y` := the shared expert's result or zero, plus for each expert the results of the rows that take it."""
     e, chunk, experts, width, source = c.e, flow.chunk, op.experts, op.width, flow.value
-    c.project(flow, weights="router", outputs=experts.count, inputs=width, dst="gates", activations=c.numerics.router)
+    seen = source
+    if experts.router_norm:
+        seen, place = "routed", flow.norms[op.norm.name] * width
+        with e.stage("router_norm"):
+            for first, piece, lanes in c.wide(width):
+                row = c.vector("norm_weight", place + first, piece)
+                e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("router_scale"), n=lanes)
+            c.rms_norm(flow, "x", seen, "norm_weight", place)
+    c.project(flow, weights="router", outputs=experts.count, inputs=width, dst="gates", acts=seen,
+              activations=c.numerics.router)  # fmt: skip
     with e.stage("choose experts"):
         _Router(op=op, c=c, chunk=chunk).choose()
     with e.stage("list rows by expert"):
         _list_rows(op, c, chunk)
     if experts.shared:
-        gated_mlp(c, flow, SHARED, width, experts.shared)
+        gated_mlp(c, flow, SHARED, width, experts.shared, op.activation)
     else:
         with e.stage("clear the result"):
             for first, piece, lanes in c.wide(width):
@@ -81,7 +90,7 @@ def mixture(op: Moe, c: Context, flow: Flow) -> None:
             own = Flow(chunk=chunk, some=gathered, layer=flow.layer, value="gathered", result="expert_out")
             with e.stage("gather rows"):
                 _fetch_listed(op, c, gathered, expert, source, "gathered")
-            gated_mlp(c, own, EXPERT, width, experts.inner, expert)
+            gated_mlp(c, own, EXPERT, width, experts.inner, op.activation, expert)
             with e.stage("add to rows"):
                 _add_to_rows(op, c, flow, gathered, expert)
     flow.value = flow.result
@@ -149,6 +158,8 @@ class _Router:
             self.each("V_MUL_VF", dst=gates, a=gates, scalar=total, n=n)
         if experts.scale != 1:
             self.each("V_MUL_VF", dst=gates, a=gates, scalar=c.fp("expert_scale"), n=n)
+        if experts.factors:
+            self.each("V_MUL_VV", dst=gates, a=gates, b=c.vector("expert_factors"), n=n)
 
     def score(self) -> None:
         """Logits to scores."""

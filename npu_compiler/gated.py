@@ -1,8 +1,9 @@
-"""Gated MLPs: silu(h W_gate^T) * (h W_up^T), then W_down, for the rows of a flow."""
+"""Gated MLPs: activation(h W_gate^T) * (h W_up^T), then W_down, for the rows of a flow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dllm.operators import Activation
 from npu_compiler.context import Context
 from npu_compiler.flow import Flow
 from npu_compiler.rows import segments, times
@@ -18,14 +19,16 @@ class Names:
     down: str
 
 
-def gated_mlp(c: Context, flow: Flow, names: Names, width: int, inner: int, expert: Level | None = None) -> None:
+def gated_mlp(
+    c: Context, flow: Flow, names: Names, width: int, inner: int, activation: Activation, expert: Level | None = None
+) -> None:
     """Slices of gate and up stream to the lanes, which fill `inner`; then the projection back.
 
     Where the weights are of many experts below each other, `expert` counts them.
     """
     for first, count, lanes in segments(inner, c.tiling.slice):
         with c.e.loop(count) as part:
-            _slice(c, flow, names, part, first, lanes, width, inner, expert)
+            _slice(c, flow, names, part, first, lanes, width, inner, activation, expert)
     c.project(flow, weights=names.down, outputs=width, inputs=inner, acts="inner", dst=flow.result,
               steps=[(expert, width)] if expert else ())  # fmt: skip
     flow.value = flow.result
@@ -40,9 +43,10 @@ def _slice(
     width: int,
     inputs: int,
     inner: int,
+    activation: Activation,
     expert: Level | None,
 ) -> None:
-    """Columns of the FFN: gate and up projections, then inner[:, slice] := silu(gate) * up on the vector unit."""
+    """Columns of the FFN: gate and up projections, then inner[:, slice] := activation(gate) * up on the vector unit."""
     e, rows_of = c.e, flow.rows
     apart = rows_of.size * c.tiling.slice
     of_expert = [(expert, inner)] if expert else []
@@ -58,11 +62,23 @@ def _slice(
         }  # fmt: skip
 
     each = e.one_by_one(lambda: rows_of.each(e), places)
-    with e.stage("silu(gate) * up"):
-        each("V_MUL_VF", dst="act", a="gate", scalar=c.fp("minus_one"), n=width)
-        each("V_EXP_V", dst="act", a="act", n=width)
-        each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
-        each("V_RECI_V", dst="act", a="act", n=width)
-        each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
+    with e.stage(f"{activation.value}(gate) * up"):
+        match activation:
+            case Activation.SILU:
+                each("V_MUL_VF", dst="act", a="gate", scalar=c.fp("minus_one"), n=width)
+                each("V_EXP_V", dst="act", a="act", n=width)
+                each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
+                each("V_RECI_V", dst="act", a="act", n=width)
+                each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
+            case Activation.GELU_TANH:
+                each("V_MUL_VV", dst="act", a="gate", b="gate", n=width)
+                each("V_MUL_VF", dst="act", a="act", scalar=c.fp("gelu_cubic"), n=width)
+                each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
+                each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
+                each("V_MUL_VF", dst="act", a="act", scalar=c.fp("gelu_slope"), n=width)
+                each("V_TANH_V", dst="act", a="act", n=width)
+                each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
+                each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
+                each("V_MUL_VF", dst="act", a="act", scalar=c.fp("half"), n=width)
         each("V_MUL_VV", dst="inner", a="act", b="up", n=width)
     c.advance("gated")

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
-from dllm.constants import CONSTANTS
+from dllm.constants import CONSTANTS, further_constants
 from dllm.layout import laid_out
 from dllm.model import ModelSpec
 from dllm.operators import ALL_TRAITS, Mask
@@ -269,6 +269,8 @@ def _tree(
             e.emit("H_LOAD_F", dst=c.fp(next(iter(CONSTANTS))), src=c.hbm("constants"), n=len(CONSTANTS))
             if c.centres:
                 e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
+            if further := further_constants(model):
+                e.emit("H_LOAD_F", dst=c.fp(next(iter(further))), src=c.hbm("further_constants"), n=len(further))
             if model.experts is not None and not workload.samples_only:
                 e.emit("H_LOAD_F", dst=c.fp("expert_scale"), src=c.hbm("expert_scale"), n=1)
             if workload.edits:

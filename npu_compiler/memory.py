@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from dllm.constants import CONSTANTS
+from dllm.constants import CONSTANTS, further_constants
 from dllm.model import ModelSpec
 from dllm.operators import Role
 from dllm.workload import Numerics, Workload
@@ -25,6 +25,8 @@ def format_of(role: Role, numerics: Numerics) -> str:
             return numerics.weights
         case Role.ROUTER:
             return numerics.router
+        case Role.SCALAR:
+            return "fp32"
         case Role.TABLE | Role.NORM | Role.BIAS:
             return "bf16"
 
@@ -42,7 +44,7 @@ def hbm_map(
         rows = (tiling.cache_tokens, model.head_dim) if by_token else (groups, model.head_dim, tokens)
         return side, (layers, batch, model.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
 
-    logits = (batch, workload.block_length, model.vocab)
+    logits, further = (batch, workload.block_length, model.vocab), len(further_constants(model))
     measured, factors = bool(numerics.smoothing.measured), sum(smoothing_widths(model, numerics.smoothing))
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
@@ -63,6 +65,7 @@ def hbm_map(
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
         *([("inverse_tokens", (1, batch), "fp32", batch, False)] if numerics.smoothing.centres else []),
+        *([("further_constants", (1, further), "fp32", further, False)] if further else []),
         *([("expert_scale", (1, 1), "fp32", 1, False)] if model.experts is not None else []),
         *([("edit_threshold", (1, 1), "fp32", 1, False)] if workload.edits else []),
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),

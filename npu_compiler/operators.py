@@ -16,6 +16,8 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    Sum,
+    leaves,
     norms_of,
 )
 from npu.formats import FORMATS
@@ -34,7 +36,7 @@ DENSE = Names(gate="w_gate", up="w_up", down="w_down")
 def load(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
     """Load what operators need beside the rows of the stream, in their order."""
     flow.norms = {each.name: number for number, each in enumerate(norms_of(operators))}
-    for operator in operators:
+    for operator in leaves(operators):
         if (needed := LOAD.get(type(operator))) is not None:
             needed(operator, c, flow)
 
@@ -64,14 +66,26 @@ def _load_angles(op: Rope, c: Context, flow: Flow) -> None:
 
 
 def _load_router(op: Moe, c: Context, flow: Flow) -> None:
-    if op.experts.bias:
-        c.load_row(flow, "router_bias", "router_bias", op.experts.count)
+    experts = op.experts
+    if experts.bias:
+        c.load_row(flow, "router_bias", "router_bias", experts.count)
+    if experts.router_norm:
+        _load_norm(op.norm, c, flow)
+    if experts.factors:
+        c.load_row(flow, "expert_factors", "expert_factors", experts.count)
     c.load_valid(flow.chunk)
+
+
+def _load_layer_scale(op: Residual, c: Context, flow: Flow) -> None:
+    if op.scaled:
+        tensor = flow.tensor("layer_scale")
+        source = c.hbm(tensor, 0, flow.layers(c.tensor(tensor).row_bytes))
+        c.e.emit("H_LOAD_F", dst=c.fp("layer_scale"), src=source, n=1)
 
 
 LOAD: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
     Norm: _load_norm, Linear: _load_bias, HeadNorm: _load_head_norm, Rope: _load_angles,
-    Moe: _load_router,
+    Moe: _load_router, Residual: _load_layer_scale,
 }  # fmt: skip
 """What operators load beside their input; the others load nothing, or as they go."""
 
@@ -87,16 +101,20 @@ def _embed(op: Embedding, c: Context, flow: Flow) -> None:
         e.emit("H_GATHER_V", dst=c.vector("x", 0, times(local, op.width), rows=op.width),
                table=c.hbm("embedding", rows=table.row_bytes), index=c.integer("ids", 0, local),
                cols=op.width, rows=rows)  # fmt: skip
+    if op.scale != 1:
+        with e.stage("scale rows"):
+            c.scale_rows(chunk, "x", op.width, "embedding_scale")
     if not c.keeps(chunk.span):
         with e.stage("store rows"):
             c.transfer_rows(chunk, "H_STORE_V", "x", "x", op.width)
 
 
 def _norm(op: Norm, c: Context, flow: Flow) -> None:
-    """h := norm(x)."""
+    """h := norm(x), or the last result's in place."""
+    source, target = (flow.value, flow.value) if op.of_result else ("x", "h")
     with c.e.stage(op.name):
-        c.rms_norm(flow, "x", "h", "norm_weight", flow.norms[op.name] * op.width)
-    flow.value = "h"
+        c.rms_norm(flow, source, target, "norm_weight", flow.norms[op.name] * op.width)
+    flow.value = target
 
 
 def _linear(op: Linear, c: Context, flow: Flow) -> None:
@@ -130,10 +148,13 @@ def _row_of_head(c: Context, flow: Flow, column: int, head: Level, rows: Steps) 
 
 
 def _head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
-    """An RMS norm of each head of Q and of K in place; a head of padding stays zero."""
+    """An RMS norm of each head of Q, of K, and of V without factors where it has one, in place; a head of padding stays zero."""
     e, hd, chunk = c.e, op.head_dim, flow.chunk
     with e.stage("q_norm, k_norm"):
-        for number, (first, heads) in enumerate(((0, op.heads), (op.heads, op.kv_heads))):
+        sides = [(0, op.heads), (op.heads, op.kv_heads)]
+        if op.values:
+            sides.append((op.heads + op.kv_heads, op.kv_heads))
+        for number, (first, heads) in enumerate(sides):
             with e.loop(heads) as head:
                 places = partial(_row_of_head, c, flow, first * hd, head)
                 each = e.one_by_one(lambda: chunk.each(e), places)
@@ -143,7 +164,8 @@ def _head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
                 each("S_ADD_FP", dst="sum", a="sum", b=c.fp("epsilon"))
                 each("S_RSQRT_FP", dst="sum", a="sum")
                 each("V_MUL_VF", dst="row", a="row", scalar="sum", n=hd)
-                each("V_MUL_VV", dst="row", a="row", b=c.vector("head_norm", number * hd), n=hd)
+                if number < 2:
+                    each("V_MUL_VV", dst="row", a="row", b=c.vector("head_norm", number * hd), n=hd)
 
 
 def _turned_width(c: Context) -> int:
@@ -169,6 +191,8 @@ def _rope(op: Rope, c: Context, flow: Flow) -> None:
     e, width = c.e, c.model.qkv_width
     with e.stage("rope"):
         turn(c, flow.chunk, flow.value, "rope", _turned_width(c), width)
+        if c.model.scores_scale == 1:
+            return
         for first, count, lanes in segments(op.heads * op.head_dim, c.vlen):
             with e.loop(count) as piece, flow.chunk.each(e) as rows:
                 row = c.vector(flow.value, first, [(piece, lanes), *times(rows, width)])
@@ -176,13 +200,28 @@ def _rope(op: Rope, c: Context, flow: Flow) -> None:
 
 
 def _residual(op: Residual, c: Context, flow: Flow) -> None:
-    """x += the last result."""
+    """x += the last result, times the number of the layer where it has one."""
     with c.e.stage("residual"):
         c.add_rows(flow.chunk, "x", flow.value, op.width)
+    if op.scaled:
+        with c.e.stage("layer scale"):
+            c.scale_rows(flow.chunk, "x", op.width, "layer_scale")
 
 
 def _gated_mlp(op: GatedMlp, c: Context, flow: Flow) -> None:
-    gated_mlp(c, flow, DENSE, op.width, op.inner)
+    gated_mlp(c, flow, DENSE, op.width, op.inner, op.activation)
+
+
+def _sum(op: Sum, c: Context, flow: Flow) -> None:
+    """The first branch into the buffer for results, each other one into the buffer beside it, and added."""
+    result, (first, *others) = flow.result, op.branches
+    lower(first, c, flow)
+    for branch in others:
+        flow.result = "beside"
+        lower(branch, c, flow)
+        with c.e.stage("add the branch"):
+            c.add_rows(flow.chunk, result, "beside", op.width)
+    flow.value = flow.result = result
 
 
 def _lm_head(op: LmHead, c: Context, flow: Flow) -> None:
@@ -195,8 +234,18 @@ def _lm_head(op: LmHead, c: Context, flow: Flow) -> None:
 
 def _logits(op: LmHead, c: Context, flow: Flow, first: int, part: Level, lanes: int) -> None:
     """A slice of the logits."""
+    apart = flow.chunk.size * c.tiling.slice
     c.project(flow, weights="lm_head", first_row=first, outputs=lanes, inputs=op.width, dst="logits",
-              steps=[(part, lanes)], slot_stride=flow.chunk.size * c.tiling.slice)  # fmt: skip
+              steps=[(part, lanes)], slot_stride=apart)  # fmt: skip
+    if op.softcap is not None:
+        each = c.e.one_by_one(
+            lambda: flow.chunk.each(c.e),
+            lambda rows: {"row": c.vector("logits", 0, times(rows, lanes), slot_stride=apart)},
+        )
+        with c.e.stage("cap logits"):
+            each("V_MUL_VF", dst="row", a="row", scalar=c.fp("inverse_softcap"), n=lanes)
+            each("V_TANH_V", dst="row", a="row", n=lanes)
+            each("V_MUL_VF", dst="row", a="row", scalar=c.fp("softcap"), n=lanes)
 
 
 def _sample_as_they_come(op: LmHead, c: Context, flow: Flow) -> None:
@@ -230,6 +279,6 @@ def _store_logits(op: LmHead, c: Context, flow: Flow) -> None:
 
 LOWER: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: attend,
-    GatedMlp: _gated_mlp, Moe: mixture, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: mixture, Sum: _sum, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """The stages of each operator, for one chunk."""

@@ -170,7 +170,8 @@ def widest_ffn(model: ModelSpec) -> int:
     experts = model.experts
     if experts is None:
         return model.ffn
-    return max(model.ffn if experts.first_layer else 0, experts.inner, experts.shared)
+    has_dense = experts.first_layer or experts.beside_ffn
+    return max(model.ffn if has_dense else 0, experts.inner, experts.shared)
 
 
 def row_tile(hardware: HardwareConfig) -> int:

@@ -91,6 +91,7 @@ package tripath_pkg;
   localparam logic [7:0] OP_V_MAX_ABS_VV = 8'h2c;
   localparam logic [7:0] OP_V_LOG2_V = 8'h2d;
   localparam logic [7:0] OP_V_EXP2_V = 8'h2e;
+  localparam logic [7:0] OP_V_TANH_V = 8'h7d;
   localparam logic [7:0] OP_V_ROUND_V = 8'h2f;
   localparam logic [7:0] OP_V_RED_MAX = 8'h30;
   localparam logic [7:0] OP_V_RED_SUM = 8'h31;
@@ -160,6 +161,7 @@ package tripath_pkg;
   typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_abs_vv_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_log2_v_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_exp2_v_t;
+  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_tanh_v_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_round_v_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_max_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sum_t;
@@ -181,7 +183,7 @@ package tripath_pkg;
     case (opcode)
       OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_LOAD_SYNC: queue_of = Q_DMA_IN;
       OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_H_STORE_SYNC: queue_of = Q_DMA_OUT;
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC: queue_of = Q_VECTOR;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC: queue_of = Q_VECTOR;
       default: queue_of = Q_MATRIX;
     endcase
   endfunction
@@ -191,7 +193,7 @@ package tripath_pkg;
       OP_M_OUT: latency_of = 16'd27;
       OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: latency_of = 16'd10;
       OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT, OP_V_COUNT_INT, OP_V_FETCH_V: latency_of = 16'd3;
-      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ADD_AT_V: latency_of = 16'd11;
+      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ADD_AT_V: latency_of = 16'd11;
       OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT, OP_V_SCAN_INT, OP_V_PICK_V: latency_of = 16'd5;
       OP_V_RED_SUM, OP_V_RED_SUMSQ: latency_of = 16'd19;
       OP_V_TOPK_MASK: latency_of = 16'd35;
@@ -234,7 +236,7 @@ package tripath_pkg;
   endfunction
   function automatic logic is_transcendental(input logic [7:0] opcode);
     case (opcode)
-      OP_V_EXP_V, OP_V_RECI_V, OP_V_LOG2_V, OP_V_EXP2_V: is_transcendental = 1'b1;
+      OP_V_EXP_V, OP_V_RECI_V, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V: is_transcendental = 1'b1;
       default: is_transcendental = 1'b0;
     endcase
   endfunction
@@ -290,13 +292,13 @@ package tripath_pkg;
   function automatic logic [6:0] address_place0(input logic [7:0] opcode);
     case (opcode)
       OP_C_BREAK_IF, OP_C_COUNT: address_place0 = 7'd36;
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V: address_place0 = 7'd32;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V: address_place0 = 7'd32;
       default: address_place0 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place1(input logic [7:0] opcode);
     case (opcode)
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V: address_place1 = 7'd41;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V: address_place1 = 7'd41;
       default: address_place1 = 7'd0;
     endcase
   endfunction
@@ -315,7 +317,7 @@ package tripath_pkg;
   endfunction
   function automatic logic [6:0] lanes_place(input logic [7:0] opcode);
     case (opcode)
-      OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT: lanes_place = 7'd50;
+      OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT: lanes_place = 7'd50;
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_PICK_V: lanes_place = 7'd59;
       OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V: lanes_place = 7'd68;
       default: lanes_place = 7'd0;

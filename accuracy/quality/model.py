@@ -20,6 +20,9 @@ from dllm.constants import LOWEST
 from dllm.families import PREFIX
 from dllm.model import ModelSpec
 from dllm.operators import (
+    GELU_CUBIC,
+    GELU_SLOPE,
+    Activation,
     Attention,
     Embedding,
     GatedMlp,
@@ -33,6 +36,7 @@ from dllm.operators import (
     Residual,
     Rope,
     Scoring,
+    Sum,
     Trait,
 )
 from dllm.policies import Smoother
@@ -101,6 +105,9 @@ class StudyModel:
             named["ff_out"] = named["wte"]  # kept once more, for the array
         for short, value in named.items():
             weight = torch.from_numpy(np.array(value, np.float32))
+            if short.endswith("layer_scale"):  # a number in FP SRAM
+                self.weights[short] = weight
+                continue
             in_lanes = weight.ndim == 1 or short == "wte"  # norms, biases and the embedding never enter the array
             kept = numerics.router if short.endswith(".router") else numerics.weights
             self.weights[short] = (
@@ -143,20 +150,32 @@ class StudyModel:
         """An FP32 result, whose last bits are not the executor's, as the lanes keep it."""
         return self.lanes(x if self.noise is None else self.noise(x, product))
 
-    def norm(self, x: Tensor, weight: str, epsilon: float) -> Tensor:
-        """RMS norm along the last axis, rounded as the lanes round it."""
+    def norm(self, x: Tensor, weight: str | None, epsilon: float, scale: float = 1.0) -> Tensor:
+        """RMS norm along the last axis, rounded as the lanes round it; no weight: without factors, which `scale` multiplies."""
         factor = (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
-        return self.lanes(self.rounded(x * factor) * self.weights[weight])
+        normed = self.rounded(x * factor)
+        return normed if weight is None else self.lanes(normed * self.lanes(self.weights[weight] * scale))
 
     def linear(self, x: Tensor, weight: str) -> Tensor:
         """A product on the array."""
         acts = fake_quantise(x, self.numerics.activations, block=self.numerics.block_size)
         return self.rounded(acts @ self.weights[weight].T, product=True)
 
-    def silu(self, gate: Tensor) -> Tensor:
-        """Gate times its sigmoid, operation by operation."""
-        sigmoid = self.rounded(1 / self.lanes(1 + self.rounded((-gate).exp())))
-        return self.lanes(sigmoid * gate)
+    def activate(self, gate: Tensor, activation: Activation) -> Tensor:
+        """What a gated MLP does to its gate, operation by operation."""
+        match activation:
+            case Activation.SILU:
+                sigmoid = self.rounded(1 / self.lanes(1 + self.rounded((-gate).exp())))
+                return self.lanes(sigmoid * gate)
+            case Activation.GELU_TANH:
+                cubic, slope = (self.scalar(value) for value in (GELU_CUBIC, GELU_SLOPE))
+                bent = self.lanes(1 + self.lanes(self.lanes(gate * gate) * cubic))
+                turned = self.rounded(self.lanes(self.lanes(bent * gate) * slope).tanh())
+                return self.lanes(self.lanes(1 + turned) * gate) / 2
+
+    def scalar(self, value: float) -> float:
+        """A constant as FP SRAM keeps it."""
+        return float(np.float32(value))
 
     def rotate(self, x: Tensor, batch: Batch, rows: slice) -> Tensor:
         """RoPE by halves on [B, heads, R, D]; rows of padding become zero."""
@@ -285,12 +304,17 @@ def _heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
-def _embed(_: Embedding, f: Flow) -> None:
+def _embed(op: Embedding, f: Flow) -> None:
     f.x = f.model.weights["wte"][f.tokens[:, f.rows]]
+    if op.scale != 1:
+        f.x = f.model.lanes(f.x * f.model.scalar(op.scale))
 
 
 def _norm(op: Norm, f: Flow) -> None:
-    f.h = [f.model.norm(f.x, f.prefix + op.part, op.epsilon) * f.real]
+    if op.of_result:
+        f.h = [f.model.norm(f.h[0], f.prefix + op.part, op.epsilon)]
+    else:
+        f.h = [f.model.norm(f.x, f.prefix + op.part, op.epsilon) * f.real]
 
 
 def _linear(op: Linear, f: Flow) -> None:
@@ -310,6 +334,8 @@ def _head_norm(op: HeadNorm, f: Flow) -> None:
         f.model.norm(x.unflatten(-1, (-1, op.head_dim)), f.prefix + name, op.epsilon).flatten(-2)
         for x, name in ((q, "q_norm"), (k, "k_norm"))
     )
+    if op.values:
+        v = f.model.norm(v.unflatten(-1, (-1, op.head_dim)), None, op.epsilon).flatten(-2)
     f.h = [q, k, v]
 
 
@@ -318,7 +344,7 @@ def _rope(op: Rope, f: Flow) -> None:
     model, batch = f.model, f.batch
     assert batch is not None
     q, k, v = (_heads(x, op.head_dim) for x in f.h)
-    q = model.lanes(model.rotate(q, batch, f.rows) * op.head_dim**-0.5)
+    q = model.lanes(model.rotate(q, batch, f.rows) * model.spec.scores_scale)
     f.h = [q, k if model.numerics.smoothing.pre_rope else model.rotate(k, batch, f.rows), v]
 
 
@@ -328,23 +354,26 @@ def _attention(_: Attention, f: Flow) -> None:
     f.h = [f.model.attend((q, k, v), f.layer, f.rows, f.batch, f.block)]
 
 
-def _gated(model: StudyModel, h: Tensor, prefix: str) -> Tensor:
+def _gated(model: StudyModel, h: Tensor, activation: Activation, prefix: str) -> Tensor:
     gate, up = model.linear(h, f"{prefix}ff_proj"), model.linear(h, f"{prefix}up_proj")
-    return model.linear(model.lanes(model.silu(gate) * up), f"{prefix}ff_out")
+    return model.linear(model.lanes(model.activate(gate, activation) * up), f"{prefix}ff_out")
 
 
-def _gated_mlp(_: GatedMlp, f: Flow) -> None:
-    f.h = [_gated(f.model, f.h[0], f.prefix)]
+def _gated_mlp(op: GatedMlp, f: Flow) -> None:
+    f.h = [_gated(f.model, f.h[0], op.activation, f.prefix)]
 
 
 def _moe(op: Moe, f: Flow) -> None:
     """Scores, choice and weights as the lanes keep them; results are added expert by expert, in order."""
     model, experts, (h,) = f.model, op.experts, f.h
     gates, taken = _route(op, f, h)
-    result = _gated(model, h, f"{f.prefix}shared_experts.") if experts.shared else torch.zeros_like(h)
+    result = torch.zeros_like(h)
+    if experts.shared:
+        result = _gated(model, h, op.activation, f"{f.prefix}shared_experts.")
     for expert in taken.flatten(0, -2).any(0).nonzero().flatten().tolist():
         rows = taken[..., expert]
-        own = model.lanes(_gated(model, h[rows], f"{f.prefix}experts.{expert}.") * gates[rows][:, expert, None])
+        own = _gated(model, h[rows], op.activation, f"{f.prefix}experts.{expert}.")
+        own = model.lanes(own * gates[rows][:, expert, None])
         result[rows] = model.lanes(result[rows] + own)
     f.h = [result]
 
@@ -352,6 +381,8 @@ def _moe(op: Moe, f: Flow) -> None:
 def _route(op: Moe, f: Flow, h: Tensor) -> tuple[Tensor, Tensor]:
     """Weights [B, R, experts], and true where a row, which is no padding, takes an expert."""
     model, experts, numerics = f.model, op.experts, f.model.numerics
+    if experts.router_norm:
+        h = model.norm(f.x, f.prefix + op.norm.part, op.norm.epsilon, model.scalar(op.width**-0.5))
     acts = fake_quantise(h, numerics.router, block=numerics.block_size)
     logits = model.rounded(acts @ model.weights[f"{f.prefix}router"].T, product=True)
     match experts.scoring:
@@ -370,7 +401,18 @@ def _route(op: Moe, f: Flow, h: Tensor) -> tuple[Tensor, Tensor]:
     gates = scores * taken
     if experts.normalised:
         gates = model.rounded(gates * (1 / (gates.sum(-1, keepdim=True) + 1e-20)))
-    return model.lanes(gates * experts.scale), taken
+    gates = model.lanes(gates * experts.scale)
+    return model.lanes(gates * model.weights[f"{f.prefix}router.factors"]) if experts.factors else gates, taken
+
+
+def _sum(op: Sum, f: Flow) -> None:
+    results = []
+    for branch in op.branches:
+        f.run(branch)
+        results.append(f.h[0])
+    f.h = [results[0]]
+    for result in results[1:]:
+        f.h = [f.model.lanes(f.h[0] + result)]
 
 
 def _largest(x: Tensor, count: int) -> Tensor:
@@ -379,17 +421,23 @@ def _largest(x: Tensor, count: int) -> Tensor:
     return torch.zeros_like(x, dtype=torch.bool).scatter(-1, order, True)
 
 
-def _residual(_: Residual, f: Flow) -> None:
+def _residual(op: Residual, f: Flow) -> None:
     f.x = f.model.lanes(f.x + f.h[0])
+    if op.scaled:
+        f.x = f.model.lanes(f.x * f.model.weights[f"{f.prefix}layer_scale"])
 
 
-def _lm_head(_: LmHead, f: Flow) -> None:
-    f.h = [f.model.linear(f.h[0], "ff_out")]
+def _lm_head(op: LmHead, f: Flow) -> None:
+    model, logits = f.model, f.model.linear(f.h[0], "ff_out")
+    if op.softcap is not None:
+        logits = model.lanes(logits * model.scalar(1 / op.softcap))
+        logits = model.lanes(model.rounded(logits.tanh()) * model.scalar(op.softcap))
+    f.h = [logits]
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in the formats of a program."""
 

@@ -26,6 +26,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    Sum,
 )
 from dllm.workload import Workload
 
@@ -112,7 +113,8 @@ def _rotary(op: Rope, p: Pass) -> list[Operation]:
 
 
 def _head_norms(op: HeadNorm, p: Pass) -> list[Operation]:
-    return [_norm(p.all_rows, heads * op.head_dim) for heads in (op.heads, op.kv_heads)]
+    values = [op.kv_heads] if op.values else []
+    return [_norm(p.all_rows, heads * op.head_dim) for heads in (op.heads, op.kv_heads, *values)]
 
 
 def _attention(op: Attention, p: Pass) -> list[Operation]:
@@ -148,8 +150,10 @@ def _moe(op: Moe, p: Pass) -> list[Operation]:
     between = _passes(taken * inner, 10, math.ceil(2 * touched))
     around = _passes(taken * width, 10, math.ceil(3 * touched))
     shared = GatedMlp(width=width, inner=experts.shared)
+    own_norm = [_norm(rows, width), _passes(rows * width, 4, 1)] if experts.router_norm else []
+    factors = [_passes(taken, 6, 2)] if experts.factors else []
     return [
-        router, _passes(rows * experts.count, 16, 6), products, between, around,
+        *own_norm, router, *factors, _passes(rows * experts.count, 16, 6), products, between, around,
         *(_gated_mlp(shared, p) if experts.shared else []), *([_passes(rows * width, 6, 1)] if experts.shared else []),
     ]  # fmt: skip
 
@@ -159,12 +163,24 @@ def _linear(op: Linear, p: Pass) -> list[Operation]:
     return [_gemm(p.all_rows, op.inputs, outputs, bias=bool(op.bias)) for _, outputs in op.parts]
 
 
+def _lm_head(op: LmHead, p: Pass) -> list[Operation]:
+    """A cap is to FP32, quotient, tanh, product, back."""
+    logits = _gemm(p.all_rows, op.width, op.vocab)
+    return [logits] if op.softcap is None else [logits, _passes(p.all_rows * op.vocab, 32, 5)]
+
+
 TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
-    Embedding: lambda op, p: [_passes(p.all_rows * op.width, 4, 1)],
+    Embedding: lambda op, p: [_passes(p.all_rows * op.width, 4, 1)] * (1 if op.scale == 1 else 2),
     Norm: lambda op, p: [_norm(p.all_rows, op.width)],
     Linear: _linear, HeadNorm: _head_norms, Rope: _rotary, Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe,
-    Residual: lambda op, p: [_passes(p.all_rows * op.width, 6, 1)],
-    LmHead: lambda op, p: [_gemm(p.all_rows, op.width, op.vocab)],
+    Sum: lambda op, p: [
+        *(row for branch in op.branches for row in _torch(branch, p)),
+        *[_passes(p.all_rows * op.width, 6, 1)] * (len(op.branches) - 1),
+    ],
+    Residual: lambda op, p: [
+        _passes(p.all_rows * op.width, 6, 1), *([_passes(p.all_rows * op.width, 4, 1)] if op.scaled else []),
+    ],
+    LmHead: _lm_head,
 }  # fmt: skip
 """What eager PyTorch launches for each operator."""
 OPERATORS_OF: Mapping[str, Mapping[type[Operator], Any]] = {"torch": TORCH_OPERATORS, "numpy": numpy_graph.OPERATORS}

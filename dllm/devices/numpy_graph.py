@@ -15,6 +15,7 @@ from typing import Any
 from dllm.devices.operation import Operation, Shape
 from dllm.model import ModelSpec
 from dllm.operators import (
+    Activation,
     Attention,
     Embedding,
     GatedMlp,
@@ -26,6 +27,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    Sum,
 )
 
 FP32_BYTES = 4
@@ -107,7 +109,8 @@ def _linear(op: Linear, p: Pass) -> list[Operation]:
 
 
 def _head_norms(op: HeadNorm, p: Pass) -> list[Operation]:
-    return [row for heads in (op.heads, op.kv_heads) for row in norm(p.rows * heads, op.head_dim)]
+    values = [op.kv_heads] if op.values else []
+    return [row for heads in (op.heads, op.kv_heads, *values) for row in norm(p.rows * heads, op.head_dim)]
 
 
 def _rope(op: Rope, p: Pass) -> list[Operation]:
@@ -127,12 +130,17 @@ def _attention(op: Attention, p: Pass) -> list[Operation]:
 
 
 def _gated_mlp(op: GatedMlp, p: Pass) -> list[Operation]:
-    """SiLU is absolute value, sign, exponential, comparison, choice, product, sum, quotient; then times the gate."""
+    """SiLU is absolute value, sign, exponential, comparison, choice, product, sum, quotient; GELU a cube, two products with
+    numbers, two sums, a hyperbolic tangent (counted as an exponential), a product and a half; then times the gate."""
     inner = p.rows * op.inner
+    match op.activation:
+        case Activation.SILU:
+            gating = [*passes(inner, unary=4, binary=3, live=5), Operation(engine="choice_seconds", work=inner)]
+        case Activation.GELU_TANH:
+            gating = passes(inner, unary=5, binary=3, live=5)
     return [
         *gemm(p.rows, op.width, op.inner, p.weights_bytes), *gemm(p.rows, op.width, op.inner, p.weights_bytes),
-        elementwise("exp", inner, 5), *passes(inner, unary=4, binary=3, live=5),
-        Operation(engine="choice_seconds", work=inner), *gemm(p.rows, op.inner, op.width, p.weights_bytes),
+        elementwise("exp", inner, 5), *gating, *gemm(p.rows, op.inner, op.width, p.weights_bytes),
     ]  # fmt: skip
 
 
@@ -142,23 +150,40 @@ def _moe(op: Moe, p: Pass) -> list[Operation]:
     touched = round(experts.count * (1 - (1 - experts.chosen / experts.count) ** p.rows))
     each = replace(p, rows=max(1, round(p.rows * experts.chosen / touched)))
     own = [
-        *_gated_mlp(GatedMlp(width=op.width, inner=experts.inner), each),
+        *_gated_mlp(GatedMlp(width=op.width, inner=experts.inner, activation=op.activation), each),
         *passes(each.rows * op.width, unary=2, binary=2),
     ]  # fmt: skip
-    shared = _gated_mlp(GatedMlp(width=op.width, inner=experts.shared), p) if experts.shared else []
+    beside = GatedMlp(width=op.width, inner=experts.shared, activation=op.activation)
+    shared = _gated_mlp(beside, p) if experts.shared else []
+    own_norm = [*norm(p.rows, op.width), *passes(op.width, unary=1)] if experts.router_norm else []
+    factors = passes(p.rows * experts.chosen, binary=1) if experts.factors else []
     return [
+        *own_norm, *factors,
         *gemm(p.rows, op.width, experts.count, p.weights_bytes), *softmax(p.rows, experts.count), *passes(scores, unary=4),
         *own * touched, *shared,
     ]  # fmt: skip
 
 
+def _sum(op: Sum, p: Pass) -> list[Operation]:
+    branches = [row for branch in op.branches for row in _calls(branch, p)]
+    return [*branches, *passes(p.rows * op.width, binary=len(op.branches) - 1)]
+
+
+def _lm_head(op: LmHead, p: Pass) -> list[Operation]:
+    """A cap is a quotient, a hyperbolic tangent (counted as an exponential) and a product."""
+    logits = p.rows * op.vocab
+    cap = [] if op.softcap is None else [*passes(logits, unary=2), elementwise("exp", logits, 2)]
+    return [*gemm(p.rows, op.width, op.vocab, p.weights_bytes), *cap]
+
+
 OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
-    Embedding: lambda op, p: passes(p.rows * op.width, unary=1),
+    Embedding: lambda op, p: passes(p.rows * op.width, unary=1 if op.scale == 1 else 2),
     Norm: lambda op, p: norm(p.rows, op.width),
     Linear: _linear, HeadNorm: _head_norms, Rope: _rope, Attention: _attention, GatedMlp: _gated_mlp,
     Moe: _moe,
-    Residual: lambda op, p: passes(p.rows * op.width, binary=1),
-    LmHead: lambda op, p: gemm(p.rows, op.width, op.vocab, p.weights_bytes),
+    Sum: _sum,
+    Residual: lambda op, p: passes(p.rows * op.width, unary=int(op.scaled), binary=1),
+    LmHead: _lm_head,
 }  # fmt: skip
 """What the reference model calls for each operator."""
 

@@ -1,4 +1,4 @@
-"""exp, exp2, log2, reciprocal and reciprocal square root as integer table-plus-interpolation algorithms.
+"""exp, exp2, log2, tanh, reciprocal and reciprocal square root as integer table-plus-interpolation algorithms.
 
 Each splits its argument into an exponent and a position in a table of 2^TABLE_BITS intervals, interpolates linearly in
 fixed point, and assembles the result: the same bits on every machine, and a small ROM in RTL. Relative error is below
@@ -29,6 +29,11 @@ EXP2_TABLE = _table(np.exp2, 0.0, 1.0)
 LOG2_TABLE = _table(np.log2, 1.0, 2.0)
 RECIPROCAL_TABLE = _table(lambda m: 1.0 / m, 1.0, 2.0)
 RSQRT_TABLES = np.stack([_table(lambda m: 1.0 / np.sqrt(m), 1.0, 2.0), _table(lambda m: 1.0 / np.sqrt(m), 2.0, 4.0)])
+FIRST_OCTAVE, LAST_OCTAVE = -8, 3
+"""Octaves of |x| from and to which tanh has a table: below it is x, above 1."""
+TANH_TABLES = np.stack(
+    [_table(np.tanh, 2.0**octave, 2.0 ** (octave + 1)) for octave in range(FIRST_OCTAVE, LAST_OCTAVE)]
+)
 
 
 @njit(cache=True)
@@ -115,6 +120,19 @@ def logarithm2(x):
     if value == 0:
         return np.float32(0.0)
     return np.float32(-assemble(-value, 0)) if value < 0 else assemble(value, 0)
+
+
+@njit(cache=True)
+def hyperbolic_tangent(x):
+    """tanh(x) of a float32."""
+    bits = bits_of(x)
+    octave = ((bits >> 23) & 0xFF) - 127
+    if octave < FIRST_OCTAVE or not x == x:
+        return np.float32(x)
+    sign = np.float32(-1.0) if bits >> 31 else np.float32(1.0)
+    if octave >= LAST_OCTAVE:
+        return sign
+    return np.float32(sign * assemble(interpolate(TANH_TABLES[octave - FIRST_OCTAVE], bits & 0x7FFFFF, 23), 0))
 
 
 @njit(cache=True)

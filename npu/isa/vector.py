@@ -9,7 +9,7 @@ from numba import njit
 
 from npu.formats.rounding import round_bf16
 from npu.isa.spec import FP, INDEX, INT, VECTOR, VECTOR_ROWS, OpClass, Unit, instruction, touch, unsigned
-from npu.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal
+from npu.isa.transcendental import exponential, hyperbolic_tangent, logarithm2, power_of_two, reciprocal
 
 N = unsigned(16)
 
@@ -171,6 +171,15 @@ def v_exp2_v(vector, dst, a, n):
     """vector[dst] := 2^vector[a], by the table of `transcendental`; exact for integers."""
     for i in range(n):
         vector[dst + i] = round_bf16(power_of_two(vector[a + i]))
+
+
+@instruction(opcode=0x7D, unit=Unit.VECTOR, op_class=OpClass.TRANSCENDENTAL,
+             operands={"dst": VECTOR, "a": VECTOR, "n": N},
+             reads=(touch("a", "n"),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_tanh_v(vector, dst, a, n):
+    """vector[dst] := tanh of vector[a], by the table of `transcendental`."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(hyperbolic_tangent(vector[a + i]))
 
 
 @instruction(opcode=0x2F, unit=Unit.VECTOR, op_class=OpClass.LANE_MOVE, operands={"dst": VECTOR, "a": VECTOR, "n": N},

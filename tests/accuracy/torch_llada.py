@@ -14,8 +14,13 @@ class TorchLlada:
         }
         self.cache = {}
 
-    def norm(self, x, name):
-        return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.w[name], self.spec.rms_eps)
+    def norm(self, x, name=None):
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.w[name] if name else None, self.spec.rms_eps)
+
+    def gate(self, x):
+        if self.spec.activation == "gelu_tanh":
+            return torch.nn.functional.gelu(x, approximate="tanh")
+        return torch.nn.functional.silu(x)
 
     def rotate(self, x, positions):
         """x [tokens, heads, head_dim] as complex numbers (first half real, second half imaginary); channels behind the
@@ -34,7 +39,7 @@ class TorchLlada:
         """
         tokens, spec = torch.tensor(canvas), self.spec
         positions = torch.arange(len(tokens))[rows]
-        x = self.w["wte"][tokens[rows]]
+        x = self.w["wte"][tokens[rows]] * spec.embedding_scale
         for i in range(spec.layers):
 
             def linear(y, name, i=i):
@@ -56,36 +61,50 @@ class TorchLlada:
                 q, k = self.norm(q, f"blocks.{i}.q_norm"), self.norm(k, f"blocks.{i}.k_norm")
             q, k = self.rotate(q, positions), self.rotate(k, positions)
             v = linear(h, "v_proj").unflatten(-1, (spec.kv_heads, -1))
+            if spec.v_norm:
+                v = self.norm(v)
             if keep:
                 old_k, old_v = self.cache[i]
                 k, v = old_k.index_copy(0, positions, k), old_v.index_copy(0, positions, v)
             self.cache[i] = (k, v)
             out = torch.nn.functional.scaled_dot_product_attention(
                 q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), attn_mask=visible,
-                enable_gqa=spec.heads != spec.kv_heads,
+                enable_gqa=spec.heads != spec.kv_heads, scale=spec.attention_scale,
             )  # fmt: skip
-            x = x + linear(out.transpose(0, 1).flatten(1), "attn_out")
+            attended = linear(out.transpose(0, 1).flatten(1), "attn_out")
+            x = x + (self.norm(attended, f"blocks.{i}.attn_post_norm") if spec.post_norms else attended)
             h = self.norm(x, f"blocks.{i}.ff_norm")
             mixed = spec.experts is not None and i >= spec.experts.first_layer
-            x = x + (self.mixture(h, f"blocks.{i}") if mixed else self.gated(h, f"blocks.{i}"))
+            if mixed and spec.experts.beside_ffn:  # the wiring of transformers' diffusion_gemma
+                dense = self.norm(self.gated(h, f"blocks.{i}"), f"blocks.{i}.dense_post_norm")
+                own = self.mixture(self.norm(x, f"blocks.{i}.experts_norm"), f"blocks.{i}", x)
+                h = dense + self.norm(own, f"blocks.{i}.experts_post_norm")
+            else:
+                h = self.mixture(h, f"blocks.{i}", x) if mixed else self.gated(h, f"blocks.{i}")
+            x = x + (self.norm(h, f"blocks.{i}.ff_post_norm") if spec.post_norms else h)
+            if spec.layer_scales:
+                x = x * self.w[f"blocks.{i}.layer_scale"]
         if (
             spec.shifted_logits and visible is None
         ):  # position i from row i - 1; the row before `rows` is as the last full pass left it
             if not keep:
                 self.last = x
             x = torch.cat([self.last[positions[0] - 1 :][:1], x[:-1]])
-        return torch.nn.functional.linear(
+        logits = torch.nn.functional.linear(
             self.norm(x, "ln_f"), self.w["wte" if self.spec.tied_embeddings else "ff_out"]
         )
+        return logits if spec.logit_softcap is None else spec.logit_softcap * (logits / spec.logit_softcap).tanh()
 
     def gated(self, h, prefix):
         gate, up, down = (self.w[f"{prefix}.{part}"] for part in ("ff_proj", "up_proj", "ff_out"))
-        return (torch.nn.functional.silu(h @ gate.T) * (h @ up.T)) @ down.T
+        return (self.gate(h @ gate.T) * (h @ up.T)) @ down.T
 
-    def mixture(self, h, prefix):
-        """Token by token, as published: LLaDA-MoE, LLaDA2, Qwen3-MoE."""
-        experts = self.spec.experts
-        logits = h @ self.w[f"{prefix}.router"].T
+    def mixture(self, h, prefix, x):
+        """Token by token, as published: LLaDA-MoE, LLaDA2, Qwen3-MoE; the router of DiffusionGemma reads the stream `x`."""
+        experts, seen = self.spec.experts, h
+        if experts.router_norm:
+            seen = self.norm(x) * self.w[f"{prefix}.router.norm"] * self.spec.hidden**-0.5
+        logits = seen @ self.w[f"{prefix}.router"].T
         scores = logits.softmax(-1) if experts.score == "softmax" else logits.sigmoid()
         result = self.gated(h, f"{prefix}.shared_experts") if experts.shared else torch.zeros_like(h)
         for token, row in enumerate(scores):
@@ -96,6 +115,8 @@ class TorchLlada:
             allowed[best] = groups[best]
             taken = allowed.flatten().topk(experts.chosen).indices
             weight = row[taken] / row[taken].sum() if experts.normalised else row[taken]
+            if experts.factors:
+                weight = weight * self.w[f"{prefix}.router.factors"][taken]
             for each, share in zip(taken.tolist(), weight * experts.scale, strict=True):
                 result[token] += share * self.gated(h[token], f"{prefix}.experts.{each}")
         return result

@@ -265,7 +265,7 @@ _FILLS = {
     "count": lambda spec, o, number, row, size, rng: np.array([number // 8 * 2 + number % 3]),
     "index": lambda spec, o, number, row, size, rng: rng.permutation(o["rows"]),
     ("M_MM", "acts"): _activations, ("V_EXP_V", "a"): _exponents, ("V_RECI_V", "a"): _exponents,
-    ("V_EXP2_V", "a"): _exponents, ("V_LOG2_V", "a"): _exponents,
+    ("V_EXP2_V", "a"): _exponents, ("V_LOG2_V", "a"): _exponents, ("V_TANH_V", "a"): _exponents,
     ("V_TOPK_MASK", "a"): _logits, ("V_RED_MAX_IDX", "a"): _logits, ("H_STORE_V", "src"): _block,
     ("H_STORE_T", "src"): _block, ("H_LOAD_F", "src"): _finite_words, ("H_GATHER_V", "table"): _table_row,
     **{(name, side): _pair(i) for name in ("V_ADD_VV", "V_SUB_VV", "V_MUL_VV", "V_MAX_VV", "V_MAX_ABS_VV") for i, side in enumerate("ab")},

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
+from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES, TANH_TABLES
 from tests.golden.cases import cases, memory_of, queued, spans
 from tests.golden.words import to_words
 
@@ -26,6 +26,7 @@ TABLES = {
     "RECIPROCAL": RECIPROCAL_TABLE,
     "RSQRT_EVEN": RSQRT_TABLES[0],
     "RSQRT_ODD": RSQRT_TABLES[1],
+    **{f"TANH_{number}": table for number, table in enumerate(TANH_TABLES)},
 }
 
 

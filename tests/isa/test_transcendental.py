@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from npu.formats.rounding import round_bf16
-from npu.isa.transcendental import exponential, logarithm2, power_of_two, reciprocal, reciprocal_sqrt
+from npu.isa.transcendental import (
+    exponential,
+    hyperbolic_tangent,
+    logarithm2,
+    power_of_two,
+    reciprocal,
+    reciprocal_sqrt,
+)
 
 LIMIT = 2.0**-17
 ALL = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
@@ -23,8 +30,9 @@ NUMERICS = Path(__file__).parents[2] / "docs" / "numerics.md"
         (power_of_two, np.exp2, FINITE[(FINITE >= -126) & (FINITE < 128)]),
         (reciprocal, lambda x: 1 / x, FINITE[(np.abs(FINITE) >= 2.0**-126) & (np.abs(FINITE) < 2.0**126)]),
         (reciprocal_sqrt, lambda x: 1 / np.sqrt(x), FINITE[FINITE >= 2.0**-126]),
+        (hyperbolic_tangent, np.tanh, FINITE[np.abs(FINITE) > 0]),
     ],
-    ids=["exp", "exp2", "reciprocal", "rsqrt"],
+    ids=["exp", "exp2", "reciprocal", "rsqrt", "tanh"],
 )
 def test_relative_error_is_within_the_stated_bound_everywhere(function, truth, inputs):
     observed = np.array([function(value) for value in inputs], np.float64)
@@ -56,6 +64,15 @@ def test_exponential_is_monotonic_and_flushes():
     assert exponential(np.float32(0.0)) == 1
 
 
+def test_tanh_is_odd_and_monotonic_and_ends_at_one():
+    inputs = np.sort(FINITE)
+    values = np.array([hyperbolic_tangent(value) for value in inputs])
+    assert np.all(values[1:] >= values[:-1])
+    np.testing.assert_array_equal([hyperbolic_tangent(-value) for value in inputs], -values)
+    assert [hyperbolic_tangent(np.float32(x)) for x in (np.inf, -np.inf, 8.0, 2.0**-9)] == [1, -1, 1, 2.0**-9]
+    assert np.isnan(hyperbolic_tangent(np.float32(np.nan)))
+
+
 def test_special_values():
     assert np.isposinf(reciprocal(np.float32(0.0)))
     assert np.isneginf(reciprocal(np.float32(-0.0)))
@@ -84,6 +101,7 @@ def test_special_values():
         ("log2", logarithm2, np.log2, FINITE[FINITE >= 2.0**-126]),
         ("reciprocal", reciprocal, lambda x: 1 / x, FINITE[np.abs(FINITE) >= 2.0**-126]),
         ("rsqrt", reciprocal_sqrt, lambda x: 1 / np.sqrt(x), FINITE[FINITE >= 2.0**-126]),
+        ("tanh", hyperbolic_tangent, np.tanh, FINITE),
     ],
 )
 def test_the_documented_errors_in_bf16_ulps_are_the_measured_ones(name, function, truth, inputs):

@@ -13,6 +13,7 @@ from dllm.constants import CONSTANTS, HIDDEN, LOWEST, Facts, further_constants
 from dllm.families import tensor_name
 from dllm.layout import fill_up, laid_out
 from dllm.model import ModelSpec
+from dllm.operators import Mask
 from dllm.workload import Workload
 from npu.errors import TripathError
 from npu.formats import FORMATS
@@ -95,16 +96,16 @@ def _host(
         raise TripathError(f"workload.prompt: the program was compiled for {batch} prompts of other lengths")
     tokens = np.full((batch, canvas), model.eos_id)
     mask, valid = np.full((batch, cache), LOWEST, np.float32), np.zeros((batch, canvas), np.float32)
-    frequencies = model.rotation.frequencies(model.turned_channels)
-    rope = np.zeros((batch, canvas, model.turned_channels), np.float32)
+    rope = {each: np.zeros((batch, canvas, each.turned_channels), np.float32) for each in model.geometries}
     for row, prompt in enumerate(prompts):
         first = plan.first(row)
         tokens[row, first : first + len(prompt)] = prompt
         tokens[row, first + len(prompt) : plan.end(row)] = model.mask_id
         mask[row, cache - canvas + first :] = 0.0
         valid[row, first:] = 1.0
-        angle = np.outer(np.arange(canvas - first), frequencies)
-        rope[row, first:] = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
+        for each, table in rope.items():
+            angle = np.outer(np.arange(canvas - first), each.rotation.frequencies(each.turned_channels))
+            table[row, first:] = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
     unscheduled = workload.block_length - workload.steps_per_block
     facts = Facts(model=model, workload=workload, alpha=layout["alpha_millionths"] / 1e6)
     constants = [value(facts) for value in CONSTANTS.values()]
@@ -120,10 +121,15 @@ def _host(
         optional["edit_threshold"] = np.array([[workload.edit_threshold]])
     if "edge" in present:
         optional["edge"] = np.where(np.arange(2 * cache) < cache, 0.0, HIDDEN)[None]
+    if "window" in present:
+        assert model.window is not None
+        place = np.arange(program.tensor("window").shape[-1])
+        beyond = (place >= cache + 2 * model.window - 1) & (model.mask is Mask.FULL)
+        optional["window"] = np.where((place < cache) | beyond, HIDDEN, 0.0)[None]
     if "hadamard" in present:
         optional["hadamard"] = _hadamard(model.head_dim)
-    return optional | {
-        "tokens": tokens, "mask": mask, "valid": valid, "rope": rope, "constants": np.array([constants]),
+    return optional | {each.tensor("rope"): table for each, table in rope.items()} | {
+        "tokens": tokens, "mask": mask, "valid": valid, "constants": np.array([constants]),
         "integers": np.array([[model.mask_id, 1, *workload.quotas(), *[0] * unscheduled]]),
     }  # fmt: skip
 

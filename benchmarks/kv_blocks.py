@@ -20,6 +20,7 @@ from accuracy.quality.quantise import fake_quantise
 from accuracy.quality.schemes import channel_maxima, hadamard, smoothing_factors
 from dllm.checkpoint import load_tensors
 from dllm.constants import LOWEST
+from dllm.operators import Attention
 from dllm.workload import Smoothing
 from tripath.api import compose_experiment
 
@@ -36,11 +37,13 @@ class Recorder(StudyModel):
 
     passed: dict[int, Passed]
 
-    def attend(self, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
+    def attend(
+        self, op: Attention, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int
+    ) -> Tensor:
         """As the model does."""
         if heads[0].shape[2] == batch.real.shape[1]:
-            self.passed[layer] = (*heads[:2], self._visible(rows, batch))
-        return super().attend(heads, layer, rows, batch, block)
+            self.passed[layer] = (*heads[:2], self._visible(op, rows, batch))
+        return super().attend(op, heads, layer, rows, batch, block)
 
 
 def of_problems() -> list[Passed]:

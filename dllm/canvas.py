@@ -97,6 +97,11 @@ def canvas_of(model: ModelSpec, workload: Workload, prompt_lengths: Sequence[int
     if not workload.caches.appends and (model.mask is not Mask.FULL or model.seeded_blocks):
         key = "seeded_blocks: true" if model.seeded_blocks else f"attention_mask: {model.attention_mask}"
         raise TripathError(f"workload.cache: {workload.cache} does not serve model.{key}, append does")
+    if model.window is not None and workload.caches.appends and model.mask is Mask.FULL:
+        raise TripathError(
+            f"workload.cache: {workload.cache} does not serve model.window {model.window} beside attention_mask: full, whose "
+            "rows see keys behind their block"
+        )
     return Canvas(
         lengths=tuple(prompt_lengths), generation=workload.generation_length, block_length=workload.block_length,
         aligned=model.mask is Mask.BLOCK_CAUSAL, seeded=model.seeded_blocks,

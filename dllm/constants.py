@@ -54,4 +54,6 @@ def further_constants(model: ModelSpec) -> dict[str, float]:
         found |= {"inverse_softcap": 1 / model.logit_softcap, "softcap": model.logit_softcap}
     if model.experts is not None and model.experts.router_norm:
         found["router_scale"] = model.hidden**-0.5
+    if model.full_layers is not None and model.full_layers.head_dim != model.head_dim:
+        found["inverse_full_head_dim"] = 1 / model.full_layers.head_dim
     return found

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from dllm import gguf_files
 from dllm.adapters import ADAPTERS, EVERYWHERE, GGUF_ADAPTER, IGNORED_GGUF, LACKING, LLAMA, ROTARY_SHARE, Adapter
 from dllm.families import GGUF, Family
-from dllm.model import ModelSpec
+from dllm.model import FullLayers, ModelSpec
 from dllm.operators import Experts
 from dllm.policies import Decoding
 from dllm.rotary import Scaling
@@ -154,7 +154,7 @@ def model_of(folder: Path) -> ModelSpec:
         TripathError: as `read_folder`.
     """
     values = read_folder(str(folder), {})
-    kinds = {"decoding": Decoding, "rope_scaling": Scaling, "experts": Experts}
+    kinds = {"decoding": Decoding, "rope_scaling": Scaling, "experts": Experts, "full_layers": FullLayers}
     return ModelSpec(
         **{name: kinds[name](**value) if isinstance(value, dict) else value for name, value in values.items()}
     )

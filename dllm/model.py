@@ -1,7 +1,7 @@
 """The shape of a diffusion language model, as far as the compiler and the references need it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from dllm.operators import (
     Activation,
@@ -26,6 +26,74 @@ from dllm.policies import Decoding
 from dllm.rotary import Rotation, Scaling
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """The attention of some layers: its heads, what RoPE turns of them, and its window; `name` is that of the group of layers."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    turned_channels: int
+    rotation: Rotation
+    window: int | None
+    shared_kv: bool
+
+    @property
+    def query_width(self) -> int:
+        """Elements of one row of Q."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of one row of K (and of V)."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def qkv_width(self) -> int:
+        """Elements of one row of Q, K and V."""
+        return self.query_width + 2 * self.kv_width
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.heads // self.kv_heads
+
+    def tensor(self, name: str) -> str:
+        """The machine's name of a tensor of which each kind of layers has its own."""
+        return f"{self.name}.{name}" if self.name else name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullLayers:
+    """Layers that attend to all keys, in a model whose other layers have a window; their heads are others.
+
+    Attributes:
+        period: The last layer of every so many is one.
+        kv_heads: Heads of K and V, a divisor of `model.heads`.
+        head_dim: Elements of a head, a multiple of 32.
+        rope_theta: Base of RoPE's wavelengths.
+        rotary_pairs: Pairs of channels (j and j + head_dim / 2) that RoPE turns, the first ones.
+        shared_kv: V is the projection of K, before the norm of K and RoPE.
+    """
+
+    period: int = field(metadata=within(2, 4096))
+    kv_heads: int = field(metadata=within(1, 4096))
+    head_dim: int = field(metadata=within(32, 4096))
+    rope_theta: float = field(metadata=within(1.0, 1e12))
+    rotary_pairs: int = field(metadata=within(1, 2048))
+    shared_kv: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices("model.full_layers", self)
+        if self.head_dim % 32:
+            raise TripathError(f"model.full_layers.head_dim: must be a multiple of 32, got {self.head_dim}")
+        if 2 * self.rotary_pairs > self.head_dim:
+            raise TripathError(
+                f"model.full_layers.rotary_pairs: {self.rotary_pairs} exceed half of head_dim {self.head_dim}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +125,8 @@ class ModelSpec:
         attention_scale: What scores are multiplied by; null: 1 / sqrt(head_dim).
         embedding_scale: What embeddings are multiplied by.
         logit_softcap: Logits become c tanh(logits / c); null: they stay.
+        window: A row attends to keys fewer places before it (docs/models.md); null: to any.
+        full_layers: Layers that attend to all keys, with heads of their own (a mapping of `dllm.model.FullLayers`); null: none.
         attention_mask: Keys that a row attends to: full, block_causal (up to the end of its block), causal (up to its own).
         shifted_logits: The logits of a position come from the hidden state of the position before it.
         seeded_blocks: The first token of a block is what the clean forward of the token before it says comes next.
@@ -93,6 +163,8 @@ class ModelSpec:
     attention_scale: float | None = field(default=None, metadata=within(1e-4, 1e4))
     embedding_scale: float = field(default=1.0, metadata=within(1e-4, 1e4))
     logit_softcap: float | None = field(default=None, metadata=within(1e-1, 1e4))
+    window: int | None = field(default=None, metadata=within(1, 1 << 24))
+    full_layers: FullLayers | None = None
     attention_mask: str = field(default="full", metadata=one_of([each.value for each in Mask]))
     shifted_logits: bool = False
     seeded_blocks: bool = False
@@ -135,24 +207,61 @@ class ModelSpec:
             )
         if self.v_norm and not self.qk_norm:
             raise TripathError("model.v_norm: needs model.qk_norm")
+        if self.full_layers is not None:
+            self._check_full_layers(self.full_layers)
         for key in ("mask_id", "eos_id"):
             if not 0 <= getattr(self, key) < self.vocab:
                 raise TripathError(f"model.{key}: {getattr(self, key)} is not below model.vocab {self.vocab}")
 
+    def _check_full_layers(self, full: FullLayers) -> None:
+        rules = [
+            (self.layers % full.period == 0, "period", f"{full.period} does not divide model.layers {self.layers}"),
+            (self.heads % full.kv_heads == 0, "kv_heads", f"{full.kv_heads} does not divide model.heads {self.heads}"),
+            (self.v_norm or not full.shared_kv, "shared_kv", "needs model.v_norm"),
+            (not self.qkv_bias, "period", "model.qkv_bias is not known beside it"),
+            (self.head_dim % 32 == 0, "period", f"model.head_dim must be a multiple of 32 beside it, got {self.head_dim}"),
+            (self.attention_scale is not None, "head_dim", "needs model.attention_scale, which both kinds of layers share"),
+            (self.only_layers is None, "period", "model.only_layers is not known beside it"),
+            (self.experts is None or not self.experts.first_layer, "period", "stands beside model.experts.first_layer"),
+        ]  # fmt: skip
+        for holds, key, rule in rules:
+            if not holds:
+                raise TripathError(f"model.full_layers.{key}: {rule}")
+
+    @property
+    def geometry(self) -> Geometry:
+        """The attention of all layers, or of those that have a window."""
+        return Geometry(
+            name="", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, window=self.window,
+            turned_channels=self.turned_channels, rotation=self.rotation, shared_kv=False,
+        )  # fmt: skip
+
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """The attention of each kind of layers."""
+        full = self.full_layers
+        if full is None:
+            return (self.geometry,)
+        return self.geometry, Geometry(
+            name="full", heads=self.heads, kv_heads=full.kv_heads, head_dim=full.head_dim, window=None,
+            turned_channels=full.head_dim, rotation=Rotation(theta=full.rope_theta, pairs=full.rotary_pairs),
+            shared_kv=full.shared_kv,
+        )  # fmt: skip
+
     @property
     def query_width(self) -> int:
         """Elements of one row of Q."""
-        return self.heads * self.head_dim
+        return self.geometry.query_width
 
     @property
     def kv_width(self) -> int:
         """Elements of one row of K (and of V)."""
-        return self.kv_heads * self.head_dim
+        return self.geometry.kv_width
 
     @property
     def qkv_width(self) -> int:
         """Elements of one row of Q, K and V."""
-        return self.query_width + 2 * self.kv_width
+        return self.geometry.qkv_width
 
     @property
     def mask(self) -> Mask:
@@ -183,49 +292,56 @@ class ModelSpec:
     def network(self) -> Network:
         """The model as a list of operators: the one place that says how its parts fit together."""
         width, epsilon = self.hidden, self.rms_eps
-        heads = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
-        projections = (("q_proj", self.query_width), ("k_proj", self.kv_width), ("v_proj", self.kv_width))
 
-        def norm(name: str, part: str) -> Norm:
-            return Norm(name=name, part=part, width=width, epsilon=epsilon)
+        def norm(name: str, part: str, *, of_result: bool = False) -> Norm:
+            return Norm(name=name, part=part, width=width, epsilon=epsilon, of_result=of_result)
 
-        def post_norm(name: str, part: str) -> tuple[Operator, ...]:
-            return (replace(norm(name, part), of_result=True),) if self.post_norms else ()
+        def attention(of: Geometry) -> tuple[Operator, ...]:
+            heads = {"heads": of.heads, "kv_heads": of.kv_heads, "head_dim": of.head_dim}
+            projections = (("q_proj", of.query_width), ("k_proj", of.kv_width), ("v_proj", of.kv_width))
+            parts = projections[:2] if of.shared_kv else projections
+            head_norm = HeadNorm(**heads, epsilon=epsilon, values=self.v_norm, shared=of.shared_kv)
+            return (
+                norm("attention_norm", "attn_norm"),
+                Linear(name="w_qkv", parts=parts, inputs=width, bias="qkv_bias" if self.qkv_bias else ""),
+                *((head_norm,) if self.qk_norm else ()),
+                Rope(**heads, rotary_dim=of.turned_channels, rotation=of.rotation),
+                Attention(**heads, scale=self.scores_scale, mask=self.mask, window=of.window),
+                Linear(name="w_out", parts=(("attn_out", width),), inputs=of.query_width),
+                *((norm("attention_post_norm", "attn_post_norm", of_result=True),) if self.post_norms else ()),
+                Residual(width=width),
+            )
 
-        attention: tuple[Operator, ...] = (
-            norm("attention_norm", "attn_norm"),
-            Linear(name="w_qkv", parts=projections, inputs=width, bias="qkv_bias" if self.qkv_bias else ""),
-            *((HeadNorm(**heads, epsilon=epsilon, values=self.v_norm),) if self.qk_norm else ()),
-            Rope(**heads, rotary_dim=self.turned_channels, rotation=self.rotation),
-            Attention(**heads, scale=self.scores_scale, mask=self.mask),
-            Linear(name="w_out", parts=(("attn_out", width),), inputs=self.query_width),
-            *post_norm("attention_post_norm", "attn_post_norm"),
-            Residual(width=width),
-        )
         dense = (norm("ffn_norm", "ff_norm"), GatedMlp(width=width, inner=self.ffn, activation=self.gating))
-        end = (*post_norm("ffn_post_norm", "ff_post_norm"), Residual(width=width, scaled=self.layer_scales))
-        groups = [Group(repeat=self.layers, pattern=(*attention, *dense, *end))]
+        end = (
+            *((norm("ffn_post_norm", "ff_post_norm", of_result=True),) if self.post_norms else ()),
+            Residual(width=width, scaled=self.layer_scales),
+        )
+        ffn: tuple[Operator, ...] = dense
+        first, window, *others = 0, *self.geometries
         if self.experts is not None:
             first = self.experts.first_layer
             mixture = Moe(width=width, experts=self.experts, epsilon=epsilon, activation=self.gating)
-            mixed: tuple[Operator, ...] = (norm("ffn_norm", "ff_norm"), mixture)
+            ffn = (norm("ffn_norm", "ff_norm"), mixture)
             if self.experts.beside_ffn:
                 behind_dense, behind_experts = (
-                    replace(norm(name, part), of_result=True)
-                    for name, part in (
-                        ("dense_post_norm", "dense_post_norm"),
-                        ("experts_post_norm", "experts_post_norm"),
-                    )
+                    norm(name, name, of_result=True) for name in ("dense_post_norm", "experts_post_norm")
                 )
                 experts = (norm("experts_norm", "experts_norm"), mixture, behind_experts)
-                mixed = (Sum(branches=((*dense, behind_dense), experts), width=width),)
-            groups = [
-                *([Group(repeat=first, pattern=groups[0].pattern, name="dense")] if first else []),
-                Group(repeat=self.layers - first, pattern=(*attention, *mixed, *end)),
-            ]
+                ffn = (Sum(branches=((*dense, behind_dense), experts), width=width),)
+        cycles = 1 if self.full_layers is None else self.layers // self.full_layers.period
+        groups = [
+            *([Group(repeat=first, pattern=(*attention(window), *dense, *end), name="dense")] if first else []),
+            Group(repeat=self.layers // cycles - first - len(others), pattern=(*attention(window), *ffn, *end)),
+            *(
+                Group(repeat=1, pattern=(*attention(each), *ffn, *end), name=each.name, geometry=each.name)
+                for each in others
+            ),
+        ]
         return Network(
             stem=(Embedding(vocab=self.vocab, width=width, scale=self.embedding_scale),),
             groups=tuple(groups),
+            cycles=cycles,
             head=(
                 norm("final_norm", "ln_f"),
                 LmHead(vocab=self.vocab, width=width, tied=self.tied_embeddings, softcap=self.logit_softcap),

@@ -92,6 +92,8 @@ class Trait(Enum):
     CAUSAL = "causal attention"
     PARTIAL_ROTARY = "a rotation of some channels of a head alone"
     TIED = "an LM head that is the embedding"
+    WINDOW = "sliding windows"
+    SHARED_KV = "values that are the projection of keys"
 
 
 ALL_TRAITS = frozenset(Trait)
@@ -173,13 +175,21 @@ class Linear(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadNorm(_Operator):
-    """RMS norm of each head of Q and of K, with a factor for each channel of a head; of `values` of V too, without factors."""
+    """RMS norm of each head of Q and of K, with a factor for each channel of a head; of `values` of V too, without factors.
+
+    Where V is `shared`, it is what K was before its norm."""
 
     heads: int
     kv_heads: int
     head_dim: int
     epsilon: float
     values: bool = False
+    shared: bool = False
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """Whether V is K."""
+        return frozenset({Trait.SHARED_KV}) if self.shared else frozenset()
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -224,24 +234,30 @@ class Mask(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention(_Operator):
-    """h := softmax(q K^T * scale) V over the keys that `mask` admits, after K and V of the rows are cached."""
+    """h := softmax(q K^T * scale) V over the keys that `mask` admits, after K and V of the rows are cached.
+
+    Where there is a `window` w, keys fewer than w places before the row count, or before its block where rows see their whole
+    block; a row of a full mask sees as many behind it.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
     mask: Mask = Mask.FULL
+    window: int | None = None
 
     @property
     def traits(self) -> frozenset[Trait]:
-        """What the mask asks for."""
+        """What mask and window ask for."""
+        windows = frozenset() if self.window is None else frozenset({Trait.WINDOW})
         match self.mask:
             case Mask.FULL:
-                return frozenset()
+                return windows
             case Mask.BLOCK_CAUSAL:
-                return frozenset({Trait.BLOCK_CAUSAL})
+                return windows | {Trait.BLOCK_CAUSAL}
             case Mask.CAUSAL:
-                return frozenset({Trait.CAUSAL})
+                return windows | {Trait.CAUSAL}
 
     @property
     def query_width(self) -> int:
@@ -462,11 +478,15 @@ OPERATORS: tuple[type[Operator], ...] = get_args(Operator)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Layers of one pattern, one after the other; where a model has several groups, all but one have a `name`."""
+    """Layers of one pattern, one after the other; where a model has several groups, all but one have a `name`.
+
+    `geometry` is the name of the kind of their attention (`dllm.model.Geometry`).
+    """
 
     repeat: int
     pattern: tuple[Operator, ...]
     name: str = ""
+    geometry: str = ""
 
     def around_attention(self) -> tuple[tuple[Operator, ...], Attention, tuple[Operator, ...]]:
         """The operators of a layer before attention, attention, and those behind it."""
@@ -486,7 +506,7 @@ class Stored:
 
     name: str
     weight: Weight
-    layers: range | None = None
+    layers: Sequence[int] | None = None
 
     def of_layers(self) -> Iterator[tuple[int | None, int | None]]:
         """Index in the tensor and number of each layer; once None and None where it is outside of layers."""
@@ -495,11 +515,15 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """A whole model: what comes before the layers, the groups of layers, and what makes logits of the last stream."""
+    """A whole model: what comes before the layers, the groups of layers, and what makes logits of the last stream.
+
+    The groups follow each other `cycles` times, with other weights each time.
+    """
 
     stem: tuple[Operator, ...]
     groups: tuple[Group, ...]
     head: tuple[Operator, ...]
+    cycles: int = 1
 
     def weights(self) -> Iterator[Stored]:
         """Every tensor that the machine keeps, in the order of HBM."""
@@ -512,16 +536,17 @@ class Network:
         found += [Stored(name=weight.name, weight=weight) for each in self.head for weight in each.weights]
         yield from sorted(found, key=lambda stored: stored.weight.role.value)
 
-    def numbered(self) -> Iterator[tuple[Group, range]]:
+    def numbered(self) -> Iterator[tuple[Group, Sequence[int]]]:
         """Each group with the numbers of its layers."""
-        first = 0
+        first, cycle = 0, sum(group.repeat for group in self.groups)
         for group in self.groups:
-            yield group, range(first, first + group.repeat)
+            yield group, [first + turn * cycle + layer for turn in range(self.cycles) for layer in range(group.repeat)]
             first += group.repeat
 
     def layers(self) -> Iterator[tuple[int, tuple[Operator, ...]]]:
-        """Number and operators of each layer."""
-        yield from ((layer, group.pattern) for group, layers in self.numbered() for layer in layers)
+        """Number and operators of each layer, in their order."""
+        numbered = ((layer, group.pattern) for group, layers in self.numbered() for layer in layers)
+        yield from sorted(numbered, key=lambda each: each[0])
 
     def check(self, known: Collection[type[Operator]], walker: str, traits: Collection[Trait] = frozenset()) -> None:
         """Refuse a model of which a walker does not know every operator and trait.
@@ -539,7 +564,8 @@ class Network:
     @property
     def layer_macs_per_row(self) -> int:
         """Multiply-accumulates on the array of one row in all layers, attention's products left out."""
-        return sum(group.repeat * sum(each.macs_per_row for each in group.pattern) for group in self.groups)
+        once = sum(group.repeat * sum(each.macs_per_row for each in group.pattern) for group in self.groups)
+        return self.cycles * once
 
     def parts(self) -> Iterator[Sequence[Operator]]:
         """What a pass computes at a time: the stem, of each pattern what comes before and behind attention, and the head."""

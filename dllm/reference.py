@@ -107,7 +107,7 @@ class Stream:
     `x` is float32 [R, hidden]; `h` has an array [R, width] for each part of the last operator's result (Q, K and V stand
     apart). `weights` has the parts of the layer (or of what stands outside of all) by name; `rows` of `tokens` [S], at
     `positions`, are computed; `kept` is the layer's KV cache, of which rows see the keys where `visible` [R or 1, S] is true
-    (None: all); `angles` are RoPE's tables.
+    (None: all); the window of a row counts from its place in `begins` [R] (None: its position); `angles` are RoPE's tables.
     """
 
     tokens: np.ndarray
@@ -118,6 +118,7 @@ class Stream:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     visible: np.ndarray | None = None
+    begins: np.ndarray | None = None
     angles: dict[tuple[int, Rotation], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
@@ -156,7 +157,8 @@ def _heads(x: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def _head_norm(op: HeadNorm, s: Stream) -> None:
-    q, k, v = s.h
+    q, k, *values = s.h
+    v = k if op.shared else values[0]
     q, k = (
         rms_norm(_heads(x, op.head_dim), s.weights[f"{name}.weight"], op.epsilon).reshape(x.shape)
         for x, name in ((q, "q_norm"), (k, "k_norm"))
@@ -181,9 +183,19 @@ def _attention(op: Attention, s: Stream) -> None:
         s.kept[name][s.rows] = value
     k_SHD, v_SHD = (np.repeat(s.kept[name], op.heads // op.kv_heads, axis=1) for name in "kv")
     scores_HRS = np.einsum("rhd,shd->hrs", q_RHD, k_SHD) * np.float32(op.scale)
-    if s.visible is not None:
-        scores_HRS = np.where(s.visible, scores_HRS, np.float32(-np.inf))
+    for seen in (s.visible, _inside(op, s)):
+        if seen is not None:
+            scores_HRS = np.where(seen, scores_HRS, np.float32(-np.inf))
     s.h = [np.einsum("hrs,shd->rhd", softmax(scores_HRS), v_SHD).reshape(len(q_RHD), -1)]
+
+
+def _inside(op: Attention, s: Stream) -> np.ndarray | None:
+    """The keys [R, S] inside of the window of each row; None: there is none."""
+    if op.window is None:
+        return None
+    begins, keys = s.positions if s.begins is None else s.begins, np.arange(len(s.tokens))
+    inside = keys > begins[:, None] - op.window
+    return inside & (keys < begins[:, None] + op.window) if op.mask is Mask.FULL else inside
 
 
 def _gated(h: np.ndarray, weights: Mapping[str, np.ndarray], activation: Activation, prefix: str = "") -> np.ndarray:
@@ -294,16 +306,17 @@ class ReferenceModel:
         rows: slice = slice(None),
         cache: Cache | None = None,
         visible: np.ndarray | None = None,
+        begins: np.ndarray | None = None,
     ) -> np.ndarray:
         """Hidden states [R, hidden] of `rows` before the final norm; every row attends to all of `tokens` [S], or to those
-        where `visible` [R or 1, S] is true.
+        where `visible` [R or 1, S] is true. Windows count from the places `begins` [R], or from the rows themselves.
 
         K and V of `rows` are overwritten in `cache`, those of the other tokens stay as they are: a warm step passes all
         rows, a refine step the rows its cache policy recomputes. Without a cache `rows` must be all that can be seen.
         """
         cache = self.new_cache() if cache is None else cache
         positions = np.arange(len(tokens))[rows]
-        stream = Stream(tokens=tokens, rows=rows, positions=positions, x=np.zeros(0, np.float32))
+        stream = Stream(tokens=tokens, rows=rows, positions=positions, x=np.zeros(0, np.float32), begins=begins)
         self._run(stream, *self._stem)
         for layer, kept in zip(self._layers, cache, strict=True):
             stream.kept, stream.visible = kept, visible
@@ -426,10 +439,11 @@ class _Decoder:
         cache, mask, places = model.new_cache(), spec.mask, np.arange(len(self.tokens))
         before, edge = slice(0, self.start(0)), np.zeros((1, spec.hidden), np.float32)
         if before.stop:
-            edge = model.forward(self.tokens, before, cache, visible(mask, places, before, length))[-1:]
+            by_row = places[before] if mask is Mask.CAUSAL else places[before] // length * length
+            edge = model.forward(self.tokens, before, cache, visible(mask, places, before, length), by_row)[-1:]
         for block in range(self.canvas.blocks):
             start = self.start(block)
-            own, seen = slice(start, start + length), places[None] < start + length
+            own, seen, begins = slice(start, start + length), places[None] < start + length, np.full(length, start)
             if spec.seeded_blocks and length == 1:  # one token a block: sampling is its only step
                 if self.goes_on(block, 0):
                     self.commit(block, 0, edge, edge)
@@ -439,12 +453,13 @@ class _Decoder:
                 for step in range(self.workload.most_steps):
                     if not self.goes_on(block, step):
                         break
-                    self.commit(block, step, model.forward(self.tokens, own, cache, seen), edge)
+                    self.commit(block, step, model.forward(self.tokens, own, cache, seen, begins), edge)
             after = self.force(block + 1, 0) if self.force else None
             if after is not None:  # the other decoder's tokens are what its cache holds
                 self.tokens[: own.stop] = after[: own.stop]
-            clean = visible(mask, places, own, length) if mask is Mask.CAUSAL else seen
-            edge = model.forward(self.tokens, own, cache, clean)[-1:]
+            if mask is Mask.CAUSAL:
+                seen, begins = visible(mask, places, own, length), places[own]
+            edge = model.forward(self.tokens, own, cache, seen, begins)[-1:]
 
     def goes_on(self, block: int, step: int) -> bool:
         """A mask is left in the block, or the last step changed it where tokens are edited; the canvas is then that of the other

@@ -35,14 +35,18 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rotation:
-    """Angles of a rotary embedding: pair j of n channels turns by theta^(-2j / n) a token, unless `scaling` stretches it."""
+    """Angles of a rotary embedding: pair j of n channels turns by theta^(-2j / n) a token, unless `scaling` stretches it; those
+    from number `pairs` on stay."""
 
     theta: float
     scaling: Scaling | None = None
+    pairs: int | None = None
 
     def frequencies(self, channels: int) -> np.ndarray:
         """Angle of a token's step for each pair of so many channels, float64 [channels / 2]."""
         plain, scaling = self.theta ** (-np.arange(0, channels, 2) / channels), self.scaling
+        if self.pairs is not None:
+            plain[self.pairs :] = 0.0
         if scaling is None:
             return plain
         context = scaling.original_context

@@ -52,7 +52,7 @@ class Flow:
     """
 
     tokens: torch.Tensor
-    masks: Mapping[Mask, torch.Tensor]
+    masks: Mapping[tuple[Mask, int | None], torch.Tensor]
     rope: Mapping[Rope, tuple[torch.Tensor, torch.Tensor]]
     x: torch.Tensor
     h: list[torch.Tensor] = field(default_factory=list)
@@ -64,9 +64,14 @@ def heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
-def admitted(mask: Mask, positions: torch.Tensor, block: int) -> torch.Tensor:
+def admitted(mask: Mask, positions: torch.Tensor, block: int, window: int | None = None) -> torch.Tensor:
     """The keys [1 or rows, keys] that rows at `positions` see, among keys at the same positions."""
     rows, keys = positions[:, None], positions[None]
+    if window is not None:
+        begins = rows // block * block if mask is Mask.BLOCK_CAUSAL else rows
+        inside = keys > begins - window
+        inside = inside & (keys < begins + window) if mask is Mask.FULL else inside
+        return inside & admitted(mask, positions, block)
     match mask:
         case Mask.FULL:
             return torch.ones(1, len(positions), dtype=torch.bool)
@@ -94,7 +99,8 @@ def _linear(op: Linear, f: Flow) -> None:
 
 
 def _head_norm(op: HeadNorm, f: Flow) -> None:
-    q, k, v = f.h
+    q, k, *values = f.h
+    v = k if op.shared else values[0]
     normed = (f.modules[name](x.unflatten(-1, (-1, op.head_dim))) for x, name in ((q, "q_norm"), (k, "k_norm")))
     if op.values:
         v = functional.rms_norm(v.unflatten(-1, (-1, op.head_dim)), (op.head_dim,), eps=op.epsilon).flatten(-2)
@@ -110,7 +116,7 @@ def _attention(op: Attention, f: Flow) -> None:
     q, k, v = f.h
     group = op.heads // op.kv_heads
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=f.masks[op.mask], scale=op.scale)
+    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=f.masks[op.mask, op.window], scale=op.scale)
     f.h = [attended.transpose(1, 2).flatten(2)]
 
 
@@ -204,12 +210,12 @@ def _sum(op: Sum, f: Flow) -> None:
     f.h = [torch.stack(results).sum(0)]
 
 
-class Factor(nn.Module):
-    """A learned number, under the name of the module."""
+class Factors(nn.Module):
+    """Learned factors, under the name of the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 1) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
+        self.weight = nn.Parameter(torch.ones(width))
 
 
 def _residual(op: Residual, f: Flow) -> None:
@@ -265,7 +271,7 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
                 for branch in each.branches:
                     yield from _modules(branch)
             case Residual() if each.scaled:
-                yield "layer_scale", Factor()
+                yield "layer_scale", Factors()
             case Rope() | Attention() | Residual():
                 pass
             case unknown:
@@ -287,7 +293,7 @@ class DiffusionTransformer(nn.Module):
         operators = [each for _, pattern in self.network.layers() for each in pattern]
         ropes = {each for each in operators if isinstance(each, Rope)}
         self.tables = {each: rope_tables(spec.max_sequence, each.frequencies) for each in ropes}
-        self.masks = {each.mask for each in operators if isinstance(each, Attention)}
+        self.masks = {(each.mask, each.window) for each in operators if isinstance(each, Attention)}
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -311,7 +317,7 @@ class DiffusionTransformer(nn.Module):
             tokens, visible = torch.cat([tokens, noisy], 1), torch.cat([visible, visible[:, -count:]], 1)
             positions, own = torch.cat([positions, positions[-count:]]), torch.cat([own, torch.ones(count).bool()])
         rope = {op: (cosine[positions], sine[positions]) for op, (cosine, sine) in self.tables.items()}
-        masks = {mask: self._visible(mask, positions, own, visible) for mask in self.masks}
+        masks = {key: self._visible(*key, positions, own, visible) for key in self.masks}
         flow = Flow(tokens=tokens, masks=masks, rope=rope, x=tokens)
         self._run(flow, self.network.stem, self)
         for (_, pattern), block in zip(self.network.layers(), self.blocks, strict=True):
@@ -321,9 +327,11 @@ class DiffusionTransformer(nn.Module):
         self._run(flow, self.network.head, self)
         return flow.h[0]
 
-    def _visible(self, mask: Mask, positions: torch.Tensor, noisy: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    def _visible(
+        self, mask: Mask, window: int | None, positions: torch.Tensor, noisy: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
         """The keys that each row sees; rows of padding see padding, so that no softmax is empty."""
-        keys = admitted(mask, positions, self.block)
+        keys = admitted(mask, positions, self.block, window)
         if noisy.any():
             same_block = positions[:, None] // self.block == positions[None] // self.block
             keys = keys & torch.where(noisy[:, None] & same_block, noisy[None], ~noisy[None])

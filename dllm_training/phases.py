@@ -16,6 +16,7 @@ from torch.nn import functional
 from dllm.model import ModelSpec
 from dllm.operators import Attention, Operator
 from dllm_training.model import COMPUTE, DiffusionTransformer, Flow
+from npu.errors import TripathError
 
 Call = Callable[[], object]
 WARMUP = 3
@@ -25,6 +26,8 @@ class Phases:
     """A model with random weights on a device, and a cache of K and V for each layer."""
 
     def __init__(self, spec: ModelSpec, *, batch: int, canvas: int, block: int, device: str, dtype: str) -> None:
+        if len(spec.geometries) > 1:
+            raise TripathError(f"model: phases of {spec.name} are not timed, its layers are of two kinds")
         self.spec, self.batch, self.canvas, self.block = spec, batch, canvas, block
         before = torch.get_default_dtype()
         torch.set_default_dtype(getattr(torch, dtype))

@@ -146,12 +146,13 @@ def arrangements(options: CompilerOptions, model: ModelSpec, workload: Workload)
 def _heads(model: ModelSpec) -> list[tuple[int, int]]:
     """KV heads and query heads of each that can be in flight, best first: as many as are enough, or a few more, then fewer; and
     rather of one KV head, which needs no more tiles in Matrix SRAM."""
-    group, most = model.heads // model.kv_heads, range(1, MOST_HEADS + 1)
+    most = range(1, MOST_HEADS + 1)
     found = [
         (kv_heads, queries)
         for kv_heads in most
         for queries in most
-        if kv_heads * queries <= MOST_HEADS and model.kv_heads % kv_heads == 0 and group % queries == 0
+        if kv_heads * queries <= MOST_HEADS
+        and all(each.kv_heads % kv_heads == 0 and each.group % queries == 0 for each in model.geometries)
     ]
 
     def rank(each: tuple[int, int]) -> tuple[bool, int, int]:

@@ -192,22 +192,30 @@ class _Head:
             c.e.emit("V_ADD_VV", dst=out, a=out, b=c.vector(self.turn("partial", way), 0, [(row, hd)]), n=hd)
 
     def hide(self, part: Level, tile: _Tile, scores: str) -> None:
-        """Scores of a tile less those of keys that a row does not see, where each row has an edge of its own."""
-        c, e, n, length = self.c, self.c.e, self.c.tiling.key_tile, self.c.workload.block_length
-        mask, first = self.flow.chunk.span.by_row, [*self.flow.chunk.first_rows, *tile.inside]
-        match mask:
+        """Scores of a tile less those of keys that a row does not see, where each row has an edge or a window of its own."""
+        canvas, length, by_row = self.c.tiling.canvas, self.c.workload.block_length, self.flow.chunk.span.by_row
+        window = self.c.tiling.window(self.c.geometry)
+        match by_row:
             case None | Mask.FULL:
-                return
+                group = length if self.c.workload.caches.appends else 1
             case Mask.CAUSAL:
                 group = 1
             case Mask.BLOCK_CAUSAL:
                 group = length
+        if by_row is not None and by_row is not Mask.FULL:
+            self._add_of_rows("edge", canvas - group, group, part, tile, scores)
+        if window is not None:
+            self._add_of_rows("window", canvas + window - 1, group, part, tile, scores)
+
+    def _add_of_rows(self, buffer: str, place: int, group: int, part: Level, tile: _Tile, scores: str) -> None:
+        """A row of a buffer to each row of scores, from `place` on for the first row of the canvas; it moves back with groups of
+        rows."""
+        c, e, n = self.c, self.c.e, self.c.tiling.key_tile
+        first = [*self.flow.chunk.first_rows, *tile.inside]
         with e.loop(max(1, tile.rows // group)) as outer, e.loop(min(group, tile.rows)) as inner:
             row = c.vector(scores, 0, [(outer, group * c.vlen), (inner, c.vlen)])
-            # Rows of a group see the keys to the end of the group; the edge moves back with it.
             moves = times(grouped([*first, (outer, group)], group), -1)
-            edge = c.vector("edge", c.tiling.canvas - group, [*moves, (part, n)])
-            e.emit("V_ADD_VV", dst=row, a=row, b=edge, n=n)
+            e.emit("V_ADD_VV", dst=row, a=row, b=c.vector(buffer, place, [*moves, (part, n)]), n=n)
 
     def softmax(self, part: Level, tile: _Tile, way: _Way) -> None:
         """Online softmax of one tile of scores in place; leaves exp(old max - new max) in `correction`."""

@@ -80,22 +80,23 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ("x", rows * model.hidden, "embed", ""),
         ("norm_weight", most_norms(model.network) * model.hidden, "qkv", ""),
         ("h", rows * model.hidden, "qkv", ""),
-        ("rope", rows * model.turned_channels, "qkv", ""),
-        ("bias", model.qkv_width if model.qkv_bias else 0, "qkv", ""),
-        ("head_norm", 2 * model.head_dim if model.qk_norm else 0, "qkv", ""),
-        ("qkv", rows * model.qkv_width, "qkv", ""),
-        ("q", rows * model.query_width, "attention", ""),
+        ("rope", rows * most(model, "turned_channels"), "qkv", ""),
+        ("bias", most(model, "qkv_width") if model.qkv_bias else 0, "qkv", ""),
+        ("head_norm", 2 * most(model, "head_dim") if model.qk_norm else 0, "qkv", ""),
+        ("qkv", rows * most(model, "qkv_width"), "qkv", ""),
+        ("q", rows * most(model, "query_width"), "attention", ""),
         ("mask", sequences * tiling.cache_tokens, "attention", ""),
+        ("window", tiling.window_elements(model.geometries), "attention", ""),
         ("edge", 2 * tiling.cache_tokens if workload.caches.appends else 0, "attention", ""),
         *(
             (name, tiling.row_tile * hardware.vlen, "attention", "")
             for name in alternating("scores", tiling.arrangement)
         ),
         *(
-            (name, tiling.row_tile * model.head_dim, "attention", "")
+            (name, tiling.row_tile * most(model, "head_dim"), "attention", "")
             for name in alternating("partial", tiling.arrangement)
         ),
-        ("attended", rows * model.query_width, "attention", ""),
+        ("attended", rows * most(model, "query_width"), "attention", ""),
         ("y", rows * model.hidden, "out", ""),
         ("beside", rows * model.hidden if _has_branches(model) else 0, "ffn", ""),
         ("gate", gated, "ffn", "gated"),
@@ -123,20 +124,20 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         )  # fmt: skip
     if smoothing.sides:
         inverse, fold = smoothing_widths(model, smoothing)
-        measured, channels = bool(smoothing.measured), tiling.batch * 2 * model.kv_width
+        measured, channels = bool(smoothing.measured), tiling.batch * 2 * most(model, "kv_width")
         yield from (
             ("channel_max", channels if measured else 0, "qkv", ""),
             ("channel_mean", channels if smoothing.centres else 0, "qkv", ""),
             ("inverse", sequences * inverse, "qkv", ""),
             ("smoothing", inverse + fold if measured else 0, "smooth", ""),
-            ("kv", rows * 2 * model.kv_width if measured else 0, "smooth", ""),
+            ("kv", rows * 2 * most(model, "kv_width") if measured else 0, "smooth", ""),
             ("fold", sequences * fold, "attention", ""),
         )
     if smoothing.mixed:
-        yield "mixed", STREAM_SLOTS * tiling.row_tile * model.head_dim, "qkv", "mixed"
+        yield "mixed", STREAM_SLOTS * tiling.row_tile * most(model, "head_dim"), "qkv", "mixed"
     if smoothing.pre_rope:
-        yield "cached_keys", rows * model.kv_width, "rotate", ""
-        yield "key_rope", rows * model.turned_channels, "rotate", ""
+        yield "cached_keys", rows * most(model, "kv_width"), "rotate", ""
+        yield "key_rope", rows * most(model, "turned_channels"), "rotate", ""
 
 
 def _has_branches(model: ModelSpec) -> bool:
@@ -146,7 +147,7 @@ def _has_branches(model: ModelSpec) -> bool:
 def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling) -> Plan:
     """Constants, one sum and validity per row, softmax state per query head and row."""
     rows, smoothing, arrangement = tiling.chunk_rows, numerics.smoothing, tiling.arrangement
-    states = arrangement.kv_heads * (model.heads // model.kv_heads) * rows
+    states = arrangement.kv_heads * (most(model, "group")) * rows
     fused, sampled = tiling.arrangement.fuses_sampling, workload.batch * workload.block_length
     yield from (
         ("constants", len(CONSTANTS), "setup", ""),
@@ -158,7 +159,7 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
         ("running_sum", states, "attention", ""),
         ("new_max", tiling.row_tile, "attention", ""),
         ("correction", tiling.row_tile * arrangement.turns, "attention", ""),
-        ("head_state", 2 * 2 * model.kv_heads if smoothing.measured else 0, "smooth", ""),
+        ("head_state", 2 * 2 * most(model, "kv_heads") if smoothing.measured else 0, "smooth", ""),
         ("inverse_tokens", tiling.batch if smoothing.centres else 0, "smooth", ""),
         ("expert_scale", int(model.experts is not None), "setup", ""),
         ("edit_threshold", int(workload.edits), "setup", ""),
@@ -184,6 +185,11 @@ def _integer(model: ModelSpec, workload: Workload, tiling: Tiling) -> Plan:
         yield "list", tiling.chunk_rows * (experts.chosen + 1), "ffn", ""
 
 
+def most(model: ModelSpec, what: str) -> int:
+    """The most that the attention of any layer has of something."""
+    return max(getattr(each, what) for each in model.geometries)
+
+
 def alternating(buffer: str, arrangement: Arrangement) -> tuple[str, ...]:
     """The names of a buffer that heads in flight take in turns."""
     return (buffer, f"{buffer}_odd")[: arrangement.turns]
@@ -198,11 +204,13 @@ def _matrix(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tili
     arrangement = tiling.arrangement
     yield "weights", arrangement.weight_slots * aligned(panel_bytes(model, hardware, numerics)), "ffn", "weights"
     if numerics.smoothing.mixed:
-        yield "hadamard", model.head_dim * FORMATS["bf16"].row_bytes(model.head_dim), "setup", ""
+        yield "hadamard", most(model, "head_dim") * FORMATS["bf16"].row_bytes(most(model, "head_dim")), "setup", ""
     for side in CONTRACTED:
         yield (
             side,
-            STREAM_SLOTS * arrangement.kv_heads * aligned(cache_tile(model, numerics, tiling, side).size_bytes),
+            STREAM_SLOTS
+            * arrangement.kv_heads
+            * max(aligned(cache_tile(each, numerics, tiling, side).size_bytes) for each in model.geometries),
             "attention",
             "keys_values",
         )

@@ -14,25 +14,25 @@ from npu_compiler.tiling import CONTRACTED, CacheTile, cache_tile
 
 def store_cache(c: Context, chunk: Chunk, layer: Layer, buffer: str, offset: int, width: int) -> None:
     """The rows of a chunk, K from column `offset` of a buffer of `width` columns and V behind it, into the cache."""
-    e, model, group = c.e, c.model, c.tiling.token_block
+    e, group = c.e, c.tiling.token_block
     code = FORMATS[c.numerics.kv].code
-    with chunk.runs(e) as (rows, local, canvas), e.loop(model.kv_heads) as head:
+    with chunk.runs(e) as (rows, local, canvas), e.loop(c.geometry.kv_heads) as head:
         for number, side in enumerate(CONTRACTED):
             facts, by_token = c.tensor(side), c.numerics.axis_of(side) == "channels"
             per_token = facts.row_bytes if by_token else facts.stride_bytes(3) // group
             place, steps = _rows_of_head(c, chunk, facts, per_token, canvas, layer, head)
-            column = offset + number * model.kv_width
-            source: Steps = [(head, model.head_dim), *times(local, width)]
+            column = offset + number * c.geometry.kv_width
+            source: Steps = [(head, c.geometry.head_dim), *times(local, width)]
             if by_token:
                 e.emit("H_STORE_V", dst=c.hbm(side, place, steps, rows=per_token),
-                       src=c.vector(buffer, column, source, rows=width), rows=rows, cols=model.head_dim, format=code,
+                       src=c.vector(buffer, column, source, rows=width), rows=rows, cols=c.geometry.head_dim, format=code,
                        block=c.log2_block)  # fmt: skip
                 continue
             with e.loop(rows // group) as part:
                 steps = [*steps, (part, group * per_token)]
-                source = [(head, model.head_dim), (part, group * width), *times(local, width)]
+                source = [(head, c.geometry.head_dim), (part, group * width), *times(local, width)]
                 e.emit("H_STORE_T", dst=c.hbm(side, place, steps), src=c.vector(buffer, column, source, rows=width),
-                       cols=model.head_dim, format=code, block=group.bit_length() - 1)  # fmt: skip
+                       cols=c.geometry.head_dim, format=code, block=group.bit_length() - 1)  # fmt: skip
 
 
 def _rows_of_head(
@@ -53,19 +53,19 @@ def _rows_of_head(
 
 def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str, layer: Layer) -> None:
     """Move the rows of a chunk, of all KV heads, between a tensor of keys by token in HBM and a buffer."""
-    facts, width = c.tensor(tensor), c.model.kv_width
-    with chunk.runs(c.e) as (rows, local, canvas), c.e.loop(c.model.kv_heads) as head:
+    facts, width = c.tensor(tensor), c.geometry.kv_width
+    with chunk.runs(c.e) as (rows, local, canvas), c.e.loop(c.geometry.kv_heads) as head:
         place, steps = _rows_of_head(c, chunk, facts, facts.row_bytes, canvas, layer, head)
         outside = c.hbm(tensor, place, steps, rows=facts.row_bytes)
-        inside = c.vector(buffer, 0, [(head, c.model.head_dim), *times(local, width)], rows=width)
+        inside = c.vector(buffer, 0, [(head, c.geometry.head_dim), *times(local, width)], rows=width)
         dst, src = (inside, outside) if mnemonic == "H_LOAD_V" else (outside, inside)
-        c.e.emit(mnemonic, dst=dst, src=src, rows=rows, cols=c.model.head_dim, format=FORMATS[facts.format].code,
+        c.e.emit(mnemonic, dst=dst, src=src, rows=rows, cols=c.geometry.head_dim, format=FORMATS[facts.format].code,
                  block=c.log2_block)  # fmt: skip
 
 
 def tile_of(c: Context, side: str) -> CacheTile:
     """How tiles of `side` lie in Matrix SRAM."""
-    return cache_tile(c.model, c.numerics, c.tiling, side)
+    return cache_tile(c.geometry, c.numerics, c.tiling, side)
 
 
 def _tile_bytes(c: Context, side: str) -> int:
@@ -94,12 +94,12 @@ def load_tile(
         e.emit("H_LOAD_M", dst=c.matrix(side, inside), src=c.hbm(tile.tensor, 0, steps), rows=1, row_bytes=stored)
     elif by_token:
         e.emit("H_LOAD_T", dst=c.matrix(side, inside, rows=tile.column_bytes), src=c.hbm(side, 0, steps, rows=facts.row_bytes),
-               rows=tiling.key_tile, cols=c.model.head_dim, format=code, block=c.log2_block)  # fmt: skip
+               rows=tiling.key_tile, cols=c.geometry.head_dim, format=code, block=c.log2_block)  # fmt: skip
     else:
         with e.loop(tiling.key_tile // group) as tokens:
             target = c.matrix(side, inside, [(tokens, group * tile.column_bytes)], rows=tile.column_bytes)
             source = c.hbm(side, 0, [*steps, (tokens, facts.stride_bytes(3))], rows=facts.row_bytes)
-            e.emit("H_LOAD_T", dst=target, src=source, rows=c.model.head_dim, cols=group, format=code,
+            e.emit("H_LOAD_T", dst=target, src=source, rows=c.geometry.head_dim, cols=group, format=code,
                    block=group.bit_length() - 1)  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def multiply_tile(c: Context, side: str, number: int, n: Level, rows: int, acts:
 
     `acts` says where the rows lie, for strides along the contraction, which is cut where it is longer than the array takes.
     """
-    tile, length = tile_of(c, side), c.model.head_dim if side == "keys" else c.tiling.key_tile
+    tile, length = tile_of(c, side), c.geometry.head_dim if side == "keys" else c.tiling.key_tile
     for offset, count, k in segments(length, c.hardware.mlen):
         with c.e.loop(count) as piece:
             moves = [

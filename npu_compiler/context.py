@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dllm.constants import CONSTANTS, further_constants
-from dllm.model import ModelSpec
+from dllm.model import Geometry, ModelSpec
+from dllm.operators import Group
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS, MX_BLOCK
 from npu.hardware import HardwareConfig
@@ -34,6 +35,12 @@ class Context:
     tiling: Tiling
     tensors: dict[str, Tensor]
     buffers: Buffers
+    geometry: Geometry
+
+    def within(self, group: Group) -> "Context":
+        """The same inside of a group of layers, with the attention that these have."""
+        (geometry,) = (each for each in self.model.geometries if each.name == group.geometry)
+        return self if geometry == self.geometry else replace(self, geometry=geometry)
 
     @property
     def vlen(self) -> int:
@@ -56,8 +63,8 @@ class Context:
         return self.numerics.block_size.bit_length() - 1
 
     def tensor(self, name: str) -> Tensor:
-        """The HBM tensor of that name."""
-        return self.tensors[name]
+        """The HBM tensor of that name, or that of the layers' kind of attention where each kind has its own."""
+        return self.tensors.get(self.geometry.tensor(name)) or self.tensors[name]
 
     def vector(self, buffer: str, offset: int = 0, steps: Steps = (), *, rows: int = 0, slot_stride: int = 0) -> Place:
         """A place in a buffer of Vector SRAM; `slot_stride` lies between the slots of one that belongs to a stream."""
@@ -83,7 +90,7 @@ class Context:
 
     def hbm(self, name: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> Place:
         """A place in a tensor in HBM; offsets and strides in bytes."""
-        return place(self.tensors[name], offset, steps, rows=rows)
+        return place(self.tensor(name), offset, steps, rows=rows)
 
     def number(self, first: int, steps: Steps = ()) -> Place:
         """A plain number that follows the loops, in place of an address."""
@@ -179,14 +186,15 @@ class Context:
 
     def project(
         self, flow: Flow, *, weights: str, first_row: int = 0, outputs: int, inputs: int, dst: str, acts: str = "",
-        steps: Steps = (), slot_stride: int = 0, activations: str = "",
+        steps: Steps = (), slot_stride: int = 0, activations: str = "", pitch: int | None = None,
     ) -> None:  # fmt: skip
-        """dst[:, :outputs] := acts @ weights^T: panels of BLEN output columns stream through the array.
+        """dst[:, :outputs] := acts @ weights^T: panels of BLEN output columns stream through the array; rows of `dst` lie `pitch`
+        elements apart (None: `outputs`).
 
         `acts` are the flow's value unless named, `activations` the format that the numerics say unless named; `steps` are
         strides of the weights in rows (slice, expert).
         """
-        acts, name = acts or flow.value, flow.tensor(weights)
+        acts, name, pitch = acts or flow.value, flow.tensor(weights), pitch or outputs
         e, columns, facts = self.e, math.gcd(self.hardware.blen, outputs), self.tensor(name)
         size, quantised = FORMATS[facts.format], FORMATS[activations or self.numerics.activations]
         moves = [*flow.layers(facts.stride_bytes(0)), *times(steps, facts.row_bytes)]
@@ -208,9 +216,7 @@ class Context:
                                 rows=rows, cols=columns, k=k, block=block.bit_length() - 1, weight_format=size.code,
                                 act_format=quantised.code, block_stride=record,
                             )  # fmt: skip
-                    out = self.vector(
-                        dst, 0, [(n, columns), *times(at, outputs)], rows=outputs, slot_stride=slot_stride
-                    )
+                    out = self.vector(dst, 0, [(n, columns), *times(at, pitch)], rows=pitch, slot_stride=slot_stride)
                     e.emit("M_OUT", dst=out, rows=rows, cols=columns)
             self.advance("weights")
 

@@ -9,15 +9,21 @@ from npu_compiler.stages import Level
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """The layer of a group that is lowered: `loop` counts the layers of the group, whose first one is number `first` of all."""
+    """The layer of a group that is lowered: `loop` counts the layers of the group, whose first one is number `first` of those
+    with the same kind of attention; `cycle` counts how often the groups came before."""
 
     group: Group
     first: int
     loop: Level
+    cycle: Level
 
     def number(self, stride: int) -> list[tuple[Level, int]]:
-        """Strides of an address that moves on by `stride` from layer to layer of the model."""
-        return [(fixed(self.first), stride), (self.loop, stride)]
+        """Strides of an address that moves on by `stride` from layer to layer of a kind of attention."""
+        return [(fixed(self.first), stride), *self.of_group(stride)]
+
+    def of_group(self, stride: int) -> list[tuple[Level, int]]:
+        """Strides of an address that moves on by `stride` from layer to layer of the group."""
+        return [(self.loop, stride), (self.cycle, self.group.repeat * stride)]
 
 
 @dataclass(kw_only=True)
@@ -50,4 +56,4 @@ class Flow:
 
     def layers(self, stride: int) -> list[tuple[Level, int]]:
         """Strides of an address that moves on by `stride` from layer to layer of the group."""
-        return [] if self.layer is None else [(self.layer.loop, stride)]
+        return [] if self.layer is None else self.layer.of_group(stride)

@@ -28,16 +28,18 @@ def forward(c: Context, span: Span, *, measuring: bool) -> None:
     with c.e.phase("embed"):
         for chunk in c.chunks(span):
             lower(network.stem, c, Flow(chunk=chunk))
-    for group, layers in network.numbered():
-        with c.e.loop(group.repeat) as loop:
-            layer = Layer(group=group, first=layers.start, loop=loop)
-            before, attention, behind = group.around_attention()
-            _write_cache(c, before, span, layer, measuring=measuring)
-            if c.numerics.smoothing.pre_rope:
-                with c.e.phase("rotate"):
-                    _rotate_keys(c, layer)
-            for chunk in c.chunks(span):
-                _read_cache(c, attention, behind, chunk, layer)
+    with c.e.loop(network.cycles) as cycle:
+        for group, layers in network.numbered():
+            own, first = c.within(group), layers[0] if network.cycles == 1 else 0
+            with c.e.loop(group.repeat) as loop:
+                layer = Layer(group=group, first=first, loop=loop, cycle=cycle)
+                before, attention, behind = group.around_attention()
+                _write_cache(own, before, span, layer, measuring=measuring)
+                if c.numerics.smoothing.pre_rope:
+                    with c.e.phase("rotate"):
+                        _rotate_keys(own, layer)
+                for chunk in c.chunks(span):
+                    _read_cache(own, attention, behind, chunk, layer)
     if c.keeps(span):
         with c.e.phase("ffn"):
             for chunk in c.chunks(span):
@@ -50,7 +52,7 @@ def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: L
 
     Where the pass is `measuring` the channels, K and V go to HBM as BF16 instead, to be read again once all are known.
     """
-    e, model, width = c.e, c.model, c.model.qkv_width
+    e, model, width = c.e, c.model, c.geometry.qkv_width
     with e.phase("qkv"):
         if measuring:
             with e.stage("clear channels"):
@@ -68,18 +70,18 @@ def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: L
             mix_projected(c, chunk)
             if measuring:
                 with e.stage("measure channels"):
-                    measure(c, chunk, "qkv", model.query_width, width)
+                    measure(c, chunk, "qkv", c.geometry.query_width, width)
             else:
                 with e.stage("to the terms of the cache"):
-                    to_cache_domain(c, chunk, "qkv", model.query_width, width)
+                    to_cache_domain(c, chunk, "qkv", c.geometry.query_width, width)
             with e.stage("store Q, K, V"):
                 if not c.keeps(span):
-                    c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", model.query_width, pitch=width)
+                    c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", c.geometry.query_width, pitch=width)
                 if measuring:
-                    columns = {"offset": model.query_width, "pitch": width}
-                    c.transfer_rows(chunk, "H_STORE_V", "kv_raw", "qkv", 2 * model.kv_width, **columns)
+                    columns = {"offset": c.geometry.query_width, "pitch": width}
+                    c.transfer_rows(chunk, "H_STORE_V", "kv_raw", "qkv", 2 * c.geometry.kv_width, **columns)
                 else:
-                    store_cache(c, chunk, layer, "qkv", model.query_width, width)
+                    store_cache(c, chunk, layer, "qkv", c.geometry.query_width, width)
     if measuring:
         with e.phase("smooth"):
             smooth(c, span, layer)
@@ -89,7 +91,9 @@ def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator],
     """Attention and the operators behind it; then the chunk goes back to HBM."""
     e, model, mask = c.e, c.model, c.tensor("mask")
     kept = c.keeps(chunk.span)
-    queries = {"value": "qkv", "pitch": model.qkv_width} if kept else {"value": "q", "pitch": attention.query_width}
+    queries = (
+        {"value": "qkv", "pitch": c.geometry.qkv_width} if kept else {"value": "q", "pitch": attention.query_width}
+    )
     flow = Flow(chunk=chunk, layer=layer, result="y", **queries)
     with e.phase("attention"):
         if not kept:
@@ -124,11 +128,11 @@ def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator],
 
 def _rotate_keys(c: Context, layer: Layer) -> None:
     """The keys of a layer, cached before RoPE, de-quantised and turned: all rows of the canvas into `rotated_keys`."""
-    e, width, once = c.e, c.model.kv_width, Layer(group=layer.group, first=0, loop=fixed(0))
+    e, width, once = c.e, c.geometry.kv_width, Layer(group=layer.group, first=0, loop=fixed(0), cycle=fixed(0))
     for chunk in c.chunks(full_span(c.workload, c.tiling)):
         with e.stage("load keys"):
             move_keys(c, chunk, "H_LOAD_V", "keys", "cached_keys", layer)
-            c.transfer_rows(chunk, "H_LOAD_V", "rope", "key_rope", c.model.turned_channels)
+            c.transfer_rows(chunk, "H_LOAD_V", "rope", "key_rope", c.geometry.turned_channels)
         with e.stage("rotate keys"):
             turn(c, chunk, "cached_keys", "key_rope", width, width)
         with e.stage("store keys"):

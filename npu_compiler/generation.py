@@ -91,6 +91,9 @@ def compile_passes(
             f"numerics.smoothing.scheme: {numerics.smoothing.scheme} needs heads of whole MX blocks, model.head_dim is "
             f"{given.head_dim}"
         )
+    smoothing = numerics.smoothing
+    if len(model.geometries) > 1 and (smoothing.sides or smoothing.mixed or smoothing.pre_rope):
+        raise TripathError(f"numerics.smoothing.scheme: {smoothing.scheme} is not known beside model.full_layers")
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:
@@ -263,6 +266,7 @@ def _tree(
     c = Context(
         e=e, model=model, vocab=vocab, workload=workload, hardware=hardware, numerics=numerics, tiling=tiling,
         tensors={tensor.name: tensor for tensor in tensors}, buffers=buffers,
+        geometry=model.geometry,
     )  # fmt: skip
     with e.phase("setup"):
         with e.stage("load constants"):
@@ -276,10 +280,10 @@ def _tree(
             if workload.edits:
                 e.emit("H_LOAD_F", dst=c.fp("edit_threshold"), src=c.hbm("edit_threshold"), n=1)
             e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)
-            if workload.caches.appends:
-                edge = c.tensor("edge")
-                e.emit("H_LOAD_V", dst=c.vector("edge"), src=c.hbm("edge"), rows=1, cols=edge.shape[-1],
-                       format=FORMATS[edge.format].code, block=LOG2_ROW_BLOCK)  # fmt: skip
+            for name in ("edge", "window"):
+                if (row := c.tensors.get(name)) is not None and not workload.samples_only:
+                    e.emit("H_LOAD_V", dst=c.vector(name), src=c.hbm(name), rows=1, cols=row.shape[-1],
+                           format=FORMATS[row.format].code, block=LOG2_ROW_BLOCK)  # fmt: skip
         if numerics.smoothing.mixed and not workload.samples_only:
             load_hadamard(c)
     when, blocks, period = numerics.smoothing.measured, tiling.blocks, _period(workload, tiling)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from dllm.constants import CONSTANTS, further_constants
-from dllm.model import ModelSpec
+from dllm.model import Geometry, ModelSpec
 from dllm.operators import Role
 from dllm.workload import Numerics, Workload
 from npu.errors import CapacityError
@@ -31,6 +31,11 @@ def format_of(role: Role, numerics: Numerics) -> str:
             return "bf16"
 
 
+def layers_of(model: ModelSpec, geometry: Geometry) -> int:
+    """Layers whose attention is of this kind."""
+    return sum(len(layers) for group, layers in model.network.numbered() if group.geometry == geometry.name)
+
+
 def hbm_map(
     model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling, hardware: HardwareConfig
 ) -> tuple[Tensor, ...]:
@@ -38,20 +43,20 @@ def hbm_map(
     batch, canvas, layers, hidden = workload.batch, tiling.canvas, model.layers, model.hidden
     groups, tokens, size = tiling.cache_tokens // tiling.token_block, tiling.token_block, numerics.block_size
 
-    def cache(side: str) -> tuple[str, tuple[int, ...], str, int, bool]:
+    def cache(side: str, of: Geometry = model.geometry) -> tuple[str, tuple[int, ...], str, int, bool]:
         """A row for each token, or for each group of tokens a row for each channel."""
-        by_token = numerics.axis_of(side) == "channels"
-        rows = (tiling.cache_tokens, model.head_dim) if by_token else (groups, model.head_dim, tokens)
-        return side, (layers, batch, model.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
+        by_token, own = numerics.axis_of(side) == "channels", layers_of(model, of)
+        rows = (tiling.cache_tokens, of.head_dim) if by_token else (groups, of.head_dim, tokens)
+        return of.tensor(side), (own, batch, of.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
 
     logits, further = (batch, workload.block_length, model.vocab), len(further_constants(model))
+    windows = tiling.window_elements(model.geometries)
     measured, factors = bool(numerics.smoothing.measured), sum(smoothing_widths(model, numerics.smoothing))
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
         ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
-        ("q", (batch, canvas, model.query_width), "bf16", MX_BLOCK, True),
-        cache("keys"),
-        cache("values"),
+        ("q", (batch, canvas, max(each.query_width for each in model.geometries)), "bf16", MX_BLOCK, True),
+        *(cache(side, each) for each in model.geometries for side in ("keys", "values")),
         *([("kv_raw", (batch, canvas, 2 * model.kv_width), "bf16", MX_BLOCK, True)] if measured else []),
         *([("smoothing", (layers, batch, factors), "bf16", MX_BLOCK, measured)] if numerics.smoothing.sides else []),
         *(
@@ -70,8 +75,18 @@ def hbm_map(
         *([("edit_threshold", (1, 1), "fp32", 1, False)] if workload.edits else []),
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
+        *([("window", (1, windows), "bf16", MX_BLOCK, False)] if windows else []),
         *([("edge", (1, 2 * tiling.cache_tokens), "bf16", MX_BLOCK, False)] if workload.caches.appends else []),
-        ("rope", (batch, canvas, model.turned_channels), "bf16", math.gcd(model.turned_channels, MX_BLOCK), False),
+        *(
+            (
+                each.tensor("rope"),
+                (batch, canvas, each.turned_channels),
+                "bf16",
+                math.gcd(each.turned_channels, MX_BLOCK),
+                False,
+            )
+            for each in model.geometries
+        ),
     ]
     for stored in model.network.weights():
         weight, on_array = stored.weight, stored.weight.role.on_array

@@ -18,22 +18,22 @@ def load_hadamard(c: Context) -> None:
 
 def mix_projected(c: Context, chunk: Chunk) -> None:
     """Q, K and V of a chunk in the buffer `qkv`, as far as the scheme takes them."""
-    model, mixed = c.model, c.numerics.smoothing.mixed
-    scored = model.heads + model.kv_heads
-    heads = scored * ("keys" in mixed) + model.kv_heads * ("values" in mixed)
+    mixed = c.numerics.smoothing.mixed
+    scored = c.geometry.heads + c.geometry.kv_heads
+    heads = scored * ("keys" in mixed) + c.geometry.kv_heads * ("values" in mixed)
     if heads:
-        _mix(c, chunk, "qkv", 0 if "keys" in mixed else scored * model.head_dim, heads, model.qkv_width)
+        _mix(c, chunk, "qkv", 0 if "keys" in mixed else scored * c.geometry.head_dim, heads, c.geometry.qkv_width)
 
 
 def mix_attended(c: Context, chunk: Chunk) -> None:
     """Attention's output in the buffer `attended`, where V was mixed."""
     if "values" in c.numerics.smoothing.mixed:
-        _mix(c, chunk, "attended", 0, c.model.heads, c.model.query_width)
+        _mix(c, chunk, "attended", 0, c.geometry.heads, c.geometry.query_width)
 
 
 def _mix(c: Context, chunk: Chunk, buffer: str, first: int, heads: int, pitch: int) -> None:
     """`heads` heads of a chunk's rows, from column `first` on, times the matrix: by the array, and back by the lanes."""
-    e, hd, columns = c.e, c.model.head_dim, c.hardware.blen
+    e, hd, columns = c.e, c.geometry.head_dim, c.hardware.blen
     column_bytes, bf16 = c.tensor("hadamard").row_bytes, FORMATS["bf16"]
 
     def result(level: Level, stride: int) -> Place:

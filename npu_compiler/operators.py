@@ -1,7 +1,6 @@
 """One lowering for each operator: the rows that it needs beside its input, and its stages."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from dllm.operators import (
@@ -119,7 +118,8 @@ def _norm(op: Norm, c: Context, flow: Flow) -> None:
 
 def _linear(op: Linear, c: Context, flow: Flow) -> None:
     """The projection into the buffer for results; then its biases."""
-    c.project(flow, weights=op.name, outputs=op.outputs, inputs=op.inputs, dst=flow.result)
+    pitch = c.geometry.qkv_width if flow.result == "qkv" else op.outputs
+    c.project(flow, weights=op.name, outputs=op.outputs, inputs=op.inputs, dst=flow.result, pitch=pitch)
     flow.value = flow.result
     if op.bias:
         with c.e.stage(op.bias):
@@ -143,7 +143,7 @@ def _add_bias(op: Linear, c: Context, flow: Flow) -> None:
 
 def _row_of_head(c: Context, flow: Flow, column: int, head: Level, rows: Steps) -> Mapping[str, Place]:
     """The part of a head in a row of Q or K, from `column` on, and the sum of its squares."""
-    steps = [(head, c.model.head_dim), *times(rows, c.model.qkv_width)]
+    steps = [(head, c.geometry.head_dim), *times(rows, c.geometry.qkv_width)]
     return {"row": c.vector(flow.value, column, steps), "sum": c.fp("square_sum", 0, rows)}
 
 
@@ -151,31 +151,37 @@ def _head_norm(op: HeadNorm, c: Context, flow: Flow) -> None:
     """An RMS norm of each head of Q, of K, and of V without factors where it has one, in place; a head of padding stays zero."""
     e, hd, chunk = c.e, op.head_dim, flow.chunk
     with e.stage("q_norm, k_norm"):
-        sides = [(0, op.heads), (op.heads, op.kv_heads)]
-        if op.values:
-            sides.append((op.heads + op.kv_heads, op.kv_heads))
-        for number, (first, heads) in enumerate(sides):
+        mean = c.fp("inverse_head_dim" if hd == c.model.head_dim else "inverse_full_head_dim")
+        queries, keys, values = (0, op.heads, 0), (op.heads, op.kv_heads, op.heads), op.heads + op.kv_heads
+        sides = [(None, values, op.kv_heads, op.heads if op.shared else values)] if op.values else []
+        for number, first, heads, source in (*sides, (0, *queries), (1, *keys)):
             with e.loop(heads) as head:
-                places = partial(_row_of_head, c, flow, first * hd, head)
+
+                def places(
+                    rows: Steps, first: int = first, source: int = source, head: Level = head
+                ) -> Mapping[str, Place]:
+                    return {**_row_of_head(c, flow, first * hd, head, rows),
+                            "source": _row_of_head(c, flow, source * hd, head, rows)["row"]}  # fmt: skip
+
                 each = e.one_by_one(lambda: chunk.each(e), places)
                 each("S_MOV_FP", dst="sum", a=c.fp("zero"))
-                each("V_RED_SUMSQ", dst="sum", a="row", n=hd)
-                each("S_MUL_FP", dst="sum", a="sum", b=c.fp("inverse_head_dim"))
+                each("V_RED_SUMSQ", dst="sum", a="source", n=hd)
+                each("S_MUL_FP", dst="sum", a="sum", b=mean)
                 each("S_ADD_FP", dst="sum", a="sum", b=c.fp("epsilon"))
                 each("S_RSQRT_FP", dst="sum", a="sum")
-                each("V_MUL_VF", dst="row", a="row", scalar="sum", n=hd)
-                if number < 2:
+                each("V_MUL_VF", dst="row", a="source", scalar="sum", n=hd)
+                if number is not None:
                     each("V_MUL_VV", dst="row", a="row", b=c.vector("head_norm", number * hd), n=hd)
 
 
 def _turned_width(c: Context) -> int:
     """Columns of Q K V that RoPE turns before they are stored: Q, and K unless the cache keeps it as it was."""
-    return c.model.query_width + (0 if c.numerics.smoothing.pre_rope else c.model.kv_width)
+    return c.geometry.query_width + (0 if c.numerics.smoothing.pre_rope else c.geometry.kv_width)
 
 
 def turn(c: Context, chunk: Chunk, buffer: str, table: str, turned: int, width: int) -> None:
     """RoPE on the first `turned` of the `width` columns of a buffer, in place."""
-    hd, channels = c.model.head_dim, c.model.turned_channels
+    hd, channels = c.geometry.head_dim, c.geometry.turned_channels
     limit = (
         c.vlen // hd * hd if channels == hd else hd
     )  # heads side by side turn at once where all of their channels do
@@ -188,7 +194,7 @@ def turn(c: Context, chunk: Chunk, buffer: str, table: str, turned: int, width: 
 
 def _rope(op: Rope, c: Context, flow: Flow) -> None:
     """RoPE on Q and K in place, and the attention scale on Q."""
-    e, width = c.e, c.model.qkv_width
+    e, width = c.e, c.geometry.qkv_width
     with e.stage("rope"):
         turn(c, flow.chunk, flow.value, "rope", _turned_width(c), width)
         if c.model.scores_scale == 1:

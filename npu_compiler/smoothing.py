@@ -28,7 +28,7 @@ def clear_channels(c: Context) -> None:
 
 
 def _clear(c: Context, buffer: str) -> None:
-    for offset, piece, lanes in c.wide(c.workload.batch * 2 * c.model.kv_width):
+    for offset, piece, lanes in c.wide(c.workload.batch * 2 * c.geometry.kv_width):
         c.e.emit("V_FILL_VF", dst=c.vector(buffer, offset, piece), scalar=c.fp("zero"), n=lanes)
 
 
@@ -41,7 +41,7 @@ def measure(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: int) -> N
 
 
 def _gather(c: Context, chunk: Chunk, mnemonic: str, target: str, buffer: str, offset: int, pitch: int) -> None:
-    width = 2 * c.model.kv_width
+    width = 2 * c.geometry.kv_width
     with chunk.each_of_sequence(c.e) as (sequence, rows):
         for first, piece, lanes in c.wide(width):
             total = c.vector(target, first, [*_to_sequence(c, chunk, target, sequence), *piece])
@@ -51,7 +51,7 @@ def _gather(c: Context, chunk: Chunk, mnemonic: str, target: str, buffer: str, o
 
 def smooth(c: Context, span: Span, layer: Layer) -> None:
     """The second phase of a layer: the factors of all sequences, then K and V in their terms into the cache."""
-    e, width = c.e, 2 * c.model.kv_width
+    e, width = c.e, 2 * c.geometry.kv_width
     if c.centres:
         _centre(c, span)
     with e.loop(c.workload.batch) as sequence:
@@ -70,7 +70,7 @@ def smooth(c: Context, span: Span, layer: Layer) -> None:
 
 def _centre(c: Context, span: Span) -> None:
     """Sums of channels become means; then the maxima of K and V without them, read again."""
-    e, width = c.e, 2 * c.model.kv_width
+    e, width = c.e, 2 * c.geometry.kv_width
     with e.stage("means of channels"):
         with e.loop(c.workload.batch) as sequence:
             for first, piece, lanes in c.wide(width):
@@ -89,21 +89,21 @@ def _centre(c: Context, span: Span) -> None:
 
 def _column(c: Context, side: str) -> int:
     """Where a side's channels begin in a row of K and V."""
-    return list(CONTRACTED).index(side) * c.model.kv_width
+    return list(CONTRACTED).index(side) * c.geometry.kv_width
 
 
 def _calibrate(c: Context, layer: Layer, sequence: Level) -> None:
     """The factors of one sequence, from its channel maxima, into the tensor `smoothing`."""
     e, model, settings = c.e, c.model, c.numerics.smoothing
-    hd, group, facts = model.head_dim, model.heads // model.kv_heads, c.tensor("smoothing")
-    heads = len(settings.sides) * model.kv_heads
-    first = 0 if settings.keys else model.kv_heads
+    hd, group, facts = c.geometry.head_dim, c.geometry.group, c.tensor("smoothing")
+    heads = len(settings.sides) * c.geometry.kv_heads
+    first = 0 if settings.keys else c.geometry.kv_heads
 
     def places(head: Level) -> Mapping[str, Place]:
         """Of a KV head that is smoothed, of K and then of V."""
         at = [(head, hd)]
         return {
-            "largest": c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), *at]),
+            "largest": c.vector("channel_max", first * hd, [(sequence, 2 * c.geometry.kv_width), *at]),
             "inverse": c.vector("smoothing", first * hd, at),
             "top": c.fp("head_state", 0, [(head, 1)]), "mean": c.fp("head_state", heads, [(head, 1)]),
         }  # fmt: skip
@@ -129,7 +129,7 @@ def _calibrate(c: Context, layer: Layer, sequence: Level) -> None:
         each("V_EXP2_V", dst="inverse", a="largest", n=hd)
         with e.loop(heads) as head, e.loop(group) as query:
             fold = c.vector("smoothing", inverse + first * group * hd, [(head, group * hd), (query, hd)])
-            source = c.vector("channel_max", first * hd, [(sequence, 2 * model.kv_width), (head, hd)])
+            source = c.vector("channel_max", first * hd, [(sequence, 2 * c.geometry.kv_width), (head, hd)])
             e.emit("V_EXP2_V", dst=fold, a=source, n=hd)
         each("V_RECI_V", dst="inverse", a="inverse", n=hd)
         if c.centres:
@@ -142,9 +142,9 @@ def _calibrate(c: Context, layer: Layer, sequence: Level) -> None:
 
 def _pair(c: Context, sequence: Level) -> None:
     """RoPE turns channel j of K with channel j + head_dim / 2: both get the larger maximum, so that s commutes with it."""
-    half = c.model.head_dim // 2
-    with c.e.loop(c.model.kv_heads) as head:
-        place = [(sequence, 2 * c.model.kv_width), (head, c.model.head_dim)]
+    half = c.geometry.head_dim // 2
+    with c.e.loop(c.geometry.kv_heads) as head:
+        place = [(sequence, 2 * c.geometry.kv_width), (head, c.geometry.head_dim)]
         low, high = c.vector("channel_max", 0, place), c.vector("channel_max", half, place)
         for target in (low, high):
             c.e.emit("V_MAX_VV", dst=target, a=low, b=high, n=half)
@@ -152,7 +152,7 @@ def _pair(c: Context, sequence: Level) -> None:
 
 def _keep_means(c: Context, sequence: Level, inverse: int) -> None:
     """The means of a sequence into its row of factors: of every channel, and of V's once for each query head."""
-    model, hd, group, width = c.model, c.model.head_dim, c.model.heads // c.model.kv_heads, 2 * c.model.kv_width
+    hd, group, width = c.geometry.head_dim, c.geometry.group, 2 * c.geometry.kv_width
 
     def copy(target: Place, source: Place, lanes: int) -> None:
         c.e.emit("V_MUL_VF", dst=target, a=source, scalar=c.fp("one"), n=lanes)
@@ -161,9 +161,9 @@ def _keep_means(c: Context, sequence: Level, inverse: int) -> None:
         mean = c.vector("channel_mean", first, [(sequence, width), *piece])
         copy(c.vector("smoothing", width + first, piece), mean, lanes)
     if "values" in c.numerics.smoothing.sides:
-        with c.e.loop(model.kv_heads) as head, c.e.loop(group) as query:
-            mean = c.vector("channel_mean", model.kv_width, [(sequence, width), (head, hd)])
-            place = c.vector("smoothing", inverse + 2 * model.query_width, [(head, group * hd), (query, hd)])
+        with c.e.loop(c.geometry.kv_heads) as head, c.e.loop(group) as query:
+            mean = c.vector("channel_mean", c.geometry.kv_width, [(sequence, width), (head, hd)])
+            place = c.vector("smoothing", inverse + 2 * c.geometry.query_width, [(head, group * hd), (query, hd)])
             copy(place, mean, hd)
 
 
@@ -180,7 +180,7 @@ def to_cache_domain(c: Context, chunk: Chunk, buffer: str, offset: int, pitch: i
     """K from column `offset` on, and V behind it, less their means and divided by their factors, where they are smoothed."""
     for side in c.numerics.smoothing.sides:
         if c.centres:
-            _subtract(c, chunk, side, ("inverse", 2 * c.model.kv_width), (buffer, offset, pitch))
+            _subtract(c, chunk, side, ("inverse", 2 * c.geometry.kv_width), (buffer, offset, pitch))
         multiply(c, chunk, side, "inverse", buffer, offset + _column(c, side), pitch)
 
 
@@ -188,7 +188,7 @@ def _subtract(c: Context, chunk: Chunk, side: str, means: tuple[str, int], rows:
     """Rows of K and V (buffer, offset, pitch) less the means (buffer, offset) of one side; those of padding stay zero."""
     column, (of_means, behind), (buffer, offset, pitch) = _column(c, side), means, rows
     _combine(
-        c, chunk, "V_SUB_VV", (of_means, behind + column), (buffer, offset + column, pitch), c.model.kv_width,
+        c, chunk, "V_SUB_VV", (of_means, behind + column), (buffer, offset + column, pitch), c.geometry.kv_width,
         zero_padding=chunk.has_padding,
     )  # fmt: skip
 
@@ -196,14 +196,14 @@ def _subtract(c: Context, chunk: Chunk, side: str, means: tuple[str, int], rows:
 def multiply(c: Context, chunk: Chunk, side: str, row: str, buffer: str, offset: int, pitch: int) -> None:
     """Multiply the rows of a chunk, from column `offset` on, by factors of their sequence, if `side` is smoothed."""
     if side in c.numerics.smoothing.sides:
-        width = c.model.kv_width if row == "inverse" else c.model.query_width
+        width = c.geometry.kv_width if row == "inverse" else c.geometry.query_width
         _combine(c, chunk, "V_MUL_VV", (row, width if side == "values" else 0), (buffer, offset, pitch), width)
 
 
 def uncentre(c: Context, chunk: Chunk, buffer: str) -> None:
     """Add V's means to the rows of attention's output, if V is centred."""
     if c.centres and "values" in c.numerics.smoothing.sides:
-        width = c.model.query_width
+        width = c.geometry.query_width
         _combine(c, chunk, "V_ADD_VV", ("fold", 2 * width), (buffer, 0, width), width)
 
 
@@ -227,5 +227,5 @@ def _to_sequence(c: Context, chunk: Chunk, row: str, sequence: Level) -> Steps:
     inverse, fold = smoothing_widths(c.model, c.numerics.smoothing)
     if row in ("inverse", "fold"):
         return [(sequence, inverse if row == "inverse" else fold)]
-    width = 2 * c.model.kv_width
+    width = 2 * c.geometry.kv_width
     return [*chunk.batch_steps(width), (sequence, width)]

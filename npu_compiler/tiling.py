@@ -1,13 +1,13 @@
 """Sizes that lowering works with: tiles, chunks, and how a tile of the cache lies in Matrix SRAM."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dllm.canvas import canvas_of
-from dllm.model import ModelSpec
+from dllm.model import Geometry, ModelSpec
 from dllm.policies import Rows
 from dllm.workload import Numerics, Smoothing, Workload
 from npu.errors import TripathError
@@ -49,6 +49,15 @@ class Tiling:
         """Cache positions before the first row of the canvas."""
         return self.cache_tokens - self.canvas
 
+    def window(self, geometry: Geometry) -> int | None:
+        """The window of some layers' attention, where it leaves out a key of the canvas; None: rows see all."""
+        return geometry.window if geometry.window is not None and geometry.window < self.canvas else None
+
+    def window_elements(self, geometries: Iterable[Geometry]) -> int:
+        """Elements of the row of which a part is added to scores, for each row of the canvas another one; 0: there is none."""
+        widest = max((each for geometry in geometries if (each := self.window(geometry))), default=0)
+        return -(-2 * (self.cache_tokens + widest) // MX_BLOCK) * MX_BLOCK if widest else 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheTile:
@@ -71,12 +80,12 @@ CONTRACTED = {"keys": "channels", "values": "tokens"}
 """The axis that the product of attention contracts: where the blocks of a cache run, no conversion is needed."""
 
 
-def cache_tile(model: ModelSpec, numerics: Numerics, tiling: Tiling, side: str) -> CacheTile:
+def cache_tile(geometry: Geometry, numerics: Numerics, tiling: Tiling, side: str) -> CacheTile:
     """How a tile of `side` (keys, values) lies in Matrix SRAM."""
     columns, length, block = (
-        (tiling.key_tile, model.head_dim, numerics.block_size)
+        (tiling.key_tile, geometry.head_dim, numerics.block_size)
         if side == "keys"
-        else (model.head_dim, tiling.key_tile, tiling.token_block)
+        else (geometry.head_dim, tiling.key_tile, tiling.token_block)
     )
     converted = numerics.axis_of(side) != CONTRACTED[side]
     rotated = side == "keys" and numerics.smoothing.pre_rope
@@ -127,8 +136,11 @@ def make_tiling(
             raise TripathError(f"hardware.blen: {hardware.blen} does not divide model.{key} {width}")
     if hardware.vlen % hardware.blen:
         raise TripathError(f"hardware.blen: {hardware.blen} does not divide hardware.vlen {hardware.vlen}")
-    if model.head_dim > hardware.vlen:
-        raise TripathError(f"model.head_dim: {model.head_dim} exceeds hardware.vlen {hardware.vlen}")
+    for each in model.geometries:
+        if each.head_dim > hardware.vlen:
+            raise TripathError(f"model.head_dim: {each.head_dim} exceeds hardware.vlen {hardware.vlen}")
+        if each.head_dim % hardware.blen:
+            raise TripathError(f"hardware.blen: {hardware.blen} does not divide model.head_dim {each.head_dim}")
     if numerics.smoothing.mixed and model.head_dim & (model.head_dim - 1):
         raise TripathError(f"model.head_dim: the Hadamard scheme needs a power of two, got {model.head_dim}")
     widths = {f"model.{key}": getattr(model, key) for key in ("head_dim", "hidden", "ffn")}
@@ -186,7 +198,9 @@ def whole_tiles(rows: int, tile: int) -> int:
 
 def panel_bytes(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics) -> int:
     """Bytes of the largest panel: BLEN columns of weights, or of a router, over their contraction."""
-    inputs = [(numerics.weights, max(model.hidden, model.query_width, widest_ffn(model)))]
+    inputs = [
+        (numerics.weights, max(model.hidden, *(each.query_width for each in model.geometries), widest_ffn(model)))
+    ]
     if model.experts is not None:
         inputs.append((numerics.router, model.hidden))
     return hardware.blen * max(FORMATS[name].row_bytes(length, numerics.block_size) for name, length in inputs)

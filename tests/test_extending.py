@@ -321,8 +321,8 @@ def test_commit_policy(tree):
 
 def test_operator(tree):
     command = tree.add("Operator")
-    made, without = tree.run(command, [each for each in command if "post_norm" not in each])
-    assert set(made["tensors"]) - set(without["tensors"]) == {"attention_post_norm", "ffn_post_norm"}
+    made, without = tree.run(command, [each for each in command if "channel_scales" not in each])
+    assert set(made["tensors"]) - set(without["tensors"]) == {"attention_scales", "ffn_scales"}
     assert made["metrics"]["accuracy"]["logit_kl"] < 1e-3
     for device in ("h100", "host"):
         assert made["devices"][device]["seconds"] > without["devices"][device]["seconds"]

@@ -40,6 +40,7 @@ from dllm.operators import (
     Trait,
 )
 from dllm.policies import Smoother
+from dllm.rotary import Rotation
 from dllm.workload import SIDES, Numerics
 from npu.errors import TripathError
 from npu.formats import FORMATS, MX_BLOCK
@@ -62,8 +63,7 @@ class Batch:
     """
 
     real: Tensor
-    cosine: Tensor
-    sine: Tensor
+    tables: dict[Rotation, tuple[Tensor, Tensor]]
     sides: list[dict[str, Side]]
     loaded: list[dict[str, Tensor]]
     probe: Probe | None = None
@@ -92,7 +92,12 @@ class StudyModel:
         self.spec, self.numerics, self.block_length = spec, numerics, block_length
         self.key_tile, self.calibration, self.quantised = key_tile, calibration, quantised
         self.network = spec.network
-        self.network.check(COMPUTE, "the reference path", traits={Trait.CAUSAL, Trait.TIED})
+        self.network.check(
+            COMPUTE, "the reference path", traits={Trait.CAUSAL, Trait.TIED, Trait.WINDOW, Trait.SHARED_KV}
+        )
+        smoothing = numerics.smoothing
+        if len(spec.geometries) > 1 and (smoothing.sides or smoothing.mixed or smoothing.pre_rope):
+            raise TripathError(f"numerics.smoothing.scheme: {smoothing.scheme} is not known beside model.full_layers")
         if spec.head_dim % MX_BLOCK:
             raise TripathError(
                 f"model.head_dim: the quality path needs whole blocks of {MX_BLOCK}, got {spec.head_dim}"
@@ -117,13 +122,15 @@ class StudyModel:
 
     def new_batch(self, first_B: Tensor, canvas: int) -> Batch:
         """An empty cache for sequences whose first real token is `first_B`, on a canvas of `canvas` tokens."""
-        frequencies = torch.tensor(self.spec.rotation.frequencies(self.spec.turned_channels))
         real = torch.arange(canvas) >= first_B[:, None]
         position = (torch.arange(canvas) - first_B[:, None]).clamp(min=0)
-        angle = position[:, None, :, None] * frequencies
-        cosine, sine = (self.lanes(table.to(torch.float32)) for table in (angle.cos(), angle.sin()))
+        tables: dict[Rotation, tuple[Tensor, Tensor]] = {}
+        for each in self.spec.geometries:
+            angle = position[:, None, :, None] * torch.tensor(each.rotation.frequencies(each.turned_channels))
+            cosine, sine = (self.lanes(table.to(torch.float32)) for table in (angle.cos(), angle.sin()))
+            tables[each.rotation] = cosine, sine
         layers = range(self.spec.layers)
-        return Batch(real=real, cosine=cosine, sine=sine, sides=[{} for _ in layers], loaded=[{} for _ in layers])
+        return Batch(real=real, tables=tables, sides=[{} for _ in layers], loaded=[{} for _ in layers])
 
     def forward(self, tokens_BT: Tensor, rows: slice, batch: Batch, *, block: int = 0) -> Tensor:
         """Hidden states [B, R, hidden] of `rows`; K and V of `rows` are overwritten in the cache (all rows: warm step).
@@ -177,9 +184,9 @@ class StudyModel:
         """A constant as FP SRAM keeps it."""
         return float(np.float32(value))
 
-    def rotate(self, x: Tensor, batch: Batch, rows: slice) -> Tensor:
-        """RoPE by halves on [B, heads, R, D]; rows of padding become zero."""
-        cosine, sine = batch.cosine[:, :, rows], batch.sine[:, :, rows]
+    def rotate(self, x: Tensor, batch: Batch, rows: slice, rotation: Rotation | None = None) -> Tensor:
+        """RoPE by halves on [B, heads, R, D], by the model's angles or those of some layers; rows of padding become zero."""
+        cosine, sine = (table[:, :, rows] for table in batch.tables[rotation or self.spec.rotation])
         low, high = x.chunk(2, dim=-1)
         turned = torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
         return self.lanes(turned * batch.real[:, None, rows, None])
@@ -195,10 +202,12 @@ class StudyModel:
             calibrated=self.calibration[layer][side] if static and self.calibration else None,
         )  # fmt: skip
 
-    def attend(self, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int) -> Tensor:
+    def attend(
+        self, op: Attention, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int
+    ) -> Tensor:
         """Attention output [B, R, width] of Q, K, V [B, heads, R, D], Q scaled; K and V go through the cache."""
-        visible = self._visible(rows, batch)
-        spec, smoothing = self.spec, self.numerics.smoothing
+        visible = self._visible(op, rows, batch)
+        smoothing = self.numerics.smoothing
         q, k, v = heads
         turn_k, turn_v = (self.rotation if side in smoothing.mixed else None for side in SIDES)
         turned = (q, k, v)
@@ -213,7 +222,7 @@ class StudyModel:
             self._load(loaded, side, sides[side], sides[side].write(value, rows, block=block), batch)
         keys, values = (sides[side] for side in SIDES)
         attended = self._read(turned[0], loaded["keys"], loaded["values"], visible, keys.s)
-        group = spec.heads // spec.kv_heads
+        group = op.heads // op.kv_heads
         if values.s is not None:
             attended = self.lanes(attended * values.s.repeat_interleave(group, 1))
         if values.m is not None:
@@ -227,10 +236,15 @@ class StudyModel:
             batch.probe(layer, attended, exact)
         return attended.transpose(1, 2).flatten(2)
 
-    def _visible(self, rows: slice, batch: Batch) -> Tensor:
+    def _visible(self, op: Attention, rows: slice, batch: Batch) -> Tensor:
         """Keys that rows see, of each sequence [B, R or 1, T]."""
         real_B1T, places = batch.real[:, None], torch.arange(batch.real.shape[1])
-        match self.spec.mask:
+        if op.window is not None:
+            inside = places > places[rows, None] - op.window
+            real_B1T = real_B1T & inside
+            if op.mask is Mask.FULL:
+                real_B1T = real_B1T & (places < places[rows, None] + op.window)
+        match op.mask:
             case Mask.FULL:
                 return real_B1T
             case Mask.CAUSAL:
@@ -329,7 +343,8 @@ def _linear(op: Linear, f: Flow) -> None:
 
 
 def _head_norm(op: HeadNorm, f: Flow) -> None:
-    q, k, v = f.h
+    q, k, *values = f.h
+    v = k if op.shared else values[0]
     q, k = (
         f.model.norm(x.unflatten(-1, (-1, op.head_dim)), f.prefix + name, op.epsilon).flatten(-2)
         for x, name in ((q, "q_norm"), (k, "k_norm"))
@@ -344,14 +359,14 @@ def _rope(op: Rope, f: Flow) -> None:
     model, batch = f.model, f.batch
     assert batch is not None
     q, k, v = (_heads(x, op.head_dim) for x in f.h)
-    q = model.lanes(model.rotate(q, batch, f.rows) * model.spec.scores_scale)
-    f.h = [q, k if model.numerics.smoothing.pre_rope else model.rotate(k, batch, f.rows), v]
+    q = model.lanes(model.rotate(q, batch, f.rows, op.rotation) * model.spec.scores_scale)
+    f.h = [q, k if model.numerics.smoothing.pre_rope else model.rotate(k, batch, f.rows, op.rotation), v]
 
 
-def _attention(_: Attention, f: Flow) -> None:
+def _attention(op: Attention, f: Flow) -> None:
     q, k, v = f.h
     assert f.batch is not None
-    f.h = [f.model.attend((q, k, v), f.layer, f.rows, f.batch, f.block)]
+    f.h = [f.model.attend(op, (q, k, v), f.layer, f.rows, f.batch, f.block)]
 
 
 def _gated(model: StudyModel, h: Tensor, activation: Activation, prefix: str) -> Tensor:

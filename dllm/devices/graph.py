@@ -119,8 +119,9 @@ def _head_norms(op: HeadNorm, p: Pass) -> list[Operation]:
 
 def _attention(op: Attention, p: Pass) -> list[Operation]:
     """K and V into the cache, then flash attention."""
-    moved = BF16_BYTES * p.batch * (2 * p.rows * op.query_width + 2 * p.keys * op.kv_width)
-    work = 2 * op.macs_per_row_and_key * p.all_rows * p.keys
+    keys = p.keys if op.window is None else min(p.keys, p.rows + op.window)  # kernels skip tiles outside of all windows
+    moved = BF16_BYTES * p.batch * (2 * p.rows * op.query_width + 2 * keys * op.kv_width)
+    work = 2 * op.macs_per_row_and_key * p.all_rows * keys
     return [_passes(2 * p.all_rows * op.kv_width, 4, 2), Operation(engine="matrix_bf16", work=work, moved_bytes=moved)]
 
 
@@ -195,7 +196,7 @@ def torch_forward(model: ModelSpec, batch: int, rows: int, keys: int) -> list[Op
     """One forward of `rows` of each of `batch` sequences against `keys`, LM head left out."""
     network, shape = model.network, Pass(batch=batch, rows=rows, keys=keys)
     layers = [row for group in network.groups for row in _torch(group.pattern, shape) * group.repeat]
-    return [*_torch(network.stem, shape), *layers]
+    return [*_torch(network.stem, shape), *layers * network.cycles]
 
 
 def torch_lm_head(model: ModelSpec, rows: int) -> list[Operation]:

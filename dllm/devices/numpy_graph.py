@@ -195,14 +195,14 @@ def _calls(operators: Sequence[Operator], p: Pass) -> list[Operation]:
 def forward(model: ModelSpec, rows: int, keys: int) -> list[Operation]:
     """One forward of `rows` of one sequence against `keys`, LM head left out."""
     network = model.network
-    macs = sum(each.macs_per_row * group.repeat for group in network.groups for each in group.pattern)
+    macs = network.layer_macs_per_row
     shape = Pass(rows=rows, keys=keys, weights_bytes=FP32_BYTES * macs)
     tables = {
         (each.rotary_dim, each.rotation) for group in network.groups for each in group.pattern if isinstance(each, Rope)
     }
     layers = [row for group in network.groups for row in _calls(group.pattern, shape) * group.repeat]
     angles = [row for rotary_dim, _ in tables for row in passes(rows * rotary_dim, unary=6)]
-    return [*angles, *_calls(network.stem, shape), *layers]
+    return [*angles, *_calls(network.stem, shape), *layers * network.cycles]
 
 
 def lm_head(model: ModelSpec, rows: int) -> list[Operation]:

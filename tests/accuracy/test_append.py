@@ -28,6 +28,8 @@ DECODINGS = {
     "SDAR": {"attention_mask": "block_causal"},
     "Fast-dLLM v2": {"attention_mask": "block_causal", "shifted_logits": True, "seeded_blocks": True},
     "Nemotron": {"attention_mask": "causal", "seeded_blocks": True},
+    "SDAR, window": {"attention_mask": "block_causal", "window": 11},
+    "Nemotron, window": {"attention_mask": "causal", "seeded_blocks": True, "window": 6},
     "autoregressive": {"attention_mask": "causal", "shifted_logits": True, "seeded_blocks": True},
 }
 
@@ -58,8 +60,14 @@ class Oracle:
         def sees(row, key):
             return key <= row if causal and row < block else self.group(key) <= self.group(row)
 
+        def begins(row):
+            """The row, or the first one of the block that it sees whole."""
+            return row if causal and row < block else self.first + self.group(row) * self.w.block_length
+
         visible = torch.tensor([[sees(row, key) for key in range(end)] for row in range(end)])
-        return self.twin.forward(self.canvas[:end], slice(0, end), keep=False, visible=visible)
+        window = self.spec.window or end + self.w.block_length
+        inside = torch.tensor([[key > begins(row) - window for key in range(end)] for row in range(end)])
+        return self.twin.forward(self.canvas[:end], slice(0, end), keep=False, visible=visible, windows=inside)
 
     def run(self):
         """Canvas and logits of every step."""
@@ -138,6 +146,11 @@ def test_what_a_mask_or_a_seed_needs_is_refused_by_name():
         TripathError, match=r"workload\.cache: dual does not serve model\.attention_mask: block_causal, append"
     ):
         canvas_of(spec, workload, [3])
+    beside = dataclasses.replace(small_spec(2), window=4)
+    with pytest.raises(
+        TripathError, match=r"workload\.cache: append does not serve model\.window 4 beside attention_mask: full"
+    ):
+        canvas_of(beside, dataclasses.replace(workload, cache="append"), [3])
     seeded = dataclasses.replace(small_spec(2), seeded_blocks=True)
     with pytest.raises(TripathError, match=r"workload\.cache: dual does not serve model\.seeded_blocks: true, append"):
         canvas_of(seeded, workload, [3])

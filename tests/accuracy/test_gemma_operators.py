@@ -10,6 +10,7 @@ import pytest
 import cycle
 from cycle.races import find_race
 from dllm.families import expected_shapes
+from dllm.model import FullLayers
 from dllm.operators import Experts
 from dllm.reference import ReferenceModel
 from tests.accuracy.quality.agreement import compare, run_executor
@@ -27,6 +28,8 @@ else:
     oracle = pytest.importorskip("tests.accuracy.torch_llada")
 
 BESIDE = Experts(count=8, chosen=2, inner=32, factors=True, router_norm=True, beside_ffn=True)
+FULL = FullLayers(period=2, kv_heads=1, head_dim=64, rope_theta=1e6, rotary_pairs=8, shared_kv=True)
+KINDS = {"layers": 4, "full_layers": FULL, "qk_norm": True, "v_norm": True, "attention_scale": 0.5}
 CHANGES = {
     "GELU": {"activation": "gelu_tanh"},
     "softcap": {"logit_softcap": 2.0},
@@ -35,7 +38,9 @@ CHANGES = {
     "scales": {"embedding_scale": 8.0, "attention_scale": 1.0, "layer_scales": True},
     "router": {"experts": dataclasses.replace(BESIDE, beside_ffn=False)},
     "two branches": {"experts": BESIDE},
-    "all": {"activation": "gelu_tanh", "logit_softcap": 3.0, "qk_norm": True, "v_norm": True, "post_norms": True,
+    "window": {"window": 5},
+    "kinds of layers": KINDS | {"window": 6},
+    "all": {"window": 4, "activation": "gelu_tanh", "logit_softcap": 3.0, "qk_norm": True, "v_norm": True, "post_norms": True,
             "embedding_scale": 8.0, "attention_scale": 1.0, "layer_scales": True, "experts": BESIDE, "tied_embeddings": True},
 }  # fmt: skip
 

@@ -22,6 +22,15 @@ class TorchLlada:
             return torch.nn.functional.gelu(x, approximate="tanh")
         return torch.nn.functional.silu(x)
 
+    def rotate_full(self, x, positions):
+        """A head of a full layer: of its pairs (j, j + half) the first ones turn, by theta^(-2j / head_dim)."""
+        full, half = self.spec.full_layers, x.shape[-1] // 2
+        inverse = full.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        inverse = torch.where(torch.arange(half) < full.rotary_pairs, inverse, 0.0)
+        z = torch.complex(x[..., :half], x[..., half:])
+        z = z * torch.polar(torch.ones(()).double(), positions[:, None].double() * inverse)[:, None]
+        return torch.cat([z.real, z.imag], -1)
+
     def rotate(self, x, positions):
         """x [tokens, heads, head_dim] as complex numbers (first half real, second half imaginary); channels behind the
         rotary ones stay."""
@@ -32,10 +41,10 @@ class TorchLlada:
         z = z * torch.polar(torch.ones(()).double(), positions[:, None].double() * inverse)[:, None]
         return torch.cat([z.real, z.imag, kept], -1)
 
-    def forward(self, canvas, rows, keep, visible=None):
+    def forward(self, canvas, rows, keep, visible=None, windows=None):
         """Logits of `rows` (a slice); with `keep` the keys and values of other rows stay as they were cached.
 
-        A row sees the keys where `visible` [rows, keys] is true (None: all).
+        A row sees the keys where `visible` [rows, keys] is true (None: all), in layers with a window those where `windows` is too.
         """
         tokens, spec = torch.tensor(canvas), self.spec
         positions = torch.arange(len(tokens))[rows]
@@ -53,23 +62,32 @@ class TorchLlada:
                         y, self.w[f"blocks.{i}.{name}"], self.w.get(f"blocks.{i}.{name}.bias")
                     )
 
+            full = spec.full_layers if spec.full_layers and (i + 1) % spec.full_layers.period == 0 else None
+            kv_heads = full.kv_heads if full else spec.kv_heads
             q, k = (
                 linear(h, "q_proj").unflatten(-1, (spec.heads, -1)),
-                linear(h, "k_proj").unflatten(-1, (spec.kv_heads, -1)),
+                linear(h, "k_proj").unflatten(-1, (kv_heads, -1)),
             )
+            v = k if full and full.shared_kv else linear(h, "v_proj").unflatten(-1, (kv_heads, -1))
             if spec.qk_norm:
                 q, k = self.norm(q, f"blocks.{i}.q_norm"), self.norm(k, f"blocks.{i}.k_norm")
-            q, k = self.rotate(q, positions), self.rotate(k, positions)
-            v = linear(h, "v_proj").unflatten(-1, (spec.kv_heads, -1))
+            rotate = self.rotate_full if full else self.rotate
+            q, k = rotate(q, positions), rotate(k, positions)
             if spec.v_norm:
                 v = self.norm(v)
             if keep:
                 old_k, old_v = self.cache[i]
                 k, v = old_k.index_copy(0, positions, k), old_v.index_copy(0, positions, v)
             self.cache[i] = (k, v)
+            seen = visible
+            if spec.window and not full and visible is None:  # a row sees as many keys on both sides
+                apart = positions[:, None] - torch.arange(len(tokens))
+                seen = apart.abs() < spec.window
+            elif spec.window and not full:
+                seen = visible & windows
             out = torch.nn.functional.scaled_dot_product_attention(
-                q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), attn_mask=visible,
-                enable_gqa=spec.heads != spec.kv_heads, scale=spec.attention_scale,
+                q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), attn_mask=seen,
+                enable_gqa=spec.heads != kv_heads, scale=spec.attention_scale,
             )  # fmt: skip
             attended = linear(out.transpose(0, 1).flatten(1), "attn_out")
             x = x + (self.norm(attended, f"blocks.{i}.attn_post_norm") if spec.post_norms else attended)

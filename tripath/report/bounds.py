@@ -69,13 +69,20 @@ def by_phase(results: Mapping[str, Result]) -> Table | None:
     return Table(columns=["phase", "share", "", "cycles", "prolonged by", *beside], rows=rows)
 
 
+def _named(layers: Sequence[int]) -> str:
+    """Numbers of layers in words; those of a group that comes again and again are listed."""
+    if len(layers) == layers[-1] - layers[0] + 1:
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
 def by_step(results: Mapping[str, Result], model: ModelSpec) -> Table | None:
     """By kind of step all of its cycles, then a row for each group of layers and phase; None without the path of times."""
     exact, estimate = paths_of(results)
     if exact is None:
         return None
     makespan, units = exact.metrics["makespan_cycles"], exact.tables["steps"].columns[5:]
-    layers = [f"{each.start} to {each.stop - 1}" for _, each in model.network.numbered()]
+    layers = [_named(each) for _, each in model.network.numbered()]
     bounds = {} if estimate is None else {tuple(row[:3]): _bound(row[2:]) for row in estimate.tables["steps"].rows}
     steps: dict[tuple[str, int], list[tuple[str, str, Adds, Sequence[object]]]] = {}
     for step, times, group, phase, _, *own in exact.tables["steps"].rows:

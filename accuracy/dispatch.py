@@ -67,10 +67,12 @@ from npu.isa.vector import (
     v_mul_vf,
     v_mul_vv,
     v_pick_v,
+    v_random_v,
     v_reci_v,
     v_red_count,
     v_red_max,
     v_red_max_idx,
+    v_red_sample_idx,
     v_red_sum,
     v_red_sumsq,
     v_rope_v,
@@ -226,6 +228,10 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         h_store_i(hbm, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x6f:
         h_store_sync()
+    elif opcode == 0x70:
+        v_random_v(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
+    elif opcode == 0x71:
+        v_red_sample_idx(vector, fp, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3], address_of(control, o[4]), address_of(control, o[5]), address_of(control, o[6]), address_of(control, o[7]))
     elif opcode == 0x7d:
         v_tanh_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
     else:

@@ -14,6 +14,7 @@ from npu.isa import BY_MNEMONIC
 from npu.isa.control import Control, address_of, new_control, set_count
 from npu.isa.spec import LOOP_LEVELS, SEMAPHORES, ControlKind
 from npu.program import Program, loop_tree
+from npu.program.exits import denoising_loops
 from npu.program.host import host_turns
 from npu.program.tables import Tables, tabulate
 from npu.program.trace import Trace
@@ -24,10 +25,11 @@ GATHER = BY_MNEMONIC["H_GATHER_V"].opcode
 GATHER_TABLE, GATHER_INDEX, GATHER_COLS, GATHER_ROWS = (
     list(BY_MNEMONIC["H_GATHER_V"].operands).index(name) for name in ("table", "index", "cols", "rows")
 )
-SAMPLE = BY_MNEMONIC["V_RED_MAX_IDX"].opcode
+SAMPLE, DRAW = (BY_MNEMONIC[name].opcode for name in ("V_RED_MAX_IDX", "V_RED_SAMPLE_IDX"))
 SAMPLE_PLACE, SAMPLE_ROW, SAMPLE_LANES, SAMPLE_FIRST = (
     list(BY_MNEMONIC["V_RED_MAX_IDX"].operands).index(name) for name in ("place", "a", "n", "first")
 )
+assert list(BY_MNEMONIC["V_RED_SAMPLE_IDX"].operands)[:5] == list(BY_MNEMONIC["V_RED_MAX_IDX"].operands)
 DONE, PAUSED, NO_TOKEN, NO_ROW, NO_BODY = range(5)
 SLICE = 1 << 20
 """Instructions between two looks at the outside (progress, interrupts)."""
@@ -84,7 +86,7 @@ def _run(opcode, kinds, operands, waits, signals, early, control, hbm, matrix, v
                     return NO_ROW
                 gathers[filled[1]] = number
                 filled[1] += 1
-        elif op == SAMPLE:
+        elif op == SAMPLE or op == DRAW:
             position, first = address_of(control, o[SAMPLE_PLACE]) - sampled, address_of(control, o[SAMPLE_FIRST])
             if 0 <= position < logits.shape[0]:
                 row = address_of(control, o[SAMPLE_ROW])
@@ -138,6 +140,7 @@ class Machine:
         self.early = np.zeros(len(self.program.words), np.bool_)
         self.early[[loop.head for loop in loop_tree(self.program).loops if loop.leaves_early]] = True
         self._at_break = False
+        self._steps = {loop.left_at for loop in denoising_loops(self.program)}
 
     @property
     def trace(self) -> Trace:
@@ -149,13 +152,14 @@ class Machine:
         return Trace(breaks=breaks, gathers=gathers, counts=counts)
 
     def run_to_break(self) -> bool:
-        """Run to the next C_BREAK_IF (that is: after a denoising step), or to the end; whether the program goes on.
+        """Run to the next C_BREAK_IF of a loop over denoising steps (that is: after a step), or to the end; whether the program
+        goes on.
 
         Raises:
             ProgramError: an instruction waits on a semaphore that nothing before it signals, or fetches a row that is not there.
         """
         while not self.finished:
-            if self.run_slice():
+            if self.run_slice() and int(self.control.pc[0]) in self._steps:
                 return True
         return False
 

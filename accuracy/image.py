@@ -119,6 +119,8 @@ def _host(
         optional["expert_scale"] = np.array([[model.experts.scale]])
     if "edit_threshold" in present:
         optional["edit_threshold"] = np.array([[workload.edit_threshold]])
+    if "noise_scale" in present:
+        optional["noise_scale"] = np.array([[1 / (workload.temperature * np.log(2.0))]])
     if "edge" in present:
         optional["edge"] = np.where(np.arange(2 * cache) < cache, 0.0, HIDDEN)[None]
     if "window" in present:

@@ -24,7 +24,7 @@ from npu.program.trace import Trace
 class AccuracyOutcome:
     """Result of the path, the trace that the timing paths replay, and what was generated.
 
-    `token_ids` per sequence; `trip_counts` denoising steps per block; `commit_steps` per sequence and generated position
+    `token_ids` per sequence; `trip_counts` denoising steps of each block that was decoded; `commit_steps` per sequence and token
     the denoising step of its block, counted from 1, that committed its token (0: it is masked still); `steps` per
     sequence (executor's view).
     """
@@ -126,20 +126,24 @@ def simulate(
     )  # fmt: skip
     trace = machine.trace
     plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
-    tokens = plan.outputs(read_tokens(machine.hbm, program))
-    trips = [sum(record.block == block for record in steps[0]) for block in range(plan.blocks)]
+    blocks = steps[0][-1].block + 1
+    tokens = plan.outputs(read_tokens(machine.hbm, program), blocks)
+    trips = [sum(record.block == block for record in steps[0]) for block in range(blocks)]
     metrics, table = fidelity(ReferenceModel(model, tensors), workload, prompts, tokens, steps)
-    metrics["generated_tokens"] = tokens.size
-    metrics["kept_tokens"] = sum(_before_end(row, model.eos_id) for row in tokens)
+    metrics["generated_tokens"] = sum(map(len, tokens))
+    metrics["kept_tokens"] = kept = sum(_before_end(row, model.eos_id) for row in tokens)
     metrics["denoising_steps"] = sum(trips)
-    metrics["forwards"] = plan.forwards(trips, appends=workload.caches.appends)
+    metrics["forwards"] = forwards = plan.forwards(trips, appends=workload.caches.appends)
+    metrics["forwards_per_token"] = forwards * len(tokens) / metrics["generated_tokens"]
+    if kept:
+        metrics["forwards_per_kept_token"] = forwards * len(tokens) / kept
     result = Result(
         simulator="accuracy", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
         counts=event_counts(program, machine.retired), tables={"steps": table},
     )  # fmt: skip
     return AccuracyOutcome(
-        result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips,
-        commit_steps=_commit_steps(plan, steps), steps=steps,
+        result=result, trace=trace, token_ids=[row.tolist() for row in tokens], trip_counts=trips,
+        commit_steps=_commit_steps(plan, blocks, steps), steps=steps,
     )  # fmt: skip
 
 
@@ -149,21 +153,21 @@ def _before_end(tokens: np.ndarray, eos_id: int) -> int:
     return int(ends[0]) if len(ends) else len(tokens)
 
 
-def _commit_steps(plan: Canvas, steps: Sequence[Sequence[Step]]) -> list[list[int]]:
+def _commit_steps(plan: Canvas, blocks: int, steps: Sequence[Sequence[Step]]) -> list[list[int]]:
     """Of each sequence, by generated position: the step of its block, counted from 1, that committed it; 0: none did."""
     found = np.zeros((len(steps), plan.rows), np.int64)
     for row, records in enumerate(steps):
         for record in records:
             start = plan.prompt + record.block * plan.block_length
             found[row, start : start + plan.block_length][record.committed] = record.step + 1
-    return plan.outputs(found).tolist()
+    return [row.tolist() for row in plan.outputs(found, blocks)]
 
 
 def fidelity(
     model: ReferenceModel,
     workload: Workload,
     prompts: Sequence[Sequence[int]],
-    tokens: np.ndarray,
+    tokens: Sequence[np.ndarray],
     steps: list[list[Step]],
 ) -> tuple[dict[str, float], Table]:
     """Distance of the executor from the reference: free running (tokens) and step by step on the executor's canvases.
@@ -174,10 +178,13 @@ def fidelity(
     """
     equal, divergence, same, overlap, rows = [], [], [], [], []
     for number, prompt in enumerate(prompts):
-        free, plan = generate(model, prompt, workload), canvas_of(model.spec, workload, [len(prompt)])
+        plan, blocks = canvas_of(model.spec, workload, [len(prompt)]), steps[number][-1].block + 1
+        free = generate(model, prompt, workload, blocks=min(blocks, plan.blocks), sequence=number)
         equal.append(np.mean(np.array(free.token_ids) == tokens[number]))
         canvases = {(record.block, record.step): record.canvas for record in steps[number]}
-        forced = generate(model, prompt, workload, force=lambda block, step, known=canvases: known.get((block, step)))
+        forced = generate(
+            model, prompt, workload, force=lambda block, step, known=canvases: known.get((block, step)), sequence=number
+        )
         for mine, theirs in _pairs(steps[number], forced):
             start = len(prompt) - plan.tail(0) + mine.block * workload.block_length
             masked = theirs.canvas[start : start + workload.block_length] == model.spec.mask_id

@@ -132,11 +132,13 @@ class _Writer:
     def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
         self._instruction(loop.head, state)
         if loop.head in self._indices:
-            own = range(index * loop.trips.base, (index + 1) * loop.trips.base)
-            size = self._indices[loop.head]
+            begin, size = index * loop.trips.base, self._indices[loop.head]
+            own = range(begin, begin + (self._trips(loop, index) if loop.leaves_early else loop.trips.base))
             for _, same in groupby(own, key=lambda each: self._inside(loop, each, size)):
                 first, *others = same
                 self._power(loop, 1 + len(others), state, first, depth)
+            if loop.exit is not None:
+                self.walk(loop.body[: loop.exit + 1], state, own.stop, depth)
             return
         if loop.head in self._typical:
             (count,) = counts_in(self.program, loop)

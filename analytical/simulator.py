@@ -14,6 +14,7 @@ from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.isa import Memory, Unit
 from npu.metrics import SAMPLING_PHASES, UNITS, Result, Table
 from npu.program import Program, fact_of_program
+from npu.program.exits import generated_tokens
 from npu.program.host import host_turns
 from npu.program.steps import places_of
 from npu.program.tables import bytes_per_instruction, event_counts, tabulate
@@ -63,7 +64,7 @@ def _result(
     program: Program, hardware: HardwareConfig, trace: Trace, technology: Technology | None, retired: np.ndarray,
     counts: dict[str, int], costs: Costs, busy: dict[str, float], bounds: dict[str, float], bound: float, estimate: float,
 ) -> Result:  # fmt: skip
-    tokens = program.layout["batch"] * program.layout["generation_length"]
+    tokens = generated_tokens(program, trace.breaks)
     moved = counts["hbm_read_bytes"] + counts["hbm_write_bytes"]
     table, phase_bounds = _phases(program, retired, costs)
     whole = sum(phase_bounds.values())
@@ -79,7 +80,9 @@ def _result(
     tables = {"phases": table, "steps": _steps(program, retired, costs), "traffic": traffic_of(program, retired)}
     if technology is not None:  # the estimate is not by phase: each takes the share that its bound has
         seconds = np.array(list(phase_bounds.values())) / whole * estimate / hardware.clock_hz
-        energy = account(program, retired, hardware=hardware, technology=technology, phase_seconds=seconds)
+        energy = account(
+            program, retired, hardware=hardware, technology=technology, phase_seconds=seconds, tokens=tokens
+        )
         metrics |= energy.metrics
         tables |= energy.tables
     return Result(

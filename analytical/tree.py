@@ -1,19 +1,19 @@
 """How often each loop of a program goes round and each instruction retires, in closed form.
 
 A trip count is a constant, affine in the index of one enclosing loop, a number that the program reads (in the trace), or
-given by the trace for a loop that is left early; loops whose index decides so may nest. So multiplicities are sums of products
-of trip counts; nothing is executed.
+given by the trace for a loop that is left early; loops whose index decides so, and loops that are left early, may nest. So
+multiplicities are sums of products of trip counts; nothing is executed.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import numpy as np
 
 from npu.errors import ProgramError
 from npu.program import Program, fact_of_program, loop_tree
+from npu.program.exits import exits_of
 from npu.program.looptree import Loop, loops_of
 from npu.program.reads import counting, reads_of
 from npu.program.trace import Trace
@@ -30,7 +30,7 @@ def indexed_loops(program: Program) -> dict[int, int]:
     found: dict[int, int] = {}
     for loop in loops:
         referred = loop.level in levels and any(inner.trips.level == loop.level for inner in loops_of(loop.body))
-        if referred or any(isinstance(node, Loop) and node.leaves_early for node in loop.body):
+        if referred or any(inner.leaves_early for inner in loops_of(loop.body)):
             around = [outer.head for outer in loop_tree(program).around[loop.head] if outer.head in found]
             found[loop.head] = loop.trips.base * (found[around[-1]] if around else 1)
     return found
@@ -50,7 +50,8 @@ def _around(program: Program) -> dict[int, tuple[Loop, ...]]:
 class TripCounts:
     """Trip counts under a trace: that of a loop is an array over the indices of the indexed loop that it lies in.
 
-    `exits`: by C_LOOP of each loop that is left early, the iterations that reach the C_NEXT, at each of these indices.
+    `exits`: by C_LOOP of each loop that is left early, the iterations that reach the C_NEXT, at each of these indices; 0 at
+    those that are never reached.
     """
 
     program: Program = field(compare=False, hash=False)
@@ -90,39 +91,22 @@ def trip_counts(program: Program, trace: Trace) -> TripCounts:
     """Trip counts of a program under `trace`.
 
     Raises:
-        ProgramError: the trace has another number of loop exits or counts than the program, or the exits of two loops mix.
+        ProgramError: the trace has another number of loop exits or counts than the program.
     """
-    counts = _exits(program)
-    stops = list(accumulate(counts.values(), initial=0))
-    if stops[-1] and len(trace.breaks) != stops[-1]:
-        raise ProgramError(f"trace: {len(trace.breaks)} loop exits, the program has {stops[-1]}")
-    parts = zip(counts, stops[:-1], stops[1:], strict=True)
-    exits = {head: np.array(trace.breaks[a:b], np.int64) for head, a, b in parts}
+    around, exits = _around(program), {}
+    for each in exits_of(program, trace.breaks):
+        sizes = {outer.head: outer.trips.base for outer in around[each.loop.head]}
+        found = exits.setdefault(each.loop.head, np.zeros(math.prod(sizes.values()), np.int64))
+        place = 0
+        for outer, index in zip(loop_tree(program).around[each.loop.head], each.around, strict=True):
+            place = place * sizes[outer.head] + index
+        found[place] = each.index
+    for loop in loop_tree(program).loops:  # one that is never reached has no exit in the trace
+        if loop.leaves_early and loop.head not in exits:
+            exits[loop.head] = np.zeros(math.prod(outer.trips.base for outer in around[loop.head]), np.int64)
     if (reads := len(reads_of(program, trace.breaks))) != len(trace.counts):
         raise ProgramError(f"trace: {len(trace.counts)} counts, the program reads {reads}")
     return TripCounts(program=program, trace=trace, exits=exits)
-
-
-@fact_of_program
-def _exits(program: Program) -> dict[int, int]:
-    """The loops that are left early, by their C_LOOP, and how many entries of a trace belong to each.
-
-    Raises:
-        ProgramError: the entries of one do not all come before those of the next.
-    """
-    indexed, around = indexed_loops(program), _around(program)
-    early = [loop for loop in loop_tree(program).loops if loop.leaves_early]
-    outermost = []
-    for loop in early:
-        direct = loop_tree(program).around[loop.head]
-        if direct and direct[-1].head not in indexed:
-            raise ProgramError(
-                "program: a loop that is left early lies in one that no exit or trip count follows, not analysed"
-            )
-        outermost.append(direct[0].head if direct else loop.head)
-    if len(set(outermost)) != len(outermost):
-        raise ProgramError("program: two loops that are left early lie in the same loop, not analysed")
-    return {loop.head: indexed[around[loop.head][-1].head] if around[loop.head] else 1 for loop in early}
 
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:
@@ -160,16 +144,23 @@ def retired_and_read(program: Program, trips: TripCounts) -> tuple[np.ndarray, d
             if loop.head in indexed:
                 assert not numbers, f"the loop at {loop.head} has indices behind a C_COUNT"
                 inside, there = np.repeat(weight, loop.trips.base), np.arange(len(weight) * loop.trips.base)
+                once_more = np.zeros_like(inside)
+                if loop.leaves_early:
+                    ahead = np.repeat(trips.of(loop), loop.trips.base) - np.tile(
+                        np.arange(loop.trips.base), len(weight)
+                    )
+                    inside, once_more = inside * (ahead > 0), inside * (ahead == 0)
             else:
                 inside, there = weight * trips_of(loop, at, numbers), at
+                once_more = weight
             counts[loop.head + 1 : loop.next + 1] = inside.sum()
             if loop.exit is None:
                 walk(loop.body, inside, there, numbers)
                 continue
             # The last iteration ends at the break: what stands before it runs once more.
             before, after = loop.body[: loop.exit + 1], loop.body[loop.exit + 1 :]
-            counts[loop.head + 1 : loop.left_at + 1] += weight.sum()
-            walk(before, inside + weight, there, numbers)
+            counts[loop.head + 1 : loop.left_at + 1] += once_more.sum()
+            walk(before, inside + once_more, there, numbers)
             walk(after, inside, there, numbers)
 
     walk(root, np.ones(1, np.int64), np.zeros(1, np.int64), {})

@@ -17,6 +17,7 @@ from npu.errors import ProgramError, TripathError
 from npu.hardware import HardwareConfig
 from npu.metrics import SAMPLING_PHASES, UNITS, Result, Table
 from npu.program import Program, loop_tree
+from npu.program.exits import denoising_loops, exits_of, generated_tokens, steps_of_blocks
 from npu.program.steps import passes, places_of
 from npu.program.tables import event_counts, tabulate
 from npu.program.trace import Trace
@@ -61,7 +62,7 @@ def simulate(
     energy = account(
         program, statistics.retired, hardware=hardware, technology=technology,
         phase_seconds=_phase_cycles(statistics) / hardware.clock_hz,
-        hbm_bytes=statistics.phase["traffic_bytes"].sum(axis=1),
+        hbm_bytes=statistics.phase["traffic_bytes"].sum(axis=1), tokens=generated_tokens(program, trace.breaks),
     )  # fmt: skip
     return replace(result, metrics={**result.metrics, **energy.metrics}, tables={**result.tables, **energy.tables})
 
@@ -149,7 +150,7 @@ def _result(
     counts = event_counts(program, statistics.retired)
     moved = statistics.phase["traffic_bytes"].sum(axis=0)
     counts |= {"hbm_read_bytes": int(moved[0]), "hbm_write_bytes": int(moved[1])}
-    tokens = program.layout["batch"] * program.layout["generation_length"]
+    tokens = generated_tokens(program, trace.breaks)
     cycles, busy, stall = _phase_cycles(statistics), statistics.phase["busy"], statistics.phase["stall"]
     address = int(statistics.phase["address_cycles"].sum())
     by_unit, by_cause = busy.sum(axis=0), stall.sum(axis=0)
@@ -177,8 +178,8 @@ def _result(
     if len(events) > MAXIMUM_EVENTS:
         events = events[:MAXIMUM_EVENTS]
         metrics["recorded_until_cycle"] = int(events["start"].max())
-    if len(statistics.left):
-        metrics["first_block_cycles"] = int(statistics.left[0])
+    if ends := _ends(program, trace, statistics):
+        metrics["first_block_cycles"] = ends[0]
     by_phase = [
         [phase, unit, int(busy[p, u]), *map(int, stall[p, u])]
         for p, phase in enumerate(phases)
@@ -208,7 +209,7 @@ def _result(
             "stalls": Table(columns=["phase", "unit", "busy", *CAUSES], rows=by_phase),
             "critical": _critical(phases, statistics),
             "steps": _steps(program, statistics),
-            "blocks": _blocks(trace, statistics),
+            "blocks": _blocks(program, trace, statistics),
             "timeline": Table(columns=["instruction", "phase", *(EVENT.names or ())[1:]], rows=rows),
         },
     )  # fmt: skip
@@ -240,8 +241,15 @@ def _steps(program: Program, statistics: Statistics) -> Table:
     return Table(columns=["step", "passes", "group", "phase", "cycles", *UNITS], rows=rows)
 
 
-def _blocks(trace: Trace, statistics: Statistics) -> Table:
+def _ends(program: Program, trace: Trace, statistics: Statistics) -> list[int]:
+    """When the loop over the steps of each block was left."""
+    inner = {loop.head for loop in denoising_loops(program)}
+    exits = exits_of(program, trace.breaks)
+    return [int(left) for each, left in zip(exits, statistics.left, strict=False) if each.loop.head in inner]
+
+
+def _blocks(program: Program, trace: Trace, statistics: Statistics) -> Table:
     """When the front end knows that nothing is masked in a block, and the cycles since it knew so of the one before."""
-    ends = statistics.left
-    rows = zip(range(len(ends)), trace.breaks, ends.tolist(), np.diff(ends, prepend=0).tolist(), strict=True)
+    ends, steps = _ends(program, trace, statistics), steps_of_blocks(program, trace.breaks)
+    rows = zip(range(len(ends)), steps, ends, np.diff(ends, prepend=0).tolist(), strict=True)
     return Table(columns=["block", "left at step", "done at cycle", "cycles"], rows=[list(row) for row in rows])

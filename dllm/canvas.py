@@ -63,9 +63,11 @@ class Canvas:
         start = self.first(sequence) + self.lengths[sequence]
         return slice(start, start + self.generation)
 
-    def outputs(self, values: np.ndarray) -> np.ndarray:
-        """What stands at the generated positions [batch, generation], of values [batch, rows]."""
-        return np.stack([values[sequence, self.output(sequence)] for sequence in range(len(self.lengths))])
+    def outputs(self, values: np.ndarray, blocks: int | None = None) -> list[np.ndarray]:
+        """Of each sequence what stands at its generated positions, of values [batch, rows]: those of the first `blocks`."""
+        end = self.prompt + (self.blocks if blocks is None else blocks) * self.block_length
+        places = [self.output(sequence) for sequence in range(len(self.lengths))]
+        return [row[place.start : min(place.stop, end)] for row, place in zip(values, places, strict=True)]
 
     def end(self, sequence: int) -> int:
         """Row behind the last block of a sequence; to this row, all positions behind the prompt are masks at first."""

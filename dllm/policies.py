@@ -77,6 +77,7 @@ class Score(Enum):
     MASKGIT_PLUS = "maskgit_plus"
     TOPK_MARGIN = "topk_margin"
     ENTROPY = "entropy"
+    RANDOM = "random"
 
 
 class Smoother(Enum):
@@ -137,7 +138,7 @@ class Decoding:
 
 
 ON_MACHINE = frozenset({
-    Commit.QUOTA, Commit.THRESHOLD, Score.MASKGIT_PLUS, Smoother.PLAIN, Smoother.BAOS, Smoother.FROZEN, Smoother.STATIC,
-    Smoother.HADAMARD,
+    Commit.QUOTA, Commit.THRESHOLD, Score.MASKGIT_PLUS, Score.RANDOM, Smoother.PLAIN, Smoother.BAOS, Smoother.FROZEN,
+    Smoother.STATIC, Smoother.HADAMARD,
 })  # fmt: skip
 """What programs carry out; the rest runs on the reference path alone."""

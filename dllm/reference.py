@@ -13,6 +13,7 @@ import numpy as np
 from dllm.canvas import Canvas, canvas_of
 from dllm.families import tensor_name
 from dllm.model import ModelSpec
+from dllm.noise import Draws
 from dllm.operators import (
     ALL_TRAITS,
     GELU_CUBIC,
@@ -336,9 +337,10 @@ class ReferenceModel:
             COMPUTE[type(operator)](operator, stream)
 
 
-def sample(logits_LV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy token of each position (lowest index wins ties) and its probability, both [L]."""
-    ids = logits_LV.argmax(axis=-1)
+def sample(logits_LV: np.ndarray, noise_LV: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Token of each position, that of the largest logit plus noise (lowest index wins ties), and its probability without noise,
+    both [L]."""
+    ids = (logits_LV + noise_LV).argmax(axis=-1)
     return ids, softmax(logits_LV)[np.arange(len(ids)), ids]
 
 
@@ -369,7 +371,7 @@ COMMITS: Mapping[Commit, Callable[[np.ndarray, np.ndarray, Workload, int], np.nd
 
 def generate(
     model: ReferenceModel, prompt: Sequence[int], workload: Workload,
-    force: Callable[[int, int], np.ndarray | None] | None = None,
+    force: Callable[[int, int], np.ndarray | None] | None = None, blocks: int | None = None, sequence: int = 0,
 ) -> Generation:  # fmt: skip
     """Decode one sequence under the workload's cache and commit policies.
 
@@ -379,31 +381,39 @@ def generate(
     `force(block, step)` may give the canvas [S] to use at a step (another decoder's), or None where that one has left
     the block; the steps then say what the reference does on those canvases.
 
+    Where the workload stops at the end token, the first block that generates one is the last; or exactly so many `blocks` are
+    decoded, those of a batch that this sequence is one of. `sequence` is its number there: each has random numbers of its own.
+
     Raises:
         TripathError: the reference lacks the commit policy.
     """
     if workload.commits not in COMMITS:
         raise TripathError(f"workload.commit={workload.commit}: the NumPy reference does not carry this out")
-    decoder = _Decoder(model=model, workload=workload, prompt=prompt, force=force)
+    draws = Draws(workload=workload, sequence=sequence)
+    decoder = _Decoder(model=model, workload=workload, prompt=prompt, force=force, blocks=blocks, draws=draws)
     if workload.caches.appends:
         decoder.append_blocks()
     else:
         decoder.refresh_blocks()
     steps = decoder.steps
-    trips = [sum(record.block == block for record in steps) for block in range(decoder.canvas.blocks)]
+    trips = [sum(record.block == block for record in steps) for block in range(decoder.decoded)]
     start = len(prompt)
-    tokens = decoder.tokens[start : start + workload.generation_length]
+    end = min(start + workload.generation_length, decoder.start(decoder.decoded))
+    tokens = decoder.tokens[start:end]
     return Generation(token_ids=tokens.tolist(), trip_counts=trips, steps=steps)
 
 
 @dataclass(kw_only=True)
 class _Decoder:
-    """A sequence while it is decoded; places count from its first token."""
+    """A sequence while it is decoded; places count from its first token, `decoded` counts finished blocks."""
 
     model: ReferenceModel
     workload: Workload
     prompt: Sequence[int]
     force: Callable[[int, int], np.ndarray | None] | None
+    blocks: int | None
+    draws: Draws
+    decoded: int = 0
     canvas: Canvas = field(init=False)
     tokens: np.ndarray = field(init=False)
     entered: np.ndarray = field(init=False)
@@ -432,6 +442,8 @@ class _Decoder:
                 first = start - rows.start
                 edge = hidden[first - 1 : first] if first else edge
                 self.commit(block, step, hidden[first : first + length], edge)
+            if self.is_last(block):
+                break
 
     def append_blocks(self) -> None:
         """The prompt once, then block by block: its steps, and the clean forward whose K and V stay."""
@@ -446,10 +458,11 @@ class _Decoder:
             own, seen, begins = slice(start, start + length), places[None] < start + length, np.full(length, start)
             if spec.seeded_blocks and length == 1:  # one token a block: sampling is its only step
                 if self.goes_on(block, 0):
-                    self.commit(block, 0, edge, edge)
+                    self.commit(block, 0, edge, edge, number=self.workload.most_steps)
             else:
                 if spec.seeded_blocks and self.tokens[start] == spec.mask_id:
-                    self.tokens[start] = sample(model.logits(edge))[0][0]
+                    logits = model.logits(edge)
+                    self.tokens[start] = sample(logits, self.noise(block, 1, self.workload.most_steps))[0][0]
                 for step in range(self.workload.most_steps):
                     if not self.goes_on(block, step):
                         break
@@ -460,6 +473,19 @@ class _Decoder:
             if mask is Mask.CAUSAL:
                 seen, begins = visible(mask, places, own, length), places[own]
             edge = model.forward(self.tokens, own, cache, seen, begins)[-1:]
+            if self.is_last(block):
+                break
+
+    def is_last(self, block: int) -> bool:
+        """No block behind this one, which is finished, is decoded."""
+        self.decoded = block + 1
+        if self.blocks is not None:
+            return self.decoded == self.blocks
+        if not self.workload.stop_at_end:
+            return False
+        if self.force is not None:
+            return self.force(block + 1, 0) is None
+        return self.model.spec.eos_id in self.tokens[len(self.prompt) : self.start(block + 1)]
 
     def goes_on(self, block: int, step: int) -> bool:
         """A mask is left in the block, or the last step changed it where tokens are edited; the canvas is then that of the other
@@ -476,16 +502,30 @@ class _Decoder:
         changed = self.workload.edits and step and self.steps[-1].canvas[place] != self.tokens[place]
         return bool((self.tokens[place] == self.model.spec.mask_id).any() or np.any(changed))
 
-    def commit(self, block: int, step: int, hidden: np.ndarray, edge: np.ndarray) -> None:
-        """Sample the positions of a block from the hidden states [L, hidden] of its rows, and commit as the policy says."""
+    def noise(self, block: int, rows: int, number: int) -> np.ndarray | float:
+        """What is added to the logits of the first rows of a block, for the draw of that number in it."""
+        temperature = self.workload.temperature
+        if not temperature:
+            return 0.0
+        return temperature * self.draws.gumbel(block, rows, number, self.model.spec.vocab)
+
+    def commit(
+        self, block: int, step: int, hidden: np.ndarray, edge: np.ndarray, number: int | None = None
+    ) -> None:  # fmt: skip
+        """Sample the positions of a block from the hidden states [L, hidden] of its rows, and commit as the policy says.
+
+        `number` is that of the draw, where it is not the step's.
+        """
+        number = step if number is None else number
         spec, start = self.model.spec, self.start(block)
         place = slice(start, start + self.workload.block_length)
         if spec.shifted_logits:
             hidden = np.concatenate([edge, hidden[:-1]])
         masked = self.tokens[place] == spec.mask_id
         logits = self.model.logits(hidden)
-        ids, confidence = sample(logits)
-        chosen = COMMITS[self.workload.commits](confidence, masked, self.workload, step)
+        ids, confidence = sample(logits, self.noise(block, len(masked), number))
+        rank = self.draws.uniform(block, len(masked), number) if self.workload.ranks_at_random else confidence
+        chosen = COMMITS[self.workload.commits](rank, masked, self.workload, step)
         if self.workload.edits:
             placed = (self.entered == spec.mask_id) & ~masked
             chosen |= placed & (confidence >= np.float32(self.workload.edit_threshold)) & (ids != self.tokens[place])

@@ -22,6 +22,9 @@ MOST_TOKENS = 1 << 20
 """Of a sequence. A model states its own limit, `max_sequence`; this one holds before the model is looked at."""
 
 
+HOTTEST = 1e3
+COLDEST = 1e-3
+"""Temperatures; a colder one above 0 would leave the range in which FP32 tells noise from logits."""
 EDITS = 16
 """Steps that may go on editing a block that holds no mask (LLaDA2.1's generate)."""
 
@@ -50,12 +53,16 @@ class Workload:
         edit_threshold: Confidence from which `commit=threshold` replaces a token of the block that it committed before
             (LLaDA2.1); the block then goes on until a step changes nothing, for `block_length` + EDITS + 1 steps at most. null: a
             token stays.
+        stop_at_end: Once every sequence has an end token in the blocks that are finished, the blocks behind them are not decoded.
         factor: That of `commit=factor`.
         expert_load: How rows choose experts where no data say: uniform, zipf (the n-th expert in proportion to 1 / n), or a file
             with a number for each expert, a list in JSON.
         expert_seed: Of the rows' choices under `expert_load`.
-        score: What positions are ranked by: the largest probability (maskgit_plus), its lead (topk_margin), the negative
-            entropy (entropy).
+        score: What positions are ranked by: the probability of their token (maskgit_plus), the lead of the largest one
+            (topk_margin), the negative entropy (entropy), a random number between 0 and 1 (random: LLaDA's random re-masking).
+        temperature: Tokens are drawn from the softmax of the logits over it, by Gumbel noise; 0: the largest logit. Confidences
+            are of the softmax without it, as LLaDA has them.
+        seed: Key of the random numbers of `temperature` and `score=random` (docs/numerics.md).
         answer: A regular expression whose group is the number that a text answers with, where prompts come with their results.
         stage: sampling is the sampling stage of one step of one block alone, its logits given: for measurements.
     """
@@ -71,10 +78,13 @@ class Workload:
     commit: str = field(default="quota", metadata=one_of([each.value for each in Commit]))
     threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
     edit_threshold: float | None = field(default=None, metadata=within(1e-6, 1.0))
+    stop_at_end: bool = False
     factor: float = field(default=1.0, metadata=within(1e-6, 1e6))
     expert_load: str = "uniform"
     expert_seed: int = field(default=0, metadata=within(0, (1 << 32) - 1))
     score: str = field(default="maskgit_plus", metadata=one_of([each.value for each in Score]))
+    temperature: float = field(default=0.0, metadata=within(0.0, HOTTEST))
+    seed: int = field(default=0, metadata=within(0, (1 << 31) - 1))
     answer: str = ANSWER
     stage: str = field(default="generation", metadata=one_of(STAGES))
 
@@ -99,6 +109,19 @@ class Workload:
             raise TripathError(
                 f"workload.edit_threshold: commit=threshold edits tokens, not commit={self.commit}, stage={self.stage}"
             )
+        if 0 < self.temperature < COLDEST:
+            raise TripathError(f"workload.temperature: must be 0 or at least {COLDEST}, got {self.temperature}")
+        if self.edits and self.ranks_at_random:
+            raise TripathError(
+                "workload.score: random ranks masks, workload.edit_threshold needs confidences; one of the two"
+            )
+        if self.draws and self.batch * self.block_length * self.streams > 1 << 32:
+            raise TripathError(
+                f"workload.batch: random numbers have 2^32 streams, {self.batch} sequences of blocks of {self.block_length} need "
+                f"{self.batch * self.block_length * self.streams}"
+            )
+        if self.samples_only and self.stop_at_end:
+            raise TripathError("workload.stop_at_end: stage=sampling is one step, which ends nothing")
         if self.samples_only and (self.blocks, self.steps) != (1, 1):
             raise TripathError(
                 f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
@@ -113,6 +136,22 @@ class Workload:
     def edits(self) -> bool:
         """Steps also replace tokens that their block committed before."""
         return self.edit_threshold is not None
+
+    @property
+    def ranks_at_random(self) -> bool:
+        """Positions are ranked by random numbers."""
+        return Score(self.score) is Score.RANDOM
+
+    @property
+    def draws(self) -> bool:
+        """Random numbers decide about tokens or commits."""
+        return self.temperature > 0 or self.ranks_at_random
+
+    @property
+    def streams(self) -> int:
+        """Streams of random numbers of a position of the block: one for each block and step, and one for a block's first token
+        where that is no step's doing."""
+        return (self.blocks + 1) * (self.most_steps + 1)
 
     @property
     def most_steps(self) -> int:

@@ -114,6 +114,15 @@ def check_support(options: CompilerOptions, workload: Workload, hardware: Hardwa
         raise TripathError(
             "workload.edit_threshold: compiler.sampling=host leaves commits to the host, which edits nothing"
         )
+    if samples_there and workload.draws:
+        key = "temperature" if workload.temperature else "score"
+        raise TripathError(
+            f"workload.{key}: compiler.sampling=host leaves tokens to the host, which draws no random numbers"
+        )
+    if samples_there and workload.stop_at_end:
+        raise TripathError(
+            "workload.stop_at_end: compiler.sampling=host leaves the tokens to the host, where nothing looks for the end"
+        )
     if hardware.append_only_cache and workload.caches.rewrites:
         able = ", ".join(name for name, policy in CACHE_POLICIES.items() if not policy.rewrites)
         raise TripathError(

@@ -30,6 +30,8 @@ SAMPLING_PHASES = ("setup", "sampling", "commit")
 """Phases of `workload.stage=sampling`."""
 COMMIT_ROWS = ("confidence", "masked", "chosen", "best", "left")
 """Rows of the commit buffer, one VLEN row each."""
+SAMPLING_KEY, RANKING_KEY = 0, 2
+"""Places of the keys of random numbers, of two words each: the seed, and what the numbers are for."""
 EDIT_ROWS = ("placed", "sure", "same")
 """Rows of the buffer for edits: positions whose tokens this block committed, those of high confidence, those that stay alike."""
 
@@ -145,10 +147,12 @@ def _has_branches(model: ModelSpec) -> bool:
 
 
 def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling) -> Plan:
-    """Constants, one sum and validity per row, softmax state per query head and row."""
+    """Constants, one sum and validity per row, softmax state per query head and row; the largest noisy logit of a position, and
+    that logit."""
     rows, smoothing, arrangement = tiling.chunk_rows, numerics.smoothing, tiling.arrangement
     states = arrangement.kv_heads * (most(model, "group")) * rows
     fused, sampled = tiling.arrangement.fuses_sampling, workload.batch * workload.block_length
+    drawn = workload.temperature > 0
     yield from (
         ("constants", len(CONSTANTS), "setup", ""),
         ("further_constants", len(further_constants(model)), "setup", ""),
@@ -163,6 +167,8 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
         ("inverse_tokens", tiling.batch if smoothing.centres else 0, "smooth", ""),
         ("expert_scale", int(model.experts is not None), "setup", ""),
         ("edit_threshold", int(workload.edits), "setup", ""),
+        ("noise_scale", int(drawn), "setup", ""),
+        ("noisy", 2 * (sampled if fused else 1) * drawn, "sampling", ""),
         ("best", sampled if fused else 1, "sampling", ""),
         ("rescale", rows if fused else 0, "sampling", ""),
         ("confidence", sampled, "sampling", ""),
@@ -171,8 +177,12 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
 
 def _integer(model: ModelSpec, workload: Workload, tiling: Tiling) -> Plan:
     sampled = workload.batch * workload.block_length
-    if workload.edits:
+    if workload.edits or workload.stop_at_end:
         yield "entered", sampled, "commit", ""
+    if workload.draws:
+        yield "key", 4, "setup", ""
+    if workload.stop_at_end:
+        yield from (("ends", workload.batch, "commit", ""), ("going", 1, "commit", ""), ("end_id", 2, "setup", ""))
     # The step loop's last trip only leaves, but its address moves on: a place of its own keeps accesses apart.
     yield from (
         ("constants", 2, "setup", ""), ("quota", workload.block_length + 1, "setup", ""), ("remaining", 1, "commit", ""),

@@ -24,7 +24,8 @@ LOG2_ROW_BLOCK = MX_BLOCK.bit_length() - 1
 
 @dataclass(kw_only=True)
 class Context:
-    """Everything a lowering needs, and the tree that it builds; `vocab`: rows of the vocabulary without those that fill it up."""
+    """Everything a lowering needs, and the tree that it builds; `vocab`: rows of the vocabulary without those that fill it up;
+    `step`: strides in streams of random numbers that follow the block and its step."""
 
     e: Tree
     model: ModelSpec
@@ -36,6 +37,7 @@ class Context:
     tensors: dict[str, Tensor]
     buffers: Buffers
     geometry: Geometry
+    step: Steps = ()
 
     def within(self, group: Group) -> "Context":
         """The same inside of a group of layers, with the attention that these have."""
@@ -56,6 +58,11 @@ class Context:
     def centres(self) -> bool:
         """Each channel's mean is subtracted before."""
         return self.numerics.smoothing.centres
+
+    @property
+    def stops(self) -> bool:
+        """The generation may end before its last block."""
+        return self.workload.stop_at_end and self.tiling.blocks > 1
 
     @property
     def log2_block(self) -> int:
@@ -91,6 +98,10 @@ class Context:
     def hbm(self, name: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> Place:
         """A place in a tensor in HBM; offsets and strides in bytes."""
         return place(self.tensor(name), offset, steps, rows=rows)
+
+    def stream(self, positions: Steps) -> Place:
+        """The stream of random numbers of a position of the batch's blocks, at the present step."""
+        return self.number(0, [*times(positions, self.workload.streams), *self.step])
 
     def number(self, first: int, steps: Steps = ()) -> Place:
         """A plain number that follows the loops, in place of an address."""

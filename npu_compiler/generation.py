@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
+from dllm.canvas import Canvas, canvas_of
 from dllm.constants import CONSTANTS, further_constants
 from dllm.layout import laid_out
 from dllm.model import ModelSpec
@@ -31,12 +32,13 @@ from npu_compiler.rows import (
     block_loops,
     block_span,
     blocks_of_a_group,
+    fixed,
     head_span,
     prompt_span,
     span_of,
 )
-from npu_compiler.sampling import by_policy, enter, every, lm_head, sample_and_commit
-from npu_compiler.stages import Level, Tree
+from npu_compiler.sampling import begin_ends, by_policy, enter, every, lm_head, note_ends, sample_and_commit, set_keys
+from npu_compiler.stages import Level, Steps, Tree
 from npu_compiler.tiling import Tiling, make_tiling
 from npu_compiler.tokens import Tokens, place_tokens
 
@@ -128,12 +130,23 @@ def compile_passes(
         "confidence": allocation.addresses[buffers[Memory.FP, "confidence"]],
         "alpha_millionths": round(numerics.smoothing.alpha * 1e6),
     }  # fmt: skip
+    if workload.stop_at_end:
+        facts |= _tokens_of_blocks(canvas_of(given, workload, prompt_lengths))
     if numerics.smoothing.smoother is Smoother.STATIC:  # the host fills the factors in
         sides = numerics.smoothing.sides
         facts["static_sides"] = sum(1 << bit for bit, side in enumerate(SIDES) if side in sides)
         facts["power_of_two"] = int(numerics.smoothing.power_of_two)
     program = Program(words=words_of(instructions), hbm=tensors, geometry=geometry, layout=facts, phases=phases)
     return Compiled(tiling=tiling, tree=tree, allocation=allocation, tokens=tokens, program=program)
+
+
+def _tokens_of_blocks(canvas: Canvas) -> dict[str, int]:
+    """What says how many tokens a run has generated over the batch when it stops before its last block (`npu.program.exits`)."""
+    tails = [canvas.tail(sequence) for sequence in range(len(canvas.lengths))]
+    before = (canvas.blocks - 1) * canvas.block_length
+    return {
+        "prompt_tails": sum(tails), "tokens_before_last_block": sum(min(canvas.generation, before - tail) for tail in tails),
+    }  # fmt: skip
 
 
 def _check_measuring(numerics: Numerics, tiling: Tiling) -> None:
@@ -277,6 +290,8 @@ def _tree(
                 e.emit("H_LOAD_F", dst=c.fp(next(iter(further))), src=c.hbm("further_constants"), n=len(further))
             if model.experts is not None and not workload.samples_only:
                 e.emit("H_LOAD_F", dst=c.fp("expert_scale"), src=c.hbm("expert_scale"), n=1)
+            if workload.temperature:
+                e.emit("H_LOAD_F", dst=c.fp("noise_scale"), src=c.hbm("noise_scale"), n=1)
             if workload.edits:
                 e.emit("H_LOAD_F", dst=c.fp("edit_threshold"), src=c.hbm("edit_threshold"), n=1)
             e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)
@@ -286,14 +301,17 @@ def _tree(
                            format=FORMATS[row.format].code, block=LOG2_ROW_BLOCK)  # fmt: skip
         if numerics.smoothing.mixed and not workload.samples_only:
             load_hadamard(c)
+        set_keys(c)
+        begin_ends(c)
     when, blocks, period = numerics.smoothing.measured, tiling.blocks, _period(workload, tiling)
+    goes_on = c.integer("going") if c.stops else None
     if workload.caches.appends:
         _append_blocks(c, period, measuring=when == "once")
         return e
     if when == "once":  # the first block measures, the others are loops of their own
-        for block in block_loops(e, 0, 1, blocks, period):
+        for block in block_loops(e, 0, 1, blocks, period, goes_on):
             _block(c, block, measuring=True)
-    for block in block_loops(e, int(when == "once"), blocks, blocks, period):
+    for block in block_loops(e, int(when == "once"), blocks, blocks, period, goes_on):
         _block(c, block, measuring=when == "each")
     return e
 
@@ -302,6 +320,7 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
     """The denoising steps of a block; where its warm steps are `measuring`, they look at the channels of K and V first."""
     e, workload, policy, once = c.e, c.workload, c.workload.caches, Level(number=None)
     if workload.samples_only:
+        c.step = _streams(c, block, ())
         sample_and_commit(c, block, workload.block_length, by_policy(once, 0))
         return
     first = span_of(workload, c.tiling, policy.first, block)
@@ -310,11 +329,12 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
         with e.loop(workload.most_steps, keep=True) as step:
             _step(c, block, step, 0, first, measuring=measuring)
             _leave_if_done(c, step)
-        return
-    _step(c, block, once, 0, first, measuring=measuring)
-    with e.loop(workload.most_steps, keep=True) as step:
-        _leave_if_done(c, step)
-        _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
+    else:
+        _step(c, block, once, 0, first, measuring=measuring)
+        with e.loop(workload.most_steps, keep=True) as step:
+            _leave_if_done(c, step)
+            _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
+    note_ends(c)
 
 
 def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
@@ -323,7 +343,8 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
     mask, length = model.mask, workload.block_length
     if tiling.prompt:
         forward(c, prompt_span(workload, tiling, mask), measuring=measuring)
-    for block in block_loops(e, 0, tiling.blocks, tiling.blocks, period):
+    goes_on = c.integer("going") if c.stops else None
+    for block in block_loops(e, 0, tiling.blocks, tiling.blocks, period, goes_on):
         span = block_span(workload, tiling, block)
         enter(c, block)
         if length == 1 and model.seeded_blocks:  # one token a block: sampling is its only step
@@ -336,19 +357,27 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
             with e.loop(workload.most_steps, keep=True) as step:
                 _step(c, block, step, 0, span, measuring=False)
                 _leave_if_done(c, step)
+        note_ends(c)
         by_row = mask if mask is Mask.CAUSAL and length > 1 else None
         forward(c, block_span(workload, tiling, block, by_row=by_row), measuring=False)
 
 
 def _next_token(c: Context, block: Block) -> None:
     """The first token of a block, where it is masked, from the row before it, whose forward was the last one."""
+    c.step = _streams(c, block, [(fixed(c.workload.most_steps), 1)])
     lm_head(c, head_span(c.workload, c.tiling, block, first=-1, count=1))
     sample_and_commit(c, block, 1, every)
+
+
+def _streams(c: Context, block: Block, step: Steps) -> Steps:
+    """Strides in streams of random numbers: those of a block are its steps', the last one that of its first token."""
+    return [*block.steps(c.workload.most_steps + 1), *step] if c.workload.draws else ()
 
 
 def _step(c: Context, block: Block, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
     """One denoising step over the rows of a span."""
     forward(c, span, measuring=measuring)
+    c.step = _streams(c, block, [(fixed(first_step), 1), (step, 1)])
     lm_head(c, _head_span(c.model, c.workload, c.tiling, block), span)
     sample_and_commit(c, block, c.workload.block_length, by_policy(step, first_step))
 

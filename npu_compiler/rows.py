@@ -9,7 +9,7 @@ from typing import Protocol
 from dllm.operators import Mask
 from dllm.policies import Rows
 from dllm.workload import Workload
-from npu_compiler.stages import Level, Steps, Tree, Trips
+from npu_compiler.stages import Level, Place, Steps, Tree, Trips
 from npu_compiler.tiling import Tiling
 
 
@@ -45,20 +45,40 @@ class Block:
         return Trips(base=self.left, factor=-1, level=self.within)
 
 
-def block_loops(e: Tree, first: int, last: int, blocks: int, period: int) -> Iterator[Block]:
+def block_loops(
+    e: Tree, first: int, last: int, blocks: int, period: int, goes_on: Place | None = None
+) -> Iterator[Block]:
     """Loops over the blocks `first` to `last` (excluded) of `blocks`; yields once inside of each: emit the body every time.
 
-    A block beside others has a loop of its own, so that all loops that are left early lie in one.
+    A block beside others has a loop of its own, so that all loops that are left early lie in one. Where the integer at `goes_on`
+    is zero behind a block, none behind it is run.
     """
     while first < last:
         left = (blocks - first) % period or period
         size = min(left, last - first)
         groups = max(1, (last - first) // period) if size == period else 1
         behind = -(-(blocks - first) // period) - 1
-        with e.loop(groups) as group, e.loop(size, keep=groups * size == 1 and blocks > 1) as within:
-            yield Block(first=first, period=period, left=left, behind=Trips(base=behind, factor=-1, level=group),
-                        group=group, within=within)  # fmt: skip
+        with _unless_ended(e, goes_on if first else None), e.loop(groups) as group:
+            with e.loop(size, keep=groups * size == 1 and blocks > 1) as within:
+                yield Block(first=first, period=period, left=left, behind=Trips(base=behind, factor=-1, level=group),
+                            group=group, within=within)  # fmt: skip
+                if goes_on is not None and size > 1:
+                    e.leave_if_zero(within, goes_on)
+            if goes_on is not None and groups > 1:
+                e.leave_if_zero(group, goes_on)
         first += groups * size
+
+
+@contextmanager
+def _unless_ended(e: Tree, goes_on: Place | None) -> Iterator[None]:
+    """What is emitted inside is passed by where the integer at `goes_on` is zero: a loop that is left at its begin, or after one
+    trip."""
+    if goes_on is None:
+        yield
+        return
+    with e.loop(2) as once:
+        e.leave_if_zero(once, goes_on)
+        yield
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from typing import TypeAlias, assert_never
 from dllm.policies import Commit
 from npu.formats import FORMATS
 from npu_compiler.arrangement import Sampling
-from npu_compiler.buffers import COMMIT_ROWS, EDIT_ROWS
+from npu_compiler.buffers import COMMIT_ROWS, EDIT_ROWS, RANKING_KEY, SAMPLING_KEY
 from npu_compiler.context import Context
 from npu_compiler.flow import Flow
 from npu_compiler.operators import load, lower
@@ -74,8 +74,9 @@ def sample(c: Context, block: Block, length: int) -> None:
 
 
 def enter(c: Context, block: Block) -> None:
-    """Where tokens are edited: the tokens of a block as they are before its first step, which tell whose tokens it may edit."""
-    if not c.workload.edits:
+    """The tokens of a block as they are before its first step, where it matters which of them it fills: those it may edit, or may
+    end with."""
+    if not c.workload.edits and not c.stops:
         return
     e, tokens, length = c.e, c.tensor("tokens"), c.workload.block_length
     with e.phase("commit"), e.stage("load tokens at entry"), e.loop(c.workload.batch) as sequence:
@@ -84,19 +85,71 @@ def enter(c: Context, block: Block) -> None:
                src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
 
 
+def set_keys(c: Context) -> None:
+    """Where tokens or commits are drawn: the keys of the random numbers."""
+    if not c.workload.draws:
+        return
+    with c.e.stage("keys"):
+        for place in (SAMPLING_KEY, RANKING_KEY):
+            c.e.emit("S_SET_INT", dst=c.integer("key", place), value=c.workload.seed)
+            c.e.emit("S_SET_INT", dst=c.integer("key", place + 1), value=place)
+
+
+def begin_ends(c: Context) -> None:
+    """Where a generation may stop: no sequence has an end token yet."""
+    if not c.stops:
+        return
+    e = c.e
+    with e.stage("no end token yet"):
+        e.emit("S_SET_INT", dst=c.integer("end_id"), value=c.model.eos_id)
+        e.emit("S_SET_INT", dst=c.integer("end_id", 1), value=0)
+        with e.loop(c.workload.batch) as sequence:
+            e.emit("S_SET_INT", dst=c.integer("ends", 0, [(sequence, 1)]), value=0)
+
+
+def note_ends(c: Context) -> None:
+    """Where a generation may stop: `ends` counts the end tokens that each sequence generated, `going` the sequences without."""
+    if not c.stops:
+        return
+    e, length, batch = c.e, c.workload.block_length, c.workload.batch
+    filled, end = (c.vector("commit", COMMIT_ROWS.index(name) * c.vlen) for name in ("masked", "chosen"))
+    with e.phase("commit"), e.stage("note end tokens"):
+        with e.loop(batch) as sequence:
+            ids, entered = (c.integer(name, 0, [(sequence, length)]) for name in ("tokens", "entered"))
+            e.emit("V_CMP_EQ_INT", dst=filled, a=entered, key=c.integer("constants", 0), n=length)
+            e.emit("V_CMP_EQ_INT", dst=end, a=ids, key=c.integer("end_id"), n=length)
+            e.emit("V_MUL_VV", dst=end, a=end, b=filled, n=length)
+            e.emit("V_RED_COUNT", dst=c.integer("ends", 0, [(sequence, 1)]), mask=end, n=length)
+        e.emit("S_SET_INT", dst=c.integer("going"), value=0)
+        for first, count, lanes in segments(batch, c.vlen):
+            with e.loop(count) as part:
+                ends = c.integer("ends", first, [(part, lanes)])
+                e.emit("V_CMP_EQ_INT", dst=end, a=ends, key=c.integer("end_id", 1), n=lanes)
+                e.emit("V_RED_COUNT", dst=c.integer("going"), mask=end, n=lanes)
+
+
 def _stable_max(c: Context, position: Level) -> None:
-    """The largest logit of a position with its index, and the reciprocal of the sum of exp(logit - largest)."""
-    e, vocab, pitch = c.e, c.vocab, c.model.vocab
+    """Token and confidence of a position: the index of its largest logit, and the reciprocal of the sum of exp(logit - largest);
+    or the index that is drawn, and the share of its logit in that sum."""
+    e, vocab, pitch, drawn = c.e, c.vocab, c.model.vocab, bool(c.workload.temperature)
     best, index = c.fp("best"), c.integer("sampled", 0, [(position, 1)])
     total = c.fp("confidence", 0, [(position, 1)])
     e.emit("S_MOV_FP", dst=best, a=c.fp("lowest"))
     e.emit("S_SET_INT", dst=index, value=0)
     e.emit("S_MOV_FP", dst=total, a=c.fp("zero"))
+    if drawn:
+        e.emit("S_MOV_FP", dst=c.fp("noisy"), a=c.fp("lowest"))
     for first, count, lanes in segments(vocab, c.vlen):
         with e.loop(count) as part:
             row = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch)
             number = c.number(first, [(part, lanes)])
-            e.emit("V_RED_MAX_IDX", best=best, place=index, a=row, n=lanes, first=number)
+            if drawn:
+                e.emit("V_RED_MAX", dst=best, a=row, n=lanes)
+                e.emit("V_RED_SAMPLE_IDX", best=c.fp("noisy"), place=index, a=row, n=lanes, first=number,
+                       scale=c.fp("noise_scale"), key=c.integer("key", SAMPLING_KEY),
+                       stream=c.stream([(position, 1)]))  # fmt: skip
+            else:
+                e.emit("V_RED_MAX_IDX", best=best, place=index, a=row, n=lanes, first=number)
     for first, count, lanes in segments(vocab, c.vlen):
         with e.loop(count) as part:
             row, shifted = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch), c.vector("shifted")
@@ -104,6 +157,11 @@ def _stable_max(c: Context, position: Level) -> None:
             e.emit("V_EXP_V", dst=shifted, a=shifted, n=lanes)
             e.emit("V_RED_SUM", dst=total, a=shifted, n=lanes)
     e.emit("S_RECI_FP", dst=total, a=total)
+    if drawn:
+        value = c.fp("noisy", 1)
+        e.emit("S_SUB_FP", dst=value, a=value, b=best)
+        e.emit("S_EXP_FP", dst=value, a=value)
+        e.emit("S_MUL_FP", dst=total, a=total, b=value)
 
 
 def _load_logits(c: Context, position: Level) -> None:
@@ -133,7 +191,11 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
             with e.loop(c.workload.batch) as sequence:
                 ids = c.integer("tokens", 0, [(sequence, length)])
                 sampled = c.integer("sampled", 0, [(sequence, length)])
-                e.emit("S_MAP_V_FP", dst=row["confidence"], a=c.fp("confidence", 0, [(sequence, length)]), n=length)
+                if c.workload.ranks_at_random:
+                    e.emit("V_RANDOM_V", dst=row["confidence"], key=c.integer("key", RANKING_KEY), entry=c.number(0),
+                           stream=c.stream([(sequence, c.workload.block_length)]), n=length)  # fmt: skip
+                else:
+                    e.emit("S_MAP_V_FP", dst=row["confidence"], a=c.fp("confidence", 0, [(sequence, length)]), n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["masked"], a=ids, key=mask_id, n=length)
                 choose(c, row, length)
                 if c.workload.edits:

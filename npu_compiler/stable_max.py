@@ -6,6 +6,7 @@ No logit leaves Vector SRAM. Tokens are those of two passes over stored logits; 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from npu_compiler.buffers import SAMPLING_KEY
 from npu_compiler.context import Context
 from npu_compiler.rows import Chunk, times
 from npu_compiler.stages import Level, Place, Steps
@@ -18,13 +19,24 @@ class StableMax:
     c: Context
     chunk: Chunk
 
+    @property
+    def drawn(self) -> bool:
+        """Tokens are drawn, so that the largest logit need not be the token's."""
+        return bool(self.c.workload.temperature)
+
     def _each(self, width: int = 0) -> Callable[..., None]:
         """Emits an instruction for every row; names stand for its state and its logits, of which a row has `width`."""
         c, chunk = self.c, self.chunk
 
         def places(rows: Steps) -> Mapping[str, Place]:
             at = [*chunk.batch_steps(chunk.span.rows), *chunk.row_steps(1), *rows]
-            return {
+            if self.drawn:  # a first token of a block is one row of its sequence
+                place = times(at, c.workload.block_length // chunk.span.rows)
+                pair = times(at, 2)
+                drawn = {"noisy": c.fp("noisy", 0, pair), "drawn": c.fp("noisy", 1, pair), "stream": c.stream(place)}
+            else:
+                drawn = {}
+            return drawn | {
                 "best": c.fp("best", 0, at), "total": c.fp("confidence", 0, at), "index": c.integer("sampled", 0, at),
                 "rescale": c.fp("rescale", 0, rows),
                 "logits": c.vector("logits", 0, times(rows, width), slot_stride=chunk.size * c.tiling.slice),
@@ -39,6 +51,8 @@ class StableMax:
             each("S_MOV_FP", dst="best", a=self.c.fp("lowest"))
             each("S_SET_INT", dst="index", value=0)
             each("S_MOV_FP", dst="total", a=self.c.fp("zero"))
+            if self.drawn:
+                each("S_MOV_FP", dst="noisy", a=self.c.fp("lowest"))
 
     def update(self, first: int, part: Level, width: int, lanes: int) -> None:
         """The first `lanes` of the `width` logits of the vocabulary from `first` + part * `width` on, which lie in the buffer
@@ -46,7 +60,12 @@ class StableMax:
         each, number = self._each(width), self.c.number(first, [(part, width)])
         with self.c.e.stage("stable max"):
             each("S_MOV_FP", dst="rescale", a="best")
-            each("V_RED_MAX_IDX", best="best", place="index", a="logits", n=lanes, first=number)
+            if self.drawn:
+                each("V_RED_MAX", dst="best", a="logits", n=lanes)
+                each("V_RED_SAMPLE_IDX", best="noisy", place="index", a="logits", n=lanes, first=number,
+                     scale=self.c.fp("noise_scale"), key=self.c.integer("key", SAMPLING_KEY), stream="stream")  # fmt: skip
+            else:
+                each("V_RED_MAX_IDX", best="best", place="index", a="logits", n=lanes, first=number)
             each("S_SUB_FP", dst="rescale", a="rescale", b="best")
             each("S_EXP_FP", dst="rescale", a="rescale")
             each("V_SUB_VF", dst="logits", a="logits", scalar="best", n=lanes)
@@ -55,6 +74,11 @@ class StableMax:
             each("V_RED_SUM", dst="total", a="logits", n=lanes)
 
     def end(self) -> None:
-        """`confidence` := the probability of the largest logit."""
+        """`confidence` := the probability of the token."""
+        each = self._each()
         with self.c.e.stage("end stable max"):
-            self._each()("S_RECI_FP", dst="total", a="total")
+            each("S_RECI_FP", dst="total", a="total")
+            if self.drawn:
+                each("S_SUB_FP", dst="drawn", a="drawn", b="best")
+                each("S_EXP_FP", dst="drawn", a="drawn")
+                each("S_MUL_FP", dst="total", a="total", b="drawn")

@@ -11,6 +11,7 @@ from dllm.operators import Experts
 from dllm.workload import EXPERT_LOADS, Workload
 from npu.errors import TripathError
 from npu.program import Program, fact_of_program
+from npu.program.exits import all_exits
 from npu.program.reads import reads_of
 from npu.program.trace import Trace
 
@@ -20,13 +21,14 @@ MOST_BYTES = 1 << 20
 """Of a file of loads."""
 
 
-def schedule(workload: Workload, canvas: Canvas | None = None) -> Trace:
+def schedule(workload: Workload, canvas: Canvas | None = None, program: Program | None = None) -> Trace:
     """Trip counts without data: every block takes the denoising steps that its masks are scheduled for.
 
-    Without a canvas every block is as long as the workload says.
+    Without a canvas every block is as long as the workload says. A program that may stop at the end token stops nowhere.
     """
     masks = [workload.block_length] * workload.blocks if canvas is None else canvas.most_masks
-    return Trace(breaks=tuple(workload.scheduled_steps(max(1, each)) - 1 for each in masks))
+    steps = tuple(workload.scheduled_steps(max(1, each)) - 1 for each in masks)
+    return Trace(breaks=all_exits(program, steps) if workload.stop_at_end and program is not None else steps)
 
 
 def with_load(program: Program, experts: Experts | None, workload: Workload, trace: Trace) -> Trace:

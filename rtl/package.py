@@ -95,7 +95,7 @@ def _timing(hardware: HardwareConfig) -> Iterator[str]:
     intervals = {op: hardware.interval_cycles(name) for op, name in timed.items()}
     yield from _function("logic [15:0]", "latency_of", {op: f"16'd{value}" for op, value in latencies.items()}, "16'd1")
     yield from _function("logic [15:0]", "interval_of", {op: f"16'd{v}" for op, v in intervals.items()}, "16'd1")
-    vector = [latencies[op] for op in timed if TABLE[op].unit is not Unit.MATRIX]
+    vector = [latencies[op] for op in timed if TABLE[op].unit is not Unit.MATRIX and TABLE[op].mnemonic in built()]
     yield f"  localparam int LONGEST = {max(vector)};  // latency in the vector queue"
     for op_class in OpClass:
         members = [op for op, s in TABLE.items() if s.op_class is op_class]

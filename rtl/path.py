@@ -8,6 +8,7 @@ import numpy as np
 from npu.hardware import HardwareConfig
 from npu.metrics import Result
 from npu.program import Program
+from npu.program.exits import generated_tokens, steps_of_blocks
 from npu.program.tables import event_counts
 from npu.program.trace import Trace
 from rtl.simulator import Job, Memories, build, run
@@ -48,11 +49,10 @@ def simulate(
     """
     (after,) = run(build(hardware), [Job(program=program, hardware=hardware, hbm=image)])
     seconds = after.makespan_cycles / hardware.clock_hz
-    layout = program.layout
     tokens, theirs = _tokens(after.memories.hbm, program), _tokens(expected.hbm, program)
     metrics: dict[str, float] = {
         "makespan_cycles": after.makespan_cycles, "seconds": seconds,
-        "tokens_per_second": layout["batch"] * layout["generation_length"] / seconds,
+        "tokens_per_second": generated_tokens(program, trace.breaks) / seconds,
         "differing_instructions": differing_rows(times, after.events),
         **{f"differing_bytes.{name}": count for name, count in differing_bytes(expected, after.memories).items()},
         "differing_tokens": int((tokens != theirs).sum()),
@@ -61,7 +61,7 @@ def simulate(
         simulator="rtl", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
         counts=event_counts(program, after.retired),
     )  # fmt: skip
-    trips = [index + 1 for index in trace.breaks]
+    trips = [index + 1 for index in steps_of_blocks(program, trace.breaks)]
     return RtlOutcome(result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips)
 
 

@@ -125,6 +125,8 @@ def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:
             confidence = top[..., 0] - top[..., 1]
         case Score.ENTROPY:
             confidence = torch.special.xlogy(probability, probability).sum(-1)
+        case Score.RANDOM:
+            raise AssertionError("the quality path refuses random numbers")
         case unknown:
             assert_never(unknown)
     return ids, confidence.to(torch.bfloat16).to(torch.float32) if sampling == "bf16" else confidence

@@ -113,6 +113,13 @@ def _check(
         raise TripathError(f"workload.stage: {workload.stage} generates no text for quality to judge")
     if workload.edits:
         raise TripathError("workload.edit_threshold: the quality path does not carry this out, programs do")
+    if workload.draws:
+        key = "temperature" if workload.temperature else "score"
+        raise TripathError(
+            f"workload.{key}={getattr(workload, key)}: the quality path draws no random numbers, programs do"
+        )
+    if workload.stop_at_end:
+        raise TripathError("workload.stop_at_end: the quality path does not carry this out, programs do")
     if workload.caches.appends:
         raise TripathError(f"workload.cache={workload.cache}: the quality path does not carry this out, programs do")
     if model.checkpoint is None:

@@ -5,7 +5,7 @@ Achievable shares are measured: figures that `tripath/validation/data/calibratio
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from dllm.devices.engines import ENGINES, driven
@@ -44,7 +44,7 @@ class Device:
         engine: How that drives a GPU: eager, in CUDA graphs, or as a serving engine does.
         numbers: Each with `value`, `provenance` (docs/energy.md) and `source`; the unit ends its name.
         sampling_format: That of the probabilities; LLaDA's code has fp64.
-        temperature: Above 0, sampling adds Gumbel noise in FP64, as LLaDA's code does.
+        temperature: Above 0, sampling adds Gumbel noise in FP64, as LLaDA's code does. 0: that of the workload.
         curves: Of numpy: rates over the bytes that an operation names as resident, as points [bytes, per second], log-linear
             in between: caches and memory.
 
@@ -163,7 +163,8 @@ class Device:
         if self.temperature > 0 and phase in ("sampling", "step"):
             if self.software != "torch":
                 raise TripathError(
-                    f"devices.{self.name}.temperature: {self.software} adds no Gumbel noise, got {self.temperature}"
+                    f"devices.{self.name}.temperature: {self.software} adds no Gumbel noise, got {self.temperature} "
+                    "(or of workload.temperature)"
                 )
             operations += torch_gumbel(shape.batch * shape.block * model.vocab)
         return operations
@@ -178,7 +179,12 @@ class DeviceRun:
 
 
 def run_workload(device: Device, model: ModelSpec, workload: Workload, prompt_length: int) -> DeviceRun:
-    """The whole generation of `workload` (or its sampling stage alone) on a device, steps as scheduled."""
+    """The whole generation of `workload` (or its sampling stage alone) on a device, steps as scheduled.
+
+    Raises:
+        TripathError: the device's software does not draw tokens as the workload does.
+    """
+    device = replace(device, temperature=device.temperature or min(workload.temperature, HOTTEST))
     steps = list(steps_of(workload, prompt_length))
     canvas = prompt_length + workload.generation_length
     totals = {"kernel": 0.0, "wall": 0.0}

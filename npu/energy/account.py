@@ -66,9 +66,9 @@ class Account:
 
 def account(
     program: Program, retired: np.ndarray, *, hardware: HardwareConfig, technology: Technology,
-    phase_seconds: np.ndarray, hbm_bytes: np.ndarray | None = None,
+    phase_seconds: np.ndarray, tokens: int, hbm_bytes: np.ndarray | None = None,
 ) -> Account:  # fmt: skip
-    """Energy, power and area of a run in which instruction i retired `retired[i]` times.
+    """Energy, power and area of a run in which instruction i retired `retired[i]` times, and which generated `tokens`.
 
     `phase_seconds` and `hbm_bytes` are by phase (`program.phase_names`); where `hbm_bytes` is not measured, it follows from
     the instructions. Static power is charged to phases by their seconds.
@@ -87,7 +87,7 @@ def account(
         EnergyTerm(block=block, phase_joules=power * phase_seconds, peak_cycle_joules=0.0, provenance=technology.provenance(name))
         for block, power, name in static
     ]  # fmt: skip
-    return _summary(program, technology, terms, areas, dynamic=dynamic, seconds=seconds, peak_watts=peak)
+    return _summary(program, technology, terms, areas, dynamic=dynamic, seconds=seconds, peak_watts=peak, tokens=tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,7 +218,7 @@ def sram_byte_pj(technology: Technology, size: int, width_bits: int) -> tuple[fl
 
 def _summary(
     program: Program, technology: Technology, terms: list[EnergyTerm], areas: list[AreaTerm], *, dynamic: float,
-    seconds: float, peak_watts: float,
+    seconds: float, peak_watts: float, tokens: int,
 ) -> Account:  # fmt: skip
     phases = program.phase_names
     cells = {block: np.zeros(len(phases)) for block in BLOCKS}
@@ -232,7 +232,6 @@ def _summary(
         rests[technology.provenance(*area.numbers)] += area.mm2
     whole = reduce(np.add, cells.values())
     joules, total_mm2 = float(whole.sum()), sum(mm2.values())
-    tokens = program.layout["batch"] * program.layout["generation_length"]
     metrics = {
         "energy_joules": joules, "dynamic_energy_joules": dynamic, "static_energy_joules": joules - dynamic,
         "tokens_per_joule": tokens / joules, "average_power_watts": joules / seconds, "peak_power_watts": peak_watts,

@@ -1,7 +1,7 @@
 """The instruction set: each instruction is one function in the file of its unit; `spec` turns it into a table row.
 
 `matrix`, `vector`, `scalar`, `dma`, `control` hold the instructions, `transcendental` the function tables they share,
-`text` the assembler.
+`threefry` random numbers, `text` the assembler.
 """
 
 from npu.isa import control, dma, matrix, scalar, vector

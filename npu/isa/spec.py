@@ -81,6 +81,8 @@ class OpClass(StrEnum):
     """An operation of FP32 in each lane."""
     TRANSCENDENTAL = "TRANSCENDENTAL"
     """A table with interpolation in each lane."""
+    RANDOM = "RANDOM"
+    """Rounds of a counter-based generator in each lane."""
     LANE_MOVE = "LANE_MOVE"
     """Lanes are filled, compared, selected or rounded: no arithmetic of FP32."""
     REDUCE = "REDUCE"

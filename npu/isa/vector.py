@@ -9,6 +9,7 @@ from numba import njit
 
 from npu.formats.rounding import round_bf16
 from npu.isa.spec import FP, INDEX, INT, VECTOR, VECTOR_ROWS, OpClass, Unit, instruction, touch, unsigned
+from npu.isa.threefry import gumbel2, random_word, uniform
 from npu.isa.transcendental import exponential, hyperbolic_tangent, logarithm2, power_of_two, reciprocal
 
 N = unsigned(16)
@@ -374,3 +375,33 @@ def v_pick_v(vector, picked, left, a, n):
 @instruction(opcode=0x3F, unit=Unit.VECTOR, op_class=OpClass.SYNC)
 def v_sync():
     """Nothing but its semaphores: a token may be taken or given between two loops."""
+
+
+@instruction(opcode=0x70, unit=Unit.VECTOR, op_class=OpClass.RANDOM,
+             operands={"dst": VECTOR, "key": INT, "entry": INDEX, "stream": INDEX, "n": N},
+             reads=(touch("key", 2),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
+def v_random_v(vector, integer, dst, key, entry, stream, n):
+    """vector[dst] := random numbers between 0 and 1: Threefry-2x32-20 of the counter (entry + lane number, stream) under the key
+    integer[key], integer[key + 1]; of its first word the 23 highest bits, and a half, over 2^23."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(uniform(random_word(integer[key], integer[key + 1], entry + i, stream)))
+
+
+@instruction(opcode=0x71, unit=Unit.VECTOR, op_class=OpClass.REDUCE,
+             operands={"best": FP, "place": INT, "a": VECTOR, "n": N, "first": INDEX, "scale": FP, "key": INT, "stream": INDEX},
+             reads=(touch("a", "n"), touch("best", 2), touch("place", 1), touch("scale", 1), touch("key", 2)),
+             writes=(touch("best", 2), touch("place", 1)), lanes=lambda o: 6 * o["n"])  # fmt: skip
+def v_red_sample_idx(vector, fp, integer, best, place, a, n, first, scale, key, stream):
+    """As V_RED_MAX_IDX of vector[a] * fp[scale] plus Gumbel noise, all in FP32; and fp[best + 1] := vector[a] of the lane that
+    exceeds fp[best].
+
+    The noise of a lane is -log2(-log2(1 - t)), t of the word that V_RANDOM_V takes for entry first + lane number
+    (docs/numerics.md): with scale = log2(e) / T the index is drawn from softmax(a / T).
+    """
+    for i in range(n):
+        noise = gumbel2(random_word(integer[key], integer[key + 1], first + i, stream))
+        lane = np.float32(np.float32(vector[a + i] * fp[scale]) + noise)
+        if lane > fp[best]:
+            fp[best] = lane
+            fp[best + 1] = vector[a + i]
+            integer[place] = first + i

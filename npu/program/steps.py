@@ -1,7 +1,7 @@
 """What each instruction of a generation belongs to: the kind of step, the group of layers, the phase.
 
-All of it is read from the loop tree: a loop that data may leave early is the loop over denoising steps, what lies before it in
-the loop over blocks warms the cache, what lies behind it stores the finished block.
+All of it is read from the loop tree: the innermost loop that data may leave early is the loop over denoising steps, what lies
+before it in the loop over blocks warms the cache, what lies behind it stores the finished block or looks for its end token.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ import numpy as np
 
 from npu.isa import Unit
 from npu.program.container import Program, fact_of_program, loop_tree
+from npu.program.exits import denoising_loops
 from npu.program.tables import tabulate
 
-SETUP, PROMPT, WARM, FIRST, REFINE, STEP, CLEAN = (
-    "setup", "prompt", "warm", "first token", "refine", "step", "clean",
+SETUP, PROMPT, WARM, FIRST, REFINE, STEP, END, CLEAN = (
+    "setup", "prompt", "warm", "first token", "refine", "step", "end token", "clean",
 )  # fmt: skip
 """Kinds of steps: before all; the prompt's forward; a block's first step, over more than the block; its first token from the row
-before it; its other steps; a step where all are of one kind; the finished block's forward."""
-STEM, FIRST_OF_LAYER = "embed", "qkv"
-"""The phase that begins a forward, and the one that begins a layer."""
+before it; its other steps; a step where all are of one kind; the look for its end token; the finished block's forward."""
+STEM, FIRST_OF_LAYER, COMMIT = "embed", "qkv", "commit"
+"""The phase that begins a forward, the one that begins a layer, and the one that writes tokens."""
 OF_LAYER = ("qkv", "smooth", "rotate", "attention", "out", "ffn")
 
 
@@ -66,7 +67,7 @@ def _steps(program: Program) -> list[str]:
     """The kind of step of each instruction."""
     tree, phases, names = loop_tree(program), program.phase_of(), program.phase_names
     array = tabulate(program).unit == Unit.MATRIX
-    denoising = [loop for loop in tree.loops if loop.leaves_early]
+    denoising = denoising_loops(program)
     kinds = [SETUP if names[phase] == SETUP else PROMPT if denoising else STEP for phase in phases]
     for loop in denoising:
         parent = tree.around[loop.head]
@@ -78,7 +79,7 @@ def _steps(program: Program) -> list[str]:
             (behind, CLEAN),
         ):  # fmt: skip
             for number in numbers:
-                kinds[number] = kind
+                kinds[number] = END if kind is CLEAN and names[phases[number]] == COMMIT else kind
     return kinds
 
 

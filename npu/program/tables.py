@@ -14,7 +14,7 @@ from npu.program.container import Program, fact_of_program, loop_tree
 from npu.program.registers import Register, set_up
 
 OPERANDS = 10
-ACCESSES = 5
+ACCESSES = max(len(spec.reads) + len(spec.writes) for spec in TABLE.values())
 QUEUE_OF_UNIT = np.array([-1, 0, 1, 1, 2, 3], np.int64)
 """Queue of each unit (`hardware.QUEUED_UNITS`): scalar instructions share that of the vector unit."""
 
@@ -33,8 +33,8 @@ class Access:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
     """One row per instruction, int64: `opcode`, `unit`, `control` (a ControlKind, 0: none) [n]; `operands` [n, 10] in the order
-    of the table; `waits`, `signals` [n, 2] (0: none); `accesses` [n, 5, 5] with the columns of `Access` (memory -1: none), where
-    an access is ROWS runs of SIZE addresses through an address register; `macs`, `lanes` [n]: the work of each."""
+    of the table; `waits`, `signals` [n, 2] (0: none); `accesses` [n, ACCESSES, 5] with the columns of `Access` (memory -1: none),
+    where an access is ROWS runs of SIZE addresses through an address register; `macs`, `lanes` [n]: the work of each."""
 
     opcode: np.ndarray
     unit: np.ndarray

@@ -85,6 +85,8 @@ def test_engines_launch_less_and_noise_costs_more(experiment):
     plain, noisy = (each.kernel_seconds(each.phase(model, "sampling", shape)) for each in (device, warm))
     moved = 106 * 32 * model.vocab  # seven kernels over FP64, beside which an argmax of 8 bytes in place of 2
     assert noisy - plain > moved / device.bandwidth
+    hot = dataclasses.replace(workload, temperature=0.5)
+    assert run_workload(device, model, hot, 256) == run_workload(warm, model, workload, 256)
     with pytest.raises(TripathError, match=r"devices\.host\.temperature: numpy adds no Gumbel noise"):
         dataclasses.replace(experiment.devices["host"], temperature=1.0).phase(model, "sampling", shape)
 

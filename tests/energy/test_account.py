@@ -58,7 +58,12 @@ def test_a_small_program_by_hand(experiment):
     technology, hardware = experiment.technology, experiment.hardware
     seconds = np.array([2e-9, 3e-9])
     spent = account(
-        small_program(), np.array([1, 1, 10, 1]), hardware=hardware, technology=technology, phase_seconds=seconds
+        small_program(),
+        np.array([1, 1, 10, 1]),
+        hardware=hardware,
+        technology=technology,
+        phase_seconds=seconds,
+        tokens=8,
     ).metrics
     assert spent["block_energy_joules.matrix"] == 0
     logic, sram = (technology[name] * 1e-3 for name in ("logic_leakage_mw_mm2", "sram_leakage_mw_mib"))

@@ -259,7 +259,10 @@ class Cluster:
         import ray
 
         shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
-        task, trace = _remote(_run_with_trace, num_cpus=1, num_returns=2), ray.put(experiment.schedule(prompts))
+        task, trace = (
+            _remote(_run_with_trace, num_cpus=1, num_returns=2),
+            ray.put(experiment.schedule(prompts, program)),
+        )
         pending: dict[str, ray.ObjectRef] = {}
         used: dict[str, Any] = {}
         for row in rows:

@@ -64,10 +64,10 @@ class Experiment:
         """The numerics that a program shows, which a path without one computes in as well."""
         return as_sampled(self.numerics, self.compiler, self.workload)
 
-    def schedule(self, prompts: Sequence[Sequence[int]]) -> Trace:
-        """The trace that stands in where no path gives one; without prompts, of blocks as the workload says."""
+    def schedule(self, prompts: Sequence[Sequence[int]], program: Program | None = None) -> Trace:
+        """The trace of a program that stands in where no path gives one; without prompts, of blocks as the workload says."""
         canvas = canvas_of(self.model, self.workload, [len(tokens) for tokens in prompts]) if prompts else None
-        return schedule(self.workload, canvas)
+        return schedule(self.workload, canvas, program)
 
     def with_load(self, program: Program | None, trace: Trace | None) -> Trace | None:
         """The trace; where it does not say how many rows each expert has, and the program reads that, with the stated load."""

@@ -94,7 +94,8 @@ def _kept_rows(experiment: Experiment, outcome: Outcome) -> float:
 def _schedule(experiment: Experiment, outcome: Outcome) -> Iterator[tuple[str, str, str]]:
     steps, forwards = _steps(experiment, outcome), _forwards(experiment, outcome)
     every, blocks, whole = _rows(experiment, outcome)
-    tokens = experiment.workload.generation_length
+    made, longest = outcome.generated, experiment.workload.generation_length
+    tokens = longest if made is None else max(map(len, made.token_ids), default=longest)
     yield (
         "forwards per token", f"{forwards / tokens:.3g}",
         f"{forwards} forwards for {tokens} tokens of a sequence, {sum(steps)} denoising steps in {len(steps)} blocks",

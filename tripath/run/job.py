@@ -102,7 +102,7 @@ def outcome_of(
     generated = _generated(experiment, prepared.prompts, runs[giver.name]) if giver else None
     if giver and generated and prepared.prompts:
         workload, expected = experiment.workload, prepared.prompts.results
-        results = scored(results, giver.name, generated, expected, workload.answer, workload.blocks)
+        results = scored(results, giver.name, generated, expected, workload.answer, workload.block_length)
     results = with_costs(results, experiment)
     outcome = Outcome(
         program=prepared.program, results=results, discrepancies=validate(results, settings), fail_on=settings.fail_on,

@@ -97,30 +97,33 @@ def known_runs(
 ) -> dict[str, PathRun] | None:
     """All paths of an experiment as the cache has them; None if it lacks one."""
     for row in rows_of(experiment):
-        _inputs(row, program, experiment, prompts, experiment.schedule(prompts))  # refused before any starts
+        _inputs(row, program, experiment, prompts, experiment.schedule(prompts, program))  # refused before any starts
 
     def known(row: Path, trace: Trace | None) -> PathRun | None:
         loaded = experiment.with_load(program, trace)
         return _known(row, program, cache, _inputs(row, program, experiment, prompts, loaded)[1])
 
-    return _each(experiment, prompts, known)
+    return _each(program, experiment, prompts, known)
 
 
 def run_paths(
     program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache
 ) -> dict[str, PathRun]:
     """All paths of an experiment one after the other, each after those that it needs."""
-    runs = _each(experiment, prompts, lambda row, trace: run_path(row.name, program, experiment, prompts, trace, cache))
+    runs = _each(
+        program, experiment, prompts, lambda row, trace: run_path(row.name, program, experiment, prompts, trace, cache)
+    )
     assert runs is not None
     return runs
 
 
 def _each(
-    experiment: Experiment, prompts: Sequence[Sequence[int]], take: Callable[[Path, Trace | None], PathRun | None]
-) -> dict[str, PathRun] | None:
+    program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]],
+    take: Callable[[Path, Trace | None], PathRun | None],
+) -> dict[str, PathRun] | None:  # fmt: skip
     """What `take` has of each row, in order, given the trace that it replays; None where it has nothing of one."""
     runs: dict[str, PathRun] = {}
-    trace: Trace | None = experiment.schedule(prompts)
+    trace: Trace | None = experiment.schedule(prompts, program)
     for row in rows_of(experiment):
         found = take(row, trace)
         if found is None:

@@ -11,7 +11,7 @@ from tripath.paths import Fact
 
 
 def scored(results: Mapping[str, Result], giver: str, generated: Generated, expected: Sequence[int | None], answer: str,
-           blocks: int) -> dict[str, Result]:  # fmt: skip
+           block_length: int) -> dict[str, Result]:  # fmt: skip
     """The results, that of the path `giver` with the problems that its texts solve and the denoising steps of each sequence.
 
     A sequence's steps are those until its last token of each block is committed; the batch goes on until all are.
@@ -21,8 +21,11 @@ def scored(results: Mapping[str, Result], giver: str, generated: Generated, expe
     if not asked:
         return found
     solved = sum(number_in(text, pattern) == number for text, number in asked)
-    length = len(generated.commit_steps[0]) // blocks
-    steps = [max(row[first : first + length]) for row in generated.commit_steps for first in range(0, len(row), length)]
+    steps = [
+        max(row[first : first + block_length])
+        for row in generated.commit_steps
+        for first in range(0, len(row), block_length)
+    ]
     more = {"problems": len(asked), **exact_match(solved, len(asked)), "steps_per_block": sum(steps) / len(steps)}
     found[giver] = replace(found[giver], metrics={**found[giver].metrics, **more})
     return found

@@ -231,7 +231,7 @@ IGNORED_GGUF = ("general.", "tokenizer.", "GGUF.")
 """Beginnings of keys of metadata that say nothing of what a model computes."""
 
 LACKING = {
-    "diffusion_gemma": "self-conditioning, sliding windows and a layer of its own",
-    "DiffusionGemmaForBlockDiffusion": "self-conditioning, sliding windows and a layer of its own",
+    "diffusion_gemma": "self-conditioning and a canvas of random tokens",
+    "DiffusionGemmaForBlockDiffusion": "self-conditioning and a canvas of random tokens",
 }
 """What keeps a `model_type`, or one of `architectures`, from being run."""

@@ -16,7 +16,7 @@ from tests.conftest import compose_experiment
 from tests.test_report import make_outcome
 from tripath.command.composition import compose_values
 from tripath.report.run_report import write_files
-from tripath.tracking.record import git_commit, parameters, record_of
+from tripath.tracking.record import TRACKED, Record, git_commit, parameters, record_of
 from tripath.tracking.store import Store, Tracked, Tracking
 
 
@@ -117,6 +117,36 @@ def test_a_failed_run_says_so_and_shares_the_store(recorded, tmp_path):
     assert again.experiment_id == tracked.experiment_id
     run = type(client)(tracking_uri=again.uri).get_run(again.run_id)
     assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "failed")
+
+
+def test_a_sweep_started_again_in_its_folder_goes_on_with_its_run(recorded, tmp_path):
+    """Its jobs are there once; another command, or a run that was deleted, is a run of its own."""
+    client, tracked, _ = recorded
+    job, other = tmp_path / "0", tmp_path / "1"
+    for place in (job, other):
+        shutil.copytree(Path(tracked.uri.removeprefix("sqlite:///")).parents[1] / "run", place)
+        (place / TRACKED).unlink()
+    store = Store(Tracking(enabled=True, uri=tracked.uri, folder=str(tmp_path), experiment="tests"))
+    sweep = Record(name="sweep", status="RUNNING", tags={"kind": "sweep"}, parameters={"axes": "cache"})
+    first = store.begin(sweep, tmp_path)
+    store.log_folder(job, first.run_id)
+    client.set_tag(first.run_id, "verdict", "failed")
+    client.set_terminated(first.run_id, "KILLED")
+
+    again = store.begin(sweep, tmp_path)
+    assert again == first
+    run = client.get_run(first.run_id)
+    assert (run.info.status, "verdict" in run.data.tags) == ("RUNNING", False)
+    store.log_folder(job, again.run_id)
+    store.log_folder(other, again.run_id)
+    below = [run for run in runs(client, tracked).values() if run.data.tags.get("mlflow.parentRunId") == first.run_id]
+    assert len(below) == 2
+
+    changed = dataclasses.replace(sweep, tags={**sweep.tags, "command": "tripath model=llada_8b"})
+    third = store.begin(changed, tmp_path)
+    assert third.run_id != first.run_id
+    client.delete_run(third.run_id)
+    assert store.begin(changed, tmp_path).run_id not in (first.run_id, third.run_id)
 
 
 def test_a_store_that_cannot_be_opened_is_one_line(tmp_path):

@@ -39,6 +39,8 @@ VERDICT = "verdict"
 """The tag that says whether all checks held: a run has it once it is written whole."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The page then shows runs and charts, not conversations with a model."""
+COMMAND = "command"
+"""The tag that says what was asked for."""
 DISPLAYED = "mlflow.loggedArtifacts"
 """The tag by which MLflow's page knows which files are tables."""
 
@@ -160,14 +162,38 @@ class Store:
         return self._written(lambda: self._log(record, folder, parent))
 
     def begin(self, record: Record, folder: Path) -> Tracked:
-        """Write a run that goes on, a sweep, and leave a note of it in `folder`.
+        """Write a run that goes on, a sweep, and leave a note of it in `folder`; go on with the one that `folder` has a note of,
+        where that one was of the same command.
 
         Raises:
             TripathError: the store cannot be written.
         """
-        tracked = self._written(lambda: self._create(record, None))
+        tracked = self._written(lambda: self._resumed(record, folder) or self._started(record))
         note(folder, tracked)
         return tracked
+
+    def _started(self, record: Record) -> str:
+        """A new run with its parameters, by which it is known again."""
+        run_id = self._create(record, None)
+        for name, value in record.parameters.items():
+            self._client.log_param(run_id, name, value[:PARAMETER_CHARACTERS])
+        return run_id
+
+    def _resumed(self, record: Record, folder: Path) -> str:
+        """The run of an earlier sweep in `folder`, running again and without a verdict; empty: there is none to go on with."""
+        known = noted(folder)
+        if known is None or known.uri != self.uri:
+            return ""
+        with contextlib.suppress(Exception):  # whoever manages the store may have removed it
+            found = self._client.get_run(known.run_id)
+            asked = {name: value[:PARAMETER_CHARACTERS] for name, value in record.parameters.items()}
+            same = found.data.params == asked and found.data.tags.get(COMMAND) == record.tags.get(COMMAND)
+            if found.info.lifecycle_stage == "active" and same:
+                self._client.update_run(known.run_id, status="RUNNING")
+                if VERDICT in found.data.tags:
+                    self._client.delete_tag(known.run_id, VERDICT)
+                return known.run_id
+        return ""
 
     def end(self, run_id: str, record: Record, folder: Path) -> None:
         """End a run that `begin` wrote.
@@ -178,7 +204,8 @@ class Store:
         self._written(lambda: self._fill(run_id, record, folder))
 
     def log_folder(self, folder: Path, parent: str | None = None) -> Tracked:
-        """Log the record of a run folder, below the run `parent` if given: as one run then. Leave a note of where it is.
+        """Log the record of a run folder, below the run `parent` if given: as one run then. Leave a note of where it is; one that
+        was below that parent before is replaced.
 
         Raises:
             TripathError: the store cannot be written, or the folder has no record.
@@ -187,14 +214,24 @@ class Store:
             record = from_json((folder / FILE).read_bytes())
         except OSError as error:
             raise TripathError(f"{folder}: no record of a run ({error.strerror})") from None
-        known = noted(folder, whole=False)
-        if known and known.uri == self.uri:  # interrupted while it was written
-            self.wait()
-            with contextlib.suppress(Exception):  # whoever manages the store may have removed it
-                self._client.delete_run(known.run_id)
+        old = [noted(folder, whole=False)]  # interrupted while it was written
+        if parent and (there := noted(folder)) and self._is_below(there, parent):
+            old.append(there)
+        for known in old:
+            if known and known.uri == self.uri:
+                self.wait()
+                with contextlib.suppress(Exception):  # whoever manages the store may have removed it
+                    self._client.delete_run(known.run_id)
         tracked = self.log(flat(record) if parent else record, folder, parent)
         note(folder, tracked)
         return tracked
+
+    def _is_below(self, tracked: Tracked, parent: str) -> bool:
+        """A run is in this store, below that parent."""
+        self.wait()
+        with contextlib.suppress(Exception):
+            return self._client.get_run(tracked.run_id).data.tags.get("mlflow.parentRunId") == parent
+        return False
 
     def _written(self, write: Callable[[], str]) -> Tracked:
         self.wait()

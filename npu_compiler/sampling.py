@@ -137,10 +137,10 @@ def _stable_max(c: Context, position: Level) -> None:
     e.emit("S_MOV_FP", dst=best, a=c.fp("lowest"))
     e.emit("S_SET_INT", dst=index, value=0)
     e.emit("S_MOV_FP", dst=total, a=c.fp("zero"))
-    entropy, spread = (c.fp("entropy", 0, [(position, 1)]), c.fp("spread")) if c.measures_entropy else (None, None)
+    entropy, spread = c.fp("entropy", 0, [(position, 1)]), c.fp("spread")
     if drawn:
         e.emit("S_MOV_FP", dst=c.fp("noisy"), a=c.fp("lowest"))
-    if spread is not None:
+    if c.measures_entropy:
         e.emit("S_MOV_FP", dst=spread, a=c.fp("zero"))
     for first, count, lanes in segments(vocab, c.vlen):
         with e.loop(count) as part:
@@ -157,17 +157,17 @@ def _stable_max(c: Context, position: Level) -> None:
         with e.loop(count) as part:
             row, shifted = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch), c.vector("shifted")
             e.emit("V_SUB_VF", dst=shifted, a=row, scalar=best, n=lanes)
-            shares = shifted if spread is None else c.vector("shares")
+            shares = c.vector("shares") if c.measures_entropy else shifted
             e.emit("V_EXP_V", dst=shares, a=shifted, n=lanes)
             e.emit("V_RED_SUM", dst=total, a=shares, n=lanes)
-            if spread is not None:
+            if c.measures_entropy:
                 e.emit("V_MUL_VV", dst=shifted, a=shifted, b=shares, n=lanes)
                 e.emit("V_RED_SUM", dst=spread, a=shifted, n=lanes)
-    if entropy is not None and spread is not None:
+    if c.measures_entropy:
         e.emit("S_LOG2_FP", dst=entropy, a=total)
         e.emit("S_MUL_FP", dst=entropy, a=entropy, b=c.fp("entropy_facts", 1))
     e.emit("S_RECI_FP", dst=total, a=total)
-    if entropy is not None and spread is not None:
+    if c.measures_entropy:
         e.emit("S_MUL_FP", dst=spread, a=spread, b=total)
         e.emit("S_SUB_FP", dst=entropy, a=entropy, b=spread)
     if drawn:

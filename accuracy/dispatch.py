@@ -40,6 +40,7 @@ from npu.isa.matrix import (
 from npu.isa.scalar import (
     s_add_fp,
     s_exp_fp,
+    s_log2_fp,
     s_map_v_fp,
     s_mov_fp,
     s_mul_fp,
@@ -53,6 +54,7 @@ from npu.isa.vector import (
     v_add_vf,
     v_add_vv,
     v_append_int,
+    v_budget_mask,
     v_cmp_eq_int,
     v_cmp_ge_vf,
     v_count_int,
@@ -206,6 +208,14 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         s_set_int(integer, address_of(control, o[0]), o[1])
     elif opcode == 0x48:
         s_map_v_fp(vector, fp, address_of(control, o[0]), address_of(control, o[1]), o[2])
+    elif opcode == 0x49:
+        s_log2_fp(fp, address_of(control, o[0]), address_of(control, o[1]))
+    elif opcode == 0x4a:
+        v_random_v(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
+    elif opcode == 0x4b:
+        v_red_sample_idx(vector, fp, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3], address_of(control, o[4]), address_of(control, o[5]), address_of(control, o[6]), address_of(control, o[7]))
+    elif opcode == 0x4c:
+        v_budget_mask(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
     elif opcode == 0x50:
         h_load_m(hbm, matrix, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3])
     elif opcode == 0x51:
@@ -228,10 +238,6 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         h_store_i(hbm, integer, address_of(control, o[0]), address_of(control, o[1]), o[2])
     elif opcode == 0x6f:
         h_store_sync()
-    elif opcode == 0x70:
-        v_random_v(vector, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
-    elif opcode == 0x71:
-        v_red_sample_idx(vector, fp, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3], address_of(control, o[4]), address_of(control, o[5]), address_of(control, o[6]), address_of(control, o[7]))
     elif opcode == 0x7d:
         v_tanh_v(vector, address_of(control, o[0]), address_of(control, o[1]), o[2])
     else:

@@ -119,6 +119,8 @@ def _host(
         optional["expert_scale"] = np.array([[model.experts.scale]])
     if "edit_threshold" in present:
         optional["edit_threshold"] = np.array([[workload.edit_threshold]])
+    if "entropy" in present:
+        optional["entropy"] = np.array([[workload.entropy_bound, np.log(2.0)]])
     if "noise_scale" in present:
         optional["noise_scale"] = np.array([[1 / (workload.temperature * np.log(2.0))]])
     if "edge" in present:

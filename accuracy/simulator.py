@@ -80,9 +80,12 @@ def _record(
     length = layout["block_length"]
     sampled = machine.integer[layout["sampled"] + row * length :][:length].astype(np.int64)
     confidence = machine.fp[layout["confidence"] + row * length :][:length].copy()
+    entropy = None
+    if "entropy" in layout:
+        entropy = machine.fp[layout["entropy"] + row * length :][:length].copy()
     return Step(
         block=block, step=step, canvas=before[row, plan.first(row) : plan.end(row)].astype(np.int64), logits=logits[row],
-        token_ids=sampled, confidence=confidence, committed=before[row, place] != after[row, place],
+        token_ids=sampled, confidence=confidence, committed=before[row, place] != after[row, place], entropy=entropy,
     )  # fmt: skip
 
 

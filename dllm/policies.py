@@ -69,6 +69,12 @@ class Commit(Enum):
     THRESHOLD = "threshold"
     FACTOR = "factor"
     DREAM = "dream"
+    ENTROPY_BOUND = "entropy_bound"
+
+    @property
+    def measures_entropy(self) -> bool:
+        """It ranks positions by their entropies."""
+        return self is Commit.ENTROPY_BOUND
 
 
 class Score(Enum):
@@ -138,7 +144,7 @@ class Decoding:
 
 
 ON_MACHINE = frozenset({
-    Commit.QUOTA, Commit.THRESHOLD, Score.MASKGIT_PLUS, Score.RANDOM, Smoother.PLAIN, Smoother.BAOS, Smoother.FROZEN,
-    Smoother.STATIC, Smoother.HADAMARD,
+    Commit.QUOTA, Commit.THRESHOLD, Commit.ENTROPY_BOUND, Score.MASKGIT_PLUS, Score.RANDOM, Smoother.PLAIN, Smoother.BAOS,
+    Smoother.FROZEN, Smoother.STATIC, Smoother.HADAMARD,
 })  # fmt: skip
 """What programs carry out; the rest runs on the reference path alone."""

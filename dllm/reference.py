@@ -49,7 +49,7 @@ class Step:
     """One denoising step of one sequence: what was sampled at each position of the block, and what was committed.
 
     `canvas` [S] are the tokens before the step, `logits` [L, vocab], `token_ids` [L], `confidence` [L] in 0 to 1,
-    `committed` [L] booleans.
+    `committed` [L] booleans; `entropy` [L] in nats, where commits go by it.
     """
 
     block: int
@@ -59,6 +59,7 @@ class Step:
     token_ids: np.ndarray
     confidence: np.ndarray
     committed: np.ndarray
+    entropy: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -357,6 +358,24 @@ def commit_threshold(confidence: np.ndarray, masked: np.ndarray, threshold: floa
     return ((confidence >= threshold) & masked) | commit_quota(confidence, masked, 1)
 
 
+def entropy_of(logits_LV: np.ndarray) -> np.ndarray:
+    """Entropy of the softmax of each position, in nats [L]."""
+    shifted = logits_LV - logits_LV.max(axis=-1, keepdims=True)
+    weights = np.exp(shifted)
+    total = weights.sum(axis=-1)
+    return np.log(total) - (weights * shifted).sum(axis=-1) / total
+
+
+def commit_entropy_bound(entropy: np.ndarray, masked: np.ndarray, bound: float) -> np.ndarray:
+    """Masked positions in ascending order of entropy (ties to the lowest index), as long as the entropies before add up to at
+    most `bound` (DiffusionGemma's sampler; Ben-Hamu et al., arXiv:2505.24857)."""
+    order = np.lexsort((np.arange(len(masked)), entropy, ~masked))
+    before = np.cumsum(entropy[order]) - entropy[order]
+    chosen = np.zeros(len(masked), bool)
+    chosen[order[before <= bound]] = True
+    return chosen & masked
+
+
 def _scheduled(confidence: np.ndarray, masked: np.ndarray, workload: Workload, step: int) -> np.ndarray:
     quotas = workload.quotas()
     return commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)
@@ -365,8 +384,11 @@ def _scheduled(confidence: np.ndarray, masked: np.ndarray, workload: Workload, s
 COMMITS: Mapping[Commit, Callable[[np.ndarray, np.ndarray, Workload, int], np.ndarray]] = {
     Commit.QUOTA: _scheduled,
     Commit.THRESHOLD: lambda confidence, masked, workload, _: commit_threshold(confidence, masked, workload.threshold),
+    Commit.ENTROPY_BOUND: lambda entropy, masked, workload, _: commit_entropy_bound(
+        entropy, masked, workload.entropy_bound
+    ),
 }
-"""The masked positions of a block that become tokens, of their confidences, at a step of the workload."""
+"""The masked positions of a block that become tokens, of their confidences (or entropies), at a step of the workload."""
 
 
 def generate(
@@ -524,13 +546,16 @@ class _Decoder:
         masked = self.tokens[place] == spec.mask_id
         logits = self.model.logits(hidden)
         ids, confidence = sample(logits, self.noise(block, len(masked), number))
-        rank = self.draws.uniform(block, len(masked), number) if self.workload.ranks_at_random else confidence
+        entropy = entropy_of(logits) if self.workload.commits.measures_entropy else None
+        rank = confidence if entropy is None else entropy
+        if self.workload.ranks_at_random:
+            rank = self.draws.uniform(block, len(masked), number)
         chosen = COMMITS[self.workload.commits](rank, masked, self.workload, step)
         if self.workload.edits:
             placed = (self.entered == spec.mask_id) & ~masked
             chosen |= placed & (confidence >= np.float32(self.workload.edit_threshold)) & (ids != self.tokens[place])
         self.steps.append(Step(block=block, step=step, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
-                               confidence=confidence, committed=chosen))  # fmt: skip
+                               confidence=confidence, committed=chosen, entropy=entropy))  # fmt: skip
         self.tokens[place] = np.where(chosen, ids, self.tokens[place])
 
 

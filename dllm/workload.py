@@ -49,12 +49,14 @@ class Workload:
         commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
             `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
             with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
+            entropy_bound: in ascending order of entropy, those before which entropies add up to at most `entropy_bound`.
         threshold: Confidence from which `commit=threshold` commits.
         edit_threshold: Confidence from which `commit=threshold` replaces a token of the block that it committed before
             (LLaDA2.1); the block then goes on until a step changes nothing, for `block_length` + EDITS + 1 steps at most. null: a
             token stays.
         stop_at_end: Once every sequence has an end token in the blocks that are finished, the blocks behind them are not decoded.
         factor: That of `commit=factor`.
+        entropy_bound: That of `commit=entropy_bound`, in nats of softmax without temperature (DiffusionGemma 0.1, SGLang 0.15).
         expert_load: How rows choose experts where no data say: uniform, zipf (the n-th expert in proportion to 1 / n), or a file
             with a number for each expert, a list in JSON.
         expert_seed: Of the rows' choices under `expert_load`.
@@ -80,6 +82,7 @@ class Workload:
     edit_threshold: float | None = field(default=None, metadata=within(1e-6, 1.0))
     stop_at_end: bool = False
     factor: float = field(default=1.0, metadata=within(1e-6, 1e6))
+    entropy_bound: float = field(default=0.1, metadata=within(1e-6, 1e6))
     expert_load: str = "uniform"
     expert_seed: int = field(default=0, metadata=within(0, (1 << 32) - 1))
     score: str = field(default="maskgit_plus", metadata=one_of([each.value for each in Score]))
@@ -114,6 +117,10 @@ class Workload:
         if self.edits and self.ranks_at_random:
             raise TripathError(
                 "workload.score: random ranks masks, workload.edit_threshold needs confidences; one of the two"
+            )
+        if self.commits.measures_entropy and self.score != Score.MASKGIT_PLUS.value:
+            raise TripathError(
+                f"workload.score: commit={self.commit} ranks by entropies, got {self.score}; leave maskgit_plus"
             )
         if self.draws and self.batch * self.block_length * self.streams > 1 << 32:
             raise TripathError(

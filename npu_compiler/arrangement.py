@@ -119,6 +119,10 @@ def check_support(options: CompilerOptions, workload: Workload, hardware: Hardwa
         raise TripathError(
             f"workload.{key}: compiler.sampling=host leaves tokens to the host, which draws no random numbers"
         )
+    if samples_there and workload.commits.measures_entropy:
+        raise TripathError(
+            f"workload.commit: compiler.sampling=host leaves commits to the host, which does not know {workload.commit}"
+        )
     if samples_there and workload.stop_at_end:
         raise TripathError(
             "workload.stop_at_end: compiler.sampling=host leaves the tokens to the host, where nothing looks for the end"

@@ -78,6 +78,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
     tiled = rows if model.experts is None else whole_tiles(rows, row_tile(hardware))
     gated, sampling = STREAM_SLOTS * tiled * tiling.slice, tiling.arrangement.sampling
     stored, on_host = sampling is Sampling.STORED, sampling is Sampling.HOST
+    entropy = workload.commits.measures_entropy
     yield from (
         ("x", rows * model.hidden, "embed", ""),
         ("norm_weight", most_norms(model.network) * model.hidden, "qkv", ""),
@@ -108,6 +109,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ("logits", sliced, "lm_head", "logits"),
         ("logit_row", STREAM_SLOTS * model.vocab if stored else 0, "sampling", "logit_rows"),
         ("shifted", min(hardware.vlen, model.vocab) if stored else 0, "sampling", ""),
+        ("shares", entropy * (min(hardware.vlen, model.vocab) if stored else rows * tiling.slice), "sampling", ""),
         ("commit", 0 if on_host else len(COMMIT_ROWS) * hardware.vlen, "commit", ""),
         ("edit", len(EDIT_ROWS) * hardware.vlen if workload.edits else 0, "commit", ""),
     )
@@ -148,11 +150,11 @@ def _has_branches(model: ModelSpec) -> bool:
 
 def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling) -> Plan:
     """Constants, one sum and validity per row, softmax state per query head and row; the largest noisy logit of a position, and
-    that logit."""
+    that logit; entropies, the sums of d exp(d) that they are made of, and by how much the largest logit grew."""
     rows, smoothing, arrangement = tiling.chunk_rows, numerics.smoothing, tiling.arrangement
     states = arrangement.kv_heads * (most(model, "group")) * rows
     fused, sampled = tiling.arrangement.fuses_sampling, workload.batch * workload.block_length
-    drawn = workload.temperature > 0
+    drawn, entropy = workload.temperature > 0, workload.commits.measures_entropy
     yield from (
         ("constants", len(CONSTANTS), "setup", ""),
         ("further_constants", len(further_constants(model)), "setup", ""),
@@ -168,6 +170,10 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
         ("expert_scale", int(model.experts is not None), "setup", ""),
         ("edit_threshold", int(workload.edits), "setup", ""),
         ("noise_scale", int(drawn), "setup", ""),
+        ("entropy_facts", 2 * entropy, "setup", ""),
+        ("entropy", sampled * entropy, "sampling", ""),
+        ("spread", (sampled if fused else 1) * entropy, "sampling", ""),
+        ("shift", rows * fused * entropy, "sampling", ""),
         ("noisy", 2 * (sampled if fused else 1) * drawn, "sampling", ""),
         ("best", sampled if fused else 1, "sampling", ""),
         ("rescale", rows if fused else 0, "sampling", ""),

@@ -60,6 +60,11 @@ class Context:
         return self.numerics.smoothing.centres
 
     @property
+    def measures_entropy(self) -> bool:
+        """Sampling also gives the entropy of each position."""
+        return self.workload.commits.measures_entropy
+
+    @property
     def stops(self) -> bool:
         """The generation may end before its last block."""
         return self.workload.stop_at_end and self.tiling.blocks > 1

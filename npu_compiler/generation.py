@@ -130,6 +130,8 @@ def compile_passes(
         "confidence": allocation.addresses[buffers[Memory.FP, "confidence"]],
         "alpha_millionths": round(numerics.smoothing.alpha * 1e6),
     }  # fmt: skip
+    if workload.commits.measures_entropy:
+        facts["entropy"] = allocation.addresses[buffers[Memory.FP, "entropy"]]
     if workload.stop_at_end:
         facts |= _tokens_of_blocks(canvas_of(given, workload, prompt_lengths))
     if numerics.smoothing.smoother is Smoother.STATIC:  # the host fills the factors in
@@ -290,6 +292,8 @@ def _tree(
                 e.emit("H_LOAD_F", dst=c.fp(next(iter(further))), src=c.hbm("further_constants"), n=len(further))
             if model.experts is not None and not workload.samples_only:
                 e.emit("H_LOAD_F", dst=c.fp("expert_scale"), src=c.hbm("expert_scale"), n=1)
+            if c.measures_entropy:
+                e.emit("H_LOAD_F", dst=c.fp("entropy_facts"), src=c.hbm("entropy"), n=2)
             if workload.temperature:
                 e.emit("H_LOAD_F", dst=c.fp("noise_scale"), src=c.hbm("noise_scale"), n=1)
             if workload.edits:

@@ -73,6 +73,7 @@ def hbm_map(
         *([("further_constants", (1, further), "fp32", further, False)] if further else []),
         *([("expert_scale", (1, 1), "fp32", 1, False)] if model.experts is not None else []),
         *([("edit_threshold", (1, 1), "fp32", 1, False)] if workload.edits else []),
+        *([("entropy", (1, 2), "fp32", 2, False)] if workload.commits.measures_entropy else []),
         *([("noise_scale", (1, 1), "fp32", 1, False)] if workload.temperature else []),
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),

@@ -137,8 +137,11 @@ def _stable_max(c: Context, position: Level) -> None:
     e.emit("S_MOV_FP", dst=best, a=c.fp("lowest"))
     e.emit("S_SET_INT", dst=index, value=0)
     e.emit("S_MOV_FP", dst=total, a=c.fp("zero"))
+    entropy, spread = c.fp("entropy", 0, [(position, 1)]), c.fp("spread")
     if drawn:
         e.emit("S_MOV_FP", dst=c.fp("noisy"), a=c.fp("lowest"))
+    if c.measures_entropy:
+        e.emit("S_MOV_FP", dst=spread, a=c.fp("zero"))
     for first, count, lanes in segments(vocab, c.vlen):
         with e.loop(count) as part:
             row = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch)
@@ -154,9 +157,19 @@ def _stable_max(c: Context, position: Level) -> None:
         with e.loop(count) as part:
             row, shifted = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch), c.vector("shifted")
             e.emit("V_SUB_VF", dst=shifted, a=row, scalar=best, n=lanes)
-            e.emit("V_EXP_V", dst=shifted, a=shifted, n=lanes)
-            e.emit("V_RED_SUM", dst=total, a=shifted, n=lanes)
+            shares = c.vector("shares") if c.measures_entropy else shifted
+            e.emit("V_EXP_V", dst=shares, a=shifted, n=lanes)
+            e.emit("V_RED_SUM", dst=total, a=shares, n=lanes)
+            if c.measures_entropy:
+                e.emit("V_MUL_VV", dst=shifted, a=shifted, b=shares, n=lanes)
+                e.emit("V_RED_SUM", dst=spread, a=shifted, n=lanes)
+    if c.measures_entropy:
+        e.emit("S_LOG2_FP", dst=entropy, a=total)
+        e.emit("S_MUL_FP", dst=entropy, a=entropy, b=c.fp("entropy_facts", 1))
     e.emit("S_RECI_FP", dst=total, a=total)
+    if c.measures_entropy:
+        e.emit("S_MUL_FP", dst=spread, a=spread, b=total)
+        e.emit("S_SUB_FP", dst=entropy, a=entropy, b=spread)
     if drawn:
         value = c.fp("noisy", 1)
         e.emit("S_SUB_FP", dst=value, a=value, b=best)
@@ -195,7 +208,8 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
                     e.emit("V_RANDOM_V", dst=row["confidence"], key=c.integer("key", RANKING_KEY), entry=c.number(0),
                            stream=c.stream([(sequence, c.workload.block_length)]), n=length)  # fmt: skip
                 else:
-                    e.emit("S_MAP_V_FP", dst=row["confidence"], a=c.fp("confidence", 0, [(sequence, length)]), n=length)
+                    ranks = c.fp("entropy" if c.measures_entropy else "confidence", 0, [(sequence, length)])
+                    e.emit("S_MAP_V_FP", dst=row["confidence"], a=ranks, n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["masked"], a=ids, key=mask_id, n=length)
                 choose(c, row, length)
                 if c.workload.edits:
@@ -255,6 +269,8 @@ def by_policy(step: Level, first_step: int) -> Choose:
                 c.e.emit("V_MUL_VV", dst=row["chosen"], a=row["chosen"], b=row["masked"], n=length)
                 c.e.emit("V_TOPK_MASK", dst=row["best"], count=one, **masked)
                 c.e.emit("V_MAX_VV", dst=row["chosen"], a=row["chosen"], b=row["best"], n=length)
+            case Commit.ENTROPY_BOUND:
+                c.e.emit("V_BUDGET_MASK", dst=row["chosen"], budget=c.fp("entropy_facts"), **masked)
             case other:
                 raise AssertionError(f"{other} has no lowering, and `reference_only` refuses it")
 

@@ -39,10 +39,20 @@ class StableMax:
             return drawn | {
                 "best": c.fp("best", 0, at), "total": c.fp("confidence", 0, at), "index": c.integer("sampled", 0, at),
                 "rescale": c.fp("rescale", 0, rows),
+                **self._of_entropy(at, rows, width),
                 "logits": c.vector("logits", 0, times(rows, width), slot_stride=chunk.size * c.tiling.slice),
             }  # fmt: skip
 
         return c.e.one_by_one(lambda: chunk.each(c.e), places)
+
+    def _of_entropy(self, at: Steps, rows: Steps, width: int) -> Mapping[str, Place]:
+        c = self.c
+        if not c.measures_entropy:
+            return {}
+        return {
+            "entropy": c.fp("entropy", 0, at), "spread": c.fp("spread", 0, at), "shift": c.fp("shift", 0, rows),
+            "shares": c.vector("shares", 0, times(rows, width)),
+        }  # fmt: skip
 
     def begin(self) -> None:
         """No logit has been seen."""
@@ -53,6 +63,8 @@ class StableMax:
             each("S_MOV_FP", dst="total", a=self.c.fp("zero"))
             if self.drawn:
                 each("S_MOV_FP", dst="noisy", a=self.c.fp("lowest"))
+            if self.c.measures_entropy:
+                each("S_MOV_FP", dst="spread", a=self.c.fp("zero"))
 
     def update(self, first: int, part: Level, width: int, lanes: int) -> None:
         """The first `lanes` of the `width` logits of the vocabulary from `first` + part * `width` on, which lie in the buffer
@@ -67,17 +79,31 @@ class StableMax:
             else:
                 each("V_RED_MAX_IDX", best="best", place="index", a="logits", n=lanes, first=number)
             each("S_SUB_FP", dst="rescale", a="rescale", b="best")
+            if self.c.measures_entropy:  # each d that was summed up becomes less by what the maximum grew by
+                each("S_MUL_FP", dst="shift", a="rescale", b="total")
+                each("S_ADD_FP", dst="spread", a="spread", b="shift")
             each("S_EXP_FP", dst="rescale", a="rescale")
             each("V_SUB_VF", dst="logits", a="logits", scalar="best", n=lanes)
-            each("V_EXP_V", dst="logits", a="logits", n=lanes)
+            shares = "shares" if self.c.measures_entropy else "logits"
+            each("V_EXP_V", dst=shares, a="logits", n=lanes)
             each("S_MUL_FP", dst="total", a="total", b="rescale")
-            each("V_RED_SUM", dst="total", a="logits", n=lanes)
+            each("V_RED_SUM", dst="total", a=shares, n=lanes)
+            if self.c.measures_entropy:
+                each("V_MUL_VV", dst="logits", a="logits", b="shares", n=lanes)
+                each("S_MUL_FP", dst="spread", a="spread", b="rescale")
+                each("V_RED_SUM", dst="spread", a="logits", n=lanes)
 
     def end(self) -> None:
-        """`confidence` := the probability of the token."""
+        """`confidence` := the probability of the token; `entropy` := log(sum exp(d)) - (sum d exp(d)) / sum exp(d)."""
         each = self._each()
         with self.c.e.stage("end stable max"):
+            if self.c.measures_entropy:
+                each("S_LOG2_FP", dst="entropy", a="total")
+                each("S_MUL_FP", dst="entropy", a="entropy", b=self.c.fp("entropy_facts", 1))
             each("S_RECI_FP", dst="total", a="total")
+            if self.c.measures_entropy:
+                each("S_MUL_FP", dst="spread", a="spread", b="total")
+                each("S_SUB_FP", dst="entropy", a="entropy", b="spread")
             if self.drawn:
                 each("S_SUB_FP", dst="drawn", a="drawn", b="best")
                 each("S_EXP_FP", dst="drawn", a="drawn")

@@ -76,6 +76,7 @@ package tripath_pkg;
   localparam logic [7:0] OP_S_MOV_FP = 8'h46;
   localparam logic [7:0] OP_S_SET_INT = 8'h47;
   localparam logic [7:0] OP_S_MAP_V_FP = 8'h48;
+  localparam logic [7:0] OP_S_LOG2_FP = 8'h49;
   localparam logic [7:0] OP_V_ADD_VV = 8'h20;
   localparam logic [7:0] OP_V_MUL_VV = 8'h21;
   localparam logic [7:0] OP_V_MAX_VV = 8'h22;
@@ -109,8 +110,9 @@ package tripath_pkg;
   localparam logic [7:0] OP_V_ADD_AT_V = 8'h3d;
   localparam logic [7:0] OP_V_PICK_V = 8'h3e;
   localparam logic [7:0] OP_V_SYNC = 8'h3f;
-  localparam logic [7:0] OP_V_RANDOM_V = 8'h70;
-  localparam logic [7:0] OP_V_RED_SAMPLE_IDX = 8'h71;
+  localparam logic [7:0] OP_V_RANDOM_V = 8'h4a;
+  localparam logic [7:0] OP_V_RED_SAMPLE_IDX = 8'h4b;
+  localparam logic [7:0] OP_V_BUDGET_MASK = 8'h4c;
   typedef struct packed { logic [35:0] unused; logic [23:0] length; logic [31:0] trips; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_t;
   typedef struct packed { logic [63:0] unused; logic [23:0] length; logic [3:0] register_; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_r_t;
   typedef struct packed { logic [91:0] unused; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_next_t;
@@ -148,6 +150,7 @@ package tripath_pkg;
   typedef struct packed { logic [77:0] unused; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_mov_fp_t;
   typedef struct packed { logic [55:0] unused; logic [30:0] value; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_set_int_t;
   typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_map_v_fp_t;
+  typedef struct packed { logic [77:0] unused; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_log2_fp_t;
   typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_vv_t;
   typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_mul_vv_t;
   typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_vv_t;
@@ -183,11 +186,12 @@ package tripath_pkg;
   typedef struct packed { logic [95:0] unused; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_sync_t;
   typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] stream; logic [8:0] entry; logic [8:0] key; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_random_v_t;
   typedef struct packed { logic [16:0] unused; logic [8:0] stream; logic [8:0] key; logic [8:0] scale; logic [8:0] first; logic [15:0] n; logic [8:0] a; logic [8:0] place; logic [8:0] best; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sample_idx_t;
+  typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] budget; logic [8:0] mask; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_budget_mask_t;
   function automatic queue_t queue_of(input logic [7:0] opcode);
     case (opcode)
       OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_LOAD_SYNC: queue_of = Q_DMA_IN;
       OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_H_STORE_SYNC: queue_of = Q_DMA_OUT;
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX: queue_of = Q_VECTOR;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: queue_of = Q_VECTOR;
       default: queue_of = Q_MATRIX;
     endcase
   endfunction
@@ -195,12 +199,12 @@ package tripath_pkg;
     case (opcode)
       OP_M_MM: latency_of = 16'd34;
       OP_M_OUT: latency_of = 16'd27;
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: latency_of = 16'd10;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_LOG2_FP: latency_of = 16'd10;
       OP_S_MAP_V_FP, OP_V_FILL_VF, OP_V_ROUND_V, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_SELECT_INT, OP_V_COUNT_INT, OP_V_FETCH_V: latency_of = 16'd3;
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ADD_AT_V: latency_of = 16'd11;
       OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT, OP_V_SCAN_INT, OP_V_PICK_V: latency_of = 16'd5;
       OP_V_RED_SUM, OP_V_RED_SUMSQ: latency_of = 16'd19;
-      OP_V_TOPK_MASK: latency_of = 16'd35;
+      OP_V_TOPK_MASK, OP_V_BUDGET_MASK: latency_of = 16'd35;
       OP_V_APPEND_INT: latency_of = 16'd20;
       OP_V_RANDOM_V: latency_of = 16'd12;
       OP_V_RED_SAMPLE_IDX: latency_of = 16'd88;
@@ -210,7 +214,7 @@ package tripath_pkg;
   function automatic logic [15:0] interval_of(input logic [7:0] opcode);
     case (opcode)
       OP_M_MM, OP_M_OUT: interval_of = 16'd8;
-      OP_V_TOPK_MASK: interval_of = 16'd32;
+      OP_V_TOPK_MASK, OP_V_BUDGET_MASK: interval_of = 16'd32;
       OP_V_APPEND_INT: interval_of = 16'd16;
       default: interval_of = 16'd1;
     endcase
@@ -272,13 +276,13 @@ package tripath_pkg;
   endfunction
   function automatic logic is_top_k(input logic [7:0] opcode);
     case (opcode)
-      OP_V_TOPK_MASK, OP_V_APPEND_INT: is_top_k = 1'b1;
+      OP_V_TOPK_MASK, OP_V_APPEND_INT, OP_V_BUDGET_MASK: is_top_k = 1'b1;
       default: is_top_k = 1'b0;
     endcase
   endfunction
   function automatic logic is_scalar(input logic [7:0] opcode);
     case (opcode)
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP: is_scalar = 1'b1;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_LOG2_FP: is_scalar = 1'b1;
       default: is_scalar = 1'b0;
     endcase
   endfunction
@@ -304,26 +308,26 @@ package tripath_pkg;
   function automatic logic [6:0] address_place0(input logic [7:0] opcode);
     case (opcode)
       OP_C_BREAK_IF, OP_C_COUNT: address_place0 = 7'd36;
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX: address_place0 = 7'd32;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place0 = 7'd32;
       default: address_place0 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place1(input logic [7:0] opcode);
     case (opcode)
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX: address_place1 = 7'd41;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place1 = 7'd41;
       default: address_place1 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place2(input logic [7:0] opcode);
     case (opcode)
-      OP_C_HOST, OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX: address_place2 = 7'd50;
+      OP_C_HOST, OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place2 = 7'd50;
       default: address_place2 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place3(input logic [7:0] opcode);
     case (opcode)
       OP_V_RED_MAX_IDX, OP_V_RED_SAMPLE_IDX: address_place3 = 7'd75;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V: address_place3 = 7'd59;
+      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: address_place3 = 7'd59;
       default: address_place3 = 7'd0;
     endcase
   endfunction
@@ -349,7 +353,7 @@ package tripath_pkg;
     case (opcode)
       OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT: lanes_place = 7'd50;
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_PICK_V, OP_V_RED_SAMPLE_IDX: lanes_place = 7'd59;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V: lanes_place = 7'd68;
+      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: lanes_place = 7'd68;
       default: lanes_place = 7'd0;
     endcase
   endfunction

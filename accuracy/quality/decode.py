@@ -149,6 +149,8 @@ def commit(confidence: Tensor, masked: Tensor, workload: Workload, step: int) ->
             count = (fits * n).amax(-1, keepdim=True).clamp(min=1)
         case Commit.DREAM:
             count = _dream_count(left, step, workload.steps_per_block)
+        case Commit.ENTROPY_BOUND:
+            raise AssertionError("the quality path refuses bounds of entropies")
         case unknown:
             assert_never(unknown)
     return (rank < count) & masked

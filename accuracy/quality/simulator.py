@@ -118,6 +118,8 @@ def _check(
         raise TripathError(
             f"workload.{key}={getattr(workload, key)}: the quality path draws no random numbers, programs do"
         )
+    if workload.commits.measures_entropy:
+        raise TripathError(f"workload.commit={workload.commit}: the quality path does not carry this out, programs do")
     if workload.stop_at_end:
         raise TripathError("workload.stop_at_end: the quality path does not carry this out, programs do")
     if workload.caches.appends:

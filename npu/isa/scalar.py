@@ -4,7 +4,7 @@ import numpy as np
 
 from npu.formats.rounding import round_bf16
 from npu.isa.spec import FP, INT, VECTOR, OpClass, Unit, instruction, touch, unsigned
-from npu.isa.transcendental import exponential, reciprocal, reciprocal_sqrt
+from npu.isa.transcendental import exponential, logarithm2, reciprocal, reciprocal_sqrt
 
 _BINARY = {"dst": FP, "a": FP, "b": FP}
 _UNARY = {"dst": FP, "a": FP}
@@ -72,3 +72,9 @@ def s_map_v_fp(vector, fp, dst, a, n):
     """vector[dst] := fp[a], n consecutive entries of FP SRAM rounded to BF16."""
     for i in range(n):
         vector[dst + i] = round_bf16(np.float32(fp[a + i]))
+
+
+@instruction(opcode=0x49, unit=Unit.SCALAR, op_class=OpClass.SCALAR, operands=_UNARY, reads=_ONE, writes=_RESULT)
+def s_log2_fp(fp, dst, a):
+    """fp[dst] := log2 of fp[a], by the table of `transcendental`; -127 of zero."""
+    fp[dst] = logarithm2(fp[a])

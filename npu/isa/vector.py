@@ -377,7 +377,7 @@ def v_sync():
     """Nothing but its semaphores: a token may be taken or given between two loops."""
 
 
-@instruction(opcode=0x70, unit=Unit.VECTOR, op_class=OpClass.RANDOM,
+@instruction(opcode=0x4A, unit=Unit.VECTOR, op_class=OpClass.RANDOM,
              operands={"dst": VECTOR, "key": INT, "entry": INDEX, "stream": INDEX, "n": N},
              reads=(touch("key", 2),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"])  # fmt: skip
 def v_random_v(vector, integer, dst, key, entry, stream, n):
@@ -387,7 +387,7 @@ def v_random_v(vector, integer, dst, key, entry, stream, n):
         vector[dst + i] = round_bf16(uniform(random_word(integer[key], integer[key + 1], entry + i, stream)))
 
 
-@instruction(opcode=0x71, unit=Unit.VECTOR, op_class=OpClass.REDUCE,
+@instruction(opcode=0x4B, unit=Unit.VECTOR, op_class=OpClass.REDUCE,
              operands={"best": FP, "place": INT, "a": VECTOR, "n": N, "first": INDEX, "scale": FP, "key": INT, "stream": INDEX},
              reads=(touch("a", "n"), touch("best", 2), touch("place", 1), touch("scale", 1), touch("key", 2)),
              writes=(touch("best", 2), touch("place", 1)), lanes=lambda o: 6 * o["n"])  # fmt: skip
@@ -405,3 +405,29 @@ def v_red_sample_idx(vector, fp, integer, best, place, a, n, first, scale, key, 
             fp[best] = lane
             fp[best + 1] = vector[a + i]
             integer[place] = first + i
+
+
+@instruction(opcode=0x4C, unit=Unit.VECTOR, op_class=OpClass.TOP_K,
+             operands={"dst": VECTOR, "a": VECTOR, "mask": VECTOR, "budget": FP, "n": N},
+             reads=(touch("a", "n"), touch("mask", "n"), touch("budget", 1)), writes=(touch("dst", "n"),),
+             lanes=lambda o: o["n"])  # fmt: skip
+def v_budget_mask(vector, fp, dst, a, mask, budget, n):
+    """vector[dst] := 1 at the smallest lanes of vector[a] among those with vector[mask] != 0, else 0: in ascending order, as
+    long as the FP32 sum of those taken before is not above fp[budget].
+
+    Ties go to the lowest lane. The first one is always taken, unless the budget is negative.
+    """
+    chosen = np.zeros(n, np.bool_)
+    total = np.float32(0.0)
+    for _ in range(n):
+        best = -1
+        for i in range(n):
+            eligible = vector[mask + i] != np.float32(0.0) and not chosen[i]
+            if eligible and (best < 0 or vector[a + i] < vector[a + best]):
+                best = i
+        if best < 0 or total > fp[budget]:
+            break
+        chosen[best] = True
+        total = np.float32(total + vector[a + best])
+    for i in range(n):
+        vector[dst + i] = np.float32(1.0) if chosen[i] else np.float32(0.0)

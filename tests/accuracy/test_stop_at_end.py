@@ -2,6 +2,7 @@
 ends; all paths agree on what they cost."""
 
 import dataclasses
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +22,7 @@ from npu.program.exits import all_exits, denoising_loops, exits_of, generated_to
 from npu.program.trace import Trace
 from npu_compiler import compile_program
 from tests.conftest import compose_experiment
+from tests.test_cli import tripath_command  # noqa: F401  a fixture
 from tripath.api import prepare
 
 PROMPTS = ("Tom has 12 apples and finds 30 more. How many apples does Tom have now?",
@@ -205,3 +207,20 @@ def test_a_prompt_s_own_end_token_ends_nothing():
     assert found.token_ids[0] == whole.token_ids[: len(found.token_ids[0])]
     assert len(found.trip_counts) == last_block(x, [prompt], [whole.token_ids])
     assert np.mean(np.array(prompt) == x.model.eos_id) > 0
+
+
+def test_the_command_reports_the_blocks_that_were_decoded(tripath_command, tmp_path):  # noqa: F811
+    """All paths and checks of a run that stops, and draws its tokens."""
+    status, output, errors = tripath_command(
+        "workload.stop_at_end=true", "workload.temperature=0.2", "workload.steps_per_block=2", "hydra.run.dir=run"
+    )
+    assert (status, errors) == (0, ""), output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    metrics = report["simulators"]["accuracy"]["metrics"]
+    blocks = len(report["generation"]["trip_counts"])
+    assert blocks < 4
+    assert metrics["accuracy.generated_tokens"] == 8 * blocks == len(report["generation"]["token_ids"])
+    assert f"{8 * blocks} tokens (" in output
+    for path in ("analytical", "cycle"):
+        own = report["simulators"][path]["metrics"]
+        assert own[f"{path}.tokens_per_second"] == pytest.approx(8 * blocks / own[f"{path}.seconds"])

@@ -28,7 +28,7 @@ INTERLOCKED = QUEUED_UNITS.index("vector")
 
 Nests = namedtuple("Nests", "nests parts low high memory write first last strides")
 """`nests` int64 [m, 8]: node, its parts (from, to, in `parts`), loop level, trip count, `head` and `next` (-1 of a
-run), whether the unit is interlocked; a nest stands behind those that are parts of it. A node is an instruction or a loop by
+run), queue; a nest stands behind those that are parts of it. A node is an instruction or a loop by
 its number, or a run: nodes of one unit that follow each other, behind the instructions. `low`, `high` int64 [nodes]: the
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
 stride of each loop level."""
@@ -61,7 +61,7 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
                 add(inner.head, inner.body, (inner.level, inner.trips.base, inner.head, inner.next), unit)
         first = len(parts)
         parts.extend(map(number_of, body))
-        rows.append([node, first, len(parts), *place, unit == INTERLOCKED])
+        rows.append([node, first, len(parts), *place, unit])
 
     def walk(nodes: Sequence[int | Loop]) -> None:
         of_unit = [_unit_of(node, units) for node in nodes]
@@ -125,19 +125,25 @@ def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Value
     values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
     granule = np.ones(len(Memory), np.int64)
     granule[Memory.VECTOR] = hardware.vlen
-    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values)
+    depth = np.array([hardware.queue_depth[name] for name in QUEUED_UNITS], float)
+    frontend = hardware.frontend
+    trip = float(frontend.issue_cycles + 2 * frontend.dispatch_cycles)
+    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values, depth, trip)
     return values
 
 
 @njit(cache=True)
-def _fill_in(nests, first, last, granule, values):
-    """Set the values of loops and runs, given those of instructions; `first`, `last` grow to what the loops sweep."""
+def _fill_in(nests, first, last, granule, values, depth, trip):
+    """Set the values of loops and runs, given those of instructions; `first`, `last` grow to what the loops sweep. An instruction
+    starts at least `trip` cycles behind the one that is the `depth` of its queue before it: the place becomes known, is taken."""
     starts = np.empty(len(nests.parts))
     for row in range(len(nests.nests)):
         nest = nests.nests[row]
-        node, parts, level, trips, head, after, interlocked = (
+        node, parts, level, trips, head, after, unit = (
             nest[0], nests.parts[nest[1] : nest[2]], nest[3], nest[4], nest[5], nest[6], nest[7]
         )  # fmt: skip
+        interlocked, places = unit == INTERLOCKED, depth[unit]
+        queued = trip > places  # else a place is free again before the unit asks for more
         issue, ideal, count, front, done, occupied = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         port_from, port_until = np.inf, -np.inf
         for j in range(len(parts)):
@@ -151,6 +157,8 @@ def _fill_in(nests, first, last, granule, values):
                         over = starts[i] + values.occupied[earlier] + values.tail[earlier]
                         start = max(start, starts[i] + values.first[earlier], min(over - values.occupied[part], over))
             start = max(start, port_until - values.port_from[part])
+            if queued:
+                start = max(start, _place_taken(values, starts, parts[:j], places)[0] + trip)
             port_from = min(port_from, start + values.port_from[part])
             port_until = max(port_until, start + values.port_until[part])
             starts[j] = start
@@ -168,6 +176,13 @@ def _fill_in(nests, first, last, granule, values):
                     if wait > 0:
                         share = share_of_meetings(nests, first, last, granule, parts[i], parts[j], level)
                         period = max(period, issue + wait * share)
+        if queued and trips > 1 and count:
+            for j in range(len(parts)):
+                taken, ahead = _place_taken(values, starts, parts[:j], places)
+                if ahead > 0:  # by an iteration before this one
+                    rounds = (ahead - 1) // count
+                    taken, _ = _place_taken(values, starts, parts, ahead - rounds * count)
+                    period = max(period, (taken + trip - starts[j]) / (rounds + 1))
         values.occupied[node] = (trips - 1) * period + occupied
         values.port_from[node] = port_from
         values.port_until[node] = (trips - 1) * period + port_until
@@ -182,6 +197,18 @@ def _fill_in(nests, first, last, granule, values):
                 reach = nests.strides[touch, level] * (trips - 1)
                 first[touch] += min(0, reach)
                 last[touch] += max(0, reach)
+
+
+@njit(cache=True)
+def _place_taken(values, starts, parts, places):
+    """When the instruction started that is `places` before the end of these parts, and 0; else -inf, and by how many it stands
+    before them."""
+    for i in range(len(parts) - 1, -1, -1):
+        count = values.count[parts[i]]
+        if count >= places:
+            return starts[i] + values.occupied[parts[i]] * (count - places) / count, 0.0
+        places -= count
+    return -np.inf, places
 
 
 @njit(cache=True)

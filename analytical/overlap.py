@@ -22,7 +22,7 @@ from analytical.chains import Runs, Values, nests_of, number_of
 from analytical.facts import queues
 from analytical.tree import TripCounts, indexed_loops, retired_and_read
 from npu.errors import ProgramError
-from npu.hardware import QUEUED_UNITS
+from npu.hardware import QUEUED_UNITS, FrontEnd
 from npu.program import Program, fact_of_program, loop_tree
 from npu.program.host import host_turns
 from npu.program.looptree import Loop, loops_of
@@ -271,10 +271,10 @@ def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Sco
     )  # fmt: skip
 
 
-def estimate_cycles(score: Score, values: Values, depth: np.ndarray, dispatch: float = 0.0) -> float:
-    """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues, `dispatch` cycles between
-    them and the front end."""
-    return float(makespan(score, values, depth, 1.0 + dispatch, dispatch, SHALLOW))
+def estimate_cycles(score: Score, values: Values, depth: np.ndarray, frontend: FrontEnd) -> float:
+    """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues."""
+    dispatch = float(frontend.dispatch_cycles)
+    return float(makespan(score, values, depth, frontend.issue_cycles + dispatch, dispatch, SHALLOW))
 
 
 def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarray) -> float:
@@ -297,7 +297,7 @@ def makespan(score, values, depth, dispatch, back, shallow):
     """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over, `back` cycles
     between a place that becomes free in a queue and the front end. Queues of at most `shallow` places are followed."""
     occupied, tail, front, count = values.occupied, values.tail, values.front, values.count
-    port_from, port_until = values.port_from, values.port_until
+    port_from, port_until, least = values.port_from, values.port_until, values.least
     widest = score.inputs.max() if len(score.inputs) else 1
     states = np.empty((score.depth, score.rows, widest + LANES))
     maps = [np.empty((0, 0)) for _ in range(0)]
@@ -318,6 +318,7 @@ def makespan(score, values, depth, dispatch, back, shallow):
                 share = 1.0 - depth[second] / count[node]
             oldest, places, entered = begin[second], begin[second + 1] - begin[second], int(count[node])
             known = min(entered, places)
+            last = length / entered if entered else 0.0
             for i in range(width):
                 if known:  # the first instruction needs the place of the one that came so many before it
                     state[FRONT, i] = max(state[FRONT, i], state[oldest, i] + back)
@@ -328,9 +329,11 @@ def makespan(score, values, depth, dispatch, back, shallow):
                     start = max(start, state[fourth, i])
                 start = max(start, state[PORT, i] - port_from[node])
                 state[PORT, i] = max(state[PORT, i], start + port_until[node])
-                state[free, i] = start + length
-                state[done, i] = max(state[done, i], start + (length + tail[node]))
                 state[FRONT, i] += front[node]
+                # The last instruction starts when it is there, where the front end is slower than the unit.
+                over = max(start + length, state[FRONT, i] + back + last)
+                state[free, i] = over
+                state[done, i] = max(state[done, i], max(start + (length + tail[node]), over + least[node]))
                 if share > 0:
                     state[FRONT, i] = max(state[FRONT, i], start + length * share + back)
                 elif known:

@@ -53,7 +53,7 @@ def simulate(
         depths = [hardware.queue_depth[name] for name in QUEUED_UNITS]
         score = score_of(program, trip_counts(program, trace), lines_of(depths))
         values, depth = values_of(program, costs, hardware), np.array(depths)
-        estimate = estimate_cycles(score, values, depth, hardware.frontend.dispatch_cycles)
+        estimate = estimate_cycles(score, values, depth, hardware.frontend)
         # Where data decide how often loops go round, the score is of typical numbers, which bound nothing.
         bound = max(*bounds.values(), *([] if trace.counts else [bound_cycles(score, values, depth, costs.host)]))
     return _result(program, hardware, trace, technology, retired, counts, costs, busy, bounds, bound, estimate)

@@ -36,7 +36,9 @@ FRONT, FREE, DONE, PORT, LINES = 0, 1, 1 + UNITS, 1 + 2 * UNITS, 2 + 2 * UNITS
 write-out port is free; from LINES on, for each shallow queue when the last instructions that fill it started, the oldest first.
 Behind them stand dependences, which are signalled and not yet awaited."""
 SHALLOW = 8
-"""The deepest queue whose places are followed one by one. In a deeper one only a long nest holds the front end up."""
+"""The deepest queue whose places are followed one by one."""
+MARKS = 4
+"""Of a deeper queue so many places are followed, evenly apart."""
 
 UNIT, CONTROL, ENTER, LEAVE, APPLY, HAND_OVER = range(6)
 """Kinds of lines of a score:
@@ -251,8 +253,8 @@ def _awaited(state: _State, semaphore: int) -> int:
 
 
 def lines_of(depths: Sequence[int]) -> tuple[int, ...]:
-    """Places that are followed one by one of queues of these depths."""
-    return tuple(depth if depth <= SHALLOW else 0 for depth in depths)
+    """Marks that are kept of queues of these depths: one for each place of a shallow queue."""
+    return tuple(depth if depth <= SHALLOW else MARKS for depth in depths)
 
 
 @fact_of_program
@@ -274,7 +276,7 @@ def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Sco
 def estimate_cycles(score: Score, values: Values, depth: np.ndarray, frontend: FrontEnd) -> float:
     """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues."""
     dispatch = float(frontend.dispatch_cycles)
-    return float(makespan(score, values, depth, frontend.issue_cycles + dispatch, dispatch, SHALLOW))
+    return float(makespan(score, values, depth, _marks(depth), frontend.issue_cycles + dispatch, dispatch))
 
 
 def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarray) -> float:
@@ -289,13 +291,18 @@ def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarr
         occupied=values.ideal, tail=values.least, front=front, count=nothing, port_from=nothing + np.inf,
         port_until=nothing - np.inf,
     )  # fmt: skip
-    return float(makespan(score, least, depth, 0.0, 0.0, SHALLOW))
+    return float(makespan(score, least, depth, _marks(depth), 0.0, 0.0))
+
+
+def _marks(depth: np.ndarray) -> np.ndarray:
+    return np.array(lines_of(depth.tolist()))
 
 
 @njit(cache=True)
-def makespan(score, values, depth, dispatch, back, shallow):
+def makespan(score, values, depth, marks, dispatch, back):
     """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over, `back` cycles
-    between a place that becomes free in a queue and the front end. Queues of at most `shallow` places are followed."""
+    between a place that becomes free in a queue and the front end. `marks` are kept of each queue: when every so many-th of the
+    instructions that fill it started."""
     occupied, tail, front, count = values.occupied, values.tail, values.front, values.count
     port_from, port_until, least = values.port_from, values.port_until, values.least
     widest = score.inputs.max() if len(score.inputs) else 1
@@ -305,8 +312,10 @@ def makespan(score, values, depth, dispatch, back, shallow):
     begin = np.empty(len(depth) + 1, np.int64)
     begin[0] = LINES
     for q in range(len(depth)):
-        begin[q + 1] = begin[q] + (depth[q] if depth[q] <= shallow else 0)
+        begin[q + 1] = begin[q] + marks[q]
     states[0, : begin[-1]] = 0.0
+    grain = depth / marks
+    behind = np.zeros((score.depth, len(depth)))  # instructions since the last mark
     at = 0
     for number in range(len(score.lines)):
         line, state, width = score.lines[number], states[at], widths[at]
@@ -316,11 +325,14 @@ def makespan(score, values, depth, dispatch, back, shallow):
             length, share = occupied[node], 0.0
             if count[node] > depth[second]:  # the front end is at most a queue's depth ahead of the unit
                 share = 1.0 - depth[second] / count[node]
-            oldest, places, entered = begin[second], begin[second + 1] - begin[second], int(count[node])
-            known = min(entered, places)
+            oldest, places, entered = begin[second], marks[second], count[node]
+            passed = int((behind[at, second] + entered) / grain[second])
+            offset, known = behind[at, second] + 1, min(passed, places)
+            behind[at, second] += entered - passed * grain[second]
             last = length / entered if entered else 0.0
             for i in range(width):
-                if known:  # the first instruction needs the place of the one that came so many before it
+                if known and (grain[second] == 1 or entered == 1):
+                    # The first instruction needs the place of the one that came so many before it.
                     state[FRONT, i] = max(state[FRONT, i], state[oldest, i] + back)
                 start = max(state[free, i], state[FRONT, i] + dispatch)
                 if third >= 0:
@@ -333,7 +345,7 @@ def makespan(score, values, depth, dispatch, back, shallow):
                 # The last instruction starts when it is there, where the front end is slower than the unit.
                 over = max(start + length, state[FRONT, i] + back + last)
                 state[free, i] = over
-                state[done, i] = max(state[done, i], max(start + (length + tail[node]), over + least[node]))
+                state[done, i] = max(state[done, i], start + (length + tail[node]), over + least[node])
                 if share > 0:
                     state[FRONT, i] = max(state[FRONT, i], start + length * share + back)
                 elif known:
@@ -341,7 +353,8 @@ def makespan(score, values, depth, dispatch, back, shallow):
                 for j in range(places - known):
                     state[oldest + j, i] = state[oldest + known + j, i]
                 for j in range(known):
-                    state[oldest + places - known + j, i] = start + length * (entered - known + j) / entered
+                    index = (passed - known + j + 1) * grain[second] - offset
+                    state[oldest + places - known + j, i] = start + length * index / entered
                 if fifth >= 0:
                     state[fifth, i] = state[done, i]
                 if sixth >= 0:
@@ -364,6 +377,7 @@ def makespan(score, values, depth, dispatch, back, shallow):
             at += 1
             widths[at] = -(-node // LANES) * LANES
             states[at, :node, : widths[at]] = NEVER
+            behind[at] = (grain - 1) / 2  # an iteration passes the nearest whole number of marks
             for i in range(node):
                 states[at, i, i] = 0.0
         elif kind == LEAVE:

@@ -26,6 +26,14 @@ from npu.program.tables import Access, address_registers, tabulate
 INTERLOCKED = QUEUED_UNITS.index("vector")
 """The queue whose unit makes an instruction wait for its operands."""
 
+COMPUTE = tuple(QUEUED_UNITS.index(name) for name in ("matrix", "vector"))
+"""Queues whose places are given back as instructions start."""
+
+SETTLED = 3
+MOST_ROUNDS = 8
+"""Iterations of a nest beyond those that fill its queue until it repeats; and at most as many are followed. In deeper queues the
+front end is so far ahead that what it loses in a part of an iteration does not show."""
+
 Nests = namedtuple("Nests", "nests parts low high memory write first last strides")
 """`nests` int64 [m, 8]: node, its parts (from, to, in `parts`), loop level, trip count, `head` and `next` (-1 of a
 run), queue; a nest stands behind those that are parts of it. A node is an instruction or a loop by
@@ -33,11 +41,12 @@ its number, or a run: nodes of one unit that follow each other, behind the instr
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
 stride of each loop level."""
 
-Values = namedtuple("Values", "occupied ideal tail least first front count port_from port_until")
-"""float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `ideal` with memory at its peak and nothing to
-wait for; `tail` from then to the last result, of which `least` is the last instruction's own; `first` until the first result;
-`front` end cycles to issue all; `count` of instructions; `port_from`, `port_until`: when it first takes the write-out port and
-when it last gives it back, inf and -inf of what never has it."""
+Values = namedtuple("Values", "occupied paced ideal tail least first front count port_from port_until")
+"""float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `paced` from when the first is there, where the
+front end begins with the node; `ideal` with memory at its peak and nothing to wait for; `tail` from then to the last result, of
+which `least` is the last instruction's own; `first` until the first result; `front` end cycles to issue all; `count` of
+instructions; `port_from`, `port_until`: when it first takes the write-out port and when it last gives it back, inf and -inf of
+what never has it."""
 
 
 Runs = dict[int, tuple[int, int, int]]
@@ -121,21 +130,32 @@ def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Value
     nests, runs = nests_of(program)
     latent = costs.latency - costs.interval
     port = np.where(costs.port > 0, 0.0, np.inf), np.where(costs.port > 0, costs.port, -np.inf)
-    columns = costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)), *port
+    columns = (
+        costs.interval,
+        costs.interval,
+        costs.ideal,
+        latent,
+        latent,
+        costs.latency,
+        costs.front_end,
+        np.ones(len(latent)),
+        *port,
+    )
     values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
     granule = np.ones(len(Memory), np.int64)
     granule[Memory.VECTOR] = hardware.vlen
     depth = np.array([hardware.queue_depth[name] for name in QUEUED_UNITS], float)
     frontend = hardware.frontend
-    trip = float(frontend.issue_cycles + 2 * frontend.dispatch_cycles)
-    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values, depth, trip)
+    issue, dispatch = float(frontend.issue_cycles), float(frontend.dispatch_cycles)
+    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values, depth, issue, dispatch)
     return values
 
 
 @njit(cache=True)
-def _fill_in(nests, first, last, granule, values, depth, trip):
+def _fill_in(nests, first, last, granule, values, depth, issue_cycles, dispatch):
     """Set the values of loops and runs, given those of instructions; `first`, `last` grow to what the loops sweep. An instruction
-    starts at least `trip` cycles behind the one that is the `depth` of its queue before it: the place becomes known, is taken."""
+    starts at least a round trip behind the one that is the `depth` of its queue before it: the place becomes known, is taken."""
+    trip = issue_cycles + 2 * dispatch
     starts = np.empty(len(nests.parts))
     for row in range(len(nests.nests)):
         nest = nests.nests[row]
@@ -183,7 +203,24 @@ def _fill_in(nests, first, last, granule, values, depth, trip):
                     rounds = (ahead - 1) // count
                     taken, _ = _place_taken(values, starts, parts, ahead - rounds * count)
                     period = max(period, (taken + trip - starts[j]) / (rounds + 1))
-        values.occupied[node] = (trips - 1) * period + occupied
+        values.occupied[node] = values.paced[node] = (trips - 1) * period + occupied
+        entry, exits = (values.front[head], values.front[after]) if head >= 0 else (0.0, 0.0)
+        values.front[node] = entry + trips * (front + exits)
+        rounds = int(-(-places // max(count, 1))) + SETTLED
+        if unit in COMPUTE and trips * count > places and rounds <= MOST_ROUNDS:
+            apart = np.full((len(parts), len(parts)), -np.inf)
+            for j in range(len(parts)):
+                for i in range(j):
+                    before, part = parts[i], parts[j]
+                    apart[j, i] = values.port_until[before] - values.port_from[part]
+                    if i == j - 1:
+                        apart[j, i] = max(apart[j, i], values.occupied[before])
+                    if interlocked and share_of_meetings(nests, first, last, granule, before, part, -1) > 0:
+                        over = values.occupied[before] + values.tail[before]
+                        apart[j, i] = max(apart[j, i], values.first[before], min(over - values.occupied[part], over))
+            values.paced[node], values.front[node] = _paced(
+                values, parts, apart, period, trips, min(rounds, trips), entry, exits, places, issue_cycles, dispatch
+            )
         values.port_from[node] = port_from
         values.port_until[node] = (trips - 1) * period + port_until
         values.ideal[node] = trips * ideal
@@ -191,12 +228,53 @@ def _fill_in(nests, first, last, granule, values, depth, trip):
         values.least[node] = values.least[parts[-1]]
         values.first[node] = starts[0] + values.first[parts[0]]
         values.count[node] = trips * count
-        values.front[node] = front if head < 0 else values.front[head] + trips * (front + values.front[after])
         if head >= 0:
             for touch in range(nests.low[node], nests.high[node]):
                 reach = nests.strides[touch, level] * (trips - 1)
                 first[touch] += min(0, reach)
                 last[touch] += max(0, reach)
+
+
+@njit(cache=True)
+def _paced(values, parts, apart, period, trips, rounds, entry, exits, places, issue, dispatch):
+    """`paced` and `front` of a nest: `rounds` of its iterations with a front end that begins with it, the rest as the last."""
+    size = rounds * len(parts)
+    starts, lasts, numbers = np.zeros(size), np.zeros(size), np.zeros(size + 1)
+    front, free, old = entry, 0.0, 0
+    first_of_round, front_of_round = np.zeros(rounds), np.zeros(rounds)
+    for at in range(size):
+        turn, j = at // len(parts), at % len(parts)
+        part = parts[j]
+        count = values.count[part]
+        numbers[at + 1] = numbers[at] + count
+        if j == 0:
+            front_of_round[turn] = front
+        while numbers[old + 1] <= numbers[at] - places:
+            old += 1
+        if numbers[at] >= places:  # the place of the first instruction
+            share = (numbers[at] - places - numbers[old]) / values.count[parts[old % len(parts)]]
+            front = max(front, starts[old] + (lasts[old] - starts[old]) * share + dispatch)
+        start = there = front + issue + dispatch
+        for i in range(j):
+            start = max(start, starts[at - j + i] + apart[j, i])
+        if turn and j == 0:
+            start = max(start, free, first_of_round[turn - 1] + period)
+        if j == 0:
+            first_of_round[turn] = start
+        starts[at] = start
+        front += values.front[part]
+        each = values.occupied[part] / count if count else 0.0
+        lasts[at] = max(start + values.occupied[part], there + values.paced[part], front + dispatch + each)
+        free = max(free, lasts[at])
+        if count > places:
+            front = max(front, starts[at] + (lasts[at] - starts[at]) * (count - 1 - places) / count + dispatch + issue)
+        if j == len(parts) - 1:
+            front += exits
+    left, paced = trips - rounds, free - entry - issue - dispatch
+    if left > 0:
+        paced += left * (first_of_round[-1] - first_of_round[-2])
+        front += left * (front_of_round[-1] - front_of_round[-2])
+    return paced, front
 
 
 @njit(cache=True)

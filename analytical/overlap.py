@@ -288,7 +288,7 @@ def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarr
     nothing = np.zeros(len(values.ideal))
     front = np.concatenate([host, nothing[len(host) :]])
     least = values._replace(
-        occupied=values.ideal, tail=values.least, front=front, count=nothing, port_from=nothing + np.inf,
+        occupied=values.ideal, paced=nothing, tail=values.least, front=front, count=nothing, port_from=nothing + np.inf,
         port_until=nothing - np.inf,
     )  # fmt: skip
     return float(makespan(score, least, depth, _marks(depth), 0.0, 0.0))
@@ -304,7 +304,7 @@ def makespan(score, values, depth, marks, dispatch, back):
     between a place that becomes free in a queue and the front end. `marks` are kept of each queue: when every so many-th of the
     instructions that fill it started."""
     occupied, tail, front, count = values.occupied, values.tail, values.front, values.count
-    port_from, port_until, least = values.port_from, values.port_until, values.least
+    port_from, port_until, least, paced = values.port_from, values.port_until, values.least, values.paced
     widest = score.inputs.max() if len(score.inputs) else 1
     states = np.empty((score.depth, score.rows, widest + LANES))
     maps = [np.empty((0, 0)) for _ in range(0)]
@@ -334,7 +334,8 @@ def makespan(score, values, depth, marks, dispatch, back):
                 if known and (grain[second] == 1 or entered == 1):
                     # The first instruction needs the place of the one that came so many before it.
                     state[FRONT, i] = max(state[FRONT, i], state[oldest, i] + back)
-                start = max(state[free, i], state[FRONT, i] + dispatch)
+                there = state[FRONT, i] + dispatch
+                start = max(state[free, i], there)
                 if third >= 0:
                     start = max(start, state[third, i])
                 if fourth >= 0:
@@ -342,14 +343,14 @@ def makespan(score, values, depth, marks, dispatch, back):
                 start = max(start, state[PORT, i] - port_from[node])
                 state[PORT, i] = max(state[PORT, i], start + port_until[node])
                 state[FRONT, i] += front[node]
-                # The last instruction starts when it is there, where the front end is slower than the unit.
-                over = max(start + length, state[FRONT, i] + back + last)
-                state[free, i] = over
-                state[done, i] = max(state[done, i], start + (length + tail[node]), over + least[node])
-                if share > 0:
-                    state[FRONT, i] = max(state[FRONT, i], start + length * share + back)
+                if share > 0:  # it goes on with the rest once the first has started
+                    state[FRONT, i] = max(state[FRONT, i], start + max(length, front[node]) * share + back)
                 elif known:
                     state[FRONT, i] = max(state[FRONT, i], state[oldest + known - 1, i] + back)
+                # The last instruction starts when it is there, where the front end is slower than the unit.
+                over = max(start + length, there + paced[node], state[FRONT, i] + back + last)
+                state[free, i] = over
+                state[done, i] = max(state[done, i], start + (length + tail[node]), over + least[node])
                 for j in range(places - known):
                     state[oldest + j, i] = state[oldest + known + j, i]
                 for j in range(known):

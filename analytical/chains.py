@@ -15,7 +15,7 @@ from itertools import takewhile
 import numpy as np
 from numba import njit
 
-from analytical.facts import Costs, queues
+from analytical.facts import DMA, Costs, queues
 from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.isa import Memory
 from npu.isa.spec import LOOP_LEVELS
@@ -41,12 +41,12 @@ its number, or a run: nodes of one unit that follow each other, behind the instr
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
 stride of each loop level."""
 
-Values = namedtuple("Values", "occupied paced ideal tail least first front count port_from port_until")
+Values = namedtuple("Values", "occupied paced ideal tail least first front count flight port_from port_until")
 """float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `paced` from when the first is there, where the
 front end begins with the node; `ideal` with memory at its peak and nothing to wait for; `tail` from then to the last result, of
 which `least` is the last instruction's own; `first` until the first result; `front` end cycles to issue all; `count` of
-instructions; `port_from`, `port_until`: when it first takes the write-out port and when it last gives it back, inf and -inf of
-what never has it."""
+instructions; `flight`: for how long its descriptors are in flight, added up; `port_from`, `port_until`: when it first takes the
+write-out port and when it last gives it back, inf and -inf of what never has it."""
 
 
 Runs = dict[int, tuple[int, int, int]]
@@ -129,32 +129,28 @@ def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Value
     """What each node takes on a machine."""
     nests, runs = nests_of(program)
     latent = costs.latency - costs.interval
+    flight = np.where(costs.ideal > 0, costs.latency, 0.0) * np.isin(queues(program), DMA)
     port = np.where(costs.port > 0, 0.0, np.inf), np.where(costs.port > 0, costs.port, -np.inf)
     columns = (
-        costs.interval,
-        costs.interval,
-        costs.ideal,
-        latent,
-        latent,
-        costs.latency,
-        costs.front_end,
-        np.ones(len(latent)),
+        costs.interval, costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)), flight,
         *port,
-    )
+    )  # fmt: skip
     values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
     granule = np.ones(len(Memory), np.int64)
     granule[Memory.VECTOR] = hardware.vlen
     depth = np.array([hardware.queue_depth[name] for name in QUEUED_UNITS], float)
     frontend = hardware.frontend
     issue, dispatch = float(frontend.issue_cycles), float(frontend.dispatch_cycles)
-    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values, depth, issue, dispatch)
+    window = float(hardware.dma_outstanding)
+    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values, depth, window, issue, dispatch)
     return values
 
 
 @njit(cache=True)
-def _fill_in(nests, first, last, granule, values, depth, issue_cycles, dispatch):
+def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, dispatch):
     """Set the values of loops and runs, given those of instructions; `first`, `last` grow to what the loops sweep. An instruction
-    starts at least a round trip behind the one that is the `depth` of its queue before it: the place becomes known, is taken."""
+    starts at least a round trip behind the one that is the `depth` of its queue before it: the place becomes known, is taken.
+    Of descriptors, `window` are in flight at most."""
     trip = issue_cycles + 2 * dispatch
     starts = np.empty(len(nests.parts))
     for row in range(len(nests.nests)):
@@ -164,7 +160,7 @@ def _fill_in(nests, first, last, granule, values, depth, issue_cycles, dispatch)
         )  # fmt: skip
         interlocked, places = unit == INTERLOCKED, depth[unit]
         queued = trip > places  # else a place is free again before the unit asks for more
-        issue, ideal, count, front, done, occupied = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        issue, ideal, count, front, done, occupied, flight = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         port_from, port_until = np.inf, -np.inf
         for j in range(len(parts)):
             part = parts[j]
@@ -187,8 +183,12 @@ def _fill_in(nests, first, last, granule, values, depth, issue_cycles, dispatch)
             issue += values.occupied[part]
             ideal += values.ideal[part]
             count += values.count[part]
+            flight += values.flight[part]
             front += values.front[part]
-        period = max(issue, port_until - port_from)
+        if count > window:  # those beyond the window wait for those before
+            done = max(done, flight * (count - window) / count / window + done - occupied)
+            occupied = max(occupied, flight * (count - window) / count / window)
+        period = max(issue, port_until - port_from, flight / window)
         if interlocked and trips > 1:
             for i in range(len(parts)):
                 for j in range(i + 1):
@@ -228,6 +228,7 @@ def _fill_in(nests, first, last, granule, values, depth, issue_cycles, dispatch)
         values.least[node] = values.least[parts[-1]]
         values.first[node] = starts[0] + values.first[parts[0]]
         values.count[node] = trips * count
+        values.flight[node] = trips * flight
         if head >= 0:
             for touch in range(nests.low[node], nests.high[node]):
                 reach = nests.strides[touch, level] * (trips - 1)

@@ -19,10 +19,10 @@ import numpy as np
 from numba import njit
 
 from analytical.chains import Runs, Values, nests_of, number_of
-from analytical.facts import queues
+from analytical.facts import DMA, queues
 from analytical.tree import TripCounts, indexed_loops, retired_and_read
 from npu.errors import ProgramError
-from npu.hardware import QUEUED_UNITS, FrontEnd
+from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.program import Program, fact_of_program, loop_tree
 from npu.program.host import host_turns
 from npu.program.looptree import Loop, loops_of
@@ -33,12 +33,15 @@ NEVER = -np.inf
 UNITS = len(QUEUED_UNITS)
 FRONT, FREE, DONE, PORT, LINES = 0, 1, 1 + UNITS, 1 + 2 * UNITS, 2 + 2 * UNITS
 """Places in the state: front end; per queue, from when the unit is free and until when its results are out; from when the
-write-out port is free; from LINES on, for each shallow queue when the last instructions that fill it started, the oldest first.
+write-out port is free; from LINES on, for each queue when instructions that fill it started, and for those of descriptors when
+the last ones were complete, the oldest first.
 Behind them stand dependences, which are signalled and not yet awaited."""
 SHALLOW = 8
 """The deepest queue whose places are followed one by one."""
-MARKS = 4
-"""Of a deeper queue so many places are followed, evenly apart."""
+MARKS = (4, 4, 1, 1)
+"""Of each queue that is deeper so many places are followed, evenly apart: fewer of descriptors, of which few come together."""
+IN_FLIGHT = 4
+"""So many descriptors in flight are followed one by one. Where there may be more, only a nest of many waits for them."""
 
 UNIT, CONTROL, ENTER, LEAVE, APPLY, HAND_OVER = range(6)
 """Kinds of lines of a score:
@@ -252,9 +255,12 @@ def _awaited(state: _State, semaphore: int) -> int:
     return pending.pop(0)
 
 
-def lines_of(depths: Sequence[int]) -> tuple[int, ...]:
-    """Marks that are kept of queues of these depths: one for each place of a shallow queue."""
-    return tuple(depth if depth <= SHALLOW else MARKS for depth in depths)
+def lines_of(hardware: HardwareConfig) -> tuple[int, ...]:
+    """Marks that are kept of each queue, one for each place of a shallow one; then descriptors that are, for each queue."""
+    depths = [hardware.queue_depth[name] for name in QUEUED_UNITS]
+    marks = [depth if depth <= SHALLOW else few for depth, few in zip(depths, MARKS, strict=True)]
+    window = hardware.dma_outstanding if hardware.dma_outstanding <= IN_FLIGHT else 0
+    return (*marks, *(window if number in DMA else 0 for number in range(UNITS)))
 
 
 @fact_of_program
@@ -273,13 +279,13 @@ def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Sco
     )  # fmt: skip
 
 
-def estimate_cycles(score: Score, values: Values, depth: np.ndarray, frontend: FrontEnd) -> float:
-    """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues."""
-    dispatch = float(frontend.dispatch_cycles)
-    return float(makespan(score, values, depth, _marks(depth), frontend.issue_cycles + dispatch, dispatch))
+def estimate_cycles(score: Score, values: Values, hardware: HardwareConfig) -> float:
+    """Cycles from the start of the program to its last result."""
+    dispatch = float(hardware.frontend.dispatch_cycles)
+    return float(makespan(score, values, *_followed(hardware), hardware.frontend.issue_cycles + dispatch, dispatch))
 
 
-def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarray) -> float:
+def bound_cycles(score: Score, values: Values, hardware: HardwareConfig, host: np.ndarray) -> float:
     """The same with only what no schedule can avoid: peak bandwidth, intervals, latency of what is awaited, and the `host`
     cycles of each instruction.
 
@@ -288,31 +294,31 @@ def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarr
     nothing = np.zeros(len(values.ideal))
     front = np.concatenate([host, nothing[len(host) :]])
     least = values._replace(
-        occupied=values.ideal, paced=nothing, tail=values.least, front=front, count=nothing, port_from=nothing + np.inf,
-        port_until=nothing - np.inf,
+        occupied=values.ideal, paced=nothing, tail=values.least, front=front, count=nothing, flight=nothing,
+        port_from=nothing + np.inf, port_until=nothing - np.inf,
     )  # fmt: skip
-    return float(makespan(score, least, depth, _marks(depth), 0.0, 0.0))
+    return float(makespan(score, least, *_followed(hardware), 0.0, 0.0))
 
 
-def _marks(depth: np.ndarray) -> np.ndarray:
-    return np.array(lines_of(depth.tolist()))
+def _followed(hardware: HardwareConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depths of the queues, and what `lines_of` says of each."""
+    lines = lines_of(hardware)
+    depths = [hardware.queue_depth[name] for name in QUEUED_UNITS]
+    return np.array(depths), np.array(lines[:UNITS]), np.array(lines[UNITS:])
 
 
 @njit(cache=True)
-def makespan(score, values, depth, marks, dispatch, back):
+def makespan(score, values, depth, marks, windows, dispatch, back):
     """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over, `back` cycles
     between a place that becomes free in a queue and the front end. `marks` are kept of each queue: when every so many-th of the
-    instructions that fill it started."""
+    instructions that fill it started; `windows` of the descriptors in flight: when the last so many were complete."""
     occupied, tail, front, count = values.occupied, values.tail, values.front, values.count
     port_from, port_until, least, paced = values.port_from, values.port_until, values.least, values.paced
     widest = score.inputs.max() if len(score.inputs) else 1
     states = np.empty((score.depth, score.rows, widest + LANES))
     maps = [np.empty((0, 0)) for _ in range(0)]
     widths = np.full(score.depth, LANES)
-    begin = np.empty(len(depth) + 1, np.int64)
-    begin[0] = LINES
-    for q in range(len(depth)):
-        begin[q + 1] = begin[q] + marks[q]
+    begin = LINES + np.cumsum(np.concatenate((np.zeros(1, np.int64), marks, windows)))
     states[0, : begin[-1]] = 0.0
     grain = depth / marks
     behind = np.zeros((score.depth, len(depth)))  # instructions since the last mark
@@ -330,6 +336,7 @@ def makespan(score, values, depth, marks, dispatch, back):
             offset, known = behind[at, second] + 1, min(passed, places)
             behind[at, second] += entered - passed * grain[second]
             last = length / entered if entered else 0.0
+            returned, window = begin[len(depth) + second], windows[second] if values.flight[node] > 0 else 0
             for i in range(width):
                 if known and (grain[second] == 1 or entered == 1):
                     # The first instruction needs the place of the one that came so many before it.
@@ -340,6 +347,8 @@ def makespan(score, values, depth, marks, dispatch, back):
                     start = max(start, state[third, i])
                 if fourth >= 0:
                     start = max(start, state[fourth, i])
+                if window:
+                    start = max(start, state[returned, i])
                 start = max(start, state[PORT, i] - port_from[node])
                 state[PORT, i] = max(state[PORT, i], start + port_until[node])
                 state[FRONT, i] += front[node]
@@ -356,6 +365,11 @@ def makespan(score, values, depth, marks, dispatch, back):
                 for j in range(known):
                     index = (passed - known + j + 1) * grain[second] - offset
                     state[oldest + places - known + j, i] = start + length * index / entered
+                passing = min(window, int(entered))
+                for j in range(window - passing):
+                    state[returned + j, i] = state[returned + passing + j, i]
+                for j in range(passing):
+                    state[returned + window - passing + j, i] = start + length - (passing - 1 - j) * last + tail[node]
                 if fifth >= 0:
                     state[fifth, i] = state[done, i]
                 if sixth >= 0:

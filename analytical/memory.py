@@ -50,7 +50,7 @@ def memory_facts(hardware: HardwareConfig, *, write: bool) -> MemoryFacts:
     """The facts of a piece of hardware."""
     hbm, peak = hardware.hbm, hardware.peak_bytes_per_cycle
     if hbm.model == "simple":
-        latency = hbm.write_latency_cycles if write else hbm.read_latency_cycles
+        latency = hbm.simple_latency_cycles(hardware.clock_hz, write=write)
         return MemoryFacts(peak=peak, refresh=1.0, latency=latency, burst_bytes=hbm.burst_bytes)
     t, scale = hbm.timings, float(hbm.core_cycles_per_memory_cycle(hardware.clock_hz))
     columns, interleave = hbm.page_bytes // hbm.burst_bytes, hbm.interleave_bytes // hbm.burst_bytes

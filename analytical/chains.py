@@ -172,6 +172,8 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
                     if share_of_meetings(nests, first, last, granule, earlier, part, -1) > 0:
                         over = starts[i] + values.occupied[earlier] + values.tail[earlier]
                         start = max(start, starts[i] + values.first[earlier], min(over - values.occupied[part], over))
+                        if values.count[earlier] > 1 and _in_one_row(nests, first, last, granule, earlier, part):
+                            start = max(start, over)
             start = max(start, port_until - values.port_from[part])
             if queued:
                 start = max(start, _place_taken(values, starts, parts[:j], places)[0] + trip)
@@ -218,6 +220,8 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
                     if interlocked and share_of_meetings(nests, first, last, granule, before, part, -1) > 0:
                         over = values.occupied[before] + values.tail[before]
                         apart[j, i] = max(apart[j, i], values.first[before], min(over - values.occupied[part], over))
+                        if values.count[before] > 1 and _in_one_row(nests, first, last, granule, before, part):
+                            apart[j, i] = max(apart[j, i], over)
             values.paced[node], values.front[node] = _paced(
                 values, parts, apart, period, trips, min(rounds, trips), entry, exits, places, issue_cycles, dispatch
             )
@@ -288,6 +292,18 @@ def _place_taken(values, starts, parts, places):
             return starts[i] + values.occupied[parts[i]] * (count - places) / count, 0.0
         places -= count
     return -np.inf, places
+
+
+@njit(cache=True)
+def _in_one_row(nests, first, last, granule, writer, reader):
+    """Whether `reader` touches a row that all iterations of `writer` write (a sum, a maximum), so that it needs the last."""
+    for a in range(nests.low[writer], nests.high[writer]):
+        row = granule[nests.memory[a]]
+        if nests.write[a] and first[a] // row == (last[a] - 1) // row:
+            for b in range(nests.low[reader], nests.high[reader]):
+                if nests.memory[a] == nests.memory[b] and first[b] // row <= first[a] // row <= (last[b] - 1) // row:
+                    return True
+    return False
 
 
 @njit(cache=True)

@@ -48,6 +48,19 @@ def test_counts_are_equal_the_bound_holds_and_the_estimate_is_near(overrides):
         assert closed.metrics[f"busy_cycles.{unit}"] == exact.metrics[f"busy_cycles.{unit}"]
 
 
+def test_a_short_program_waits_for_its_maximum_and_its_sum():
+    """The stage of sampling alone: a few thousand cycles, in which results of whole loops are awaited."""
+    experiment = compose_experiment(
+        "workload.stage=sampling", "workload.generation_length=8", "workload.steps=1", "workload.prompt_length=8",
+        "paths=[analytical,cycle]",
+    )  # fmt: skip
+    program, trace = compiled(experiment, 8)
+    exact = cycle.simulate(program, hardware=experiment.hardware, trace=trace).metrics["makespan_cycles"]
+    closed = analytical.simulate(program, hardware=experiment.hardware, trace=trace).metrics
+    assert closed["lower_bound_cycles"] <= exact
+    assert abs(closed["estimated_cycles"] - exact) <= 0.1 * exact
+
+
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(nest=nests(), depth=st.sampled_from([1, 4, 32]), sets=st.sampled_from([1, 2]))
 def test_the_bound_holds_of_random_nests(nest, depth, sets):

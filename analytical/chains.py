@@ -15,7 +15,7 @@ from itertools import takewhile
 import numpy as np
 from numba import njit
 
-from analytical.facts import Costs, queues
+from analytical.facts import DMA, Costs, queues
 from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.isa import Memory
 from npu.isa.spec import LOOP_LEVELS
@@ -26,18 +26,27 @@ from npu.program.tables import Access, address_registers, tabulate
 INTERLOCKED = QUEUED_UNITS.index("vector")
 """The queue whose unit makes an instruction wait for its operands."""
 
+COMPUTE = tuple(QUEUED_UNITS.index(name) for name in ("matrix", "vector"))
+"""Queues whose places are given back as instructions start."""
+
+SETTLED = 3
+MOST_ROUNDS = 8
+"""Iterations of a nest beyond those that fill its queue until it repeats; and at most as many are followed. In deeper queues the
+front end is so far ahead that what it loses in a part of an iteration does not show."""
+
 Nests = namedtuple("Nests", "nests parts low high memory write first last strides")
 """`nests` int64 [m, 8]: node, its parts (from, to, in `parts`), loop level, trip count, `head` and `next` (-1 of a
-run), whether the unit is interlocked; a nest stands behind those that are parts of it. A node is an instruction or a loop by
+run), queue; a nest stands behind those that are parts of it. A node is an instruction or a loop by
 its number, or a run: nodes of one unit that follow each other, behind the instructions. `low`, `high` int64 [nodes]: the
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
 stride of each loop level."""
 
-Values = namedtuple("Values", "occupied ideal tail least first front count port_from port_until")
-"""float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `ideal` with memory at its peak and nothing to
-wait for; `tail` from then to the last result, of which `least` is the last instruction's own; `first` until the first result;
-`front` end cycles to issue all; `count` of instructions; `port_from`, `port_until`: when it first takes the write-out port and
-when it last gives it back, inf and -inf of what never has it."""
+Values = namedtuple("Values", "occupied paced ideal tail least first front count flight port_from port_until")
+"""float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `paced` from when the first is there, where the
+front end begins with the node; `ideal` with memory at its peak and nothing to wait for; `tail` from then to the last result, of
+which `least` is the last instruction's own; `first` until the first result; `front` end cycles to issue all; `count` of
+instructions; `flight`: for how long its descriptors are in flight, added up; `port_from`, `port_until`: when it first takes the
+write-out port and when it last gives it back, inf and -inf of what never has it."""
 
 
 Runs = dict[int, tuple[int, int, int]]
@@ -61,7 +70,7 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
                 add(inner.head, inner.body, (inner.level, inner.trips.base, inner.head, inner.next), unit)
         first = len(parts)
         parts.extend(map(number_of, body))
-        rows.append([node, first, len(parts), *place, unit == INTERLOCKED])
+        rows.append([node, first, len(parts), *place, unit])
 
     def walk(nodes: Sequence[int | Loop]) -> None:
         of_unit = [_unit_of(node, units) for node in nodes]
@@ -120,25 +129,38 @@ def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Value
     """What each node takes on a machine."""
     nests, runs = nests_of(program)
     latent = costs.latency - costs.interval
+    flight = np.where(costs.ideal > 0, costs.latency, 0.0) * np.isin(queues(program), DMA)
     port = np.where(costs.port > 0, 0.0, np.inf), np.where(costs.port > 0, costs.port, -np.inf)
-    columns = costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)), *port
+    columns = (
+        costs.interval, costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)), flight,
+        *port,
+    )  # fmt: skip
     values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
     granule = np.ones(len(Memory), np.int64)
     granule[Memory.VECTOR] = hardware.vlen
-    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values)
+    depth = np.array([hardware.queue_depth[name] for name in QUEUED_UNITS], float)
+    frontend = hardware.frontend
+    issue, dispatch = float(frontend.issue_cycles), float(frontend.dispatch_cycles)
+    window = float(hardware.dma_outstanding)
+    _fill_in(nests, nests.first.copy(), nests.last.copy(), granule, values, depth, window, issue, dispatch)
     return values
 
 
 @njit(cache=True)
-def _fill_in(nests, first, last, granule, values):
-    """Set the values of loops and runs, given those of instructions; `first`, `last` grow to what the loops sweep."""
+def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, dispatch):
+    """Set the values of loops and runs, given those of instructions; `first`, `last` grow to what the loops sweep. An instruction
+    starts at least a round trip behind the one that is the `depth` of its queue before it: the place becomes known, is taken.
+    Of descriptors, `window` are in flight at most."""
+    trip = issue_cycles + 2 * dispatch
     starts = np.empty(len(nests.parts))
     for row in range(len(nests.nests)):
         nest = nests.nests[row]
-        node, parts, level, trips, head, after, interlocked = (
+        node, parts, level, trips, head, after, unit = (
             nest[0], nests.parts[nest[1] : nest[2]], nest[3], nest[4], nest[5], nest[6], nest[7]
         )  # fmt: skip
-        issue, ideal, count, front, done, occupied = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        interlocked, places = unit == INTERLOCKED, depth[unit]
+        queued = trip > places  # else a place is free again before the unit asks for more
+        issue, ideal, count, front, done, occupied, flight = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         port_from, port_until = np.inf, -np.inf
         for j in range(len(parts)):
             part = parts[j]
@@ -150,7 +172,11 @@ def _fill_in(nests, first, last, granule, values):
                     if share_of_meetings(nests, first, last, granule, earlier, part, -1) > 0:
                         over = starts[i] + values.occupied[earlier] + values.tail[earlier]
                         start = max(start, starts[i] + values.first[earlier], min(over - values.occupied[part], over))
+                        if values.count[earlier] > 1 and _in_one_row(nests, first, last, granule, earlier, part):
+                            start = max(start, over)
             start = max(start, port_until - values.port_from[part])
+            if queued:
+                start = max(start, _place_taken(values, starts, parts[:j], places)[0] + trip)
             port_from = min(port_from, start + values.port_from[part])
             port_until = max(port_until, start + values.port_until[part])
             starts[j] = start
@@ -159,8 +185,12 @@ def _fill_in(nests, first, last, granule, values):
             issue += values.occupied[part]
             ideal += values.ideal[part]
             count += values.count[part]
+            flight += values.flight[part]
             front += values.front[part]
-        period = max(issue, port_until - port_from)
+        if count > window:  # those beyond the window wait for those before
+            done = max(done, flight * (count - window) / count / window + done - occupied)
+            occupied = max(occupied, flight * (count - window) / count / window)
+        period = max(issue, port_until - port_from, flight / window)
         if interlocked and trips > 1:
             for i in range(len(parts)):
                 for j in range(i + 1):
@@ -168,7 +198,33 @@ def _fill_in(nests, first, last, granule, values):
                     if wait > 0:
                         share = share_of_meetings(nests, first, last, granule, parts[i], parts[j], level)
                         period = max(period, issue + wait * share)
-        values.occupied[node] = (trips - 1) * period + occupied
+        if queued and trips > 1 and count:
+            for j in range(len(parts)):
+                taken, ahead = _place_taken(values, starts, parts[:j], places)
+                if ahead > 0:  # by an iteration before this one
+                    rounds = (ahead - 1) // count
+                    taken, _ = _place_taken(values, starts, parts, ahead - rounds * count)
+                    period = max(period, (taken + trip - starts[j]) / (rounds + 1))
+        values.occupied[node] = values.paced[node] = (trips - 1) * period + occupied
+        entry, exits = (values.front[head], values.front[after]) if head >= 0 else (0.0, 0.0)
+        values.front[node] = entry + trips * (front + exits)
+        rounds = int(-(-places // max(count, 1))) + SETTLED
+        if unit in COMPUTE and trips * count > places and rounds <= MOST_ROUNDS:
+            apart = np.full((len(parts), len(parts)), -np.inf)
+            for j in range(len(parts)):
+                for i in range(j):
+                    before, part = parts[i], parts[j]
+                    apart[j, i] = values.port_until[before] - values.port_from[part]
+                    if i == j - 1:
+                        apart[j, i] = max(apart[j, i], values.occupied[before])
+                    if interlocked and share_of_meetings(nests, first, last, granule, before, part, -1) > 0:
+                        over = values.occupied[before] + values.tail[before]
+                        apart[j, i] = max(apart[j, i], values.first[before], min(over - values.occupied[part], over))
+                        if values.count[before] > 1 and _in_one_row(nests, first, last, granule, before, part):
+                            apart[j, i] = max(apart[j, i], over)
+            values.paced[node], values.front[node] = _paced(
+                values, parts, apart, period, trips, min(rounds, trips), entry, exits, places, issue_cycles, dispatch
+            )
         values.port_from[node] = port_from
         values.port_until[node] = (trips - 1) * period + port_until
         values.ideal[node] = trips * ideal
@@ -176,12 +232,78 @@ def _fill_in(nests, first, last, granule, values):
         values.least[node] = values.least[parts[-1]]
         values.first[node] = starts[0] + values.first[parts[0]]
         values.count[node] = trips * count
-        values.front[node] = front if head < 0 else values.front[head] + trips * (front + values.front[after])
+        values.flight[node] = trips * flight
         if head >= 0:
             for touch in range(nests.low[node], nests.high[node]):
                 reach = nests.strides[touch, level] * (trips - 1)
                 first[touch] += min(0, reach)
                 last[touch] += max(0, reach)
+
+
+@njit(cache=True)
+def _paced(values, parts, apart, period, trips, rounds, entry, exits, places, issue, dispatch):
+    """`paced` and `front` of a nest: `rounds` of its iterations with a front end that begins with it, the rest as the last."""
+    size = rounds * len(parts)
+    starts, lasts, numbers = np.zeros(size), np.zeros(size), np.zeros(size + 1)
+    front, free, old = entry, 0.0, 0
+    first_of_round, front_of_round = np.zeros(rounds), np.zeros(rounds)
+    for at in range(size):
+        turn, j = at // len(parts), at % len(parts)
+        part = parts[j]
+        count = values.count[part]
+        numbers[at + 1] = numbers[at] + count
+        if j == 0:
+            front_of_round[turn] = front
+        while numbers[old + 1] <= numbers[at] - places:
+            old += 1
+        if numbers[at] >= places:  # the place of the first instruction
+            share = (numbers[at] - places - numbers[old]) / values.count[parts[old % len(parts)]]
+            front = max(front, starts[old] + (lasts[old] - starts[old]) * share + dispatch)
+        start = there = front + issue + dispatch
+        for i in range(j):
+            start = max(start, starts[at - j + i] + apart[j, i])
+        if turn and j == 0:
+            start = max(start, free, first_of_round[turn - 1] + period)
+        if j == 0:
+            first_of_round[turn] = start
+        starts[at] = start
+        front += values.front[part]
+        each = values.occupied[part] / count if count else 0.0
+        lasts[at] = max(start + values.occupied[part], there + values.paced[part], front + dispatch + each)
+        free = max(free, lasts[at])
+        if count > places:
+            front = max(front, starts[at] + (lasts[at] - starts[at]) * (count - 1 - places) / count + dispatch + issue)
+        if j == len(parts) - 1:
+            front += exits
+    left, paced = trips - rounds, free - entry - issue - dispatch
+    if left > 0:
+        paced += left * (first_of_round[-1] - first_of_round[-2])
+        front += left * (front_of_round[-1] - front_of_round[-2])
+    return paced, front
+
+
+@njit(cache=True)
+def _place_taken(values, starts, parts, places):
+    """When the instruction started that is `places` before the end of these parts, and 0; else -inf, and by how many it stands
+    before them."""
+    for i in range(len(parts) - 1, -1, -1):
+        count = values.count[parts[i]]
+        if count >= places:
+            return starts[i] + values.occupied[parts[i]] * (count - places) / count, 0.0
+        places -= count
+    return -np.inf, places
+
+
+@njit(cache=True)
+def _in_one_row(nests, first, last, granule, writer, reader):
+    """Whether `reader` touches a row that all iterations of `writer` write (a sum, a maximum), so that it needs the last."""
+    for a in range(nests.low[writer], nests.high[writer]):
+        row = granule[nests.memory[a]]
+        if nests.write[a] and first[a] // row == (last[a] - 1) // row:
+            for b in range(nests.low[reader], nests.high[reader]):
+                if nests.memory[a] == nests.memory[b] and first[b] // row <= first[a] // row <= (last[b] - 1) // row:
+                    return True
+    return False
 
 
 @njit(cache=True)

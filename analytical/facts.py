@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analytical.memory import memory_facts, occupied_cycles
+from analytical.memory import Pattern, cycles_of, memory_facts
 from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.isa import TABLE, Memory, OpClass, Unit
 from npu.isa.spec import ControlKind
@@ -39,7 +39,7 @@ class _Facts:
     opcodes: list[int]
     which: np.ndarray
     left_early: list[int]
-    patterns: dict[tuple[int, int, int, int], list[int]]
+    patterns: dict[tuple[int, Pattern], list[int]]
 
 
 @fact_of_program
@@ -52,43 +52,41 @@ def queues(program: Program) -> np.ndarray:
 def _facts(program: Program) -> _Facts:
     tables, registers, queue = tabulate(program), address_registers(program), queues(program)
     opcodes, which = np.unique(tables.opcode, return_inverse=True)
-    patterns: dict[tuple[int, int, int, int], list[int]] = {}
+    patterns: dict[tuple[int, Pattern], list[int]] = {}
     moves = (tables.accesses[:, :, Access.MEMORY] == Memory.HBM) & (queue >= 0)[:, None]
     for number, slot in np.argwhere(moves).tolist():
         _, _, name, rows, size = tables.accesses[number, slot].tolist()
-        patterns.setdefault((int(queue[number]), *_run(registers[name], rows, size)), []).append(number)
+        patterns.setdefault((int(queue[number]), _pattern(registers[name], rows, size)), []).append(number)
     return _Facts(
         opcodes=opcodes.tolist(), which=which, patterns=patterns,
         left_early=[loop.head for loop in loop_tree(program).loops if loop.leaves_early],
     )  # fmt: skip
 
 
-def _run(register: Register, rows: int, size: int) -> tuple[int, int, int]:
-    """Separate runs of an access to HBM, bytes of each, and the largest power of two at whose multiples all begin."""
+def _pattern(register: Register, rows: int, size: int) -> Pattern:
+    """The separate runs of an access to HBM, and the largest power of two at whose multiples all begin."""
     if register.row_stride == size:
         rows, size = 1, rows * size
-    starts = register.base
-    for stride in (*register.strides.values(), register.row_stride if rows > 1 else 0):
-        starts |= stride
-    return rows, size, starts & -starts if starts else _BEYOND
+    stride = register.row_stride if rows > 1 else 0
+    starts = register.base | stride
+    for each in register.strides.values():
+        starts |= each
+    return Pattern(rows, size, abs(stride), starts & -starts if starts else _BEYOND)
 
 
 def costs_of(program: Program, hardware: HardwareConfig) -> Costs:
     """Facts of every instruction of a program on a machine."""
-    facts, memory = _facts(program), memory_facts(hardware)
+    facts = _facts(program)
     rows = np.array([_of_opcode(opcode, hardware) for opcode in facts.opcodes], float)
     interval, port, latency, front_end = rows[facts.which].T.copy()
     ideal = interval.copy()
     front_end[facts.left_early] = hardware.frontend.loop_cycles
     host = host_cycles(program, hardware).astype(float)
     front_end += hardware.frontend.address_step_cycles * address_steps(program) + host
-    burst = hardware.hbm.burst_bytes
-    for (queue, runs, size, step), numbers in facts.patterns.items():
-        # Bursts of a run: exact where it begins with one, else the mean over where it may begin.
-        bursts = runs * (-(-size // burst) if step % burst == 0 else 1 + (size - 1) / burst)
-        cycles = occupied_cycles(memory, bursts, runs, size)
-        interval[numbers], ideal[numbers] = cycles, runs * size / memory.peak
-        latency[numbers] = cycles + (memory.write_latency if queue == DMA[1] else memory.read_latency)
+    memory = {queue: memory_facts(hardware, write=queue == DMA[1]) for queue in DMA}
+    for (queue, pattern), numbers in facts.patterns.items():
+        interval[numbers], latency[numbers] = cycles_of(memory[queue], pattern)
+        ideal[numbers] = pattern.rows * pattern.size / memory[queue].peak
     return Costs(interval=interval, ideal=ideal, port=port, latency=latency, front_end=front_end, host=host)
 
 

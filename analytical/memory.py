@@ -1,67 +1,103 @@
-"""What a DMA descriptor costs by its pattern, in closed form: peak bandwidth, rows that change, refresh.
+"""What a DMA descriptor costs by its pattern.
 
-A stream changes the rows of all banks once for each row set (a row of every bank of every channel). While one bank changes
-its row (precharge, activate), the controller can serve as many further bank visits as its queue holds; what exceeds that
-is lost, once for each bank. docs/dram.md compares with the burst model.
+In closed form: peak bandwidth, rows that change, refresh. A stream changes the rows of all banks once for each row set (a row of
+every bank of every channel). While one bank changes its row (precharge, activate), the controller can serve as many further bank
+visits as its queue holds; what exceeds that is lost, once for each bank. That holds where the queue reaches all bank groups and
+holds a channel's granule, so that channels and bank groups work side by side; for other memories `bursts` follows a stream of
+descriptors. docs/dram.md compares both with the burst model.
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from analytical.bursts import Channels, channels_of, cost_of
 from npu.hardware import ADDRESS_MAPPINGS, HardwareConfig
+
+
+class Pattern(NamedTuple):
+    """An access to HBM: `rows` separate runs of `size` bytes, `stride` apart; all begin at multiples of `step` bytes."""
+
+    rows: int
+    size: int
+    stride: int
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFacts:
-    """HBM in core cycles: bytes a cycle at peak, how many times slower bursts of one bank group follow each other where the
-    visits in flight reach no other (`crowding`), factor of refresh, latencies; `sweep` is lost when all banks change rows,
-    a row set being `row_set_bytes`; a run apart from others costs `change`, shared by the `overlap` bank visits in flight."""
+    """HBM for one direction, in core cycles: bytes a cycle at peak, factor of refresh, latency; `sweep` is lost when all banks
+    change rows, a row set being `row_set_bytes`; a run apart from others costs `change`, shared by the `overlap` bank visits in
+    flight. `channels` where the closed form does not hold, with the core's cycles in one of the memory's, and whether
+    transfers bear a share of refresh in whole cycles."""
 
     peak: float
-    crowding: float
     refresh: float
-    read_latency: float
-    write_latency: float
+    latency: float
     burst_bytes: int
-    row_set_bytes: float
-    sweep: float
-    interleave_bytes: int
-    channels: int
-    change: float
-    overlap: float
+    row_set_bytes: float = 1.0
+    sweep: float = 0.0
+    interleave_bytes: int = 1
+    channel_count: int = 1
+    change: float = 0.0
+    overlap: float = 1.0
+    channels: Channels | None = None
+    scale: float = 1.0
+    share: bool = True
 
 
-def memory_facts(hardware: HardwareConfig) -> MemoryFacts:
+def memory_facts(hardware: HardwareConfig, *, write: bool) -> MemoryFacts:
     """The facts of a piece of hardware."""
     hbm, peak = hardware.hbm, hardware.peak_bytes_per_cycle
     if hbm.model == "simple":
-        return MemoryFacts(
-            peak=peak, crowding=1.0, refresh=1.0, read_latency=hbm.read_latency_cycles, write_latency=hbm.write_latency_cycles,
-            burst_bytes=hbm.burst_bytes, row_set_bytes=1.0, sweep=0.0, interleave_bytes=hbm.interleave_bytes,
-            channels=hbm.channels, change=0.0, overlap=1.0,
-        )  # fmt: skip
+        latency = hbm.simple_latency_cycles(hardware.clock_hz, write=write)
+        return MemoryFacts(peak=peak, refresh=1.0, latency=latency, burst_bytes=hbm.burst_bytes)
     t, scale = hbm.timings, float(hbm.core_cycles_per_memory_cycle(hardware.clock_hz))
-    columns = hbm.page_bytes // hbm.burst_bytes
+    columns, interleave = hbm.page_bytes // hbm.burst_bytes, hbm.interleave_bytes // hbm.burst_bytes
     name, bits = ADDRESS_MAPPINGS[hbm.address_mapping].fields[0]
     visit = (1 << bits if name == "column" and bits else columns) * t["nBL"]
-    overlap = max(1.0, hbm.read_queue_entries * t["nBL"] / (hbm.pseudo_channels * visit))
-    change = t["nRP"] + t["nRCDRD"] + hbm.act_command_cycles
-    banks = hbm.bank_groups * hbm.banks_per_group
+    entries = hbm.write_queue_entries if write else hbm.read_queue_entries
+    overlap = entries * t["nBL"] / (hbm.pseudo_channels * visit)
+    closed = overlap >= hbm.bank_groups >= t["nCCDL"] / t["nBL"] and entries >= interleave
+    change, banks = t["nRP"] + t["nRCDRD"] + hbm.act_command_cycles, hbm.bank_groups * hbm.banks_per_group
+    alone = t["nRP"] + (t["nRCDWR"] if write else t["nRCDRD"] + t["nCL"] + t["nBL"])
     return MemoryFacts(
-        peak=peak, crowding=max(1.0, t["nCCDL"] / (t["nBL"] * min(hbm.bank_groups, overlap))),
-        refresh=t["nREFI"] / (t["nREFI"] - t["nRFC"]),
-        read_latency=scale * (t["nRP"] + t["nRCDRD"] + t["nCL"] + t["nBL"]), write_latency=scale * (t["nRP"] + t["nRCDWR"]),
-        burst_bytes=hbm.burst_bytes, row_set_bytes=hbm.channels * hbm.pseudo_channels * banks * hbm.page_bytes,
-        sweep=scale * (banks * max(0.0, change / overlap - visit) + change), interleave_bytes=hbm.interleave_bytes,
-        channels=hbm.channels, change=scale * change, overlap=overlap,
+        peak=peak, refresh=t["nREFI"] / (t["nREFI"] - t["nRFC"]), latency=scale * alone, burst_bytes=hbm.burst_bytes,
+        row_set_bytes=hbm.channels * hbm.pseudo_channels * banks * hbm.page_bytes,
+        sweep=scale * (banks * max(0.0, change / max(1.0, overlap) - visit) + change), interleave_bytes=hbm.interleave_bytes,
+        channel_count=hbm.channels, change=scale * change, overlap=max(1.0, overlap),
+        channels=None if closed else channels_of(hbm, write=write), scale=scale, share=hbm.refresh == "per_transfer",
     )  # fmt: skip
 
 
-def occupied_cycles(facts: MemoryFacts, bursts: float, rows: int, size: int) -> float:
-    """Cycles that `rows` separate runs of `size` bytes take, `bursts` in all; whole cycles, as buses count."""
-    data = bursts * facts.burst_bytes / facts.peak * facts.crowding
-    if rows == 1:
-        busy = data + rows * size / facts.row_set_bytes * facts.sweep
+def cycles_of(facts: MemoryFacts, pattern: Pattern) -> tuple[float, float]:
+    """Cycles for which a descriptor takes the memory, and from its start to its last result."""
+    if facts.channels is not None:
+        return _followed(facts, facts.channels, pattern)
+    bursts = _bursts(facts.burst_bytes, pattern)
+    data = bursts * facts.burst_bytes / facts.peak
+    if pattern.rows == 1:
+        busy = data + pattern.size / facts.row_set_bytes * facts.sweep
     else:  # each run opens rows of its own in the channels that it reaches
-        granules = size / facts.interleave_bytes + 1
-        busy = max(data, rows * granules / facts.channels * facts.change / facts.overlap)
-    return max(1.0, round(busy * facts.refresh)) if facts.sweep else float(-(-busy // 1))
+        granules = pattern.size / facts.interleave_bytes + 1
+        busy = max(data, pattern.rows * granules / facts.channel_count * facts.change / facts.overlap)
+    cycles = max(1.0, round(busy * facts.refresh)) if facts.sweep else float(math.ceil(busy))
+    return cycles, cycles + facts.latency
+
+
+def _bursts(burst: int, pattern: Pattern) -> float:
+    """Bursts of a descriptor: exact where its runs begin with one, else the mean over where they may begin."""
+    aligned = pattern.step % burst == 0
+    return pattern.rows * (-(-pattern.size // burst) if aligned else 1 + (pattern.size - 1) / burst)
+
+
+def _followed(facts: MemoryFacts, memory: Channels, pattern: Pattern) -> tuple[float, float]:
+    """The same from a stream of bursts, in the whole cycles of the memory that its buses count."""
+    half = 0 if pattern.step % memory.burst_bytes == 0 else memory.burst_bytes // 2 // pattern.step * pattern.step
+    cost = cost_of(memory, pattern.rows, pattern.size, pattern.stride, half)
+    data = math.ceil(_bursts(facts.burst_bytes, pattern) * facts.burst_bytes / facts.peak / facts.scale)
+    work = max(cost.busy, data)
+    behind = max(0.0, cost.alone - work)
+    cycles = round(work * facts.refresh) if facts.share else round(work) * facts.refresh
+    cycles *= facts.scale
+    return cycles, cycles + facts.scale * behind

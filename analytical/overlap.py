@@ -19,10 +19,10 @@ import numpy as np
 from numba import njit
 
 from analytical.chains import Runs, Values, nests_of, number_of
-from analytical.facts import queues
+from analytical.facts import DMA, queues
 from analytical.tree import TripCounts, indexed_loops, retired_and_read
 from npu.errors import ProgramError
-from npu.hardware import QUEUED_UNITS
+from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.program import Program, fact_of_program, loop_tree
 from npu.program.host import host_turns
 from npu.program.looptree import Loop, loops_of
@@ -33,10 +33,15 @@ NEVER = -np.inf
 UNITS = len(QUEUED_UNITS)
 FRONT, FREE, DONE, PORT, LINES = 0, 1, 1 + UNITS, 1 + 2 * UNITS, 2 + 2 * UNITS
 """Places in the state: front end; per queue, from when the unit is free and until when its results are out; from when the
-write-out port is free; from LINES on, for each shallow queue when the last instructions that fill it started, the oldest first.
+write-out port is free; from LINES on, for each queue when instructions that fill it started, and for those of descriptors when
+the last ones were complete, the oldest first.
 Behind them stand dependences, which are signalled and not yet awaited."""
 SHALLOW = 8
-"""The deepest queue whose places are followed one by one. In a deeper one only a long nest holds the front end up."""
+"""The deepest queue whose places are followed one by one."""
+MARKS = (4, 4, 1, 1)
+"""Of each queue that is deeper so many places are followed, evenly apart: fewer of descriptors, of which few come together."""
+IN_FLIGHT = 4
+"""So many descriptors in flight are followed one by one. Where there may be more, only a nest of many waits for them."""
 
 UNIT, CONTROL, ENTER, LEAVE, APPLY, HAND_OVER = range(6)
 """Kinds of lines of a score:
@@ -252,9 +257,12 @@ def _awaited(state: _State, semaphore: int) -> int:
     return pending.pop(0)
 
 
-def lines_of(depths: Sequence[int]) -> tuple[int, ...]:
-    """Places that are followed one by one of queues of these depths."""
-    return tuple(depth if depth <= SHALLOW else 0 for depth in depths)
+def lines_of(hardware: HardwareConfig) -> tuple[int, ...]:
+    """Marks that are kept of each queue, one for each place of a shallow one; then descriptors that are, for each queue."""
+    depths = [hardware.queue_depth[name] for name in QUEUED_UNITS]
+    marks = [depth if depth <= SHALLOW else few for depth, few in zip(depths, MARKS, strict=True)]
+    window = hardware.dma_outstanding if hardware.dma_outstanding <= IN_FLIGHT else 0
+    return (*marks, *(window if number in DMA else 0 for number in range(UNITS)))
 
 
 @fact_of_program
@@ -273,13 +281,13 @@ def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Sco
     )  # fmt: skip
 
 
-def estimate_cycles(score: Score, values: Values, depth: np.ndarray, dispatch: float = 0.0) -> float:
-    """Cycles from the start of the program to its last result; `depth` int64 [4] of the queues, `dispatch` cycles between
-    them and the front end."""
-    return float(makespan(score, values, depth, 1.0 + dispatch, dispatch, SHALLOW))
+def estimate_cycles(score: Score, values: Values, hardware: HardwareConfig) -> float:
+    """Cycles from the start of the program to its last result."""
+    dispatch = float(hardware.frontend.dispatch_cycles)
+    return float(makespan(score, values, *_followed(hardware), hardware.frontend.issue_cycles + dispatch, dispatch))
 
 
-def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarray) -> float:
+def bound_cycles(score: Score, values: Values, hardware: HardwareConfig, host: np.ndarray) -> float:
     """The same with only what no schedule can avoid: peak bandwidth, intervals, latency of what is awaited, and the `host`
     cycles of each instruction.
 
@@ -288,27 +296,34 @@ def bound_cycles(score: Score, values: Values, depth: np.ndarray, host: np.ndarr
     nothing = np.zeros(len(values.ideal))
     front = np.concatenate([host, nothing[len(host) :]])
     least = values._replace(
-        occupied=values.ideal, tail=values.least, front=front, count=nothing, port_from=nothing + np.inf,
-        port_until=nothing - np.inf,
+        occupied=values.ideal, paced=nothing, tail=values.least, front=front, count=nothing, flight=nothing,
+        port_from=nothing + np.inf, port_until=nothing - np.inf,
     )  # fmt: skip
-    return float(makespan(score, least, depth, 0.0, 0.0, SHALLOW))
+    return float(makespan(score, least, *_followed(hardware), 0.0, 0.0))
+
+
+def _followed(hardware: HardwareConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depths of the queues, and what `lines_of` says of each."""
+    lines = lines_of(hardware)
+    depths = [hardware.queue_depth[name] for name in QUEUED_UNITS]
+    return np.array(depths), np.array(lines[:UNITS]), np.array(lines[UNITS:])
 
 
 @njit(cache=True)
-def makespan(score, values, depth, dispatch, back, shallow):
+def makespan(score, values, depth, marks, windows, dispatch, back):
     """Play a score; `dispatch` cycles lie at least between the front end and the start of what it hands over, `back` cycles
-    between a place that becomes free in a queue and the front end. Queues of at most `shallow` places are followed."""
+    between a place that becomes free in a queue and the front end. `marks` are kept of each queue: when every so many-th of the
+    instructions that fill it started; `windows` of the descriptors in flight: when the last so many were complete."""
     occupied, tail, front, count = values.occupied, values.tail, values.front, values.count
-    port_from, port_until = values.port_from, values.port_until
+    port_from, port_until, least, paced = values.port_from, values.port_until, values.least, values.paced
     widest = score.inputs.max() if len(score.inputs) else 1
     states = np.empty((score.depth, score.rows, widest + LANES))
     maps = [np.empty((0, 0)) for _ in range(0)]
     widths = np.full(score.depth, LANES)
-    begin = np.empty(len(depth) + 1, np.int64)
-    begin[0] = LINES
-    for q in range(len(depth)):
-        begin[q + 1] = begin[q] + (depth[q] if depth[q] <= shallow else 0)
+    begin = LINES + np.cumsum(np.concatenate((np.zeros(1, np.int64), marks, windows)))
     states[0, : begin[-1]] = 0.0
+    grain = depth / marks
+    behind = np.zeros((score.depth, len(depth)))  # instructions since the last mark
     at = 0
     for number in range(len(score.lines)):
         line, state, width = score.lines[number], states[at], widths[at]
@@ -318,29 +333,45 @@ def makespan(score, values, depth, dispatch, back, shallow):
             length, share = occupied[node], 0.0
             if count[node] > depth[second]:  # the front end is at most a queue's depth ahead of the unit
                 share = 1.0 - depth[second] / count[node]
-            oldest, places, entered = begin[second], begin[second + 1] - begin[second], int(count[node])
-            known = min(entered, places)
+            oldest, places, entered = begin[second], marks[second], count[node]
+            passed = int((behind[at, second] + entered) / grain[second])
+            offset, known = behind[at, second] + 1, min(passed, places)
+            behind[at, second] += entered - passed * grain[second]
+            last = length / entered if entered else 0.0
+            returned, window = begin[len(depth) + second], windows[second] if values.flight[node] > 0 else 0
             for i in range(width):
-                if known:  # the first instruction needs the place of the one that came so many before it
+                if known and (grain[second] == 1 or entered == 1):
+                    # The first instruction needs the place of the one that came so many before it.
                     state[FRONT, i] = max(state[FRONT, i], state[oldest, i] + back)
-                start = max(state[free, i], state[FRONT, i] + dispatch)
+                there = state[FRONT, i] + dispatch
+                start = max(state[free, i], there)
                 if third >= 0:
                     start = max(start, state[third, i])
                 if fourth >= 0:
                     start = max(start, state[fourth, i])
+                if window:
+                    start = max(start, state[returned, i])
                 start = max(start, state[PORT, i] - port_from[node])
                 state[PORT, i] = max(state[PORT, i], start + port_until[node])
-                state[free, i] = start + length
-                state[done, i] = max(state[done, i], start + (length + tail[node]))
                 state[FRONT, i] += front[node]
-                if share > 0:
-                    state[FRONT, i] = max(state[FRONT, i], start + length * share + back)
+                if share > 0:  # it goes on with the rest once the first has started
+                    state[FRONT, i] = max(state[FRONT, i], start + max(length, front[node]) * share + back)
                 elif known:
                     state[FRONT, i] = max(state[FRONT, i], state[oldest + known - 1, i] + back)
+                # The last instruction starts when it is there, where the front end is slower than the unit.
+                over = max(start + length, there + paced[node], state[FRONT, i] + back + last)
+                state[free, i] = over
+                state[done, i] = max(state[done, i], start + (length + tail[node]), over + least[node])
                 for j in range(places - known):
                     state[oldest + j, i] = state[oldest + known + j, i]
                 for j in range(known):
-                    state[oldest + places - known + j, i] = start + length * (entered - known + j) / entered
+                    index = (passed - known + j + 1) * grain[second] - offset
+                    state[oldest + places - known + j, i] = start + length * index / entered
+                passing = min(window, int(entered))
+                for j in range(window - passing):
+                    state[returned + j, i] = state[returned + passing + j, i]
+                for j in range(passing):
+                    state[returned + window - passing + j, i] = start + length - (passing - 1 - j) * last + tail[node]
                 if fifth >= 0:
                     state[fifth, i] = state[done, i]
                 if sixth >= 0:
@@ -363,6 +394,7 @@ def makespan(score, values, depth, dispatch, back, shallow):
             at += 1
             widths[at] = -(-node // LANES) * LANES
             states[at, :node, : widths[at]] = NEVER
+            behind[at] = (grain - 1) / 2  # an iteration passes the nearest whole number of marks
             for i in range(node):
                 states[at, i, i] = 0.0
         elif kind == LEAVE:

@@ -10,7 +10,7 @@ from analytical.overlap import bound_cycles, estimate_cycles, lines_of, score_of
 from analytical.traffic import traffic_of
 from analytical.tree import retirements, trip_counts
 from npu.energy import Technology, account
-from npu.hardware import QUEUED_UNITS, HardwareConfig
+from npu.hardware import HardwareConfig
 from npu.isa import Memory, Unit
 from npu.metrics import SAMPLING_PHASES, UNITS, Result, Table
 from npu.program import Program, fact_of_program
@@ -51,12 +51,11 @@ def simulate(
         estimate = front_end + float((retired * (costs.latency + between))[units != Unit.FRONTEND].sum())
         bound = sum(busy.values()) + bounds["memory"] + host
     else:
-        depths = [hardware.queue_depth[name] for name in QUEUED_UNITS]
-        score = score_of(program, trip_counts(program, trace), lines_of(depths))
-        values, depth = values_of(program, costs, hardware), np.array(depths)
-        estimate = estimate_cycles(score, values, depth, hardware.frontend.dispatch_cycles)
+        score = score_of(program, trip_counts(program, trace), lines_of(hardware))
+        values = values_of(program, costs, hardware)
+        estimate = estimate_cycles(score, values, hardware)
         # Where data decide how often loops go round, the score is of typical numbers, which bound nothing.
-        bound = max(*bounds.values(), *([] if trace.counts else [bound_cycles(score, values, depth, costs.host)]))
+        bound = max(*bounds.values(), *([] if trace.counts else [bound_cycles(score, values, hardware, costs.host)]))
     return _result(program, hardware, trace, technology, retired, counts, costs, busy, bounds, bound, estimate)
 
 

@@ -48,6 +48,7 @@ class DescriptorCosts:
     def __init__(self, hardware: HardwareConfig) -> None:
         self._hbm = hardware.hbm
         self._bursts = dma_memory_of(self._hbm) if self._hbm.model == "bursts" else None
+        self._clock_hz = hardware.clock_hz
         self._cycle = self._hbm.core_cycles_per_memory_cycle(hardware.clock_hz)
         self.table = np.zeros(LINES, DESCRIPTOR)
 
@@ -84,8 +85,8 @@ class DescriptorCosts:
         if stride == size:
             rows, size = 1, rows * size
         bursts = len(bursts_of(rows, size, stride, offset, hbm.burst_bytes))
-        latency = hbm.write_latency_cycles if write else hbm.read_latency_cycles
-        return bursts, -(-bursts * hbm.burst_bytes // hbm.bytes_per_cycle), 0, 0, latency
+        data = _up(bursts * hbm.burst_bytes / hbm.simple_bytes_per_cycle(self._clock_hz))
+        return bursts, data, 0, 0, hbm.simple_latency_cycles(self._clock_hz, write=bool(write))
 
     def _detailed(self, rows: int, size: int, stride: int, offset: int, write: int) -> tuple[int, ...]:
         cost = transfer(rows, size, stride, offset, write, self._bursts)

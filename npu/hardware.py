@@ -92,6 +92,8 @@ neighbours lie in one bank group, which takes a burst every nCCDL. The second ch
 
 MEMORY_MODELS = ("bursts", "simple")
 """Banks, rows, refresh and queues; or a bandwidth and a latency."""
+SIMPLE_CLOCK_HZ = 1_000_000_000
+"""The core clock at which the simple memory is stated: it takes the same time at any other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +150,9 @@ class Hbm:
 
     Attributes:
         channels: Channels, of all stacks together.
-        bytes_per_cycle_per_channel: Of the simple memory, bandwidth in bytes per core cycle.
-        read_latency_cycles: Of the simple memory, in core cycles.
-        write_latency_cycles: Of the simple memory, in core cycles.
+        bytes_per_cycle_per_channel: Of the simple memory, bandwidth in bytes per core cycle at 1 GHz.
+        read_latency_cycles: Of the simple memory, in core cycles at 1 GHz.
+        write_latency_cycles: Of the simple memory, in core cycles at 1 GHz.
         burst_bytes: Bytes of a burst, which occupies the bus for nBL of the memory's cycles.
         tck_ps: The memory's cycle in picoseconds.
         pseudo_channels: Halves of a channel with a data bus each.
@@ -253,13 +255,22 @@ class Hbm:
 
     @property
     def bytes_per_cycle(self) -> int:
-        """Peak bandwidth over all channels, in bytes per core cycle."""
+        """Peak bandwidth of the simple memory over all channels, in bytes per core cycle at 1 GHz."""
         return self.channels * self.bytes_per_cycle_per_channel
 
     @property
     def bytes_per_memory_cycle(self) -> Fraction:
         """Peak bandwidth over all channels, in bytes per memory cycle."""
         return Fraction(self.channels * self.pseudo_channels * self.burst_bytes, self.timings["nBL"])
+
+    def simple_latency_cycles(self, clock_hz: float, *, write: bool) -> int:
+        """Core cycles from the last byte of a descriptor to its result, of the simple memory."""
+        stated = self.write_latency_cycles if write else self.read_latency_cycles
+        return math.ceil(stated * Fraction(clock_hz) / SIMPLE_CLOCK_HZ)
+
+    def simple_bytes_per_cycle(self, clock_hz: float) -> Fraction:
+        """Peak bandwidth of the simple memory over all channels, in bytes per core cycle."""
+        return self.bytes_per_cycle * SIMPLE_CLOCK_HZ / Fraction(clock_hz)
 
     def core_cycles_per_memory_cycle(self, clock_hz: float) -> Fraction:
         """Core cycles in one memory cycle, exactly: a time of m memory cycles is ceil(m times this) core cycles."""
@@ -434,7 +445,7 @@ class HardwareConfig:
     def peak_bytes_per_cycle(self) -> float:
         """Bytes that HBM moves at most in a core cycle."""
         if self.hbm.model == "simple":
-            return self.hbm.bytes_per_cycle
+            return float(self.hbm.simple_bytes_per_cycle(self.clock_hz))
         return float(self.hbm.bytes_per_memory_cycle / self.hbm.core_cycles_per_memory_cycle(self.clock_hz))
 
     @property

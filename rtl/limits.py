@@ -7,7 +7,7 @@ from pathlib import Path
 
 from npu.errors import TripathError
 from npu.formats import FORMATS
-from npu.hardware import HardwareConfig
+from npu.hardware import SIMPLE_CLOCK_HZ, HardwareConfig
 from npu.isa import TABLE, Instruction, OpClass, Unit
 from npu.program import Program
 from npu.program.tables import address_registers
@@ -37,6 +37,7 @@ def check_hardware(hardware: HardwareConfig) -> None:
     front, hbm = hardware.frontend, hardware.hbm
     rules = [
         (hbm.model == "simple", "hbm.model", "must be simple"),
+        (hardware.clock_hz == SIMPLE_CLOCK_HZ, "clock_hz", "must be 1 GHz, at which its memory is stated"),
         (hbm.burst_bytes == hbm.bytes_per_cycle, "hbm.burst_bytes", "must be the bytes of a cycle"),
         (hbm.burst_bytes == 16, "hbm.burst_bytes", "must be 16"),
         (hbm.read_latency_cycles >= 48, "hbm.read_latency_cycles",

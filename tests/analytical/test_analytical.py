@@ -48,6 +48,19 @@ def test_counts_are_equal_the_bound_holds_and_the_estimate_is_near(overrides):
         assert closed.metrics[f"busy_cycles.{unit}"] == exact.metrics[f"busy_cycles.{unit}"]
 
 
+def test_a_short_program_waits_for_its_maximum_and_its_sum():
+    """The stage of sampling alone: a few thousand cycles, in which results of whole loops are awaited."""
+    experiment = compose_experiment(
+        "workload.stage=sampling", "workload.generation_length=8", "workload.steps=1", "workload.prompt_length=8",
+        "paths=[analytical,cycle]",
+    )  # fmt: skip
+    program, trace = compiled(experiment, 8)
+    exact = cycle.simulate(program, hardware=experiment.hardware, trace=trace).metrics["makespan_cycles"]
+    closed = analytical.simulate(program, hardware=experiment.hardware, trace=trace).metrics
+    assert closed["lower_bound_cycles"] <= exact
+    assert abs(closed["estimated_cycles"] - exact) <= 0.1 * exact
+
+
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(nest=nests(), depth=st.sampled_from([1, 4, 32]), sets=st.sampled_from([1, 2]))
 def test_the_bound_holds_of_random_nests(nest, depth, sets):
@@ -145,12 +158,18 @@ def test_bytes_double_with_the_width_of_the_weights():
     assert read["fp32"] - read["bf16"] == pytest.approx(per_byte * 64)
 
 
-def test_time_scales_with_the_clock():
-    """With a memory that is given in core cycles; that of the burst model has a clock of its own."""
-    experiment = compose_experiment("hardware.hbm.model=simple")
+def test_the_simple_memory_takes_the_same_time_at_any_clock():
+    """A core of twice the clock is up to twice as fast, and no less than its memory lets it."""
+    experiment = compose_experiment("hardware.hbm.model=simple", "hardware.hbm.channels=1", "workload.steps=4")
     program, trace = compiled(experiment)
-    fast = dataclasses.replace(experiment.hardware, clock_hz=2e9)
-    slow = analytical.simulate(program, hardware=experiment.hardware, trace=trace).metrics
-    quick = analytical.simulate(program, hardware=fast, trace=trace).metrics
-    assert quick["seconds"] == pytest.approx(slow["seconds"] / 2)
-    assert quick["estimated_cycles"] == slow["estimated_cycles"]
+    for simulator, name in ((analytical, "estimated_cycles"), (cycle, "makespan_cycles")):
+        found = {}
+        for clock in (1e9, 2e9, 64e9):
+            hardware = dataclasses.replace(experiment.hardware, clock_hz=clock)
+            metrics = simulator.simulate(program, hardware=hardware, trace=trace).metrics
+            found[clock] = metrics["seconds"]
+            assert metrics[name] == pytest.approx(metrics["seconds"] * clock)
+        counts = simulator.simulate(program, hardware=experiment.hardware, trace=trace).counts
+        moved = counts["hbm_read_bytes"] + counts["hbm_write_bytes"]
+        assert found[1e9] / 2 < found[2e9] < found[1e9]
+        assert found[64e9] >= moved / 32e9  # 32 bytes a nanosecond

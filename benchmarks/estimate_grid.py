@@ -1,0 +1,160 @@
+"""The estimate and the bound on machines far from the shipped ones: `python -m benchmarks.estimate_grid [--runs N] [--seed S]`.
+
+Draws machines and workloads of the shipped model by a seed, runs the analytical and the cycle path on each, and prints the errors
+of the estimate (median, 95th percentile, largest): of all, by execution, by the settings that outliers share, and the worst runs
+as overrides with which `tripath paths=[analytical,cycle] OVERRIDE ...` shows them again. A bound above the cycles ends it with
+status 1.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import analytical
+import cycle
+from npu.errors import TripathError
+from npu_compiler import compile_program, schedule
+from tripath.command.composition import compose_experiment
+from tripath.experiment import Experiment
+from tripath.sweeps.estimates import percentile
+
+BASES: Mapping[str, Mapping[str, object]] = {
+    "npu_small": {},
+    "rtl_small": {
+        "hardware.sram.vector_bytes": 1 << 19, "hardware.sram.matrix_bytes": 1 << 18, "hardware.sram.int_bytes": 1 << 13,
+        "hardware.sram.fp_bytes": 1 << 13,
+    },
+}  # fmt: skip
+"""The machines that are varied, the second with memories that hold every workload drawn."""
+
+CHOICES: Mapping[str, Sequence[object]] = {
+    "hardware.execution": ("decoupled", "decoupled", "decoupled", "serial"),
+    "hardware.accumulator_sets": (1, 2),
+    "hardware.blen": (4, 8, 16), "hardware.mlen": (32, 64, 128), "hardware.vlen": (32, 64, 128),
+    **{f"hardware.queue_depth.{queue}": (1, 2, 3, 4, 8, 16, 32, 64, 128) for queue in ("matrix", "vector", "dma_in", "dma_out")},
+    "hardware.dma_outstanding": (1, 2, 3, 4, 8, 16, 32, 64),
+    "hardware.frontend.issue_cycles": (1, 1, 1, 2), "hardware.frontend.loop_cycles": (0, 1, 2, 4),
+    "hardware.frontend.next_cycles": (0, 0, 1, 2), "hardware.frontend.exit_cycles": (0, 0, 1, 2),
+    "hardware.frontend.break_cycles": (1, 5), "hardware.frontend.affine_cycles": (1, 4),
+    "hardware.frontend.control_cycles": (0, 1, 2), "hardware.frontend.dispatch_cycles": (0, 0, 1, 2, 4, 8),
+    "hardware.frontend.address_step_cycles": (0, 0, 0, 1),
+    "hardware.hbm.model": ("bursts", "bursts", "bursts", "simple"), "hardware.hbm.channels": (1, 2, 4, 8, 16),
+    "hardware.hbm.address_mapping": ("MOP4CLXOR", "RoBaRaCoCh"),
+    "hardware.hbm.read_queue_entries": (1, 2, 4, 8, 16, 32, 64), "hardware.hbm.write_queue_entries": (1, 2, 4, 8, 16, 32, 64),
+    "hardware.hbm.refresh": ("per_transfer", "absolute"),
+    "workload.cache": ("none", "prefix", "dual"), "workload.batch": (1, 1, 2, 3), "workload.block_length": (8, 16, 32),
+    "workload.steps": (4, 8, 16), "workload.prompt_length": (5, 19, 60),
+}  # fmt: skip
+"""What each setting may be; a value that stands there more than once is drawn so much more often."""
+
+
+SHARED, SHOWN = 0.9, 10
+"""By which percentile settings are compared, and how many of them and of the worst runs are shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One machine with one workload: what was drawn, and what both paths say in cycles."""
+
+    settings: Mapping[str, object]
+    bound: float
+    estimate: float
+    makespan: float
+
+    @property
+    def error(self) -> float:
+        """Of the estimate, relative to the cycle path."""
+        return self.estimate / self.makespan - 1
+
+
+def draw(seed: int) -> Iterator[dict[str, object]]:
+    """Settings without end, the same for the same seed."""
+    chance = random.Random(seed)  # noqa: S311  no secret
+    while True:
+        base = chance.choice(list(BASES))
+        drawn = {key: chance.choice(values) for key, values in CHOICES.items()}
+        yield {"hardware": base, **BASES[base], **drawn}
+
+
+def trials(seed: int, runs: int) -> Iterator[Trial]:
+    """So many trials; what does not compile (a memory too small) is drawn again."""
+    return itertools.islice((trial for settings in draw(seed) if (trial := measured(settings))), runs)
+
+
+def measured(settings: Mapping[str, object]) -> Trial | None:
+    """Both paths on one machine; None where the compiler refuses it."""
+    experiment: Any = _composed(str(settings["hardware"]))
+    try:
+        for key, value in settings.items():
+            if "." in key:
+                experiment = _with(experiment, key.split("."), value)
+        hardware, workload = experiment.hardware, experiment.workload
+        lengths = [workload.prompt_length] * workload.batch
+        program = compile_program(
+            experiment.model, workload, hardware, experiment.numerics, lengths, experiment.compiler
+        )
+    except TripathError:
+        return None
+    trace = schedule(workload)
+    closed = analytical.simulate(program, hardware=hardware, trace=trace).metrics
+    exact = cycle.simulate(program, hardware=hardware, trace=trace, race_check=False).metrics
+    return Trial(
+        settings=settings, bound=closed["lower_bound_cycles"], estimate=closed["estimated_cycles"],
+        makespan=exact["makespan_cycles"],
+    )  # fmt: skip
+
+
+@cache
+def _composed(hardware: str) -> Experiment:
+    return compose_experiment(f"hardware={hardware}", "paths=[analytical,cycle]", "workload.prompt_length=19")
+
+
+def _with(node: Any, keys: Sequence[str], value: object) -> Any:  # noqa: ANN401  dataclasses and mappings alike
+    """A copy with another value at a path of keys."""
+    first, *rest = keys
+    held = node[first] if isinstance(node, Mapping) else getattr(node, first)
+    new = _with(held, rest, value) if rest else value
+    return {**node, first: new} if isinstance(node, Mapping) else dataclasses.replace(node, **{first: new})
+
+
+def line(name: str, found: Sequence[Trial]) -> str:
+    """The errors of some trials."""
+    errors = sorted(abs(trial.error) for trial in found)
+    low = sum(trial.error < 0 for trial in found) / len(found)
+    shares = "".join(f"{percentile(errors, share):10.1%}" for share in (0.5, 0.95, 1.0))
+    return f"{name:56}{len(found):6}{shares}{low:10.0%}"
+
+
+def main() -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    found = list(trials(options.seed, options.runs))
+    print(f"{'':56}{'runs':>6}{'median':>10}{'95 %':>10}{'largest':>10}{'too low':>10}")
+    print(line("all", found))
+    by_setting = {f"{key}={value}": own for key, values in CHOICES.items() for value in dict.fromkeys(values)
+                  if (own := [trial for trial in found if trial.settings[key] == value])}  # fmt: skip
+    for name in ("hardware.execution=decoupled", "hardware.execution=serial"):
+        print(line(name, by_setting[name]))
+    print("\nsettings with the largest errors")
+    for name in sorted(by_setting, key=lambda each: -percentile([abs(t.error) for t in by_setting[each]], SHARED))[
+        :SHOWN
+    ]:
+        print(line(name, by_setting[name]))
+    for trial in sorted(found, key=lambda each: -abs(each.error))[:SHOWN]:
+        print(f"\n{trial.error:+.1%}  {' '.join(f'{key}={value}' for key, value in trial.settings.items())}")
+    above = [trial for trial in found if trial.bound > trial.makespan]
+    for trial in above:
+        print(f"\nbound {trial.bound} above {trial.makespan} cycles: {trial.settings}")
+    return int(bool(above))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -31,6 +31,10 @@ def test_shipped_tolerances_are_within_their_maximum_and_give_reasons():
     for row in [shipped.estimate, *shipped.fidelity.values()]:
         assert len(row.reason.split()) >= 5
     assert {"token_agreement", "logit_kl"} <= set(shipped.fidelity) <= set(IDEAL)
+    random = compose_experiment(
+        "model.checkpoint=synthetic", "workload.prompt=null", "workload.prompt_length=8"
+    ).settings
+    assert set(random.fidelity) == set(shipped.fidelity) - {"token_agreement"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -159,6 +159,7 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     Raises:
         TripathError: a value breaks a rule.
     """
+    from dllm.checkpoint import SYNTHETIC
     from dllm.model import ModelSpec
     from dllm.workload import Numerics, Workload, reference_only, with_defaults
     from npu.energy import Technology
@@ -213,6 +214,8 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     paths = values.get("paths")
     comparisons, settings = read_validation(values["validation"])
     references = [row for row in settings.references if _applies(row.when, values)]
+    if own.checkpoint == SYNTHETIC:
+        settings = settings.without_free_running()
     hardware = build(HardwareConfig, "hardware", _with_timing(values["hardware"]))
     experiment = Experiment(
         model=own, workload=build(Workload, "workload", workload), hardware=hardware,

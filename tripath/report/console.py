@@ -11,12 +11,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dllm.checkpoint import SYNTHETIC
 from dllm.policies import Commit
 from npu.errors import printable
 from npu.metrics import Table as Rows
 from tripath.experiment import Experiment, Outcome
 from tripath.paths import PATHS
 from tripath.report.headline import energy_line, headline, verdicts
+from tripath.validation.settings import FREE_RUNNING
 
 LEFT_COLUMNS = (
     "fact",
@@ -151,6 +153,9 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         steps = "no path says how many steps the commits take; timing has those of workload.steps"
         error_out.print(f"note: workload.commit={experiment.workload.commit}: {steps}", style="yellow")
     for result in outcome.results.values():
+        if FREE_RUNNING in result.metrics and experiment.model.checkpoint == SYNTHETIC:
+            what = "is not judged: tokens of random weights part at the first near tie"
+            error_out.print(f"note: {result.simulator}.{FREE_RUNNING} {what}", style="yellow")
         if (until := result.metrics.get("recorded_until_cycle")) is not None:
             what = f"the timeline ends at cycle {until:,.0f}, the window holds no more instructions"
             error_out.print(f"note: simulator.{result.simulator}.trace_window: {what}", style="yellow")

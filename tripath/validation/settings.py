@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
@@ -15,6 +15,9 @@ MAXIMUM_TOLERANCE = {"count": 0.0, "bound": 0.0, "estimate": 0.15, "fidelity": 0
 
 IDEAL = {"token_agreement": 1.0, "logit_kl": 0.0, "argmax_agreement": 1.0, "transfer_set_overlap": 1.0}
 """The fidelity metrics, and their values for a decoder that equals the reference."""
+
+FREE_RUNNING = "token_agreement"
+"""The fidelity metric of whole generations: after the first other token everything may differ."""
 
 ENERGY_REASON = "static energy follows the time, so it is off by no more than the estimate"
 MEASURED_REASON = "a roofline leaves out what software adds; clocks and boards differ by a few percent"
@@ -119,6 +122,10 @@ class Settings:
             if name not in IDEAL:
                 raise TripathError(f"validation.fidelity: unknown metric {name!r}, one of {', '.join(IDEAL)}")
             check_tolerance("fidelity", f"validation.fidelity.{name}", tolerance.value)
+
+    def without_free_running(self) -> "Settings":
+        """The settings that judge no whole generations: tokens of random weights part at the first near tie."""
+        return replace(self, fidelity={name: each for name, each in self.fidelity.items() if name != FREE_RUNNING})
 
 
 def check_tolerance(kind: str, subject: str, value: float) -> None:

@@ -11,6 +11,7 @@ from dllm.operators import (
     GatedMlp,
     Group,
     HeadNorm,
+    Heads,
     Linear,
     LmHead,
     Mask,
@@ -29,7 +30,7 @@ from npu.errors import TripathError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
+class Geometry(Heads):
     """The attention of some layers: its heads, what RoPE turns of them, and its window; `name` is that of the group of layers."""
 
     name: str
@@ -40,16 +41,6 @@ class Geometry:
     rotation: Rotation
     window: int | None
     shared_kv: bool
-
-    @property
-    def query_width(self) -> int:
-        """Elements of one row of Q."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Elements of one row of K (and of V)."""
-        return self.kv_heads * self.head_dim
 
     @property
     def qkv_width(self) -> int:

@@ -232,8 +232,27 @@ class Mask(Enum):
     """Those up to the row's own."""
 
 
+class Heads:
+    """The widths of Q, K and V, for what has `heads` of `head_dim` elements and `kv_heads` of K and V."""
+
+    __slots__ = ()
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def query_width(self) -> int:
+        """Elements of one row of Q, and of the result."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of one row of K, and of one of V."""
+        return self.kv_heads * self.head_dim
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attention(_Operator):
+class Attention(_Operator, Heads):
     """h := softmax(q K^T * scale) V over the keys that `mask` admits, after K and V of the rows are cached.
 
     Where there is a `window` w, keys fewer than w places before the row count, or before its block where rows see their whole
@@ -258,16 +277,6 @@ class Attention(_Operator):
                 return windows | {Trait.BLOCK_CAUSAL}
             case Mask.CAUSAL:
                 return windows | {Trait.CAUSAL}
-
-    @property
-    def query_width(self) -> int:
-        """Elements of one row of Q, and of the result."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Elements of one row of K, and of one of V."""
-        return self.kv_heads * self.head_dim
 
     @property
     def macs_per_row_and_key(self) -> int:

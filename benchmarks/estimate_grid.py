@@ -18,6 +18,9 @@ from typing import Any
 import analytical
 import cycle
 from npu.errors import TripathError
+from npu.hardware import HardwareConfig
+from npu.program import Program
+from npu.program.trace import Trace
 from npu_compiler import compile_program, schedule
 from tripath.command.composition import compose_experiment
 from tripath.experiment import Experiment
@@ -86,8 +89,8 @@ def trials(seed: int, runs: int) -> Iterator[Trial]:
     return itertools.islice((trial for settings in draw(seed) if (trial := measured(settings))), runs)
 
 
-def measured(settings: Mapping[str, object]) -> Trial | None:
-    """Both paths on one machine; None where the compiler refuses it."""
+def compiled_of(settings: Mapping[str, object]) -> tuple[HardwareConfig, Program, Trace] | None:
+    """Machine, program and the trace of its schedule; None where the compiler refuses it."""
     experiment: Any = _composed(str(settings["hardware"]))
     try:
         for key, value in settings.items():
@@ -100,7 +103,15 @@ def measured(settings: Mapping[str, object]) -> Trial | None:
         )
     except TripathError:
         return None
-    trace = schedule(workload)
+    return hardware, program, schedule(workload)
+
+
+def measured(settings: Mapping[str, object]) -> Trial | None:
+    """Both paths on one machine; None where the compiler refuses it."""
+    compiled = compiled_of(settings)
+    if compiled is None:
+        return None
+    hardware, program, trace = compiled
     closed = analytical.simulate(program, hardware=hardware, trace=trace).metrics
     exact = cycle.simulate(program, hardware=hardware, trace=trace, race_check=False).metrics
     return Trial(

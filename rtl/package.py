@@ -118,8 +118,9 @@ def _function(kind: str, name: str, cases: dict[int, str], default: str) -> Iter
 
 
 def _addresses() -> Iterator[str]:
-    """Where the address registers of an instruction stand in its word; those with rows come first."""
-    ports = max(len(spec.addresses) for spec in TABLE.values())
+    """Where the address registers of an instruction stand in its word; those with rows come first. The core reads as many as the
+    instructions have that it has."""
+    ports = max(len(spec.addresses) for spec in TABLE.values() if spec.mnemonic in built())
     yield f"  localparam int PORTS = {ports};"
     for port in range(ports):
         places = {}

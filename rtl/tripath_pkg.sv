@@ -304,7 +304,7 @@ package tripath_pkg;
       default: is_store = 1'b0;
     endcase
   endfunction
-  localparam int PORTS = 7;
+  localparam int PORTS = 4;
   function automatic logic [6:0] address_place0(input logic [7:0] opcode);
     case (opcode)
       OP_C_BREAK_IF, OP_C_COUNT: address_place0 = 7'd36;
@@ -329,24 +329,6 @@ package tripath_pkg;
       OP_V_RED_MAX_IDX, OP_V_RED_SAMPLE_IDX: address_place3 = 7'd75;
       OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: address_place3 = 7'd59;
       default: address_place3 = 7'd0;
-    endcase
-  endfunction
-  function automatic logic [6:0] address_place4(input logic [7:0] opcode);
-    case (opcode)
-      OP_V_RED_SAMPLE_IDX: address_place4 = 7'd84;
-      default: address_place4 = 7'd0;
-    endcase
-  endfunction
-  function automatic logic [6:0] address_place5(input logic [7:0] opcode);
-    case (opcode)
-      OP_V_RED_SAMPLE_IDX: address_place5 = 7'd93;
-      default: address_place5 = 7'd0;
-    endcase
-  endfunction
-  function automatic logic [6:0] address_place6(input logic [7:0] opcode);
-    case (opcode)
-      OP_V_RED_SAMPLE_IDX: address_place6 = 7'd102;
-      default: address_place6 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] lanes_place(input logic [7:0] opcode);

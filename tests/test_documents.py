@@ -139,7 +139,7 @@ EXPERIMENTS = {"validation.host.": "validate_host", "hydra.sweeper.search.": "de
 """Groups that are null unless an experiment fills them."""
 FILLED_IN = {"hydra.sweeper.search.numerics", "hydra.run.dir", "hydra.sweep.dir", "model.folder"}
 """What a command fills in itself, a text that only Hydra resolves, or what one file of a group has alone."""
-OPTIONAL = ("model.rope_scaling.", "model.experts.", "hardware.host.")
+OPTIONAL = ("model.rope_scaling.", "model.experts.", "model.full_layers.", "hardware.host.")
 """Keys of a mapping that is null by default: they are set together."""
 
 

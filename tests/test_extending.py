@@ -110,10 +110,10 @@ from dllm.reference import ReferenceModel
 from dllm_training.model import DiffusionTransformer
 from tripath.command.composition import compose_experiment
 
-options = "+model.post_norm=true", "model.checkpoint=synthetic", "workload.prompt_length=1"
+options = "+model.channel_scales=true", "model.checkpoint=synthetic", "workload.prompt_length=1"
 spec = compose_experiment(*options).model
 rng, stored = np.random.default_rng(0), load_tensors(spec)
-tensors = {name: rng.normal(1, 0.2, stored[name].shape).astype(np.float32) if "norm" in name else stored[name] for name in stored}
+tensors = {name: rng.normal(1, 0.2, stored[name].shape).astype(np.float32) if "norm" in name or "scale" in name else stored[name] for name in stored}
 model = DiffusionTransformer(spec)
 model.load_state_dict({name.removeprefix(PREFIX): torch.from_numpy(value) for name, value in tensors.items()})
 tokens = np.arange(3, 23)

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 
 from dllm.model import ModelSpec
+from dllm.workload import Smoothing
+from npu.errors import TripathError
 from npu.formats import MX_BLOCK
 
 
@@ -18,6 +20,16 @@ def laid_out(model: ModelSpec) -> ModelSpec:
     if (head_dim, vocab) == (model.head_dim, model.vocab):
         return model
     return dataclasses.replace(model, head_dim=head_dim, vocab=vocab, rotary_dim=model.turned_channels)
+
+
+def check_smoothing(model: ModelSpec, smoothing: Smoothing) -> None:
+    """Refuse schemes of the cache where layers are of two kinds, whose channels differ.
+
+    Raises:
+        TripathError: naming both keys.
+    """
+    if len(model.geometries) > 1 and (smoothing.sides or smoothing.mixed or smoothing.pre_rope):
+        raise TripathError(f"numerics.smoothing.scheme: {smoothing.scheme} is not known beside model.full_layers")
 
 
 def fill_up(values: np.ndarray, shape: tuple[int, ...], model: ModelSpec) -> np.ndarray:

@@ -86,9 +86,10 @@ class Context:
         """A place in FP SRAM; names of constants are known too."""
         if name in CONSTANTS:
             return place(self.buffers[Memory.FP, "constants"], list(CONSTANTS).index(name))
-        if name in (further := further_constants(self.model)):
-            return place(self.buffers[Memory.FP, "further_constants"], list(further).index(name))
-        return place(self.buffers[Memory.FP, name], offset, steps)
+        if (Memory.FP, name) in self.buffers.by_name:
+            return place(self.buffers[Memory.FP, name], offset, steps)
+        further = list(further_constants(self.model))
+        return place(self.buffers[Memory.FP, "further_constants"], further.index(name))
 
     def integer(self, name: str, offset: int = 0, steps: Steps = ()) -> Place:
         """A place in Int SRAM."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dllm.canvas import Canvas, canvas_of
 from dllm.constants import CONSTANTS, further_constants
-from dllm.layout import laid_out
+from dllm.layout import check_smoothing, laid_out
 from dllm.model import ModelSpec
 from dllm.operators import ALL_TRAITS, Mask
 from dllm.policies import Rows, Smoother
@@ -93,9 +93,7 @@ def compile_passes(
             f"numerics.smoothing.scheme: {numerics.smoothing.scheme} needs heads of whole MX blocks, model.head_dim is "
             f"{given.head_dim}"
         )
-    smoothing = numerics.smoothing
-    if len(model.geometries) > 1 and (smoothing.sides or smoothing.mixed or smoothing.pre_rope):
-        raise TripathError(f"numerics.smoothing.scheme: {smoothing.scheme} is not known beside model.full_layers")
+    check_smoothing(model, numerics.smoothing)
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:

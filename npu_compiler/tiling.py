@@ -131,7 +131,7 @@ def make_tiling(
             f"workload.prompt: {longest} tokens and workload.generation_length {workload.generation_length} exceed the "
             f"model's context of {model.max_sequence} tokens"
         )
-    for key in ("head_dim", "hidden", "ffn"):
+    for key in ("hidden", "ffn"):
         if (width := getattr(model, key)) % hardware.blen:
             raise TripathError(f"hardware.blen: {hardware.blen} does not divide model.{key} {width}")
     if hardware.vlen % hardware.blen:

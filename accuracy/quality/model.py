@@ -18,6 +18,7 @@ from accuracy.quality.quantise import fake_quantise
 from accuracy.quality.schemes import Side, hadamard
 from dllm.constants import LOWEST
 from dllm.families import PREFIX
+from dllm.layout import check_smoothing
 from dllm.model import ModelSpec
 from dllm.operators import (
     GELU_CUBIC,
@@ -95,9 +96,7 @@ class StudyModel:
         self.network.check(
             COMPUTE, "the reference path", traits={Trait.CAUSAL, Trait.TIED, Trait.WINDOW, Trait.SHARED_KV}
         )
-        smoothing = numerics.smoothing
-        if len(spec.geometries) > 1 and (smoothing.sides or smoothing.mixed or smoothing.pre_rope):
-            raise TripathError(f"numerics.smoothing.scheme: {smoothing.scheme} is not known beside model.full_layers")
+        check_smoothing(spec, numerics.smoothing)
         if spec.head_dim % MX_BLOCK:
             raise TripathError(
                 f"model.head_dim: the quality path needs whole blocks of {MX_BLOCK}, got {spec.head_dim}"

@@ -69,6 +69,7 @@ from npu.isa.vector import (
     v_mul_vf,
     v_mul_vv,
     v_pick_v,
+    v_random_int,
     v_random_v,
     v_reci_v,
     v_red_count,
@@ -216,6 +217,8 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         v_red_sample_idx(vector, fp, integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), o[3], address_of(control, o[4]), address_of(control, o[5]), address_of(control, o[6]), address_of(control, o[7]))
     elif opcode == 0x4c:
         v_budget_mask(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
+    elif opcode == 0x4d:
+        v_random_int(integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4], o[5])
     elif opcode == 0x50:
         h_load_m(hbm, matrix, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3])
     elif opcode == 0x51:

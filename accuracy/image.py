@@ -13,7 +13,7 @@ from dllm.constants import CONSTANTS, HIDDEN, LOWEST, Facts, further_constants
 from dllm.families import tensor_name
 from dllm.layout import fill_up, laid_out
 from dllm.model import ModelSpec
-from dllm.operators import Mask
+from dllm.operators import Mask, Role
 from dllm.workload import Workload
 from npu.errors import TripathError
 from npu.formats import FORMATS
@@ -53,10 +53,20 @@ def build_image(
             if file and read(file, place):
                 continue
             filled = [fill_up(tensors[name], part.shape, model) for name, part in zip(names, parts, strict=True)]
-            write_tensor(image, tensor, np.concatenate(filled))  # one at a time in memory
+            values = np.concatenate(filled)
+            if stored.weight.role is Role.MIXTURE:
+                values = sliced(values, tensor.shape[-1])
+            write_tensor(image, tensor, values)  # one at a time in memory
             if file:
                 keep(file, place)
     return image
+
+
+def sliced(values: np.ndarray, size: int) -> np.ndarray:
+    """Rows [V, width] as slices of so many, each turned [slices, width, size]; zeros fill the last one up."""
+    slices = -(-len(values) // size)
+    filled = np.pad(values, ((0, slices * size - len(values)), (0, 0)))
+    return filled.reshape(slices, size, -1).swapaxes(1, 2)
 
 
 def _layer_tensor(tensor: Tensor, index: int | None) -> Tensor:
@@ -121,8 +131,14 @@ def _host(
         optional["edit_threshold"] = np.array([[workload.edit_threshold]])
     if "entropy" in present:
         optional["entropy"] = np.array([[workload.entropy_bound, np.log(2.0)]])
-    if "noise_scale" in present:
-        optional["noise_scale"] = np.array([[1 / (workload.temperature * np.log(2.0))]])
+    if "noise_scale" in present:  # logits of uniform diffusion are over their temperature already
+        temperature = 1.0 if workload.is_uniform else workload.temperature
+        optional["noise_scale"] = np.array([[1 / (temperature * np.log(2.0))]])
+    if "coolness" in present:
+        optional["coolness"] = 1 / np.array([workload.temperatures()])
+    if "stop_entropy" in present:
+        assert workload.stop_entropy is not None
+        optional["stop_entropy"] = np.array([[workload.stop_entropy * workload.block_length]])
     if "edge" in present:
         optional["edge"] = np.where(np.arange(2 * cache) < cache, 0.0, HIDDEN)[None]
     if "window" in present:

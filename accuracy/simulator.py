@@ -12,6 +12,7 @@ from accuracy.quantised import default_folder
 from dllm.canvas import Canvas, canvas_of
 from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
+from dllm.noise import Draws
 from dllm.reference import Generation, ReferenceModel, Step, generate, softmax
 from dllm.workload import Workload
 from npu.metrics import Result, Table
@@ -60,21 +61,30 @@ def execute(
         logits = seen.reshape(layout["batch"], length, model.vocab).copy()
         if plan.seeded and length > 1 and step == 0:  # the first token was there before the step
             before[:, start] = after[:, start]
+        if workload.is_uniform and step == 0:  # the block before has its output, and this one random tokens
+            before[:, :start] = after[:, :start]
+            for row in range(len(prompts)):
+                drawn = Draws(workload=workload, sequence=row).tokens(block, workload.most_steps, model.vocab)
+                before[row, place] = drawn
         for row in range(len(prompts)):
-            steps[row].append(_record(machine, program, row, plan, block, step, before, after, logits, place))
+            steps[row].append(_record(machine, program, row, plan, block, step, before, after, logits, place,
+                                      uniform=workload.is_uniform))  # fmt: skip
         before, step = after, step + 1
         if progress:
             progress(sum(1 for _ in steps[0]), plan.blocks * workload.most_steps)
-        masked = (after[:, place] == model.mask_id).any()
-        edited = workload.edits and any(records[-1].committed.any() for records in steps)
-        if step == workload.most_steps or not (masked or edited):
+        if workload.is_uniform:
+            goes_on = machine.integer[layout["remaining"]] > 0
+        else:
+            edited = workload.edits and any(records[-1].committed.any() for records in steps)
+            goes_on = (after[:, place] == model.mask_id).any() or edited
+        if step == workload.most_steps or not goes_on:
             block, step = block + 1, 0
     return machine, steps
 
 
 def _record(
     machine: Machine, program: Program, row: int, plan: Canvas, block: int, step: int, before: np.ndarray,
-    after: np.ndarray, logits: np.ndarray, place: slice,
+    after: np.ndarray, logits: np.ndarray, place: slice, *, uniform: bool,
 ) -> Step:  # fmt: skip
     layout = program.layout
     length = layout["block_length"]
@@ -83,9 +93,12 @@ def _record(
     entropy = None
     if "entropy" in layout:
         entropy = machine.fp[layout["entropy"] + row * length :][:length].copy()
+    committed = before[row, place] != after[row, place]
+    if uniform:  # what was accepted stands in the canvas as it was drawn
+        committed = sampled == after[row, place]
     return Step(
         block=block, step=step, canvas=before[row, plan.first(row) : plan.end(row)].astype(np.int64), logits=logits[row],
-        token_ids=sampled, confidence=confidence, committed=before[row, place] != after[row, place], entropy=entropy,
+        token_ids=sampled, confidence=confidence, committed=committed, entropy=entropy,
     )  # fmt: skip
 
 
@@ -191,7 +204,7 @@ def fidelity(
         for mine, theirs in _pairs(steps[number], forced):
             start = len(prompt) - plan.tail(0) + mine.block * workload.block_length
             masked = theirs.canvas[start : start + workload.block_length] == model.spec.mask_id
-            masked |= not masked.any()  # a step that only edits looks at all positions
+            masked |= workload.is_uniform or not masked.any()  # a step that only edits looks at all positions
             p, q = softmax(theirs.logits.astype(np.float64)), softmax(mine.logits.astype(np.float64))
             kl = (p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum(-1)[masked]
             agree = (mine.token_ids == theirs.token_ids)[masked]

@@ -104,6 +104,15 @@ def canvas_of(model: ModelSpec, workload: Workload, prompt_lengths: Sequence[int
             f"workload.cache: {workload.cache} does not serve model.window {model.window} beside attention_mask: full, whose "
             "rows see keys behind their block"
         )
+    if workload.is_uniform and (model.mask is not Mask.CAUSAL or model.seeded_blocks or model.shifted_logits):
+        raise TripathError(
+            "workload.diffusion: uniform serves models of model.attention_mask: causal without seeded_blocks or shifted_logits, "
+            f"model {model.name} is another"
+        )
+    if model.self_conditioning is not None and not workload.is_uniform:
+        raise TripathError(
+            f"workload.diffusion: {workload.diffusion} does not serve model.self_conditioning, uniform does"
+        )
     return Canvas(
         lengths=tuple(prompt_lengths), generation=workload.generation_length, block_length=workload.block_length,
         aligned=model.mask is Mask.BLOCK_CAUSAL, seeded=model.seeded_blocks,

@@ -21,6 +21,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    SelfConditioning,
     Sum,
 )
 from dllm.policies import Decoding
@@ -112,6 +113,9 @@ class ModelSpec:
         v_norm: Each head of V has an RMS norm without factors.
         post_norms: What attention and the MLP return has an RMS norm before it is added to the residual stream.
         layer_scales: The residual stream is multiplied by a learned number at the end of each layer.
+        clean_layer_scales: Passes over finished tokens, a prompt or a block, have numbers of their own for it.
+        self_conditioning: Width of the MLP that adds to each token of a block the embedding that the step before expects there
+            (`dllm.operators.SelfConditioning`); null: there is none.
         activation: What a gated MLP does to its gate: silu, or gelu_tanh.
         attention_scale: What scores are multiplied by; null: 1 / sqrt(head_dim).
         embedding_scale: What embeddings are multiplied by.
@@ -150,6 +154,8 @@ class ModelSpec:
     v_norm: bool = False
     post_norms: bool = False
     layer_scales: bool = False
+    clean_layer_scales: bool = False
+    self_conditioning: int | None = field(default=None, metadata=within(32, 1 << 20))
     activation: str = field(default="silu", metadata=one_of([each.value for each in Activation]))
     attention_scale: float | None = field(default=None, metadata=within(1e-4, 1e4))
     embedding_scale: float = field(default=1.0, metadata=within(1e-4, 1e4))
@@ -195,6 +201,12 @@ class ModelSpec:
         if self.rotary_dim is not None and not (0 < self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0):
             raise TripathError(
                 f"model.rotary_dim: must be even, at most model.head_dim {self.head_dim}, got {self.rotary_dim}"
+            )
+        if self.clean_layer_scales and not self.layer_scales:
+            raise TripathError("model.clean_layer_scales: needs model.layer_scales")
+        if self.self_conditioning is not None and self.self_conditioning % 32:
+            raise TripathError(
+                f"model.self_conditioning: must be a multiple of the MX block of 32, got {self.self_conditioning}"
             )
         if self.v_norm and not self.qk_norm:
             raise TripathError("model.v_norm: needs model.qk_norm")
@@ -306,7 +318,7 @@ class ModelSpec:
         dense = (norm("ffn_norm", "ff_norm"), GatedMlp(width=width, inner=self.ffn, activation=self.gating))
         end = (
             *((norm("ffn_post_norm", "ff_post_norm", of_result=True),) if self.post_norms else ()),
-            Residual(width=width, scaled=self.layer_scales),
+            Residual(width=width, scaled=self.layer_scales, clean_scaled=self.clean_layer_scales),
         )
         ffn: tuple[Operator, ...] = dense
         first, window, *others = 0, *self.geometries
@@ -329,8 +341,15 @@ class ModelSpec:
                 for each in others
             ),
         ]
+        conditioning: tuple[Operator, ...] = ()
+        if self.self_conditioning is not None:
+            conditioning = (
+                SelfConditioning(vocab=self.vocab, width=width, inner=self.self_conditioning, epsilon=epsilon,
+                                 scale=self.embedding_scale, activation=self.gating),
+            )  # fmt: skip
         return Network(
             stem=(Embedding(vocab=self.vocab, width=width, scale=self.embedding_scale),),
+            conditioning=conditioning,
             groups=tuple(groups),
             cycles=cycles,
             head=(

@@ -16,6 +16,7 @@ class Purpose(IntEnum):
 
     SAMPLING = 0
     RANKING = 2
+    CANVAS = 4
 
 
 def threefry(key: tuple[int, int], counter: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +48,13 @@ class Draws:
         """A number between 0 and 1 for each row of a block [rows]."""
         words = self._words(Purpose.RANKING, np.arange(rows), self._streams(block, 1, step))
         return ((words >> np.uint32(9)) + 0.5) / 2.0**23
+
+    def tokens(self, block: int, step: int, vocabulary: int) -> np.ndarray:
+        """A random token for each row of a block [L]: those drawn anew at a step, or behind the last step those it begins
+        with."""
+        rows = np.arange(self.workload.block_length)
+        words = self._words(Purpose.CANVAS, rows, self._streams(block, 1, step))
+        return (words.astype(np.int64) * vocabulary) >> 32
 
     def _words(self, purpose: Purpose, entries: np.ndarray, streams: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # additions are modulo 2^32

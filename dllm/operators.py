@@ -33,12 +33,14 @@ class Role(Enum):
     ROUTER = 4
     """As MATRIX, in the format of what chooses experts."""
     SCALAR = 5
-    """A single number, in FP SRAM."""
+    """Single numbers, in FP SRAM."""
+    MIXTURE = 6
+    """Rows that are added up with weights: contracted by the array along its first axis, a slice of rows at a time."""
 
     @property
     def on_array(self) -> bool:
         """Contracted by the array."""
-        return self in (Role.MATRIX, Role.ROUTER)
+        return self in (Role.MATRIX, Role.ROUTER, Role.MIXTURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,15 +425,20 @@ class Moe(_Operator):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Residual(_Operator):
-    """x := x + h, times a learned number of the layer where it is `scaled`."""
+    """x := x + h, times a learned number of the layer where it is `scaled`; where it is `clean_scaled`, passes over finished
+    tokens (`Network.conditioning`) have a number of their own."""
 
     width: int
     scaled: bool = False
+    clean_scaled: bool = False
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """The number of the layer."""
-        return (_vector("layer_scale", Role.SCALAR, "layer_scale.weight", 1),) if self.scaled else ()
+        """The number of the layer, and that of clean passes."""
+        if not self.scaled:
+            return ()
+        names = ("layer_scale", "clean_layer_scale")[: 1 + self.clean_scaled]
+        return (Weight("layer_scale", Role.SCALAR, tuple(Part(f"{name}.weight", (1,)) for name in names)),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -480,7 +487,52 @@ class LmHead(_Operator):
         return (_matrix("lm_head", ((self.part, self.vocab),), self.width),)
 
 
-Operator: TypeAlias = Embedding | Norm | Linear | HeadNorm | Rope | Attention | GatedMlp | Moe | Sum | Residual | LmHead
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfConditioning(_Operator):
+    """x := e / rms(e) with e = x + down(activation(gate(n)) * up(n)), n = rms norm of the soft token.
+
+    The soft token of a row is the embedding that its distribution of the step before expects: `scale` times the sum of p_v E_v
+    over the vocabulary, zero at a block's first step (Chen et al., arXiv:2208.04202, as DiffusionGemma has it).
+    """
+
+    vocab: int
+    width: int
+    inner: int
+    epsilon: float
+    scale: float
+    activation: Activation = Activation.SILU
+
+    @property
+    def norm(self) -> Norm:
+        """That of the soft token."""
+        return Norm(name="soft_norm", part="self_conditioning.norm", width=self.width, epsilon=self.epsilon)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The norm, the three matrices of the MLP, and the embedding as what is added up."""
+        own = (("gate", "ff_proj", self.inner, self.width), ("up", "up_proj", self.inner, self.width),
+               ("down", "ff_out", self.width, self.inner))  # fmt: skip
+        return (
+            *self.norm.weights,
+            *(_matrix(f"soft_{name}", ((f"self_conditioning.{part}", rows),), inputs) for name, part, rows, inputs in own),
+            Weight("soft_embedding", Role.MIXTURE, (Part("wte.weight", (self.vocab, self.width)),)),
+        )  # fmt: skip
+
+
+Operator: TypeAlias = (
+    Embedding
+    | Norm
+    | Linear
+    | HeadNorm
+    | Rope
+    | Attention
+    | GatedMlp
+    | Moe
+    | Sum
+    | Residual
+    | SelfConditioning
+    | LmHead
+)
 OPERATORS: tuple[type[Operator], ...] = get_args(Operator)
 """Every kind of operator: each walker of the list has a function for all of them, which a test demands."""
 
@@ -526,17 +578,20 @@ class Stored:
 class Network:
     """A whole model: what comes before the layers, the groups of layers, and what makes logits of the last stream.
 
-    The groups follow each other `cycles` times, with other weights each time.
+    The groups follow each other `cycles` times, with other weights each time. `conditioning` follows the stem where a block is
+    denoised; clean passes, over a prompt or a finished block, do without it.
     """
 
     stem: tuple[Operator, ...]
     groups: tuple[Group, ...]
     head: tuple[Operator, ...]
     cycles: int = 1
+    conditioning: tuple[Operator, ...] = ()
 
     def weights(self) -> Iterator[Stored]:
         """Every tensor that the machine keeps, in the order of HBM."""
-        found = [Stored(name=weight.name, weight=weight) for each in self.stem for weight in each.weights]
+        before = (*self.stem, *self.conditioning)
+        found = [Stored(name=weight.name, weight=weight) for each in before for weight in each.weights]
         for group, layers in self.numbered():
             found += [
                 Stored(name=group.tensor(weight.name), weight=weight, layers=layers)
@@ -563,7 +618,12 @@ class Network:
         Raises:
             TripathError: naming the operator or the trait.
         """
-        listed = (*self.stem, *(each for group in self.groups for each in group.pattern), *self.head)
+        listed = (
+            *self.stem,
+            *self.conditioning,
+            *(each for group in self.groups for each in group.pattern),
+            *self.head,
+        )
         for each in (*listed, *leaves(listed)):
             if type(each) not in known:
                 raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")
@@ -577,8 +637,10 @@ class Network:
         return self.cycles * once
 
     def parts(self) -> Iterator[Sequence[Operator]]:
-        """What a pass computes at a time: the stem, of each pattern what comes before and behind attention, and the head."""
+        """What a pass computes at a time: the stem and what conditions it, of each pattern what comes before and behind
+        attention, and the head."""
         yield self.stem
+        yield self.conditioning
         for group in self.groups:
             before, _, behind = group.around_attention()
             yield from (before, behind)
@@ -595,12 +657,12 @@ def leaves(operators: Iterable[Operator]) -> Iterator[Operator]:
 
 
 def norms_of(operators: Sequence[Operator]) -> list[Norm]:
-    """The norms of operators, in their order; that of a router is one of them."""
+    """The norms of operators, in their order; those of a router and of a soft token are among them."""
     found: list[Norm] = []
     for each in leaves(operators):
         if isinstance(each, Norm):
             found.append(each)
-        elif isinstance(each, Moe) and each.experts.router_norm:
+        elif isinstance(each, SelfConditioning) or (isinstance(each, Moe) and each.experts.router_norm):
             found.append(each.norm)
     return found
 

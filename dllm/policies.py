@@ -77,6 +77,16 @@ class Commit(Enum):
         return self is Commit.ENTROPY_BOUND
 
 
+class Diffusion(Enum):
+    """What the positions of a block hold that no step has decided."""
+
+    ABSORBING = "absorbing"
+    """The mask. A token that a step commits stays."""
+    UNIFORM = "uniform"
+    """Random tokens. Each step keeps what it accepts and draws the others anew; the output is what the last one says is
+    likeliest."""
+
+
 class Score(Enum):
     """What positions are ranked by."""
 
@@ -128,6 +138,11 @@ class Decoding:
         cache: The cache policy.
         commit: The commit policy.
         threshold: The confidence from which `commit=threshold` commits.
+        diffusion: What undecided positions hold.
+        entropy_bound: That of `commit=entropy_bound`.
+        temperature: The temperature of draws, at the first step of a block.
+        last_temperature: What it falls towards over the steps of a block; null: it stays.
+        stop_entropy: The mean entropy below which a block of `diffusion=uniform` may end early; null: it takes all steps.
         default_prompt: Text to go on from where no prompt is given; null: one must be.
     """
 
@@ -137,6 +152,11 @@ class Decoding:
     cache: str = "dual"
     commit: str = "quota"
     threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
+    diffusion: str = "absorbing"
+    entropy_bound: float = field(default=0.1, metadata=within(1e-6, 1e6))
+    temperature: float = field(default=0.0, metadata=within(0.0, 1e3))
+    last_temperature: float | None = field(default=None, metadata=within(1e-3, 1e3))
+    stop_entropy: float | None = field(default=None, metadata=within(1e-6, 1e2))
     default_prompt: str | None = None
 
     def __post_init__(self) -> None:

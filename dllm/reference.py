@@ -33,6 +33,7 @@ from dllm.operators import (
     Residual,
     Rope,
     Scoring,
+    SelfConditioning,
     Sum,
 )
 from dllm.policies import Commit
@@ -110,6 +111,7 @@ class Stream:
     apart). `weights` has the parts of the layer (or of what stands outside of all) by name; `rows` of `tokens` [S], at
     `positions`, are computed; `kept` is the layer's KV cache, of which rows see the keys where `visible` [R or 1, S] is true
     (None: all); the window of a row counts from its place in `begins` [R] (None: its position); `angles` are RoPE's tables.
+    `soft` [R, hidden] are the rows' soft tokens; a `clean` pass is one over finished tokens.
     """
 
     tokens: np.ndarray
@@ -121,6 +123,8 @@ class Stream:
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     visible: np.ndarray | None = None
     begins: np.ndarray | None = None
+    soft: np.ndarray | None = None
+    clean: bool = False
     angles: dict[tuple[int, Rotation], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
@@ -263,7 +267,14 @@ def _sum(op: Sum, s: Stream) -> None:
 def _residual(op: Residual, s: Stream) -> None:
     s.x = s.x + s.h[0]
     if op.scaled:
-        s.x = s.x * s.weights["layer_scale.weight"]
+        s.x = s.x * s.weights["clean_layer_scale.weight" if s.clean and op.clean_scaled else "layer_scale.weight"]
+
+
+def _self_conditioning(op: SelfConditioning, s: Stream) -> None:
+    assert s.soft is not None
+    normed = rms_norm(s.soft, s.weights[f"{op.norm.part}.weight"], op.epsilon)
+    told = s.x + _gated(normed, s.weights, op.activation, "self_conditioning.")
+    s.x = rms_norm(told, np.ones(op.width, np.float32), op.epsilon)
 
 
 def _lm_head(op: LmHead, s: Stream) -> None:
@@ -275,7 +286,7 @@ def _lm_head(op: LmHead, s: Stream) -> None:
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does."""
 
@@ -296,6 +307,7 @@ class ReferenceModel:
         self.spec, self.network, self._tensors = spec, spec.network, tensors
         self.network.check(COMPUTE, "the NumPy reference", traits=ALL_TRAITS)
         self._stem, self._head = _named(self.network.stem), _named(self.network.head)
+        self._conditioning = _named(self.network.conditioning)
         self._layers = [_named(pattern, number) for number, pattern in self.network.layers()]
 
     def new_cache(self) -> Cache:
@@ -309,17 +321,25 @@ class ReferenceModel:
         cache: Cache | None = None,
         visible: np.ndarray | None = None,
         begins: np.ndarray | None = None,
+        *,
+        soft: np.ndarray | None = None,
+        clean: bool = False,
     ) -> np.ndarray:
         """Hidden states [R, hidden] of `rows` before the final norm; every row attends to all of `tokens` [S], or to those
         where `visible` [R or 1, S] is true. Windows count from the places `begins` [R], or from the rows themselves.
+        A self-conditioned model reads the soft tokens `soft` [R, hidden] too (None: zeros), but not in a `clean` pass.
 
         K and V of `rows` are overwritten in `cache`, those of the other tokens stay as they are: a warm step passes all
         rows, a refine step the rows its cache policy recomputes. Without a cache `rows` must be all that can be seen.
         """
         cache = self.new_cache() if cache is None else cache
         positions = np.arange(len(tokens))[rows]
-        stream = Stream(tokens=tokens, rows=rows, positions=positions, x=np.zeros(0, np.float32), begins=begins)
+        soft = np.zeros((len(positions), self.spec.hidden), np.float32) if soft is None else soft
+        stream = Stream(tokens=tokens, rows=rows, positions=positions, x=np.zeros(0, np.float32), begins=begins, soft=soft,
+                        clean=clean)  # fmt: skip
         self._run(stream, *self._stem)
+        if not clean:
+            self._run(stream, *self._conditioning)
         for layer, kept in zip(self._layers, cache, strict=True):
             stream.kept, stream.visible = kept, visible
             self._run(stream, *layer)
@@ -331,6 +351,13 @@ class ReferenceModel:
         stream = Stream(tokens=nothing, rows=slice(None), positions=nothing, x=hidden)
         self._run(stream, *self._head)
         return stream.h[0]
+
+    def soft_tokens(self, shares_RV: np.ndarray) -> np.ndarray | None:
+        """The embeddings [R, hidden] that distributions over the vocabulary expect; None where no operator reads them."""
+        for each in self.network.conditioning:
+            assert isinstance(each, SelfConditioning)
+            return shares_RV @ self._tensors[tensor_name("wte.weight")] * np.float32(each.scale)
+        return None
 
     def _run(self, stream: Stream, operators: Sequence[Operator], names: Mapping[str, str]) -> None:
         stream.weights = {part: self._tensors[name] for part, name in names.items()}
@@ -427,7 +454,11 @@ def generate(
 
 @dataclass(kw_only=True)
 class _Decoder:
-    """A sequence while it is decoded; places count from its first token, `decoded` counts finished blocks."""
+    """A sequence while it is decoded; places count from its first token, `decoded` counts finished blocks.
+
+    Where diffusion is uniform, `likeliest` are the tokens of the largest logits of the last step, `soft` what the distributions
+    of that step expect, and the block is `settled` when its steps need not go on.
+    """
 
     model: ReferenceModel
     workload: Workload
@@ -439,6 +470,9 @@ class _Decoder:
     canvas: Canvas = field(init=False)
     tokens: np.ndarray = field(init=False)
     entered: np.ndarray = field(init=False)
+    soft: np.ndarray | None = None
+    likeliest: np.ndarray | None = None
+    settled: bool = False
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -474,7 +508,8 @@ class _Decoder:
         before, edge = slice(0, self.start(0)), np.zeros((1, spec.hidden), np.float32)
         if before.stop:
             by_row = places[before] if mask is Mask.CAUSAL else places[before] // length * length
-            edge = model.forward(self.tokens, before, cache, visible(mask, places, before, length), by_row)[-1:]
+            seen = visible(mask, places, before, length)
+            edge = model.forward(self.tokens, before, cache, seen, by_row, clean=True)[-1:]
         for block in range(self.canvas.blocks):
             start = self.start(block)
             own, seen, begins = slice(start, start + length), places[None] < start + length, np.full(length, start)
@@ -485,16 +520,24 @@ class _Decoder:
                 if spec.seeded_blocks and self.tokens[start] == spec.mask_id:
                     logits = model.logits(edge)
                     self.tokens[start] = sample(logits, self.noise(block, 1, self.workload.most_steps))[0][0]
+                if self.workload.is_uniform:
+                    self.begin_uniform(block, own)
                 for step in range(self.workload.most_steps):
                     if not self.goes_on(block, step):
                         break
-                    self.commit(block, step, model.forward(self.tokens, own, cache, seen, begins), edge)
+                    hidden = model.forward(self.tokens, own, cache, seen, begins, soft=self.soft)
+                    if self.workload.is_uniform:
+                        self.renoise(block, step, hidden)
+                    else:
+                        self.commit(block, step, hidden, edge)
+                if self.likeliest is not None:
+                    self.tokens[own] = self.likeliest
             after = self.force(block + 1, 0) if self.force else None
             if after is not None:  # the other decoder's tokens are what its cache holds
                 self.tokens[: own.stop] = after[: own.stop]
             if mask is Mask.CAUSAL:
                 seen, begins = visible(mask, places, own, length), places[own]
-            edge = model.forward(self.tokens, own, cache, seen, begins)[-1:]
+            edge = model.forward(self.tokens, own, cache, seen, begins, clean=True)[-1:]
             if self.is_last(block):
                 break
 
@@ -517,12 +560,36 @@ class _Decoder:
             if canvas is None:
                 return False
             self.tokens = canvas.copy()
+        if self.workload.is_uniform:
+            return self.force is not None or not self.settled
         start = self.start(block)
         place = slice(start, start + self.workload.block_length)
         if step == 0:
             self.entered = self.tokens[place].copy()
         changed = self.workload.edits and step and self.steps[-1].canvas[place] != self.tokens[place]
         return bool((self.tokens[place] == self.model.spec.mask_id).any() or np.any(changed))
+
+    def begin_uniform(self, block: int, own: slice) -> None:
+        """A block of random tokens, of which nothing is known."""
+        self.tokens[own] = self.draws.tokens(block, self.workload.most_steps, self.model.spec.vocab)
+        self.soft, self.likeliest, self.settled = None, None, False
+
+    def renoise(self, block: int, step: int, hidden: np.ndarray) -> None:
+        """A step of uniform diffusion: draw a token for every position, keep those that entropies admit, and random ones
+        elsewhere."""
+        workload, length, vocab = self.workload, self.workload.block_length, self.model.spec.vocab
+        place = slice(self.start(block), self.start(block) + length)
+        logits = self.model.logits(hidden) / np.float32(workload.temperatures()[step])
+        ids, confidence = sample(logits, self.draws.gumbel(block, length, step, vocab))
+        entropy, best = entropy_of(logits), logits.argmax(axis=-1)
+        chosen = commit_entropy_bound(entropy, np.ones(length, bool), workload.entropy_bound)
+        self.steps.append(Step(block=block, step=step, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
+                               confidence=confidence, committed=chosen, entropy=entropy))  # fmt: skip
+        same = self.likeliest is not None and np.array_equal(best, self.likeliest)
+        bound = workload.stop_entropy
+        self.settled = bool(same and bound is not None and entropy.mean() < bound)
+        self.tokens[place] = np.where(chosen, ids, self.draws.tokens(block, step, vocab))
+        self.soft, self.likeliest = self.model.soft_tokens(softmax(logits)), best
 
     def noise(self, block: int, rows: int, number: int) -> np.ndarray | float:
         """What is added to the logits of the first rows of a block, for the draw of that number in it."""

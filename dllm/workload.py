@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
 from dllm.answers import ANSWER, answer_pattern
-from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Decoding, Score, Smoother
+from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Decoding, Diffusion, Score, Smoother
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.formats import FORMATS
@@ -56,15 +56,24 @@ class Workload:
             token stays.
         stop_at_end: Once every sequence has an end token in the blocks that are finished, the blocks behind them are not decoded.
         factor: That of `commit=factor`.
-        entropy_bound: That of `commit=entropy_bound`, in nats of softmax without temperature (DiffusionGemma 0.1, SGLang 0.15).
+        entropy_bound: That of `commit=entropy_bound`, in nats of softmax without temperature (SGLang 0.15), or under
+            `diffusion=uniform` with it (DiffusionGemma 0.1).
+        diffusion: What positions hold that no step has decided. absorbing: the mask, which a committed token replaces for good.
+            uniform: random tokens; each step draws a token for every position, accepts those that `commit=entropy_bound` takes,
+            and draws the rest anew from the whole vocabulary. What the last step says is likeliest is the output
+            (DiffusionGemma).
         expert_load: How rows choose experts where no data say: uniform, zipf (the n-th expert in proportion to 1 / n), or a file
             with a number for each expert, a list in JSON.
         expert_seed: Of the rows' choices under `expert_load`.
         score: What positions are ranked by: the probability of their token (maskgit_plus), the lead of the largest one
             (topk_margin), the negative entropy (entropy), a random number between 0 and 1 (random: LLaDA's random re-masking).
         temperature: Tokens are drawn from the softmax of the logits over it, by Gumbel noise; 0: the largest logit. Confidences
-            are of the softmax without it, as LLaDA has them.
-        seed: Key of the random numbers of `temperature` and `score=random` (docs/numerics.md).
+            are of the softmax without it, as LLaDA has them; under `diffusion=uniform` logits are divided by it before all else.
+        last_temperature: Under `diffusion=uniform` the temperature falls towards it in equal parts over the steps of a block, so
+            that a step behind the last one would have it; null: it stays.
+        stop_entropy: A sequence is done with its block under `diffusion=uniform` once the likeliest tokens are those of the step
+            before and the mean entropy is below it, in nats; null: it takes all steps.
+        seed: Key of the random numbers of `temperature`, `score=random` and `diffusion=uniform` (docs/numerics.md).
         answer: A regular expression whose group is the number that a text answers with, where prompts come with their results.
         stage: sampling is the sampling stage of one step of one block alone, its logits given: for measurements.
     """
@@ -86,7 +95,10 @@ class Workload:
     expert_load: str = "uniform"
     expert_seed: int = field(default=0, metadata=within(0, (1 << 32) - 1))
     score: str = field(default="maskgit_plus", metadata=one_of([each.value for each in Score]))
+    diffusion: str = field(default="absorbing", metadata=one_of([each.value for each in Diffusion]))
     temperature: float = field(default=0.0, metadata=within(0.0, HOTTEST))
+    last_temperature: float | None = field(default=None, metadata=within(COLDEST, HOTTEST))
+    stop_entropy: float | None = field(default=None, metadata=within(1e-6, 1e2))
     seed: int = field(default=0, metadata=within(0, (1 << 31) - 1))
     answer: str = ANSWER
     stage: str = field(default="generation", metadata=one_of(STAGES))
@@ -114,6 +126,7 @@ class Workload:
             )
         if 0 < self.temperature < COLDEST:
             raise TripathError(f"workload.temperature: must be 0 or at least {COLDEST}, got {self.temperature}")
+        self._check_diffusion()
         if self.edits and self.ranks_at_random:
             raise TripathError(
                 "workload.score: random ranks masks, workload.edit_threshold needs confidences; one of the two"
@@ -133,6 +146,32 @@ class Workload:
             raise TripathError(
                 f"workload.stage: sampling is one step of one block, got workload.steps {self.steps} of {self.blocks} blocks"
             )
+
+    def _check_diffusion(self) -> None:
+        """Raise where keys are of one kind of diffusion and the workload of the other."""
+        uniform = self.is_uniform
+        rules = [
+            (not uniform or self.commits is Commit.ENTROPY_BOUND, "commit", "diffusion=uniform accepts by entropy_bound"),
+            (not uniform or self.caches.appends, "cache", "diffusion=uniform needs append"),
+            (not uniform or self.temperature > 0, "temperature", "diffusion=uniform draws tokens, and needs one above 0"),
+            (not uniform or not self.samples_only, "stage", "diffusion=uniform needs generation"),
+            (uniform or self.last_temperature is None, "last_temperature", "is of diffusion=uniform alone"),
+            (uniform or self.stop_entropy is None, "stop_entropy", "is of diffusion=uniform alone"),
+        ]  # fmt: skip
+        for holds, key, rule in rules:
+            if not holds:
+                raise TripathError(f"workload.{key}: {rule}, got {getattr(self, key)}")
+
+    @property
+    def is_uniform(self) -> bool:
+        """Undecided positions hold random tokens."""
+        return Diffusion(self.diffusion) is Diffusion.UNIFORM
+
+    def temperatures(self) -> list[float]:
+        """The temperature of each step of a block, where it falls."""
+        last, steps = self.last_temperature, self.steps_per_block
+        falls = 0.0 if last is None else (self.temperature - last) / steps
+        return [self.temperature - falls * step for step in range(steps)]
 
     @property
     def blocks(self) -> int:
@@ -156,13 +195,15 @@ class Workload:
 
     @property
     def streams(self) -> int:
-        """Streams of random numbers of a position of the block: one for each block and step, and one for a block's first token
-        where that is no step's doing."""
+        """Streams of random numbers of a position of the block: one for each block and step, and one for what a block begins
+        with: its first token where that is no step's doing, or random tokens."""
         return (self.blocks + 1) * (self.most_steps + 1)
 
     @property
     def most_steps(self) -> int:
         """Denoising steps of a block at most."""
+        if self.is_uniform:
+            return self.steps_per_block
         return self.block_length + (EDITS + 1 if self.edits else 0)
 
     @property
@@ -186,7 +227,9 @@ class Workload:
         return Commit(self.commit)
 
     def scheduled_steps(self, masks: int) -> int:
-        """Denoising steps that the schedule of quotas takes for so many masks of a block."""
+        """Denoising steps that the schedule takes for so many masks of a block: that of quotas, or all."""
+        if self.is_uniform:
+            return self.steps_per_block
         filled = list(accumulate(self.quotas()))
         return next(steps for steps, tokens in enumerate(filled, 1) if tokens >= masks)
 

@@ -27,6 +27,7 @@ from dllm.operators import (
     Residual,
     Rope,
     Scoring,
+    SelfConditioning,
     Sum,
 )
 
@@ -48,7 +49,8 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
 class Flow:
     """A forward on its way: the residual stream `x` [batch, tokens, hidden], and `h`, the parts that the last operator left.
 
-    `masks` [batch, 1, 1 or rows, rows] are true where a row sees a key; `modules` are those of the layer, by name.
+    `masks` [batch, 1, 1 or rows, rows] are true where a row sees a key; `modules` are those of the layer, by name. `soft`
+    [batch, tokens, hidden] are soft tokens; None: a pass over finished tokens.
     """
 
     tokens: torch.Tensor
@@ -56,6 +58,7 @@ class Flow:
     rope: Mapping[Rope, tuple[torch.Tensor, torch.Tensor]]
     x: torch.Tensor
     h: list[torch.Tensor] = field(default_factory=list)
+    soft: torch.Tensor | None = None
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
@@ -221,7 +224,14 @@ class Factors(nn.Module):
 def _residual(op: Residual, f: Flow) -> None:
     f.x = f.x + f.h[0]
     if op.scaled:
-        f.x = f.x * f.modules["layer_scale"].get_parameter("weight")
+        clean = op.clean_scaled and f.soft is None
+        f.x = f.x * f.modules["clean_layer_scale" if clean else "layer_scale"].get_parameter("weight")
+
+
+def _self_conditioning(op: SelfConditioning, f: Flow) -> None:
+    assert f.soft is not None
+    own = dict(f.modules["self_conditioning"].named_children())
+    f.x = functional.rms_norm(f.x + _gated(own["norm"](f.soft), own, op.activation), (op.width,), eps=op.epsilon)
 
 
 def _lm_head(op: LmHead, f: Flow) -> None:
@@ -231,7 +241,7 @@ def _lm_head(op: LmHead, f: Flow) -> None:
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in training."""
 
@@ -272,6 +282,11 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
                     yield from _modules(branch)
             case Residual() if each.scaled:
                 yield "layer_scale", Factors()
+                if each.clean_scaled:
+                    yield "clean_layer_scale", Factors()
+            case SelfConditioning():
+                own = {"norm": nn.RMSNorm(each.width, eps=each.epsilon), **dict(_gated_modules(each.width, each.inner))}
+                yield "self_conditioning", nn.ModuleDict(own)
             case Rope() | Attention() | Residual():
                 pass
             case unknown:
@@ -285,7 +300,7 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         self.spec, self.network, self.block = spec, spec.network, block
         self.network.check(COMPUTE, "training", traits=ALL_TRAITS)
-        for name, module in _modules(self.network.stem):
+        for name, module in _modules((*self.network.stem, *self.network.conditioning)):
             self.add_module(name, module)
         self.blocks = nn.ModuleList(nn.ModuleDict(dict(_modules(pattern))) for _, pattern in self.network.layers())
         for name, module in _modules(self.network.head):
@@ -302,13 +317,15 @@ class DiffusionTransformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * spec.layers) ** 0.5)
 
     def forward(
-        self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None, noisy: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, tokens: torch.Tensor, visible: torch.Tensor, last: int | None = None, noisy: torch.Tensor | None = None,
+        soft: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Logits [batch, last or all rows, vocab]; `visible` [batch, tokens] is false for padding.
 
         Padding stands on the left, by whole blocks where the mask is block-causal. `noisy` [batch, n] is another version of
         the last n tokens, whole blocks, whose rows follow those of `tokens`. Such a row sees the keys that the row it
-        stands for sees, those of its own block in the noisy version; no row of `tokens` sees it.
+        stands for sees, those of its own block in the noisy version; no row of `tokens` sees it. `soft` [batch, rows, hidden]
+        are soft tokens of a self-conditioned model; None: all tokens are finished ones.
         """
         positions = torch.arange(tokens.shape[1])
         own = torch.zeros(len(positions), dtype=torch.bool)
@@ -318,8 +335,10 @@ class DiffusionTransformer(nn.Module):
             positions, own = torch.cat([positions, positions[-count:]]), torch.cat([own, torch.ones(count).bool()])
         rope = {op: (cosine[positions], sine[positions]) for op, (cosine, sine) in self.tables.items()}
         masks = {key: self._visible(*key, positions, own, visible) for key in self.masks}
-        flow = Flow(tokens=tokens, masks=masks, rope=rope, x=tokens)
+        flow = Flow(tokens=tokens, masks=masks, rope=rope, x=tokens, soft=soft)
         self._run(flow, self.network.stem, self)
+        if soft is not None:
+            self._run(flow, self.network.conditioning, self)
         for (_, pattern), block in zip(self.network.layers(), self.blocks, strict=True):
             self._run(flow, pattern, block)
         if last:

@@ -127,6 +127,11 @@ def check_support(options: CompilerOptions, workload: Workload, hardware: Hardwa
         raise TripathError(
             "workload.stop_at_end: compiler.sampling=host leaves the tokens to the host, where nothing looks for the end"
         )
+    if workload.is_uniform and Sampling(options.sampling) is not Sampling.FUSED:
+        raise TripathError(
+            f"compiler.sampling: {options.sampling} does not serve workload.diffusion=uniform, whose logits are sampled as they "
+            "come; fused does"
+        )
     if hardware.append_only_cache and workload.caches.rewrites:
         able = ", ".join(name for name, policy in CACHE_POLICIES.items() if not policy.rewrites)
         raise TripathError(

@@ -30,8 +30,6 @@ SAMPLING_PHASES = ("setup", "sampling", "commit")
 """Phases of `workload.stage=sampling`."""
 COMMIT_ROWS = ("confidence", "masked", "chosen", "best", "left")
 """Rows of the commit buffer, one VLEN row each."""
-SAMPLING_KEY, RANKING_KEY = 0, 2
-"""Places of the keys of random numbers, of two words each: the seed, and what the numbers are for."""
 EDIT_ROWS = ("placed", "sure", "same")
 """Rows of the buffer for edits: positions whose tokens this block committed, those of high confidence, those that stay alike."""
 
@@ -78,7 +76,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
     tiled = rows if model.experts is None else whole_tiles(rows, row_tile(hardware))
     gated, sampling = STREAM_SLOTS * tiled * tiling.slice, tiling.arrangement.sampling
     stored, on_host = sampling is Sampling.STORED, sampling is Sampling.HOST
-    entropy = workload.commits.measures_entropy
+    entropy, conditions = workload.commits.measures_entropy, model.self_conditioning is not None
     yield from (
         ("x", rows * model.hidden, "embed", ""),
         ("norm_weight", most_norms(model.network) * model.hidden, "qkv", ""),
@@ -109,6 +107,8 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ("logits", sliced, "lm_head", "logits"),
         ("logit_row", STREAM_SLOTS * model.vocab if stored else 0, "sampling", "logit_rows"),
         ("shifted", min(hardware.vlen, model.vocab) if stored else 0, "sampling", ""),
+        ("soft", rows * model.hidden if conditions else 0, "lm_head", ""),
+        ("soft_part", rows * model.hidden if conditions else 0, "lm_head", ""),
         ("shares", entropy * (min(hardware.vlen, model.vocab) if stored else rows * tiling.slice), "sampling", ""),
         ("commit", 0 if on_host else len(COMMIT_ROWS) * hardware.vlen, "commit", ""),
         ("edit", len(EDIT_ROWS) * hardware.vlen if workload.edits else 0, "commit", ""),
@@ -174,6 +174,11 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
         ("entropy", sampled * entropy, "sampling", ""),
         ("spread", (sampled if fused else 1) * entropy, "sampling", ""),
         ("shift", rows * fused * entropy, "sampling", ""),
+        ("coolness", (workload.steps_per_block + 1) * workload.is_uniform, "setup", ""),
+        ("stop_entropy", int(workload.stop_entropy is not None), "setup", ""),
+        ("alive", workload.batch * workload.is_uniform, "commit", ""),
+        ("entropy_sum", int(workload.is_uniform), "commit", ""),
+        ("restless", int(workload.is_uniform), "commit", ""),
         ("noisy", 2 * (sampled if fused else 1) * drawn, "sampling", ""),
         ("best", sampled if fused else 1, "sampling", ""),
         ("rescale", rows if fused else 0, "sampling", ""),
@@ -183,10 +188,15 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
 
 def _integer(model: ModelSpec, workload: Workload, tiling: Tiling) -> Plan:
     sampled = workload.batch * workload.block_length
+    if workload.is_uniform:
+        yield from (
+            ("likeliest", sampled, "sampling", ""), ("settled", sampled, "commit", ""),
+            ("fresh", workload.block_length, "commit", ""),
+        )  # fmt: skip
     if workload.edits or workload.stop_at_end:
         yield "entered", sampled, "commit", ""
     if workload.draws:
-        yield "key", 4, "setup", ""
+        yield "key", 6 if workload.is_uniform else 4, "setup", ""
     if workload.stop_at_end:
         yield from (("ends", workload.batch, "commit", ""), ("going", 1, "commit", ""), ("end_id", 2, "setup", ""))
     # The step loop's last trip only leaves, but its address moves on: a place of its own keeps accesses apart.

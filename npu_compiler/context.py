@@ -25,7 +25,8 @@ LOG2_ROW_BLOCK = MX_BLOCK.bit_length() - 1
 @dataclass(kw_only=True)
 class Context:
     """Everything a lowering needs, and the tree that it builds; `vocab`: rows of the vocabulary without those that fill it up;
-    `step`: strides in streams of random numbers that follow the block and its step."""
+    `step`: strides in streams of random numbers that follow the block and its step, `cooling` those of its temperature; `clean`:
+    a pass over finished tokens."""
 
     e: Tree
     model: ModelSpec
@@ -38,6 +39,8 @@ class Context:
     buffers: Buffers
     geometry: Geometry
     step: Steps = ()
+    cooling: Steps = ()
+    clean: bool = False
 
     def within(self, group: Group) -> "Context":
         """The same inside of a group of layers, with the attention that these have."""
@@ -63,6 +66,11 @@ class Context:
     def measures_entropy(self) -> bool:
         """Sampling also gives the entropy of each position."""
         return self.workload.commits.measures_entropy
+
+    @property
+    def conditions(self) -> bool:
+        """A denoising pass reads the soft tokens of the step before."""
+        return bool(self.model.network.conditioning)
 
     @property
     def stops(self) -> bool:
@@ -173,9 +181,9 @@ class Context:
             format=FORMATS["bf16"].code, block=math.gcd(width, MX_BLOCK).bit_length() - 1,
         )  # fmt: skip
 
-    def rms_norm(self, flow: Flow, source: str, target: str, weight: str, first: int = 0) -> None:
-        """target := source / rms(source) * weight for each row, the weight from column `first` of its buffer on; where the flow
-        says so, rows of padding become zero."""
+    def rms_norm(self, flow: Flow, source: str, target: str, weight: str = "", first: int = 0) -> None:
+        """target := source / rms(source) * weight for each row, the weight from column `first` of its buffer on (none where it
+        has no name); where the flow says so, rows of padding become zero."""
         e, width, chunk = self.e, self.model.hidden, flow.chunk
 
         each = e.one_by_one(lambda: chunk.each(e), lambda rows: {"sum": self.fp("square_sum", 0, rows)})
@@ -196,6 +204,8 @@ class Context:
                 steps = [*piece, *times(rows, width)]
                 e.emit("V_MUL_VF", dst=self.vector(target, offset, steps), a=self.vector(source, offset, steps),
                        scalar=self.fp("square_sum", 0, rows), n=lanes)  # fmt: skip
+            if not weight:
+                continue
             with chunk.each(e) as rows:
                 normed = self.vector(target, offset, [*piece, *times(rows, width)])
                 factor = self.vector(weight, first + offset, piece)

@@ -6,6 +6,7 @@ of one chunk may keep its hidden states and Q in Vector SRAM instead.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dllm.operators import Attention, Operator, Residual
 from npu.formats import FORMATS
@@ -18,16 +19,25 @@ from npu_compiler.rows import Chunk, Span, fixed, full_span
 from npu_compiler.smoothing import clear_channels, load_factors, measure, smooth, to_cache_domain
 
 
-def forward(c: Context, span: Span, *, measuring: bool) -> None:
+def forward(c: Context, span: Span, *, measuring: bool, clean: bool = False) -> None:
     """Forward the rows of `span` through embedding and all layers; the result is the tensor `x` in HBM, and stays in the buffer
     of that name where the span is kept.
 
-    A `measuring` pass forwards the whole canvas, and looks at the channels of K and V before it stores them.
+    A `measuring` pass forwards the whole canvas, and looks at the channels of K and V before it stores them; a `clean` one
+    forwards finished tokens, which nothing conditions.
     """
-    network = c.model.network
+    network, c = c.model.network, replace(c, clean=clean)
     with c.e.phase("embed"):
         for chunk in c.chunks(span):
             lower(network.stem, c, Flow(chunk=chunk))
+            if network.conditioning and not clean:
+                flow = Flow(chunk=chunk)
+                with c.e.stage("load soft tokens"):
+                    load(network.conditioning, c, flow)
+                lower(network.conditioning, c, flow)
+            if not c.keeps(span):
+                with c.e.stage("store rows"):
+                    c.transfer_rows(chunk, "H_STORE_V", "x", "x", c.model.hidden)
     with c.e.loop(network.cycles) as cycle:
         for group, layers in network.numbered():
             own, first = c.within(group), layers[0] if network.cycles == 1 else 0

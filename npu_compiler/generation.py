@@ -26,6 +26,7 @@ from npu_compiler.lifetimes import lifetimes
 from npu_compiler.memory import hbm_map
 from npu_compiler.mixing import load_hadamard
 from npu_compiler.operators import LOWER
+from npu_compiler.renoise import begin_uniform, end_uniform, renoise
 from npu_compiler.rows import (
     Block,
     Span,
@@ -130,6 +131,8 @@ def compile_passes(
     }  # fmt: skip
     if workload.commits.measures_entropy:
         facts["entropy"] = allocation.addresses[buffers[Memory.FP, "entropy"]]
+    if workload.is_uniform:
+        facts["remaining"] = allocation.addresses[buffers[Memory.INT, "remaining"]]
     if workload.stop_at_end:
         facts |= _tokens_of_blocks(canvas_of(given, workload, prompt_lengths))
     if numerics.smoothing.smoother is Smoother.STATIC:  # the host fills the factors in
@@ -237,8 +240,8 @@ def _cuts(model: ModelSpec, workload: Workload, largest: Tiling) -> list[Tiling]
     seen: list[list[Span]] = []
     for limit in range(largest.chunk_rows, 0, -largest.token_block):
         tiling = dataclasses.replace(largest, chunk_rows=limit)
-        if limit < workload.block_length and (workload.caches.appends or Rows.SUFFIX in workload.caches.passes):
-            break  # what changes from block to block does so by whole blocks
+        if limit < workload.block_length and (model.mask is Mask.BLOCK_CAUSAL or Rows.SUFFIX in workload.caches.passes):
+            break  # what changes from block to block, or within a prompt, does so by whole blocks
         spans = _spans(model, workload, tiling)
         if spans in seen:
             continue
@@ -292,6 +295,10 @@ def _tree(
                 e.emit("H_LOAD_F", dst=c.fp("expert_scale"), src=c.hbm("expert_scale"), n=1)
             if c.measures_entropy:
                 e.emit("H_LOAD_F", dst=c.fp("entropy_facts"), src=c.hbm("entropy"), n=2)
+            if workload.is_uniform:
+                e.emit("H_LOAD_F", dst=c.fp("coolness"), src=c.hbm("coolness"), n=workload.steps_per_block)
+            if workload.stop_entropy is not None:
+                e.emit("H_LOAD_F", dst=c.fp("stop_entropy"), src=c.hbm("stop_entropy"), n=1)
             if workload.temperature:
                 e.emit("H_LOAD_F", dst=c.fp("noise_scale"), src=c.hbm("noise_scale"), n=1)
             if workload.edits:
@@ -344,7 +351,7 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
     e, model, workload, tiling = c.e, c.model, c.workload, c.tiling
     mask, length = model.mask, workload.block_length
     if tiling.prompt:
-        forward(c, prompt_span(workload, tiling, mask), measuring=measuring)
+        forward(c, prompt_span(workload, tiling, mask), measuring=measuring, clean=True)
     goes_on = c.integer("going") if c.stops else None
     for block in block_loops(e, 0, tiling.blocks, tiling.blocks, period, goes_on):
         span = block_span(workload, tiling, block)
@@ -356,12 +363,17 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
         else:
             if model.seeded_blocks:
                 _next_token(c, block)
+            if workload.is_uniform:
+                c.step = _streams(c, block, [(fixed(workload.most_steps), 1)])
+                begin_uniform(c, block, span)
             with e.loop(workload.most_steps, keep=True) as step:
                 _step(c, block, step, 0, span, measuring=False)
                 _leave_if_done(c, step)
+            if workload.is_uniform:
+                end_uniform(c, block)
         note_ends(c)
         by_row = mask if mask is Mask.CAUSAL and length > 1 else None
-        forward(c, block_span(workload, tiling, block, by_row=by_row), measuring=False)
+        forward(c, block_span(workload, tiling, block, by_row=by_row), measuring=False, clean=True)
 
 
 def _next_token(c: Context, block: Block) -> None:
@@ -379,8 +391,12 @@ def _streams(c: Context, block: Block, step: Steps) -> Steps:
 def _step(c: Context, block: Block, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
     """One denoising step over the rows of a span."""
     forward(c, span, measuring=measuring)
-    c.step = _streams(c, block, [(fixed(first_step), 1), (step, 1)])
+    c.cooling = [(fixed(first_step), 1), (step, 1)]
+    c.step = _streams(c, block, c.cooling)
     lm_head(c, _head_span(c.model, c.workload, c.tiling, block), span)
+    if c.workload.is_uniform:
+        renoise(c, block)
+        return
     sample_and_commit(c, block, c.workload.block_length, by_policy(step, first_step))
 
 

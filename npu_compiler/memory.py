@@ -21,7 +21,7 @@ HBM_ALIGNMENT_BYTES = 64
 def format_of(role: Role, numerics: Numerics) -> str:
     """The format in which a weight is kept."""
     match role:
-        case Role.MATRIX:
+        case Role.MATRIX | Role.MIXTURE:
             return numerics.weights
         case Role.ROUTER:
             return numerics.router
@@ -50,7 +50,7 @@ def hbm_map(
         return of.tensor(side), (own, batch, of.kv_heads, *rows), numerics.kv, size if by_token else tokens, True
 
     logits, further = (batch, workload.block_length, model.vocab), len(further_constants(model))
-    windows = tiling.window_elements(model.geometries)
+    steps, windows = workload.steps_per_block, tiling.window_elements(model.geometries)
     measured, factors = bool(numerics.smoothing.measured), sum(smoothing_widths(model, numerics.smoothing))
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
@@ -66,6 +66,7 @@ def hbm_map(
         ),
         *([] if tiling.arrangement.fuses_sampling else [("logits", logits, numerics.logits, size, True)]),
         *([("remaining", (1, 1), "int32", 1, True)] if tiling.arrangement.sampling is Sampling.HOST else []),
+        *([("soft", (batch, canvas, hidden), "bf16", MX_BLOCK, True)] if model.self_conditioning else []),
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
         ("valid", (batch, canvas), "fp32", canvas, False),
@@ -74,6 +75,8 @@ def hbm_map(
         *([("expert_scale", (1, 1), "fp32", 1, False)] if model.experts is not None else []),
         *([("edit_threshold", (1, 1), "fp32", 1, False)] if workload.edits else []),
         *([("entropy", (1, 2), "fp32", 2, False)] if workload.commits.measures_entropy else []),
+        *([("coolness", (1, steps), "fp32", steps, False)] if workload.is_uniform else []),
+        *([("stop_entropy", (1, 1), "fp32", 1, False)] if workload.stop_entropy is not None else []),
         *([("noise_scale", (1, 1), "fp32", 1, False)] if workload.temperature else []),
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),
@@ -94,6 +97,8 @@ def hbm_map(
         weight, on_array = stored.weight, stored.weight.role.on_array
         alone = weight.shape if len(weight.shape) > 1 else (1, *weight.shape)
         shape = alone if stored.layers is None else (len(stored.layers), *weight.shape)
+        if weight.role is Role.MIXTURE:  # slice by slice, so that what a slice contracts lies together
+            shape = (-(-math.prod(weight.shape) // (hidden * tiling.slice)), hidden, tiling.slice)
         block = size if on_array else math.gcd(shape[-1], MX_BLOCK)
         rows.append((stored.name, shape, format_of(weight.role, numerics), block, False))
     tensors, address = [], 0

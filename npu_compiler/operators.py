@@ -15,6 +15,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    SelfConditioning,
     Sum,
     leaves,
     norms_of,
@@ -26,10 +27,12 @@ from npu_compiler.experts import mixture
 from npu_compiler.flow import Flow
 from npu_compiler.gated import Names, gated_mlp
 from npu_compiler.rows import Chunk, segments, times
+from npu_compiler.soft_tokens import add_slice, clear_soft_tokens, store_soft_tokens
 from npu_compiler.stable_max import StableMax
 from npu_compiler.stages import Level, Place, Steps
 
 DENSE = Names(gate="w_gate", up="w_up", down="w_down")
+SOFT = Names(gate="soft_gate", up="soft_up", down="soft_down")
 
 
 def load(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
@@ -78,13 +81,19 @@ def _load_router(op: Moe, c: Context, flow: Flow) -> None:
 def _load_layer_scale(op: Residual, c: Context, flow: Flow) -> None:
     if op.scaled:
         tensor = flow.tensor("layer_scale")
-        source = c.hbm(tensor, 0, flow.layers(c.tensor(tensor).row_bytes))
+        own = op.clean_scaled and c.clean
+        source = c.hbm(tensor, FORMATS["fp32"].row_bytes(own, 1), flow.layers(c.tensor(tensor).row_bytes))
         c.e.emit("H_LOAD_F", dst=c.fp("layer_scale"), src=source, n=1)
+
+
+def _load_soft(op: SelfConditioning, c: Context, flow: Flow) -> None:
+    _load_norm(op.norm, c, flow)
+    c.transfer_rows(flow.chunk, "H_LOAD_V", "soft", "h", op.width)
 
 
 LOAD: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
     Norm: _load_norm, Linear: _load_bias, HeadNorm: _load_head_norm, Rope: _load_angles,
-    Moe: _load_router, Residual: _load_layer_scale,
+    Moe: _load_router, Residual: _load_layer_scale, SelfConditioning: _load_soft,
 }  # fmt: skip
 """What operators load beside their input; the others load nothing, or as they go."""
 
@@ -103,9 +112,19 @@ def _embed(op: Embedding, c: Context, flow: Flow) -> None:
     if op.scale != 1:
         with e.stage("scale rows"):
             c.scale_rows(chunk, "x", op.width, "embedding_scale")
-    if not c.keeps(chunk.span):
-        with e.stage("store rows"):
-            c.transfer_rows(chunk, "H_STORE_V", "x", "x", op.width)
+
+
+def _self_conditioning(op: SelfConditioning, c: Context, flow: Flow) -> None:
+    """x := norm of x plus the MLP of the soft tokens, which lie in `h`."""
+    with c.e.stage(op.norm.name):
+        c.rms_norm(flow, "h", "h", "norm_weight", flow.norms[op.norm.name] * op.width)
+    flow.value = "h"
+    gated_mlp(c, flow, SOFT, op.width, op.inner, op.activation)
+    with c.e.stage("add soft tokens"):
+        c.add_rows(flow.chunk, "x", flow.value, op.width)
+    with c.e.stage("norm of the sum"):
+        c.rms_norm(flow, "x", "x")
+    flow.value = "x"
 
 
 def _norm(op: Norm, c: Context, flow: Flow) -> None:
@@ -252,19 +271,32 @@ def _logits(op: LmHead, c: Context, flow: Flow, first: int, part: Level, lanes: 
             each("V_MUL_VF", dst="row", a="row", scalar=c.fp("inverse_softcap"), n=lanes)
             each("V_TANH_V", dst="row", a="row", n=lanes)
             each("V_MUL_VF", dst="row", a="row", scalar=c.fp("softcap"), n=lanes)
+    if c.workload.is_uniform:
+        each = c.e.one_by_one(
+            lambda: flow.chunk.each(c.e),
+            lambda rows: {"row": c.vector("logits", 0, times(rows, lanes), slot_stride=apart)},
+        )
+        with c.e.stage("over temperature"):
+            each("V_MUL_VF", dst="row", a="row", scalar=c.fp("coolness", 0, c.cooling), n=lanes)
 
 
 def _sample_as_they_come(op: LmHead, c: Context, flow: Flow) -> None:
     """Token and confidence of the rows of a chunk, without those of the logits that fill the vocabulary up."""
     running = StableMax(c=c, chunk=flow.chunk)
     running.begin()
+    if c.conditions:
+        clear_soft_tokens(c, flow)
     for first, count, lanes in segments(c.vocab, c.tiling.slice):
         with c.e.loop(count) as part:
             width = min(c.tiling.slice, op.vocab - first)
             _logits(op, c, flow, first, part, width)
             running.update(first, part, width, lanes)
+            if c.conditions:
+                add_slice(c, flow, first, part, width, lanes)
             c.advance("logits")
     running.end()
+    if c.conditions:
+        store_soft_tokens(c, flow)
 
 
 def _store_logits(op: LmHead, c: Context, flow: Flow) -> None:
@@ -285,6 +317,6 @@ def _store_logits(op: LmHead, c: Context, flow: Flow) -> None:
 
 LOWER: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: attend,
-    GatedMlp: _gated_mlp, Moe: mixture, Sum: _sum, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: mixture, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """The stages of each operator, for one chunk."""

@@ -165,7 +165,8 @@ def full_span(workload: Workload, tiling: Tiling) -> Span:
 
 def prompt_span(workload: Workload, tiling: Tiling, mask: Mask) -> Span:
     """The rows before the first block, for a cache that is appended."""
-    parts = _cut(workload, tiling, [], tiling.prompt, workload.block_length)
+    whole = mask is Mask.BLOCK_CAUSAL or tiling.chunk_rows >= workload.block_length
+    parts = _cut(workload, tiling, [], tiling.prompt, workload.block_length if whole else tiling.token_block)
     tiles = Trips(base=-(-(tiling.pad + tiling.prompt) // tiling.key_tile))
     edge = [(fixed(tiling.canvas - tiling.prompt), 1)] if mask is Mask.FULL else None
     by_row = None if mask is Mask.FULL else mask

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import TypeAlias, assert_never
 
+from dllm.noise import Purpose
 from dllm.policies import Commit
 from npu.formats import FORMATS
 from npu_compiler.arrangement import Sampling
-from npu_compiler.buffers import COMMIT_ROWS, EDIT_ROWS, RANKING_KEY, SAMPLING_KEY
+from npu_compiler.buffers import COMMIT_ROWS, EDIT_ROWS
 from npu_compiler.context import Context
 from npu_compiler.flow import Flow
 from npu_compiler.operators import load, lower
@@ -76,7 +77,7 @@ def sample(c: Context, block: Block, length: int) -> None:
 def enter(c: Context, block: Block) -> None:
     """The tokens of a block as they are before its first step, where it matters which of them it fills: those it may edit, or may
     end with."""
-    if not c.workload.edits and not c.stops:
+    if not c.workload.edits and (not c.stops or c.workload.is_uniform):
         return
     e, tokens, length = c.e, c.tensor("tokens"), c.workload.block_length
     with e.phase("commit"), e.stage("load tokens at entry"), e.loop(c.workload.batch) as sequence:
@@ -90,7 +91,7 @@ def set_keys(c: Context) -> None:
     if not c.workload.draws:
         return
     with c.e.stage("keys"):
-        for place in (SAMPLING_KEY, RANKING_KEY):
+        for place in (*Purpose,) if c.workload.is_uniform else (Purpose.SAMPLING, Purpose.RANKING):
             c.e.emit("S_SET_INT", dst=c.integer("key", place), value=c.workload.seed)
             c.e.emit("S_SET_INT", dst=c.integer("key", place + 1), value=place)
 
@@ -115,8 +116,13 @@ def note_ends(c: Context) -> None:
     filled, end = (c.vector("commit", COMMIT_ROWS.index(name) * c.vlen) for name in ("masked", "chosen"))
     with e.phase("commit"), e.stage("note end tokens"):
         with e.loop(batch) as sequence:
-            ids, entered = (c.integer(name, 0, [(sequence, length)]) for name in ("tokens", "entered"))
-            e.emit("V_CMP_EQ_INT", dst=filled, a=entered, key=c.integer("constants", 0), n=length)
+            uniform = c.workload.is_uniform
+            ids = c.integer("settled" if uniform else "tokens", 0, [(sequence, length)])
+            if uniform:
+                e.emit("V_FILL_VF", dst=filled, scalar=c.fp("one"), n=length)
+            else:
+                entered = c.integer("entered", 0, [(sequence, length)])
+                e.emit("V_CMP_EQ_INT", dst=filled, a=entered, key=c.integer("constants", 0), n=length)
             e.emit("V_CMP_EQ_INT", dst=end, a=ids, key=c.integer("end_id"), n=length)
             e.emit("V_MUL_VV", dst=end, a=end, b=filled, n=length)
             e.emit("V_RED_COUNT", dst=c.integer("ends", 0, [(sequence, 1)]), mask=end, n=length)
@@ -149,7 +155,7 @@ def _stable_max(c: Context, position: Level) -> None:
             if drawn:
                 e.emit("V_RED_MAX", dst=best, a=row, n=lanes)
                 e.emit("V_RED_SAMPLE_IDX", best=c.fp("noisy"), place=index, a=row, n=lanes, first=number,
-                       scale=c.fp("noise_scale"), key=c.integer("key", SAMPLING_KEY),
+                       scale=c.fp("noise_scale"), key=c.integer("key", Purpose.SAMPLING),
                        stream=c.stream([(position, 1)]))  # fmt: skip
             else:
                 e.emit("V_RED_MAX_IDX", best=best, place=index, a=row, n=lanes, first=number)
@@ -195,7 +201,7 @@ Choose: TypeAlias = Callable[[Context, Mapping[str, Place], int], None]
 
 def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
     """Write the tokens of the chosen of `length` positions into the canvas; `remaining` counts the masks that are left."""
-    e, tokens = c.e, c.tensor("tokens")
+    e = c.e
     row = {name: c.vector("commit", number * c.vlen) for number, name in enumerate(COMMIT_ROWS)}
     mask_id = c.integer("constants", 0)
     with e.phase("commit"):
@@ -205,7 +211,7 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
                 ids = c.integer("tokens", 0, [(sequence, length)])
                 sampled = c.integer("sampled", 0, [(sequence, length)])
                 if c.workload.ranks_at_random:
-                    e.emit("V_RANDOM_V", dst=row["confidence"], key=c.integer("key", RANKING_KEY), entry=c.number(0),
+                    e.emit("V_RANDOM_V", dst=row["confidence"], key=c.integer("key", Purpose.RANKING), entry=c.number(0),
                            stream=c.stream([(sequence, c.workload.block_length)]), n=length)  # fmt: skip
                 else:
                     ranks = c.fp("entropy" if c.measures_entropy else "confidence", 0, [(sequence, length)])
@@ -217,10 +223,16 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
                 e.emit("V_SELECT_INT", dst=ids, mask=row["chosen"], on_true=sampled, on_false=ids, n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["left"], a=ids, key=mask_id, n=length)
                 e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=row["left"], n=length)
-        with e.stage("store tokens"), e.loop(c.workload.batch) as sequence:
-            steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
-            e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt, steps),
-                   src=c.integer("tokens", 0, [(sequence, length)]), n=length)  # fmt: skip
+        store_tokens(c, block, "tokens", length)
+
+
+def store_tokens(c: Context, block: Block, buffer: str, length: int) -> None:
+    """The first `length` tokens of a block from a buffer of Int SRAM into the canvas."""
+    e, tokens = c.e, c.tensor("tokens")
+    with e.stage("store tokens"), e.loop(c.workload.batch) as sequence:
+        steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
+        e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt, steps),
+               src=c.integer(buffer, 0, [(sequence, length)]), n=length)  # fmt: skip
 
 
 def _edit(c: Context, row: Mapping[str, Place], sequence: Level, length: int) -> None:
@@ -231,19 +243,19 @@ def _edit(c: Context, row: Mapping[str, Place], sequence: Level, length: int) ->
     e.emit("V_CMP_EQ_INT", dst=edit["placed"], a=entered, key=mask_id, n=length)
     e.emit("V_CMP_GE_VF", dst=edit["sure"], a=row["confidence"], scalar=c.fp("edit_threshold"), n=length)
     e.emit("V_MUL_VV", dst=edit["sure"], a=edit["sure"], b=edit["placed"], n=length)
-    _invert(c, edit["placed"], row["masked"], length)
+    invert(c, edit["placed"], row["masked"], length)
     e.emit("V_MUL_VV", dst=edit["sure"], a=edit["sure"], b=edit["placed"], n=length)
     e.emit("V_MAX_VV", dst=row["chosen"], a=row["chosen"], b=edit["sure"], n=length)
     with e.loop(length) as position:
         e.emit("V_CMP_EQ_INT", dst=c.vector("edit", EDIT_ROWS.index("same") * c.vlen, [(position, 1)]),
                a=c.integer("tokens", 0, [(sequence, length), (position, 1)]),
                key=c.integer("sampled", 0, [(sequence, length), (position, 1)]), n=1)  # fmt: skip
-    _invert(c, edit["same"], edit["same"], length)
+    invert(c, edit["same"], edit["same"], length)
     e.emit("V_MUL_VV", dst=edit["same"], a=edit["same"], b=row["chosen"], n=length)
     e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=edit["same"], n=length)
 
 
-def _invert(c: Context, target: Place, row: Place, length: int) -> None:
+def invert(c: Context, target: Place, row: Place, length: int) -> None:
     """target := 1 - row."""
     c.e.emit("V_MUL_VF", dst=target, a=row, scalar=c.fp("minus_one"), n=length)
     c.e.emit("V_ADD_VF", dst=target, a=target, scalar=c.fp("one"), n=length)

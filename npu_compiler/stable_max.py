@@ -6,7 +6,7 @@ No logit leaves Vector SRAM. Tokens are those of two passes over stored logits; 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from npu_compiler.buffers import SAMPLING_KEY
+from dllm.noise import Purpose
 from npu_compiler.context import Context
 from npu_compiler.rows import Chunk, times
 from npu_compiler.stages import Level, Place, Steps
@@ -36,6 +36,8 @@ class StableMax:
                 drawn = {"noisy": c.fp("noisy", 0, pair), "drawn": c.fp("noisy", 1, pair), "stream": c.stream(place)}
             else:
                 drawn = {}
+            if c.workload.is_uniform:
+                drawn["likeliest"] = c.integer("likeliest", 0, at)
             return drawn | {
                 "best": c.fp("best", 0, at), "total": c.fp("confidence", 0, at), "index": c.integer("sampled", 0, at),
                 "rescale": c.fp("rescale", 0, rows),
@@ -63,6 +65,8 @@ class StableMax:
             each("S_MOV_FP", dst="total", a=self.c.fp("zero"))
             if self.drawn:
                 each("S_MOV_FP", dst="noisy", a=self.c.fp("lowest"))
+            if self.c.workload.is_uniform:
+                each("S_SET_INT", dst="likeliest", value=0)
             if self.c.measures_entropy:
                 each("S_MOV_FP", dst="spread", a=self.c.fp("zero"))
 
@@ -73,9 +77,12 @@ class StableMax:
         with self.c.e.stage("stable max"):
             each("S_MOV_FP", dst="rescale", a="best")
             if self.drawn:
-                each("V_RED_MAX", dst="best", a="logits", n=lanes)
+                if self.c.workload.is_uniform:
+                    each("V_RED_MAX_IDX", best="best", place="likeliest", a="logits", n=lanes, first=number)
+                else:
+                    each("V_RED_MAX", dst="best", a="logits", n=lanes)
                 each("V_RED_SAMPLE_IDX", best="noisy", place="index", a="logits", n=lanes, first=number,
-                     scale=self.c.fp("noise_scale"), key=self.c.integer("key", SAMPLING_KEY), stream="stream")  # fmt: skip
+                     scale=self.c.fp("noise_scale"), key=self.c.integer("key", Purpose.SAMPLING), stream="stream")  # fmt: skip
             else:
                 each("V_RED_MAX_IDX", best="best", place="index", a="logits", n=lanes, first=number)
             each("S_SUB_FP", dst="rescale", a="rescale", b="best")
@@ -101,6 +108,8 @@ class StableMax:
                 each("S_LOG2_FP", dst="entropy", a="total")
                 each("S_MUL_FP", dst="entropy", a="entropy", b=self.c.fp("entropy_facts", 1))
             each("S_RECI_FP", dst="total", a="total")
+            if self.c.conditions:
+                each("S_MOV_FP", dst="rescale", a="total")
             if self.c.measures_entropy:
                 each("S_MUL_FP", dst="spread", a="spread", b="total")
                 each("S_SUB_FP", dst="entropy", a="entropy", b="spread")

@@ -179,11 +179,11 @@ def smoothing_widths(model: ModelSpec, smoothing: Smoothing) -> tuple[int, int]:
 
 def widest_ffn(model: ModelSpec) -> int:
     """Elements between the two projections of a gated MLP at most."""
-    experts = model.experts
+    experts, conditioning = model.experts, model.self_conditioning or 0
     if experts is None:
-        return model.ffn
+        return max(model.ffn, conditioning)
     has_dense = experts.first_layer or experts.beside_ffn
-    return max(model.ffn if has_dense else 0, experts.inner, experts.shared)
+    return max(model.ffn if has_dense else 0, experts.inner, experts.shared, conditioning)
 
 
 def row_tile(hardware: HardwareConfig) -> int:

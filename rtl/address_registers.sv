@@ -95,7 +95,7 @@ module address_registers
     input logic clock,
     input logic reset,
     input change_t change,
-    input logic [PORTS-1:0][8:0] number,  // which are read, in the next cycle
+    input logic [PORTS-1:0][REGISTER_BITS-1:0] number,  // which are read, in the next cycle
     output logic [PORTS-1:0][31:0] address,
     output logic [1:0][31:0] row_stride
 );

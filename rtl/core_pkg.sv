@@ -33,7 +33,7 @@ package core_pkg;
     logic next;  // loop `level` goes round, or leaves
     logic advance;  // ring `ring` moves on, or starts again
     logic ends;  // the loop leaves, the ring starts again
-    logic [8:0] number;  // of the register that is set
+    logic [REGISTER_BITS-1:0] number;  // of the register that is set
     logic [3:0] level;
     logic [3:0] ring;
     logic [31:0] value;

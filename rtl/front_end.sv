@@ -228,7 +228,7 @@ module front_end
   pc_t pc1, pc2;
   logic [127:0] word1, word2;
   logic [3:0] push1, push2;
-  logic [PORTS-1:0][8:0] number;
+  logic [PORTS-1:0][REGISTER_BITS-1:0] number;
   always_ff @(posedge clock) begin
     change.set_base <= step && opcode == OP_A_BASE && !reset;
     change.set_step <= step && opcode == OP_A_STEP && !reset;
@@ -246,10 +246,10 @@ module front_end
       OP_A_ROWS: change.value <= rows_word.stride[31:0];
       default: change.value <= ring_word.stride[31:0];
     endcase
-    number[0] <= word[address_place0(opcode)+:9];
-    number[1] <= word[address_place1(opcode)+:9];
-    number[2] <= word[address_place2(opcode)+:9];
-    number[3] <= word[address_place3(opcode)+:9];
+    number[0] <= word[address_place0(opcode)+:REGISTER_BITS];
+    number[1] <= word[address_place1(opcode)+:REGISTER_BITS];
+    number[2] <= word[address_place2(opcode)+:REGISTER_BITS];
+    number[3] <= word[address_place3(opcode)+:REGISTER_BITS];
     for (int q = 0; q < 4; q++) push1[q] <= step && queued && target == queue_t'(q) && !reset;
     pc1 <= pc;
     word1 <= word;

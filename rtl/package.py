@@ -12,7 +12,16 @@ from pathlib import Path
 from npu.formats import FORMATS
 from npu.hardware import QUEUED_UNITS, HardwareConfig
 from npu.isa import TABLE, InstructionSpec, Memory, OpClass, Unit
-from npu.isa.spec import HEADER_BITS, INTEGER_REGISTERS, LOOP_LEVELS, RINGS, SEMAPHORES, TIMED_UNITS, WORD_BITS
+from npu.isa.spec import (
+    HEADER_BITS,
+    INTEGER_REGISTERS,
+    LOOP_LEVELS,
+    REGISTER_BITS,
+    RINGS,
+    SEMAPHORES,
+    TIMED_UNITS,
+    WORD_BITS,
+)
 from npu.isa.transcendental import EXP2_TABLE, LOG2_TABLE, RECIPROCAL_TABLE, RSQRT_TABLES
 from npu.program.tables import QUEUE_OF_UNIT
 from rtl.limits import BEHIND, PACKAGE, PROGRAM_WORDS, REGISTERS, SLOTS, built, check_hardware
@@ -51,7 +60,7 @@ def _parameters(hardware: HardwareConfig) -> Iterator[str]:
         "MOST_QUEUED": max(hardware.queue_depth.values()), "BREAK_CYCLES": front.break_cycles,
         "AFFINE_CYCLES": front.affine_cycles, "DISPATCH_CYCLES": front.dispatch_cycles, "LOOP_LEVELS": LOOP_LEVELS,
         "INTEGER_REGISTERS": INTEGER_REGISTERS, "RINGS": RINGS, "SEMAPHORES": SEMAPHORES, "LOCKS": LOCKS,
-        "REGISTERS": REGISTERS, "SLOTS": SLOTS, "PROGRAM_WORDS": PROGRAM_WORDS,
+        "REGISTERS": REGISTERS, "REGISTER_BITS": REGISTER_BITS, "SLOTS": SLOTS, "PROGRAM_WORDS": PROGRAM_WORDS,
     }  # fmt: skip
     for name, value in values.items():
         yield f"  localparam int {name} = {value};"

@@ -22,6 +22,7 @@ package tripath_pkg;
   localparam int SEMAPHORES = 63;
   localparam int LOCKS = 5;
   localparam int REGISTERS = 192;
+  localparam int REGISTER_BITS = 10;
   localparam int SLOTS = 4;
   localparam int PROGRAM_WORDS = 4096;
   localparam logic [3:0] FORMAT_FP32 = 4'd0;
@@ -111,87 +112,89 @@ package tripath_pkg;
   localparam logic [7:0] OP_V_PICK_V = 8'h3e;
   localparam logic [7:0] OP_V_SYNC = 8'h3f;
   localparam logic [7:0] OP_V_RANDOM_V = 8'h4a;
+  localparam logic [7:0] OP_V_RANDOM_INT = 8'h4d;
   localparam logic [7:0] OP_V_RED_SAMPLE_IDX = 8'h4b;
   localparam logic [7:0] OP_V_BUDGET_MASK = 8'h4c;
   typedef struct packed { logic [35:0] unused; logic [23:0] length; logic [31:0] trips; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_t;
   typedef struct packed { logic [63:0] unused; logic [23:0] length; logic [3:0] register_; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_r_t;
   typedef struct packed { logic [91:0] unused; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_next_t;
-  typedef struct packed { logic [82:0] unused; logic [8:0] flag; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_break_if_t;
+  typedef struct packed { logic [81:0] unused; logic [9:0] flag; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_break_if_t;
   typedef struct packed { logic [23:0] unused; logic [3:0] level; logic signed [31:0] factor; logic signed [31:0] base; logic [3:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_affine_t;
   typedef struct packed { logic [95:0] unused; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_end_t;
-  typedef struct packed { logic [38:0] unused; logic [47:0] base; logic [8:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_base_t;
-  typedef struct packed { logic [34:0] unused; logic signed [47:0] stride; logic [3:0] level; logic [8:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_step_t;
-  typedef struct packed { logic [38:0] unused; logic signed [47:0] stride; logic [8:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_rows_t;
-  typedef struct packed { logic [26:0] unused; logic signed [47:0] stride; logic [7:0] length; logic [3:0] ring; logic [8:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_ring_t;
+  typedef struct packed { logic [37:0] unused; logic [47:0] base; logic [9:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_base_t;
+  typedef struct packed { logic [33:0] unused; logic signed [47:0] stride; logic [3:0] level; logic [9:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_step_t;
+  typedef struct packed { logic [37:0] unused; logic signed [47:0] stride; logic [9:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_rows_t;
+  typedef struct packed { logic [25:0] unused; logic signed [47:0] stride; logic [7:0] length; logic [3:0] ring; logic [9:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_ring_t;
   typedef struct packed { logic [91:0] unused; logic [3:0] ring; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } a_next_t;
-  typedef struct packed { logic [62:0] unused; logic [19:0] most; logic [8:0] at; logic [3:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_count_t;
+  typedef struct packed { logic [61:0] unused; logic [19:0] most; logic [9:0] at; logic [3:0] register_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_count_t;
   typedef struct packed { logic [58:0] unused; logic [23:0] length; logic [4:0] unit; logic [3:0] register_; logic [3:0] level; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_loop_n_t;
-  typedef struct packed { logic [0:0] unused; logic [19:0] taken; logic [31:0] sent; logic [15:0] rows; logic [8:0] left; logic [8:0] tokens; logic [8:0] logits; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_host_t;
-  typedef struct packed { logic [37:0] unused; logic [23:0] row_bytes; logic [15:0] rows; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_m_t;
-  typedef struct packed { logic [34:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [15:0] rows; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_v_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_f_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_i_t;
-  typedef struct packed { logic [32:0] unused; logic [15:0] rows; logic [19:0] cols; logic [8:0] index; logic [8:0] table_; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_gather_v_t;
-  typedef struct packed { logic [34:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [15:0] rows; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_t_t;
+  typedef struct packed { logic [19:0] taken; logic [29:0] sent; logic [15:0] rows; logic [9:0] left; logic [9:0] tokens; logic [9:0] logits; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } c_host_t;
+  typedef struct packed { logic [35:0] unused; logic [23:0] row_bytes; logic [15:0] rows; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_m_t;
+  typedef struct packed { logic [32:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [15:0] rows; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_v_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_f_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_i_t;
+  typedef struct packed { logic [29:0] unused; logic [15:0] rows; logic [19:0] cols; logic [9:0] index; logic [9:0] table_; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_gather_v_t;
+  typedef struct packed { logic [32:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [15:0] rows; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_t_t;
   typedef struct packed { logic [95:0] unused; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_load_sync_t;
-  typedef struct packed { logic [34:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [15:0] rows; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_store_v_t;
-  typedef struct packed { logic [50:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_store_t_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] src; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_store_i_t;
+  typedef struct packed { logic [32:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [15:0] rows; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_store_v_t;
+  typedef struct packed { logic [48:0] unused; logic [2:0] block; logic [3:0] format; logic [19:0] cols; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_store_t_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] src; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_store_i_t;
   typedef struct packed { logic [95:0] unused; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } h_store_sync_t;
-  typedef struct packed { logic [20:0] unused; logic [15:0] block_stride; logic [3:0] act_format; logic [3:0] weight_format; logic [2:0] block; logic [13:0] k; logic [7:0] cols; logic [7:0] rows; logic [8:0] acts; logic [8:0] weights; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } m_mm_t;
-  typedef struct packed { logic [70:0] unused; logic [7:0] cols; logic [7:0] rows; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } m_out_t;
+  typedef struct packed { logic [18:0] unused; logic [15:0] block_stride; logic [3:0] act_format; logic [3:0] weight_format; logic [2:0] block; logic [13:0] k; logic [7:0] cols; logic [7:0] rows; logic [9:0] acts; logic [9:0] weights; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } m_mm_t;
+  typedef struct packed { logic [69:0] unused; logic [7:0] cols; logic [7:0] rows; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } m_out_t;
   typedef struct packed { logic [95:0] unused; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } m_sync_t;
-  typedef struct packed { logic [68:0] unused; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_add_fp_t;
-  typedef struct packed { logic [68:0] unused; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_sub_fp_t;
-  typedef struct packed { logic [68:0] unused; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_mul_fp_t;
-  typedef struct packed { logic [77:0] unused; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_exp_fp_t;
-  typedef struct packed { logic [77:0] unused; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_reci_fp_t;
-  typedef struct packed { logic [77:0] unused; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_rsqrt_fp_t;
-  typedef struct packed { logic [77:0] unused; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_mov_fp_t;
-  typedef struct packed { logic [55:0] unused; logic [30:0] value; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_set_int_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_map_v_fp_t;
-  typedef struct packed { logic [77:0] unused; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_log2_fp_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_vv_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_mul_vv_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_vv_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] scalar; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_vf_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] scalar; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_sub_vf_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] scalar; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_mul_vf_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_exp_v_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_reci_v_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] scalar; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_fill_vf_t;
-  typedef struct packed { logic [43:0] unused; logic [8:0] head_dim; logic [15:0] n; logic [8:0] table_; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_rope_v_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_sub_vv_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] scalar; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_vf_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] b; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_abs_vv_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_log2_v_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_exp2_v_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_tanh_v_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_round_v_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_max_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sum_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sumsq_t;
-  typedef struct packed { logic [43:0] unused; logic [8:0] first; logic [15:0] n; logic [8:0] a; logic [8:0] place; logic [8:0] best; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_max_idx_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] scalar; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_cmp_ge_vf_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] key; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_cmp_eq_int_t;
-  typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] count; logic [8:0] mask; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_topk_mask_t;
-  typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] on_false; logic [8:0] on_true; logic [8:0] mask; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_select_int_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] mask; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_count_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] mask; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_count_int_t;
-  typedef struct packed { logic [61:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_scan_int_t;
-  typedef struct packed { logic [27:0] unused; logic [15:0] size; logic [15:0] n; logic [8:0] value; logic [8:0] mask; logic [8:0] ends; logic [8:0] list_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_append_int_t;
-  typedef struct packed { logic [11:0] unused; logic [15:0] size; logic [15:0] rows; logic [15:0] n; logic [8:0] start; logic [8:0] list_; logic [8:0] table_; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_fetch_v_t;
-  typedef struct packed { logic [11:0] unused; logic [15:0] size; logic [15:0] rows; logic [15:0] n; logic [8:0] start; logic [8:0] list_; logic [8:0] table_; logic [8:0] a; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_at_v_t;
-  typedef struct packed { logic [52:0] unused; logic [15:0] n; logic [8:0] a; logic [8:0] left; logic [8:0] picked; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_pick_v_t;
+  typedef struct packed { logic [65:0] unused; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_add_fp_t;
+  typedef struct packed { logic [65:0] unused; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_sub_fp_t;
+  typedef struct packed { logic [65:0] unused; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_mul_fp_t;
+  typedef struct packed { logic [75:0] unused; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_exp_fp_t;
+  typedef struct packed { logic [75:0] unused; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_reci_fp_t;
+  typedef struct packed { logic [75:0] unused; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_rsqrt_fp_t;
+  typedef struct packed { logic [75:0] unused; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_mov_fp_t;
+  typedef struct packed { logic [54:0] unused; logic [30:0] value; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_set_int_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_map_v_fp_t;
+  typedef struct packed { logic [75:0] unused; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } s_log2_fp_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_vv_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_mul_vv_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_vv_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_vf_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_sub_vf_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_mul_vf_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_exp_v_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_reci_v_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_fill_vf_t;
+  typedef struct packed { logic [37:0] unused; logic [11:0] head_dim; logic [15:0] n; logic [9:0] table_; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_rope_v_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_sub_vv_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_vf_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] b; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_max_abs_vv_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_log2_v_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_exp2_v_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_tanh_v_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_round_v_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_max_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sum_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sumsq_t;
+  typedef struct packed { logic [39:0] unused; logic [9:0] first; logic [15:0] n; logic [9:0] a; logic [9:0] place; logic [9:0] best; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_max_idx_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_cmp_ge_vf_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] key; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_cmp_eq_int_t;
+  typedef struct packed { logic [39:0] unused; logic [15:0] n; logic [9:0] count; logic [9:0] mask; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_topk_mask_t;
+  typedef struct packed { logic [39:0] unused; logic [15:0] n; logic [9:0] on_false; logic [9:0] on_true; logic [9:0] mask; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_select_int_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] mask; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_count_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] mask; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_count_int_t;
+  typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_scan_int_t;
+  typedef struct packed { logic [23:0] unused; logic [15:0] size; logic [15:0] n; logic [9:0] value; logic [9:0] mask; logic [9:0] ends; logic [9:0] list_; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_append_int_t;
+  typedef struct packed { logic [7:0] unused; logic [15:0] size; logic [15:0] rows; logic [15:0] n; logic [9:0] start; logic [9:0] list_; logic [9:0] table_; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_fetch_v_t;
+  typedef struct packed { logic [7:0] unused; logic [15:0] size; logic [15:0] rows; logic [15:0] n; logic [9:0] start; logic [9:0] list_; logic [9:0] table_; logic [9:0] a; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_add_at_v_t;
+  typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] left; logic [9:0] picked; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_pick_v_t;
   typedef struct packed { logic [95:0] unused; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_sync_t;
-  typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] stream; logic [8:0] entry; logic [8:0] key; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_random_v_t;
-  typedef struct packed { logic [16:0] unused; logic [8:0] stream; logic [8:0] key; logic [8:0] scale; logic [8:0] first; logic [15:0] n; logic [8:0] a; logic [8:0] place; logic [8:0] best; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sample_idx_t;
-  typedef struct packed { logic [43:0] unused; logic [15:0] n; logic [8:0] budget; logic [8:0] mask; logic [8:0] a; logic [8:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_budget_mask_t;
+  typedef struct packed { logic [39:0] unused; logic [15:0] n; logic [9:0] stream; logic [9:0] entry; logic [9:0] key; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_random_v_t;
+  typedef struct packed { logic [15:0] unused; logic [15:0] n; logic [23:0] bound; logic [9:0] stream; logic [9:0] entry; logic [9:0] key; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_random_int_t;
+  typedef struct packed { logic [9:0] unused; logic [9:0] stream; logic [9:0] key; logic [9:0] scale; logic [9:0] first; logic [15:0] n; logic [9:0] a; logic [9:0] place; logic [9:0] best; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sample_idx_t;
+  typedef struct packed { logic [39:0] unused; logic [15:0] n; logic [9:0] budget; logic [9:0] mask; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_budget_mask_t;
   function automatic queue_t queue_of(input logic [7:0] opcode);
     case (opcode)
       OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_LOAD_SYNC: queue_of = Q_DMA_IN;
       OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_H_STORE_SYNC: queue_of = Q_DMA_OUT;
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: queue_of = Q_VECTOR;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: queue_of = Q_VECTOR;
       default: queue_of = Q_MATRIX;
     endcase
   endfunction
@@ -206,7 +209,7 @@ package tripath_pkg;
       OP_V_RED_SUM, OP_V_RED_SUMSQ: latency_of = 16'd19;
       OP_V_TOPK_MASK, OP_V_BUDGET_MASK: latency_of = 16'd35;
       OP_V_APPEND_INT: latency_of = 16'd20;
-      OP_V_RANDOM_V: latency_of = 16'd12;
+      OP_V_RANDOM_V, OP_V_RANDOM_INT: latency_of = 16'd12;
       OP_V_RED_SAMPLE_IDX: latency_of = 16'd88;
       default: latency_of = 16'd1;
     endcase
@@ -252,7 +255,7 @@ package tripath_pkg;
   endfunction
   function automatic logic is_random(input logic [7:0] opcode);
     case (opcode)
-      OP_V_RANDOM_V: is_random = 1'b1;
+      OP_V_RANDOM_V, OP_V_RANDOM_INT: is_random = 1'b1;
       default: is_random = 1'b0;
     endcase
   endfunction
@@ -308,34 +311,35 @@ package tripath_pkg;
   function automatic logic [6:0] address_place0(input logic [7:0] opcode);
     case (opcode)
       OP_C_BREAK_IF, OP_C_COUNT: address_place0 = 7'd36;
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place0 = 7'd32;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place0 = 7'd32;
       default: address_place0 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place1(input logic [7:0] opcode);
     case (opcode)
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place1 = 7'd41;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place1 = 7'd42;
       default: address_place1 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place2(input logic [7:0] opcode);
     case (opcode)
-      OP_C_HOST, OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place2 = 7'd50;
+      OP_C_HOST, OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place2 = 7'd52;
       default: address_place2 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place3(input logic [7:0] opcode);
     case (opcode)
-      OP_V_RED_MAX_IDX, OP_V_RED_SAMPLE_IDX: address_place3 = 7'd75;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: address_place3 = 7'd59;
+      OP_V_RED_MAX_IDX, OP_V_RED_SAMPLE_IDX: address_place3 = 7'd78;
+      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_BUDGET_MASK: address_place3 = 7'd62;
       default: address_place3 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] lanes_place(input logic [7:0] opcode);
     case (opcode)
-      OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT: lanes_place = 7'd50;
-      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_PICK_V, OP_V_RED_SAMPLE_IDX: lanes_place = 7'd59;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: lanes_place = 7'd68;
+      OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT: lanes_place = 7'd52;
+      OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_PICK_V, OP_V_RED_SAMPLE_IDX: lanes_place = 7'd62;
+      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: lanes_place = 7'd72;
+      OP_V_RANDOM_INT: lanes_place = 7'd96;
       default: lanes_place = 7'd0;
     endcase
   endfunction

@@ -49,7 +49,7 @@ module vector_control
       first = coming.address[locks[i].port];
       case (locks[i].size)
         SIZE_N: size = coming.word[lanes_place(opcode)+:16];
-        SIZE_HEAD: size = {7'd0, rope.head_dim};
+        SIZE_HEAD: size = {4'd0, rope.head_dim};
         default: size = 16'd1;
       endcase
       range[i].used = locks[i].used;

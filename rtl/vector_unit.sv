@@ -132,7 +132,7 @@ module vector_unit
             other: in.address[1],
             index: in.address[3],
             n: in.word[lanes_place(opcode)+:16],
-            head_dim: rope.head_dim,
+            head_dim: 9'(rope.head_dim),
             fp: fp_read_now[0],
             fp_b: fp_read_now[1],
             integer_: int_read_now

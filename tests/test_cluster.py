@@ -42,6 +42,9 @@ def free_port():
 def address(tmp_path, monkeypatch):
     """Address of a cluster of two nodes with one processor each."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv(
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False
+    )  # a single run in this process says "one node" with it
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
         probe.connect(("192.0.2.1", 1))
         head = f"{probe.getsockname()[0]}:{free_port()}"

@@ -37,6 +37,7 @@ from dllm.operators import (
     Residual,
     Rope,
     Scoring,
+    SelfConditioning,
     Sum,
     Trait,
 )
@@ -131,15 +132,23 @@ class StudyModel:
         layers = range(self.spec.layers)
         return Batch(real=real, tables=tables, sides=[{} for _ in layers], loaded=[{} for _ in layers])
 
-    def forward(self, tokens_BT: Tensor, rows: slice, batch: Batch, *, block: int = 0) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, rows: slice, batch: Batch, *, block: int = 0, soft: Tensor | None = None
+    ) -> Tensor:
         """Hidden states [B, R, hidden] of `rows`; K and V of `rows` are overwritten in the cache (all rows: warm step).
+
+        `soft` [B, R, hidden] are soft tokens of a self-conditioned model; None: all tokens are finished ones.
 
         `batch.probe(layer, attended, exact)` gets the attention output [B, R, width] and the one that an unquantised
         cache gives for the same Q, K and V.
         """
         real = batch.real[:, rows, None]
-        flow = Flow(model=self, batch=batch, tokens=tokens_BT, rows=rows, block=block, x=torch.zeros(0), real=real)
+        flow = Flow(
+            model=self, batch=batch, tokens=tokens_BT, rows=rows, block=block, x=torch.zeros(0), real=real, soft=soft
+        )
         flow.run(self.network.stem)
+        if soft is not None:
+            flow.run(self.network.conditioning)
         for layer, pattern in self.network.layers():
             flow.layer, flow.prefix = layer, f"blocks.{layer}."
             flow.run(pattern)
@@ -292,7 +301,7 @@ class Flow:
     """A forward on its way through the operators: the residual stream `x`, and `h`, which the last operator left.
 
     `h` has a tensor [B, R, width] for each part of the last result (Q, K and V stand apart); `real` [B, R, 1] is 0 for rows
-    of padding.
+    of padding; `soft` [B, R, hidden] are soft tokens, None in a pass over finished tokens.
     """
 
     model: StudyModel
@@ -305,6 +314,7 @@ class Flow:
     layer: int = 0
     prefix: str = ""
     real: Tensor = field(default_factory=lambda: torch.ones(()))
+    soft: Tensor | None = None
 
     def run(self, operators: Sequence[Operator]) -> None:
         """Compute one operator after the other."""
@@ -438,7 +448,15 @@ def _largest(x: Tensor, count: int) -> Tensor:
 def _residual(op: Residual, f: Flow) -> None:
     f.x = f.model.lanes(f.x + f.h[0])
     if op.scaled:
-        f.x = f.model.lanes(f.x * f.model.weights[f"{f.prefix}layer_scale"])
+        name = "clean_layer_scale" if op.clean_scaled and f.soft is None else "layer_scale"
+        f.x = f.model.lanes(f.x * f.model.weights[f.prefix + name])
+
+
+def _self_conditioning(op: SelfConditioning, f: Flow) -> None:
+    assert f.soft is not None
+    f.h = [f.model.norm(f.soft, op.norm.part, op.epsilon)]
+    told = f.model.lanes(f.x + _gated(f.model, f.h[0], op.activation, "self_conditioning."))
+    f.x = f.model.norm(told, None, op.epsilon)
 
 
 def _lm_head(op: LmHead, f: Flow) -> None:
@@ -451,7 +469,7 @@ def _lm_head(op: LmHead, f: Flow) -> None:
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, LmHead: _lm_head,
+    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in the formats of a program."""
 

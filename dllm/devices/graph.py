@@ -26,6 +26,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    SelfConditioning,
     Sum,
 )
 from dllm.workload import Workload
@@ -170,6 +171,15 @@ def _lm_head(op: LmHead, p: Pass) -> list[Operation]:
     return [logits] if op.softcap is None else [logits, _passes(p.all_rows * op.vocab, 32, 5)]
 
 
+def _self_conditioning(op: SelfConditioning, p: Pass) -> list[Operation]:
+    """Distributions times the embedding, its scale, norm, MLP, sum and norm."""
+    mlp = GatedMlp(width=op.width, inner=op.inner, activation=op.activation)
+    return [
+        _gemm(p.all_rows, op.vocab, op.width), _passes(p.all_rows * op.width, 4, 1), _norm(p.all_rows, op.width),
+        *_gated_mlp(mlp, p), _passes(p.all_rows * op.width, 6, 1), _norm(p.all_rows, op.width),
+    ]  # fmt: skip
+
+
 TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     Embedding: lambda op, p: [_passes(p.all_rows * op.width, 4, 1)] * (1 if op.scale == 1 else 2),
     Norm: lambda op, p: [_norm(p.all_rows, op.width)],
@@ -181,6 +191,7 @@ TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]]
     Residual: lambda op, p: [
         _passes(p.all_rows * op.width, 6, 1), *([_passes(p.all_rows * op.width, 4, 1)] if op.scaled else []),
     ],
+    SelfConditioning: _self_conditioning,
     LmHead: _lm_head,
 }  # fmt: skip
 """What eager PyTorch launches for each operator."""
@@ -192,11 +203,13 @@ def _torch(operators: Sequence[Operator], p: Pass) -> list[Operation]:
     return [row for each in operators for row in TORCH_OPERATORS[type(each)](each, p)]
 
 
-def torch_forward(model: ModelSpec, batch: int, rows: int, keys: int) -> list[Operation]:
-    """One forward of `rows` of each of `batch` sequences against `keys`, LM head left out."""
+def torch_forward(model: ModelSpec, batch: int, rows: int, keys: int, *, clean: bool = False) -> list[Operation]:
+    """One forward of `rows` of each of `batch` sequences against `keys`, LM head left out; a `clean` one is of finished
+    tokens."""
     network, shape = model.network, Pass(batch=batch, rows=rows, keys=keys)
     layers = [row for group in network.groups for row in _torch(group.pattern, shape) * group.repeat]
-    return [*_torch(network.stem, shape), *layers * network.cycles]
+    conditioning = () if clean else network.conditioning
+    return [*_torch((*network.stem, *conditioning), shape), *layers * network.cycles]
 
 
 def torch_lm_head(model: ModelSpec, rows: int) -> list[Operation]:
@@ -230,7 +243,7 @@ def torch_gumbel(elements: int) -> list[Operation]:
 
 
 TORCH: Mapping[str, Callable[[ModelSpec, Shape], list[Operation]]] = {
-    "prefill": lambda m, s: torch_forward(m, s.batch, s.canvas, s.canvas),
+    "prefill": lambda m, s: torch_forward(m, s.batch, s.canvas, s.canvas, clean=True),
     "refine": lambda m, s: torch_forward(m, s.batch, s.rows or s.block, s.canvas),
     "lm_head": lambda m, s: torch_lm_head(m, s.batch * s.block),
     "norm": lambda m, s: [_norm(s.batch * s.canvas, m.hidden)],

@@ -27,6 +27,7 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
+    SelfConditioning,
     Sum,
 )
 
@@ -176,6 +177,15 @@ def _lm_head(op: LmHead, p: Pass) -> list[Operation]:
     return [*gemm(p.rows, op.width, op.vocab, p.weights_bytes), *cap]
 
 
+def _self_conditioning(op: SelfConditioning, p: Pass) -> list[Operation]:
+    """Distributions times the embedding, its scale, norm, MLP, sum and norm."""
+    mlp = GatedMlp(width=op.width, inner=op.inner, activation=op.activation)
+    return [
+        *gemm(p.rows, op.vocab, op.width, p.weights_bytes), *passes(p.rows * op.width, unary=1), *norm(p.rows, op.width),
+        *_gated_mlp(mlp, p), *passes(p.rows * op.width, binary=1), *norm(p.rows, op.width),
+    ]  # fmt: skip
+
+
 OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     Embedding: lambda op, p: passes(p.rows * op.width, unary=1 if op.scale == 1 else 2),
     Norm: lambda op, p: norm(p.rows, op.width),
@@ -183,6 +193,7 @@ OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     Moe: _moe,
     Sum: _sum,
     Residual: lambda op, p: passes(p.rows * op.width, unary=int(op.scaled), binary=1),
+    SelfConditioning: _self_conditioning,
     LmHead: _lm_head,
 }  # fmt: skip
 """What the reference model calls for each operator."""
@@ -192,8 +203,8 @@ def _calls(operators: Sequence[Operator], p: Pass) -> list[Operation]:
     return [row for each in operators for row in OPERATORS[type(each)](each, p)]
 
 
-def forward(model: ModelSpec, rows: int, keys: int) -> list[Operation]:
-    """One forward of `rows` of one sequence against `keys`, LM head left out."""
+def forward(model: ModelSpec, rows: int, keys: int, *, clean: bool = False) -> list[Operation]:
+    """One forward of `rows` of one sequence against `keys`, LM head left out; a `clean` one is of finished tokens."""
     network = model.network
     macs = network.layer_macs_per_row
     shape = Pass(rows=rows, keys=keys, weights_bytes=FP32_BYTES * macs)
@@ -202,7 +213,8 @@ def forward(model: ModelSpec, rows: int, keys: int) -> list[Operation]:
     }
     layers = [row for group in network.groups for row in _calls(group.pattern, shape) * group.repeat]
     angles = [row for rotary_dim, _ in tables for row in passes(rows * rotary_dim, unary=6)]
-    return [*angles, *_calls(network.stem, shape), *layers * network.cycles]
+    conditioning = () if clean else network.conditioning
+    return [*angles, *_calls((*network.stem, *conditioning), shape), *layers * network.cycles]
 
 
 def lm_head(model: ModelSpec, rows: int) -> list[Operation]:
@@ -218,7 +230,7 @@ def sampling(model: ModelSpec, rows: int) -> list[Operation]:
 
 
 BY_PHASE: Mapping[str, Callable[[ModelSpec, Shape], list[Operation]]] = {
-    "prefill": lambda m, s: forward(m, s.canvas, s.canvas) * s.batch,
+    "prefill": lambda m, s: forward(m, s.canvas, s.canvas, clean=True) * s.batch,
     "refine": lambda m, s: forward(m, s.rows or s.block, s.canvas) * s.batch,
     "lm_head": lambda m, s: lm_head(m, s.block) * s.batch,
     "sampling": lambda m, s: sampling(m, s.block) * s.batch,

@@ -17,6 +17,7 @@ from npu.isa.spec import (
     INT,
     INTEGER_REGISTERS,
     LOOP_LEVELS,
+    REGISTER_BITS,
     RINGS,
     ControlKind,
     Unit,
@@ -58,7 +59,7 @@ def address_of(control, register):
 LEVEL, REGISTER, RING = unsigned(4), unsigned(4), unsigned(4)
 LEFT_BYTES = 4
 """Of the number of masks that a host leaves."""
-ADDRESS = unsigned((ADDRESS_REGISTERS - 1).bit_length())
+ADDRESS = unsigned(REGISTER_BITS)
 
 
 @njit(cache=True)
@@ -203,7 +204,7 @@ def c_loop_n(control, level, register, unit, length):
 
 
 @instruction(opcode=0x0E, unit=Unit.FRONTEND, control=ControlKind.HOST,
-             operands={"logits": HBM_ROWS, "tokens": HBM_ROWS, "left": HBM, "rows": unsigned(16), "sent": unsigned(32),
+             operands={"logits": HBM_ROWS, "tokens": HBM_ROWS, "left": HBM, "rows": unsigned(16), "sent": unsigned(30),
                        "taken": unsigned(20)},
              reads=(touch("logits", "sent", "rows"),),
              writes=(touch("tokens", "taken", "rows"), touch("left", LEFT_BYTES)),

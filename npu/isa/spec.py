@@ -17,7 +17,8 @@ from npu.errors import ProgramError
 WORD_BITS = 128
 HEADER_BITS = 32
 SEMAPHORE_BITS = 6
-ADDRESS_REGISTERS = 512
+ADDRESS_REGISTERS = 1024
+REGISTER_BITS = (ADDRESS_REGISTERS - 1).bit_length()
 LOOP_LEVELS = 16
 INTEGER_REGISTERS = 16
 RINGS = 16
@@ -124,7 +125,7 @@ def signed(bits: int) -> Operand:
 
 
 def _address(memory: Memory | None, *, rows: bool = False) -> Operand:
-    return Operand(bits=(ADDRESS_REGISTERS - 1).bit_length(), memory=memory, address=True, rows=rows)
+    return Operand(bits=REGISTER_BITS, memory=memory, address=True, rows=rows)
 
 
 HBM, HBM_ROWS = _address(Memory.HBM), _address(Memory.HBM, rows=True)

@@ -49,6 +49,12 @@ def uniform(word):
 
 
 @njit(cache=True)
+def below(word, bound):
+    """An integer from 0 to `bound` - 1: the word times `bound`, of which 2^32 is one."""
+    return np.int32((word * bound) >> 32)
+
+
+@njit(cache=True)
 def gumbel2(word):
     """-log2(-log2(1 - t)) with t = (word + 1/2) / 2^32, as float32: Gumbel noise over ln 2, up to a constant.
 

@@ -9,7 +9,7 @@ from numba import njit
 
 from npu.formats.rounding import round_bf16
 from npu.isa.spec import FP, INDEX, INT, VECTOR, VECTOR_ROWS, OpClass, Unit, instruction, touch, unsigned
-from npu.isa.threefry import gumbel2, random_word, uniform
+from npu.isa.threefry import below, gumbel2, random_word, uniform
 from npu.isa.transcendental import exponential, hyperbolic_tangent, logarithm2, power_of_two, reciprocal
 
 N = unsigned(16)
@@ -111,7 +111,7 @@ def v_fill_vf(vector, fp, dst, scalar, n):
 
 
 @instruction(opcode=0x29, unit=Unit.VECTOR, op_class=OpClass.ELEMENTWISE,
-             operands={"dst": VECTOR, "a": VECTOR, "table": VECTOR, "n": N, "head_dim": unsigned(9)},
+             operands={"dst": VECTOR, "a": VECTOR, "table": VECTOR, "n": N, "head_dim": unsigned(12)},
              reads=(touch("a", "n"), touch("table", "head_dim")), writes=(touch("dst", "n"),),
              lanes=lambda o: o["n"], legal=lambda o: o["head_dim"] > 0 and o["n"] % o["head_dim"] == 0)  # fmt: skip
 def v_rope_v(vector, dst, a, table, n, head_dim):
@@ -385,6 +385,17 @@ def v_random_v(vector, integer, dst, key, entry, stream, n):
     integer[key], integer[key + 1]; of its first word the 23 highest bits, and a half, over 2^23."""
     for i in range(n):
         vector[dst + i] = round_bf16(uniform(random_word(integer[key], integer[key + 1], entry + i, stream)))
+
+
+@instruction(opcode=0x4D, unit=Unit.VECTOR, op_class=OpClass.RANDOM,
+             operands={"dst": INT, "key": INT, "entry": INDEX, "stream": INDEX, "bound": unsigned(24), "n": N},
+             reads=(touch("key", 2),), writes=(touch("dst", "n"),), lanes=lambda o: o["n"],
+             legal=lambda o: o["bound"] > 0)  # fmt: skip
+def v_random_int(integer, dst, key, entry, stream, bound, n):
+    """integer[dst] := random integers below `bound`: of the word that V_RANDOM_V takes for a lane, times `bound`, the upper 32 of
+    64 bits."""
+    for i in range(n):
+        integer[dst + i] = below(random_word(integer[key], integer[key + 1], entry + i, stream), bound)
 
 
 @instruction(opcode=0x4B, unit=Unit.VECTOR, op_class=OpClass.REDUCE,

@@ -96,11 +96,20 @@ def _start(idle_minutes: float, cpus: int | None) -> int:
     until = time.monotonic() + START_SECONDS
     while standing.standing() is None:
         if keeper.poll() is not None or time.monotonic() > until:
-            keeper.kill()
+            _give_up(keeper)
             last = (place / LOG).read_text(errors="replace").strip().splitlines()[-1:]
             raise TripathError(f"cluster: does not start ({last[0] if last else 'no answer'}); see {place / LOG}")
         time.sleep(0.05)
     return _status()
+
+
+def _give_up(keeper: subprocess.Popen[str]) -> None:
+    """End a keeper that does not answer, and the Ray that it may have started: all of its session."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(keeper.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            keeper.wait(END_SECONDS)
 
 
 def _stop() -> int:

@@ -1,9 +1,12 @@
 """The keys of each family's `config.json`: which gives which field of a ModelSpec, and which change nothing."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from dllm.families import GGUF, LLADA, LLADA2, NEMOTRON, QWEN, Family
+import numpy as np
+
+from dllm.families import GEMMA, GGUF, LLADA, LLADA2, NEMOTRON, QWEN, Family
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +25,8 @@ class Adapter:
         block_key: The key of the block length; empty: there is none.
         only: Keys that are understood with these values (or lists of them) alone, beside null.
         ignored: Keys that change nothing of what the model computes.
+        derive: Fields that follow from several keys, of config.json and of generation_config.json; those of `decoding` are
+            written with a dot. It raises KeyError of a key whose value contradicts another.
     """
 
     model_types: tuple[str, ...]
@@ -34,6 +39,7 @@ class Adapter:
     block_key: str = ""
     only: Mapping[str, Collection[object]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    derive: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def _words(text: str) -> frozenset[str]:
@@ -75,6 +81,37 @@ _MOE_KEYS: Mapping[str, tuple[str, ...]] = {
 _OF_TRAINING = _words("""
     aux_loss_alpha norm_softmax output_dropout output_router_logits router_aux_loss_coef router_dtype seq_aux""")
 """How a router was trained, and what dropout is called there."""
+
+_SLIDING, _FULL = (f"rope_parameters.{kind}_attention" for kind in ("sliding", "full"))
+
+
+def _of_gemma(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Every so many layers one attends to all keys; embeddings are multiplied by the root of their width, in BF16; the loop's
+    numbers are those of the published generation_config.json where there is none."""
+    kinds, hidden = config.get("layer_types") or [], config.get("hidden_size")
+    period = config.get("sliding_window_pattern") or (
+        kinds.index("full_attention") + 1 if "full_attention" in kinds else 6
+    )
+    if kinds and kinds != [
+        f"{'sliding' if layer % period else 'full'}_attention" for layer in range(1, len(kinds) + 1)
+    ]:
+        raise KeyError("layer_types")
+    found: dict[str, Any] = {"full_layers.period": period, "self_conditioning": config.get("intermediate_size")}
+    if isinstance(hidden, int):
+        bits = np.float32(hidden**0.5).view(np.uint32)
+        found["embedding_scale"] = float(
+            ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+        )
+    if isinstance(width := config.get("global_head_dim"), int):
+        found["full_layers.rotary_pairs"] = int(config.get(f"{_FULL}.partial_rotary_factor", 0.25) * width) // 2
+    if generation.get("stability_threshold", 1) != 1:
+        raise KeyError("stability_threshold")
+    published = {
+        "steps_per_block": ("max_denoising_steps", 48), "entropy_bound": ("entropy_bound", 0.1), "temperature": ("t_max", 0.8),
+        "last_temperature": ("t_min", 0.4), "stop_entropy": ("confidence_threshold", 0.005),
+    }  # fmt: skip
+    return found | {f"decoding.{name}": generation.get(key, value) for name, (key, value) in published.items()}
+
 
 ADAPTERS = (
     Adapter(
@@ -201,6 +238,35 @@ ADAPTERS = (
         only={"architectures": ("Qwen3ForCausalLM",), **_UNBIASED}, ignored=_OF_SLIDING,
     ),
     Adapter(
+        model_types=("diffusion_gemma",), family=GEMMA,
+        keys={
+            **_HF_KEYS, "rope_theta": (f"{_SLIDING}.rope_theta",), "window": ("sliding_window",),
+            "logit_softcap": ("final_logit_softcapping",), "full_layers.kv_heads": ("num_global_key_value_heads",),
+            "full_layers.head_dim": ("global_head_dim",), "full_layers.rope_theta": (f"{_FULL}.rope_theta",),
+            "experts.count": ("num_experts",), "experts.chosen": ("top_k_experts",),
+            "experts.inner": ("moe_intermediate_size",),
+        },
+        defaults={"mask_id": 0, "tied_embeddings": True},
+        constants={
+            "attention_mask": "causal", **_PLAIN, "qk_norm": True, "v_norm": True, "post_norms": True, "layer_scales": True,
+            "clean_layer_scales": True, "activation": "gelu_tanh", "attention_scale": 1.0, "full_layers.shared_kv": True,
+            "experts.score": "softmax", "experts.normalised": True, "experts.factors": True, "experts.router_norm": True,
+            "experts.beside_ffn": True,
+        },
+        decoding={"cache": "append", "commit": "entropy_bound", "diffusion": "uniform"}, block_key="canvas_length",
+        only={
+            "architectures": ("DiffusionGemmaForBlockDiffusion",), "hidden_activation": ("gelu_pytorch_tanh",),
+            "attention_bias": (False,), "attention_k_eq_v": (True,), "enable_moe_block": (True,), "use_double_wide_mlp": (False,),
+            "num_kv_shared_layers": (0,), "hidden_size_per_layer_input": (0,), "use_bidirectional_attention": ("vision",),
+            "layer_types": ("sliding_attention", "full_attention"), f"{_SLIDING}.rope_type": ("default",),
+            f"{_FULL}.rope_type": ("proportional",), "text_config.model_type": ("diffusion_gemma_text",),
+        },
+        ignored=_words("""
+            boi_token_id eoi_token_id image_token_id sliding_window_pattern vision_config vision_soft_tokens_per_image
+            vocab_size_per_layer_input""") | {f"{_FULL}.partial_rotary_factor"},
+        derive=_of_gemma,
+    ),
+    Adapter(
         model_types=("llama",), family=QWEN, keys=_HF_KEYS, defaults=_UNTIED,
         constants=_CAUSAL, decoding=_ONE_BY_ONE,
         only={"architectures": ("LlamaForCausalLM",), **_UNBIASED, "rope_interleaved": (False,)},
@@ -229,9 +295,3 @@ GGUF_ADAPTER = Adapter(
 """The metadata of a file of llama.cpp, with `llama.tied` for the absence of a head."""
 IGNORED_GGUF = ("general.", "tokenizer.", "GGUF.")
 """Beginnings of keys of metadata that say nothing of what a model computes."""
-
-LACKING = {
-    "diffusion_gemma": "self-conditioning and a canvas of random tokens",
-    "DiffusionGemmaForBlockDiffusion": "self-conditioning and a canvas of random tokens",
-}
-"""What keeps a `model_type`, or one of `architectures`, from being run."""

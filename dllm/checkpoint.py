@@ -22,7 +22,7 @@ from dllm import gguf_files
 from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, tensor_name
 from dllm.folder import CONFIG, POINTER, describe, read_small
 from dllm.low_rank import Adapter, read_adapter
-from dllm.model import ModelSpec
+from dllm.model import FullLayers, ModelSpec
 from dllm.operators import Experts, Part
 from dllm.rotary import Scaling
 from npu.errors import TripathError
@@ -175,6 +175,10 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
                 f"model.checkpoint: tensor {known} has type {place.kind}, not one of {', '.join(_TYPES)} ({place.file})"
             )
         whole = (sum(part.shape[0] for part in parts.values()), *next(iter(parts.values())).shape[1:])
+        if len(place.shape) == 3 and spec.experts is not None and place.shape[0] == spec.experts.count:
+            place = replace(
+                place, shape=(place.shape[0] * place.shape[1], place.shape[2])
+            )  # experts one below the other
         if place.shape != whole:
             raise TripathError(
                 f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {whole} ({place.file})"
@@ -229,7 +233,10 @@ def _stored(spec: ModelSpec, family: Family) -> dict[str, dict[str, Part]]:
             for part in stored.weight.parts:
                 known = family.name_of(part.name, there)
                 found.setdefault(known, {})[tensor_name(part.name, layer)] = part
-    return found
+    return {
+        known: dict(sorted(parts.items(), key=lambda each: family.place_in_stack(each[1].name)))
+        for known, parts in found.items()
+    }
 
 
 def _check_unread(spec: ModelSpec, family: Family, headers: Mapping[str, _Place], read: set[str]) -> None:
@@ -239,7 +246,8 @@ def _check_unread(spec: ModelSpec, family: Family, headers: Mapping[str, _Place]
         TripathError: naming the tensor, the file, and the key of the model that would read it, if there is one.
     """
     twin = _twin(spec, family, headers)
-    skipped = tuple(family.layer.format(layer=layer) for layer in _layers_left_out(spec, family, headers))
+    left_out = (family.layer.format(layer=layer) for layer in _layers_left_out(spec, family, headers))
+    skipped = (*left_out, *family.apart)
     for name, place in headers.items():
         if name in read or name.startswith(skipped) or name.endswith(DERIVED) or name == twin:
             continue
@@ -401,7 +409,7 @@ def _check_config(spec: ModelSpec, family: Family, file: Path) -> None:
         known.pop("eos_id", None)
     if spec.max_sequence <= known.get("max_sequence", 0):  # a shorter context is a choice
         known.pop("max_sequence", None)
-    for name, kind in {"rope_scaling": Scaling, "experts": Experts}.items():
+    for name, kind in {"rope_scaling": Scaling, "experts": Experts, "full_layers": FullLayers}.items():
         if isinstance(known.get(name), Mapping):
             known[name] = kind(**known[name])
     for field, value in {"rope_scaling": None, "experts": None, **known}.items():

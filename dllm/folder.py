@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dllm import gguf_files
-from dllm.adapters import ADAPTERS, EVERYWHERE, GGUF_ADAPTER, IGNORED_GGUF, LACKING, LLAMA, ROTARY_SHARE, Adapter
+from dllm.adapters import ADAPTERS, EVERYWHERE, GGUF_ADAPTER, IGNORED_GGUF, LLAMA, ROTARY_SHARE, Adapter
 from dllm.families import GGUF, Family
 from dllm.model import FullLayers, ModelSpec
 from dllm.operators import Experts
@@ -65,6 +65,8 @@ _STRETCHES = {
 _ROPE = ("rope_scaling", "rope_parameters")
 """The key that holds the angles, as older and newer files call it; inside, the kind has one of two names."""
 _ROPE_KIND = ("rope_type", "type")
+_TEXT = "text_config"
+"""The key that holds the language model of one that sees pictures too."""
 
 
 def describe(file: Path, subject: str = "model.folder") -> Described:
@@ -97,10 +99,12 @@ def describe(file: Path, subject: str = "model.folder") -> Described:
         values["rotary_dim"] = None
     if values.get("experts.shared"):  # counted in experts
         values["experts.shared"] *= values.get("experts.inner", 0)
-    block = config.first([adapter.block_key])
+    block, derived = config.first([adapter.block_key]), _derived_by(adapter, config)
+    own = {key.removeprefix("decoding."): value for key, value in derived.items() if key.startswith("decoding.")}
+    values |= {key: value for key, value in derived.items() if not key.startswith("decoding.")}
     values |= {
         **adapter.constants,
-        "decoding": {**adapter.decoding, **({} if block is None else {"block_length": block})},
+        "decoding": {**adapter.decoding, **own, **({} if block is None else {"block_length": block})},
     }
     assumed = {name: value for name, value in adapter.defaults.items() if name not in values}
     assumed |= {name: value for name, value in _derived(values).items() if name not in {**values, **assumed}}
@@ -220,10 +224,18 @@ def _metadata(file: Path, subject: str) -> _Config:
 
 
 def _flat(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the angles with a dot, of each kind of layers with two; those of a language model inside of another as its own."""
     flat: dict[str, Any] = {}
     for key, value in whole.items():
-        inside = key in _ROPE and isinstance(value, dict)
-        flat |= {f"{key}.{name}": each for name, each in value.items()} if inside else {key: value}
+        if key == _TEXT and isinstance(value, dict):
+            inner = _flat(value)
+            flat = {**inner, **flat, f"{_TEXT}.model_type": inner.get("model_type")}
+        elif key in _ROPE and isinstance(value, dict):
+            for name, each in value.items():
+                inside = {f".{inner}": own for inner, own in each.items()} if isinstance(each, dict) else {"": each}
+                flat |= {f"{key}.{name}{inner}": own for inner, own in inside.items()}
+        else:
+            flat[key] = value
     return flat
 
 
@@ -233,11 +245,7 @@ def _adapter(config: _Config) -> Adapter:
     Raises:
         TripathError: there is none, or its weights are in a layout that is not read.
     """
-    kind, listed = config.values.get("model_type"), config.values.get("architectures")
-    for key, names in (("model_type", [kind]), ("architectures", listed if isinstance(listed, list) else [])):
-        for name in names:
-            if isinstance(name, str) and name in LACKING:
-                config.refuse(key, f"is a model that tripath cannot run yet, which lacks {LACKING[name]}")
+    kind = config.values.get("model_type")
     rows = [row for row in ADAPTERS if kind in row.model_types]
     if not rows:
         known = ", ".join(dict.fromkeys(row.model_types[0] for row in ADAPTERS))
@@ -290,6 +298,7 @@ def _scaling(config: _Config, adapter: Adapter) -> dict[str, Any]:
             if (
                 name not in understood
                 and key not in adapter.ignored
+                and key not in adapter.only
                 and not any(key in keys for keys in adapter.keys.values())
             ):
                 config.refuse(key)
@@ -301,6 +310,17 @@ def _scaling(config: _Config, adapter: Adapter) -> dict[str, Any]:
         if stretched:
             found = {"kind": kind, **stretched}
     return found
+
+
+def _derived_by(adapter: Adapter, config: _Config) -> Mapping[str, Any]:
+    """The fields that the row derives from several keys, of generation_config.json too."""
+    if adapter.derive is None:
+        return {}
+    beside = config.file.with_name(GENERATION)
+    try:
+        return adapter.derive(config.values, _read(beside, config.subject) if beside.is_file() else {})
+    except KeyError as error:
+        config.refuse(error.args[0])
 
 
 def _derived(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -293,6 +293,35 @@ def test_a_sweep_is_a_parent_with_a_run_for_each_job(tripath_command, tmp_path, 
     assert len(runs_of(store)) == 3
 
 
+def test_a_sweep_that_is_interrupted_while_it_ends_has_not_passed(tripath_command, tmp_path, monkeypatch, store):  # noqa: F811
+    real, ended = Store.end, []
+
+    def end(self, run_id, record, folder):
+        ended.append(record.status)
+        if len(ended) == 1:
+            raise KeyboardInterrupt
+        return real(self, run_id, record, folder)
+
+    monkeypatch.setattr(Store, "end", end)
+    status, output, errors = tripath_command(*TRACKED_SWEEP)
+    assert (status, errors.splitlines()[-1]) == (cli.INTERRUPTED, "error: interrupted")
+    assert ended == ["FINISHED", "KILLED"]
+    assert "2 passed" in output
+    runs = {run.info.run_name: run for run in runs_of(store)}
+    parent = runs.pop("sweep of hardware.vlen")
+    assert (parent.info.status, parent.data.tags["verdict"]) == ("KILLED", "interrupted")
+    assert {(run.info.status, run.data.tags["verdict"]) for run in runs.values()} == {("FINISHED", "passed")}
+    folder = tmp_path / "sweep"
+    kept = json.loads((folder / "record.json").read_text())
+    assert (kept["status"], kept["tags"]["verdict"]) == ("KILLED", "interrupted")
+    assert (folder / "report.html").exists()
+    assert not [name for name in ("junit.xml", "summary.md") if (folder / name).exists()]
+    assert tripath_command(*TRACKED_SWEEP)[0] == cli.PASSED
+    (parent,) = (run for run in runs_of(store) if run.data.tags.get("kind") == "sweep")
+    assert (parent.info.status, parent.data.tags["verdict"]) == ("FINISHED", "passed")
+    assert (folder / "junit.xml").exists()
+
+
 class FailingStore(Store):
     """Goes away after its first job."""
 

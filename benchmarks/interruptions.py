@@ -87,12 +87,15 @@ class Commands:
 
     def __init__(self, place: Path) -> None:
         self._place, self.seconds, self.files = place, dict[str, float](), dict[str, set[str]]()
-        self._store: Path | None = None
+        self._store, self._known = place / "new.db", place / "uninterrupted.json"
+        if self._known.exists():
+            for kind, (seconds, files) in json.loads(self._known.read_text()).items():
+                self.seconds[kind], self.files[kind] = seconds, set(files)
 
     def start(self, kind: str, folder: Path, *, new_store: bool = True) -> tuple[subprocess.Popen, str]:
         """The command, in a group of its own, and its mark."""
         folder.mkdir(exist_ok=True, parents=True)
-        if self._store and not new_store and not (folder / "mlruns").exists():
+        if self._store.exists() and not new_store and not (folder / "mlruns").exists():
             (folder / "mlruns").mkdir()
             shutil.copy(self._store, folder / "mlruns" / "mlflow.db")
         mark = uuid.uuid4().hex
@@ -119,9 +122,10 @@ class Commands:
                     sys.exit((folder / "log").read_text())
             self.seconds[kind] = time.perf_counter() - began
             self.files[kind] = {str(path.relative_to(folder)) for path in (folder / "out").rglob("*") if path.is_file()}
-            if self._store is None and (folder / "mlruns").exists():
-                self._store = self._place / "new.db"
-                _empty_copy(folder / "mlruns" / "mlflow.db", self._store)
+        if not self._store.exists() and (folder / "mlruns").exists():
+            _empty_copy(folder / "mlruns" / "mlflow.db", self._store)
+        known = {each: (self.seconds[each], sorted(self.files[each])) for each in self.seconds}
+        self._known.write_text(json.dumps(known))
 
 
 def _empty_copy(database: Path, copy: Path) -> None:
@@ -182,8 +186,8 @@ def interrupt(commands: Commands, given: Try, folder: Path) -> dict[str, object]
     faults += [*of_files(folder, commands.files[given.kind], whole=whole), *of_store(folder, whole=whole)]
     if not faults and given.resumed:
         process, _ = commands.start(given.kind, folder)
-        if status := process.wait(LIMIT_SECONDS):
-            faults.append(f"given again: status {status}")
+        if again := process.wait(LIMIT_SECONDS):
+            faults.append(f"given again: status {again}")
         faults += [f"given again: {fault}" for fault in (
             *of_files(folder, commands.files[given.kind], whole=True), *of_store(folder, whole=True))]  # fmt: skip
     what = {**dataclasses.asdict(given), "sent": sent, "status": status, "seconds": round(seconds, 2)}

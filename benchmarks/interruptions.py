@@ -1,4 +1,4 @@
-"""Interrupts commands at random moments: `python -m benchmarks.interruptions [--runs N] [--seed S] [--log FILE]`.
+"""Interrupts commands at random moments: `python -m benchmarks.interruptions [--runs N] [--seed S] [--log FILE] [--standing]`.
 
 Each try starts a small run or sweep, sends it SIGINT or SIGTERM at a random moment, sometimes a second one soon after, and looks
 at what is left: the exit status, the output, processes, files, and the runs of the MLflow store. One try in eight then gives the
@@ -23,17 +23,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-TRACKED = ("tracking=sqlite",)
+TRACKED = "tracking=sqlite"
 TIMING = "paths=[analytical,cycle]"
 KINDS: Mapping[str, Sequence[str]] = {
     "run, analytical": ("experiment=quick", "paths=[analytical]", "hydra.run.dir=out"),
-    "run, analytical, tracked": ("experiment=quick", "paths=[analytical]", *TRACKED, "hydra.run.dir=out"),
-    "run, three paths, tracked": ("experiment=quick", *TRACKED, "hydra.run.dir=out"),
+    "run, analytical, tracked": ("experiment=quick", "paths=[analytical]", TRACKED, "hydra.run.dir=out"),
+    "run, three paths, tracked": ("experiment=quick", TRACKED, "hydra.run.dir=out"),
     "sweep, analytical": ("--multirun", "experiment=quick", "paths=[analytical]", "hydra.sweep.dir=out",
                           "workload.cache=none,dual", "hardware.vlen=64,128"),
-    "sweep, analytical, tracked": ("--multirun", "experiment=quick", "paths=[analytical]", *TRACKED, "hydra.sweep.dir=out",
+    "sweep, analytical, tracked": ("--multirun", "experiment=quick", "paths=[analytical]", TRACKED, "hydra.sweep.dir=out",
                                    "workload.cache=none,dual", "hardware.vlen=64,128"),
-    "sweep, two paths, tracked": ("--multirun", "experiment=quick", TIMING, *TRACKED, "hydra.sweep.dir=out",
+    "sweep, two paths, tracked": ("--multirun", "experiment=quick", TIMING, TRACKED, "hydra.sweep.dir=out",
                                   "workload.cache=none,prefix,dual"),
 }  # fmt: skip
 """What is interrupted."""
@@ -48,10 +48,12 @@ RESUMED = 8
 """Of so many tries one is started again."""
 MARK = "TRIPATH_INTERRUPTION"
 """The environment variable by which the processes of a try are known, whoever their parent is."""
+CLUSTER = "TRIPATH_CLUSTER"
 INTERRUPTED = 130
 UNWANTED = ("Traceback", "Exception ignored", "Fatal Python error", "core dumped", "Aborted")
 REPORT, NOTE = "report.json", "tracked.json"
-OWN_OF_A_RUN, OWN_OF_A_SWEEP = ("config.yaml", "report.html", "record.json"), ("junit.xml", "summary.md")
+OWN_OF_A_SWEEP = ("junit.xml", "summary.md")
+"""Files that only a sweep has whose jobs have all ended."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +87,8 @@ def drawn(seed: int, number: int) -> Try:
 class Commands:
     """Starts commands, each in a folder of its own, and knows what they leave when nobody interrupts them."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *, standing: bool) -> None:
+        self._cluster = place / "cluster" if standing else None
         self._place, self.seconds, self.files = place, dict[str, float](), dict[str, set[str]]()
         self._store, self._known = place / "new.db", place / "uninterrupted.json"
         if self._known.exists():
@@ -95,17 +98,39 @@ class Commands:
     def start(self, kind: str, folder: Path, *, new_store: bool = True) -> tuple[subprocess.Popen, str]:
         """The command, in a group of its own, and its mark."""
         folder.mkdir(exist_ok=True, parents=True)
-        if self._store.exists() and not new_store and not (folder / "mlruns").exists():
+        if TRACKED in KINDS[kind] and self._store.exists() and not new_store and not (folder / "mlruns").exists():
             (folder / "mlruns").mkdir()
             shutil.copy(self._store, folder / "mlruns" / "mlflow.db")
         mark = uuid.uuid4().hex
-        own = {"TRIPATH_CACHE": str(folder / "cache"), "TRIPATH_CLUSTER": str(folder / "c"), MARK: mark}
+        own = {"TRIPATH_CACHE": str(folder / "cache"), CLUSTER: str(self._cluster or folder / "c"), MARK: mark}
         with (folder / "log").open("a") as log:
             process = subprocess.Popen(  # noqa: S603  ourselves
                 [sys.executable, "-m", "tripath", *KINDS[kind]], cwd=folder, env={**os.environ, **own}, stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         return process, mark
+
+    @contextlib.contextmanager
+    def cluster(self) -> Iterator[None]:
+        """The cluster that stands between the commands, where one is asked for."""
+        if self._cluster is None:
+            yield
+            return
+        tripath = [sys.executable, "-m", "tripath", "cluster"]
+        environment = {**os.environ, CLUSTER: str(self._cluster)}
+        subprocess.run([*tripath, "start"], env=environment, check=True)  # noqa: S603  ourselves
+        try:
+            yield
+        finally:
+            subprocess.run([*tripath, "stop"], env=environment, check=True)  # noqa: S603  ourselves
+
+    def left(self, mark: str) -> list[int]:
+        """Processes of a command that have not ended; on a standing cluster all but the keeper's first, which holds Ray."""
+        if self._cluster is None:
+            return marked(mark)
+        keeper = json.loads((self._cluster / "state.json").read_text())["pid"]
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        return [*map(int, children[1:]), *marked(mark)]
 
     def measure(self, kind: str) -> None:
         """Run a command to its end, for its seconds and its files; the first command of all twice, since it may compile code."""
@@ -172,7 +197,7 @@ def interrupt(commands: Commands, given: Try, folder: Path) -> dict[str, object]
         process.kill()
     seconds = time.perf_counter() - began
     until = time.monotonic() + GRACE_SECONDS
-    while (left := marked(mark)) and time.monotonic() < until:
+    while (left := commands.left(mark)) and time.monotonic() < until:
         time.sleep(0.2)
     for pid in left:
         with contextlib.suppress(OSError):
@@ -216,14 +241,16 @@ def of_files(folder: Path, expected: set[str], *, whole: bool) -> Iterator[str]:
         missing = sorted(of_run - there - {f"{own}/{NOTE}"})
         if missing or not of_run:
             yield f"a run looks whole and lacks {missing}"
-    if not whole:
-        yield from (f"looks whole: {name}" for name in OWN_OF_A_SWEEP if (out / name).exists())
-        if (record := out / "record.json").exists() and not (out / REPORT).exists():
-            content = json.loads(record.read_bytes())
-            if content["tags"].get("kind") == "sweep" and (
-                content["status"] == "FINISHED" or content["tags"].get("verdict") == "passed"
-            ):
-                yield f"the record says {content['status']}, {content['tags'].get('verdict')}"
+    record = out / "record.json"
+    content = json.loads(record.read_bytes()) if record.exists() else {"tags": {}, "status": ""}
+    if content["tags"].get("kind") == "sweep":
+        missing = sorted(expected - there)
+        if content["status"] == "FINISHED" and missing:  # its jobs had ended, and the cluster was being closed
+            yield f"the record of a sweep says FINISHED, and it lacks {missing}"
+        if content["status"] != "FINISHED":
+            yield from (f"looks whole: {name}" for name in OWN_OF_A_SWEEP if (out / name).exists())
+            if content["tags"].get("verdict") == "passed":
+                yield f"the record of a sweep says {content['status']}, passed"
     yield from (f"left {path.name}" for path in folder.glob("mlruns/mlflow.db.*"))
 
 
@@ -267,6 +294,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, default=Path("interruptions.jsonl"))
+    parser.add_argument(
+        "--standing", action="store_true", help="on a standing cluster, in place of one for each command"
+    )
     parser.add_argument("--kind", choices=KINDS, help="tries of this kind alone")
     asked = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, which commands inherit
@@ -274,20 +304,21 @@ def main() -> int:
     place.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in asked.log.read_text().splitlines()] if asked.log.exists() else []
     known = {each["number"] for each in done}
-    commands = Commands(place)
-    for given in (drawn(asked.seed, number) for number in range(asked.runs)):
-        if given.number in known or asked.kind not in (None, given.kind):
-            continue
-        if given.kind not in commands.seconds:
-            commands.measure(given.kind)
-        folder = place / str(given.number)
-        shutil.rmtree(folder, ignore_errors=True)
-        found = interrupt(commands, given, folder)
-        done.append(found)
-        with asked.log.open("a") as log:
-            log.write(json.dumps(found) + "\n")
-        if not found["faults"]:
-            shutil.rmtree(folder)
+    commands = Commands(place, standing=asked.standing)
+    with commands.cluster():
+        for given in (drawn(asked.seed, number) for number in range(asked.runs)):
+            if given.number in known or asked.kind not in (None, given.kind):
+                continue
+            if given.kind not in commands.seconds:
+                commands.measure(given.kind)
+            folder = place / str(given.number)
+            shutil.rmtree(folder, ignore_errors=True)
+            found = interrupt(commands, given, folder)
+            done.append(found)
+            with asked.log.open("a") as log:
+                log.write(json.dumps(found) + "\n")
+            if not found["faults"]:
+                shutil.rmtree(folder)
     show([each for each in done if asked.kind in (None, each["kind"])])
     return int(any(each["faults"] for each in done))
 

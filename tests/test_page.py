@@ -123,6 +123,29 @@ document.querySelector('iframe').onload = event => {{
 </script>"""
 
 
+SHOWN_BY_A_SERVER = """<!doctype html><iframe></iframe><pre id="answer"></pre><script>
+const frame = document.querySelector('iframe');
+frame.onload = event => {{
+  const page = event.target.contentDocument;
+  document.getElementById('answer').textContent = JSON.stringify(
+    [[...page.querySelectorAll('a')].map(link => link.getAttribute('href')), page.querySelector('tbody').textContent]);
+}};
+frame.src = URL.createObjectURL(new Blob([{text}], {{ type: 'text/html' }}));
+</script>"""
+
+
+@browser
+def test_in_a_page_that_a_server_shows_by_itself_no_link_leads_nowhere(tmp_path):
+    """MLflow shows an artifact from memory: the reports of jobs are not beside it."""
+    text = json.dumps(sweep_page()).replace("</", "<\\/")
+    (tmp_path / "ask.html").write_text(SHOWN_BY_A_SERVER.format(text=text))
+    answer = dump(tmp_path / "profile", (tmp_path / "ask.html").as_uri(), *OFFLINE)
+    links, jobs = json.loads(html.unescape(re.search(r'<pre id="answer">(.*?)</pre>', answer, re.DOTALL)[1]))
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert jobs.split()[0].startswith("1dual"), "the number of the job stays"
+
+
 HEIGHTS = """<!doctype html><iframe width="{width}" height="900" src="{page}"></iframe><pre id="answer"></pre><script>
 document.querySelector('iframe').onload = event => {{
   const rows = event.target.contentDocument.querySelector('table').tBodies[0].rows;

@@ -231,9 +231,9 @@ def test_the_command_that_opens_a_store_survives_a_shell(tmp_path):
     script = f"printf '%s\\n' {tracked.command}"
     shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     assert tracked.uri in shown.stdout.splitlines()
-    assert tracked.page == "http://127.0.0.1:5000/#/experiments/1/runs/r"
+    assert tracked.page == "http://127.0.0.1:5000/#/experiments/1/runs/r?workflowType=machine_learning"
     served = Tracked(uri="http://server:8080/", experiment_id="1", run_id="r")
-    assert served.page == "http://server:8080/#/experiments/1/runs/r"
+    assert served.page == "http://server:8080/#/experiments/1/runs/r?workflowType=machine_learning"
 
 
 def test_parameters_are_flat_and_complete():

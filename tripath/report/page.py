@@ -13,7 +13,7 @@ from npu.metrics import Table
 SCRIPT = (Path(__file__).parent / "tables.js").read_text(encoding="utf-8")
 """What sorts and filters tables; without it they are as they stand."""
 _DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-LONG = 24
+LONG = 28
 """A cell of more characters is broken into lines on a phone."""
 POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
 """What a browser may load for the page: nothing that is not in it; and run: this script alone."""
@@ -51,7 +51,7 @@ details { margin: .6rem 0; } summary { cursor: pointer; padding: .2rem 0; }
 .token { background: rgb(var(--mark) / var(--late)); border: 1px solid var(--line); border-radius: 3px; padding: .1rem 0;
   text-align: center; font-size: .9rem; line-height: 1.3; overflow-wrap: anywhere; }
 .token b { display: block; font-weight: 600; } .token small { opacity: .85; }
-@media (max-width: 40rem) { td.long { white-space: normal; min-width: 9rem; }
+@media (max-width: 40rem) { td.long { white-space: normal; min-width: 7rem; }
   figure img { max-width: none; width: 36rem; } .token { font-size: .75rem; } }
 """
 

@@ -32,7 +32,17 @@ from tripath.run.job import (
 from tripath.sweeps.baseline import Baseline, Drift, by_metric, compare, facts_of
 from tripath.sweeps.by_phase import write_by_phase
 from tripath.sweeps.study import write_quality
-from tripath.sweeps.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
+from tripath.sweeps.summary import (
+    DESCENDING,
+    MOST_ROWS,
+    Row,
+    draw_summary,
+    order,
+    short,
+    sort_metric,
+    summary,
+    write_csv,
+)
 from tripath.sweeps.sweep_report import PAGE, page_of_sweep
 from tripath.sweeps.verdicts import JUNIT, MARKDOWN, junit, markdown
 from tripath.tracking.record import FILE, Record, git_commit, to_json
@@ -331,6 +341,7 @@ class Sweep:
             for axis, value in row.items():
                 values.setdefault(axis, []).append(value)
         swept = {axis: ",".join(dict.fromkeys(of_axis)) for axis, of_axis in values.items()}
+        axes = ", ".join(short(axis, list(swept)) for axis in swept)
         commit = git_commit()
         tags = {
             "kind": "sweep", "verdict": "failed" if self.status else VERDICT_OF.get(status, "interrupted"),
@@ -346,7 +357,7 @@ class Sweep:
             metrics[name] = best[0].metrics[name]
         columns = {name: [row[i] for row in table.rows] for i, name in enumerate(table.columns)}
         return Record(
-            name=f"sweep of {', '.join(swept) or 'one job'}", status=status, tags=tags, parameters=swept, metrics=metrics,
+            name=f"sweep of {axes or 'one job'}", status=status, tags=tags, parameters=swept, metrics=metrics,
             files=files, tables={"jobs": columns} if self.rows else {},
         )  # fmt: skip
 

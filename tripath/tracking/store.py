@@ -40,6 +40,8 @@ VERDICT = "verdict"
 """The tag that says whether all checks held: a run has it once it is written whole."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The page then shows runs and charts, not conversations with a model."""
+WORKFLOW = "workflowType=machine_learning"
+"""What an address says for that page, in place of the one for conversations."""
 COMMAND = "command"
 """The tag that says what was asked for."""
 DISPLAYED = "mlflow.loggedArtifacts"
@@ -82,7 +84,7 @@ class Tracked:
     def page(self) -> str:
         """Address of the run: on its server, or on one started by `command`."""
         server = "http://127.0.0.1:5000" if self.command else self.uri.rstrip("/")
-        return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{WORKFLOW}"
 
 
 def sqlite_uri(database: Path) -> str:

@@ -10,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.tripath_cluster import jobs_beside
+from hydra_plugins.tripath_cluster import TripathSweeper, jobs_beside
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath.command import cli
 from tripath.sweeps import baseline
@@ -269,6 +269,19 @@ def test_values_that_the_user_takes_for_an_axis_hold_for_the_jobs_beside_it(valu
     jobs = jobs_beside(also, OverridesParser.create().parse_overrides(given), params)
     assert {job[0].partition("=")[2] for job in jobs} == kept
     assert all(job in also for job in jobs)
+
+
+def test_a_job_beside_the_product_that_is_the_same_as_another_is_left_out():
+    """The user's one format makes four jobs of two: one is that of the product."""
+    also = [[f"model.layers={layers}", f"numerics.kv={kv}"] for layers in (2, 3) for kv in ("bf16", "mxint8")]
+    sweeper = TripathSweeper(
+        max_batch_size=None, params={"model.layers": "1,2", "numerics.kv": "mxint4,mxint8"}, also=also
+    )
+    given = ["model.layers=1,2", "numerics.kv=mxint4,mxint8", "numerics.kv=mxint8"]
+    for lines, counts in ((given[:2], 4 + 3), (given, 2 + 1)):
+        (jobs,) = sweeper.split_arguments(OverridesParser.create().parse_overrides(lines), None)
+        assert len(jobs) == counts
+        assert len({tuple(sorted({each.partition("=")[0]: each for each in job}.items())) for job in jobs}) == counts
 
 
 def test_a_sweep_has_jobs_beside_its_product(tripath_command, tmp_path):  # noqa: F811

@@ -16,7 +16,8 @@ import pytest
 import tripath.tracking.store
 from npu.errors import TripathError
 from tests.conftest import compose_experiment
-from tripath.cluster.launch import Cluster, Launch, Task, WorkerLostError
+from tripath.cluster.launch import Cluster, Launch, Task
+from tripath.cluster.ray_calls import WorkerLostError
 from tripath.run.job import Job, compile_key, prepare, run_job
 from tripath.run.results import Cache
 from tripath.tracking.record import Record

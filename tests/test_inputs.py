@@ -16,7 +16,8 @@ from dllm.checkpoint import load_tensors
 from npu.errors import TripathError
 from tests.conftest import CHECKPOINT, compose_experiment
 from tests.test_cli import QUICK, tripath_command  # noqa: F401  a fixture
-from tripath.cluster.launch import Launch, _check_room, _reach
+from tripath.cluster.launch import Launch, _check_room
+from tripath.cluster.ray_calls import reach
 from tripath.command import cli
 from tripath.experiment.prompts import kept_prompts, read_prompts, read_prompts_file
 
@@ -173,14 +174,14 @@ def server(answer):
     ],
 )
 def test_what_is_no_ray_cluster_is_found_out_at_once(monkeypatch, answer, said):
-    monkeypatch.setattr("tripath.cluster.launch.REACH_SECONDS", 0.3)
+    monkeypatch.setattr("tripath.cluster.ray_calls.REACH_SECONDS", 0.3)
     began = time.monotonic()
     with pytest.raises((TripathError, OSError), match=said):
-        _reach(f"127.0.0.1:{server(answer)}")
+        reach(f"127.0.0.1:{server(answer)}")
     assert time.monotonic() - began < 5
-    _reach(f"127.0.0.1:{server(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))}")
+    reach(f"127.0.0.1:{server(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))}")
     with pytest.raises(TripathError, match="a port must be from 1 to 65535, got 99999"):
-        _reach("here:99999")
+        reach("here:99999")
 
 
 def test_jobs_that_no_node_has_room_for_are_refused():

@@ -274,8 +274,8 @@ def test_a_sweep_is_a_parent_with_a_run_for_each_job(tripath_command, tmp_path, 
     status, output, errors = tripath_command(*TRACKED_SWEEP)
     assert (status, errors) == (cli.PASSED, "")
     runs = {run.info.run_name: run for run in runs_of(store)}
-    assert set(runs) == {"sweep of hardware.vlen", "vlen=64", "vlen=128"}
-    parent = runs.pop("sweep of hardware.vlen")
+    assert set(runs) == {"sweep of vlen", "vlen=64", "vlen=128"}
+    parent = runs.pop("sweep of vlen")
     assert parent.info.run_id in output
     assert parent.info.status == "FINISHED"
     assert parent.data.params == {"hardware.vlen": "64,128"}
@@ -291,6 +291,35 @@ def test_a_sweep_is_a_parent_with_a_run_for_each_job(tripath_command, tmp_path, 
         assert {"report.html", "roofline.png", "analytical_phases.json"} <= artifacts
     assert sync(tmp_path / "sweep", store) == []
     assert len(runs_of(store)) == 3
+
+
+def test_a_sweep_that_is_interrupted_while_it_ends_has_not_passed(tripath_command, tmp_path, monkeypatch, store):  # noqa: F811
+    real, ended = Store.end, []
+
+    def end(self, run_id, record, folder):
+        ended.append(record.status)
+        if len(ended) == 1:
+            raise KeyboardInterrupt
+        return real(self, run_id, record, folder)
+
+    monkeypatch.setattr(Store, "end", end)
+    status, output, errors = tripath_command(*TRACKED_SWEEP)
+    assert (status, errors.splitlines()[-1]) == (cli.INTERRUPTED, "error: interrupted")
+    assert ended == ["FINISHED", "KILLED"]
+    assert "2 passed" in output
+    runs = {run.info.run_name: run for run in runs_of(store)}
+    parent = runs.pop("sweep of vlen")
+    assert (parent.info.status, parent.data.tags["verdict"]) == ("KILLED", "interrupted")
+    assert {(run.info.status, run.data.tags["verdict"]) for run in runs.values()} == {("FINISHED", "passed")}
+    folder = tmp_path / "sweep"
+    kept = json.loads((folder / "record.json").read_text())
+    assert (kept["status"], kept["tags"]["verdict"]) == ("KILLED", "interrupted")
+    assert (folder / "report.html").exists()
+    assert not [name for name in ("junit.xml", "summary.md") if (folder / name).exists()]
+    assert tripath_command(*TRACKED_SWEEP)[0] == cli.PASSED
+    (parent,) = (run for run in runs_of(store) if run.data.tags.get("kind") == "sweep")
+    assert (parent.info.status, parent.data.tags["verdict"]) == ("FINISHED", "passed")
+    assert (folder / "junit.xml").exists()
 
 
 class FailingStore(Store):
@@ -317,7 +346,7 @@ def test_what_a_store_did_not_take_is_logged_later(tripath_command, tmp_path, mo
     assert [run.info.status for run in runs_of(store)].count("RUNNING") == 1
     assert sync(folder, store) == [folder / "1"]
     runs = {run.info.run_name: run for run in runs_of(store)}
-    parent = runs.pop("sweep of hardware.vlen")
+    parent = runs.pop("sweep of vlen")
     assert parent.info.status == "FINISHED"
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert len(runs) == 2

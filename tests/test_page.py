@@ -123,6 +123,49 @@ document.querySelector('iframe').onload = event => {{
 </script>"""
 
 
+SHOWN_BY_A_SERVER = """<!doctype html><iframe></iframe><pre id="answer"></pre><script>
+const frame = document.querySelector('iframe');
+frame.onload = event => {{
+  const page = event.target.contentDocument;
+  document.getElementById('answer').textContent = JSON.stringify(
+    [[...page.querySelectorAll('a')].map(link => link.getAttribute('href')), page.querySelector('tbody').textContent]);
+}};
+frame.src = URL.createObjectURL(new Blob([{text}], {{ type: 'text/html' }}));
+</script>"""
+
+
+@browser
+def test_in_a_page_that_a_server_shows_by_itself_no_link_leads_nowhere(tmp_path):
+    """MLflow shows an artifact from memory: the reports of jobs are not beside it."""
+    text = json.dumps(sweep_page()).replace("</", "<\\/")
+    (tmp_path / "ask.html").write_text(SHOWN_BY_A_SERVER.format(text=text))
+    answer = dump(tmp_path / "profile", (tmp_path / "ask.html").as_uri(), *OFFLINE)
+    links, jobs = json.loads(html.unescape(re.search(r'<pre id="answer">(.*?)</pre>', answer, re.DOTALL)[1]))
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert jobs.split()[0].startswith("1dual"), "the number of the job stays"
+
+
+HEIGHTS = """<!doctype html><iframe width="{width}" height="900" src="{page}"></iframe><pre id="answer"></pre><script>
+document.querySelector('iframe').onload = event => {{
+  const rows = event.target.contentDocument.querySelector('table').tBodies[0].rows;
+  document.getElementById('answer').textContent = JSON.stringify([...rows].map(row => row.clientHeight));
+}};
+</script>"""
+
+
+@browser
+def test_on_a_phone_only_long_texts_are_broken_into_lines(tmp_path):
+    rows = [["matrix", 1e9, "matrix 98%, its pace"], ["dma_in", 2e9, "what workload.cache=dual refreshes, and why"]]
+    columns = ["unit", *(f"cycles {number}" for number in range(4)), "prolonged by"]
+    wide = [[first, *[value] * 4, last] for first, value, last in rows]
+    (tmp_path / "report.html").write_text(document("title", [table(Table(columns=columns, rows=wide))]))
+    (tmp_path / "ask.html").write_text(HEIGHTS.format(width=PHONE, page=(tmp_path / "report.html").as_uri()))
+    text = dump(tmp_path / "profile", (tmp_path / "ask.html").as_uri(), *OFFLINE)
+    short, long = json.loads(html.unescape(re.search(r'<pre id="answer">(.*?)</pre>', text, re.DOTALL)[1]))
+    assert 2 * short - 10 <= long <= 5 * short
+
+
 @browser
 def test_tables_sort_filter_and_show_the_columns_that_are_chosen(tmp_path):
     cycles = [9_000_000, 12, 1_500, 1.5, 700, 800, 900, 1_000, 1_100]
@@ -161,6 +204,7 @@ def test_a_sweep_s_page_has_bound_energy_area_and_other_hardware_of_each_job():
     assert "npu, tokens/s" not in first
     assert set(extra) <= set(first)
     assert not {*known} & {*extra}
+    assert "bound by" not in details(ROWS, "cycle.makespan_cycles")[0].columns, "no job says it"
 
 
 @browser

@@ -119,6 +119,53 @@ def test_a_failed_run_says_so_and_shares_the_store(recorded, tmp_path):
     assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "failed")
 
 
+class Interrupted:
+    """A client that the user interrupts once a number of requests have been carried out."""
+
+    def __init__(self, client, requests):
+        self._client, self._left = client, requests
+
+    def __getattr__(self, name):
+        def request(*arguments, **options):
+            done = getattr(self._client, name)(*arguments, **options)
+            self._left -= 1
+            if not self._left:
+                raise KeyboardInterrupt
+            return done
+
+        return request
+
+
+def test_a_run_that_is_interrupted_after_any_request_goes_on_nowhere_and_has_not_passed(recorded, tmp_path):
+    """A run of its own that a request has just made is known to the server alone: its parent then ends as KILLED."""
+    client, tracked, outcome = recorded
+    shutil.copytree(Path(tracked.uri.removeprefix("sqlite:///")).parents[1] / "run", tmp_path / "run")
+    for requests in range(2, 100):
+        (tmp_path / "run" / TRACKED).unlink(missing_ok=True)
+        before = set(runs(client, tracked))
+        store = Store(Tracking(enabled=True, uri=tracked.uri, folder=str(tmp_path), experiment="tests"))
+        store.wait()
+        store.__dict__["_client"] = Interrupted(store._client, requests)
+        try:
+            store.log_run(tmp_path / "run")
+        except KeyboardInterrupt:
+            whole = False
+        else:
+            whole = True
+        made = {key: run for key, run in runs(client, tracked).items() if key not in before}
+        below = [run for run in made.values() if "mlflow.parentRunId" in run.data.tags]
+        (parent,) = (run for run in made.values() if "mlflow.parentRunId" not in run.data.tags)
+        assert not [run for run in (parent, *below[1:]) if run.info.status == "RUNNING"]
+        assert not [run for run in made.values() if run.data.tags.get("verdict") and run.info.status != "FINISHED"]
+        if whole:
+            assert (parent.info.status, parent.data.tags["verdict"]) == ("FINISHED", outcome.status)
+            assert len(below) == len(outcome.results)
+            break
+    else:
+        pytest.fail("never whole")
+    assert requests > 5 * len(outcome.results)
+
+
 def test_a_sweep_started_again_in_its_folder_goes_on_with_its_run(recorded, tmp_path):
     """Its jobs are there once; another command, or a run that was deleted, is a run of its own."""
     client, tracked, _ = recorded
@@ -184,9 +231,9 @@ def test_the_command_that_opens_a_store_survives_a_shell(tmp_path):
     script = f"printf '%s\\n' {tracked.command}"
     shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     assert tracked.uri in shown.stdout.splitlines()
-    assert tracked.page == "http://127.0.0.1:5000/#/experiments/1/runs/r"
+    assert tracked.page == "http://127.0.0.1:5000/#/experiments/1/runs/r?workflowType=machine_learning"
     served = Tracked(uri="http://server:8080/", experiment_id="1", run_id="r")
-    assert served.page == "http://server:8080/#/experiments/1/runs/r"
+    assert served.page == "http://server:8080/#/experiments/1/runs/r?workflowType=machine_learning"
 
 
 def test_parameters_are_flat_and_complete():

@@ -1,14 +1,14 @@
-"""`tripath` and `python -m tripath`: a command by its name, or the configuration of a run."""
+"""`tripath` and `python -m tripath`: a command by its name, or the configuration of a run.
+
+What takes time to load is loaded by `main` and `command`, which take an interruption already.
+"""
 
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.metadata import version
 
-from npu.errors import did_you_mean, print_error
-from tripath.cluster.standing import delegate
-
+INTERRUPTED = 130
+ENDING = (signal.SIGINT, signal.SIGTERM)
 RUN, SWEEP = "run", "sweep"
 COMMANDS = {
     RUN: ("", "one job: `tripath KEY=VALUE ...` is short for it"),
@@ -26,30 +26,48 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point: the version without loading anything, else a command."""
-    if "--version" in sys.argv[1:]:
-        print(f"tripath {version('tripath')}")
-        return
     try:
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as it is in the background of a script
+                signal.signal(number, signal.default_int_handler)
         status = command(sys.argv[1:])
     except KeyboardInterrupt:  # before the command line could take it
-        status = 130
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the interpreter's end
+        _ignore()
+        sys.stderr.write("error: interrupted\n")
+        status = INTERRUPTED
+    _ignore()  # what is left is the interpreter's end
     sys.exit(status)
+
+
+def _ignore() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def command(arguments: Sequence[str]) -> int:
     """Carry out a command; its exit status."""
+    if "--version" in arguments:
+        from importlib.metadata import version
+
+        print(f"tripath {version('tripath')}")
+        return 0
     name, *rest = arguments or [RUN]
     if name.startswith("-") or "=" in name:
         name, rest = RUN, list(arguments)
     if name not in COMMANDS:
+        from npu.errors import did_you_mean, print_error
+
         near = did_you_mean(name, COMMANDS)
         print_error(f"arguments: no command {name!r}; write KEY=VALUE, or one of {', '.join(COMMANDS)}{near}")
         return 2
     module, _ = COMMANDS[name]
     if module:
+        from importlib import import_module
+
         return import_module(module).main(rest)
     sys.argv[1:] = ["--multirun", *rest] if name == SWEEP and "--multirun" not in rest else rest
+    from tripath.cluster.standing import delegate
+
     status = delegate(sys.argv[1:])
     if status is None:
         from tripath.command.cli import run

@@ -55,14 +55,24 @@ class TripathSweeper(BasicSweeper):
         return run_search(self.launcher, self.config, [*params, *arguments], self._search)
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        """The jobs in batches; those of `also` are of the last. What the user gives comes last, and so wins."""
+        """The jobs in batches; those of `also` are of the last. What the user gives comes last, and so wins; a job of `also` that
+        is then the same as another is left out."""
         *batches, last = BasicSweeper.split_arguments(overrides, max_batch_size)
         shared = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        beside = jobs_beside(self._also, overrides, self.params or {})
-        return [*batches, [*last, *([*job, *shared] for job in beside)]]
+        known = [_given(job) for batch in (*batches, last) for job in batch]
+        for job in jobs_beside(self._also, overrides, self.params or {}):
+            if _given([*job, *shared]) not in known:
+                last = [*last, [*job, *shared]]
+                known.append(_given(last[-1]))
+        return [*batches, last]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Nothing: a job that cannot be composed is refused when its turn comes, and the others run."""
+
+
+def _given(job: Sequence[str]) -> dict[str, str]:
+    """What a job is given, by key."""
+    return {key: value for key, _, value in (override.partition("=") for override in job)}
 
 
 def jobs_beside(

@@ -1,17 +1,13 @@
 """Runs the paths of a job, or the jobs of a sweep, as Ray tasks."""
 
-import logging
 import os
 import secrets
 import signal
-import socket
 import sys
-import tempfile
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -23,7 +19,16 @@ from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
 from npu.sources import PACKAGES
-from tripath.cluster.standing import ON_THIS_MACHINE, STANDING
+from tripath.cluster.ray_calls import (
+    QUIET,
+    first_line,
+    join_ray,
+    lost_in_one_line,
+    remote,
+    start_ray,
+    value_of,
+)
+from tripath.cluster.standing import STANDING
 from tripath.experiment import Experiment
 from tripath.paths import Fact
 from tripath.run.job import files_of, outcome_of, prepare
@@ -33,27 +38,10 @@ from tripath.tracking.record import git_commit
 
 CACHE_MODES = ("on", "off")
 MOST_CPUS = 1 << 16
-OBJECT_STORE_BYTES = 256 * 1024 * 1024
-POLL_SECONDS = 0.2
-NAMESPACE, WORKER, MOST_WORKERS = "tripath", "worker-{}", 3
+POLL_SECONDS, JOIN_SECONDS = 0.2, 60.0
+"""So often running tasks are looked at, and so long a cluster may take to be joined."""
+WORKER, MOST_WORKERS = "worker-{}", 3
 """Of a standing cluster: what other drivers find its warm workers by, and how many there are at most: one for each path."""
-REACH_SECONDS, JOIN_SECONDS = 5.0, 60.0
-"""So long an address may take to answer at all, and a cluster to be joined."""
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a client of HTTP/2, and so of gRPC, which Ray speaks, says first; its server answers with a frame of type SETTINGS."""
-SETTINGS = 4
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
-    "RAY_worker_niceness": "0",  # Ray's own 15 starves them on a machine that does anything else
-    "RAY_task_oom_retries": "2",  # else a task that needs too much memory is tried for ever
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a failed task has several results, of which one is asked for its error
-}  # fmt: skip
-"""Settings of Ray: no notices on the user's screen, and workers that get on; what the user has set stands."""
-
-SILENT: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-AUTHENTICATION = "it wants Ray's token, or another than this user's: set RAY_AUTH_MODE=token"
-"""Ray sends its token to an address that a user names only where told to."""
-
 Kind = TypeVar("Kind")
 Progress = Callable[[dict[str, str]], None]
 """Receives what each path is doing, several times a second."""
@@ -134,10 +122,6 @@ class NotJoinedError(BaseException):
     """A command of a standing cluster asks for another one, and must run by itself. No part of a command handles it."""
 
 
-class WorkerLostError(RuntimeError):
-    """A task's worker died, again and again."""
-
-
 def _run_with_trace(*arguments: Any) -> tuple[PathRun, Trace | None]:  # noqa: ANN401  those of run_path
     """The run of a path, and its trace as a value of its own."""
     run = run_path(*arguments)
@@ -173,14 +157,13 @@ def hold_cluster(
     `ready` is told its address and its processors.
     """
     os.environ.update({**{key: os.environ.get(key, value) for key, value in QUIET.items()}, "RAY_AUTH_TOKEN": token})
-    _start_ray(num_cpus)
+    start_ray(num_cpus)
     import ray
 
     cpus = int(ray.cluster_resources()["CPU"])
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 2}
     made = [
-        _remote(_Worker, name=WORKER.format(number), **options).remote(*job)
-        for number in range(min(cpus, MOST_WORKERS))
+        remote(_Worker, name=WORKER.format(number), **options).remote(*job) for number in range(min(cpus, MOST_WORKERS))
     ]
     ray.get([worker.call.remote(*_here(), len, "") for worker in made])  # each has run the job
     ready(ray.get_runtime_context().gcs_address, cpus)
@@ -228,20 +211,9 @@ class Cluster:
         elif address is None:  # Ray would write a token to the user's home, which a container may lack
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         if address is None:
-            _start_ray(self._launch.num_cpus)
+            start_ray(self._launch.num_cpus)
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ray
-
-            _reach(address)
-            with _captured_stderr() as complaints:
-                try:
-                    ray.init(address=address, namespace=NAMESPACE, **SILENT)
-                except Exception as error:
-                    if "AuthToken" in f"{error}{complaints()}":
-                        raise TripathError(AUTHENTICATION) from None
-                    raise
+        join_ray(address)
 
     def run(
         self, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], progress: Progress
@@ -260,7 +232,7 @@ class Cluster:
 
         shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
         task, trace = (
-            _remote(_run_with_trace, num_cpus=1, num_returns=2),
+            remote(_run_with_trace, num_cpus=1, num_returns=2),
             ray.put(experiment.schedule(prompts, program)),
         )
         pending: dict[str, ray.ObjectRef] = {}
@@ -276,7 +248,7 @@ class Cluster:
             trace = own if row.name == giver else trace
         waits = dict.fromkeys((row.name for row in rows if giver and Fact.TRACE in row.needs), giver)
         try:
-            with _lost_in_one_line():
+            with lost_in_one_line():
                 return _collect(pending, waits, progress)
         except BaseException:
             done, _ = ray.wait(list(pending.values()), num_returns=len(pending), timeout=0)
@@ -294,8 +266,8 @@ class Cluster:
         if joined is None:
             return function(*arguments)
         self._wait()
-        with _lost_in_one_line():
-            found = _value(_warm_worker(0).call.remote(*_here(), function, *arguments))
+        with lost_in_one_line():
+            found = value_of(_warm_worker(0).call.remote(*_here(), function, *arguments))
         if isinstance(found, Exception):
             raise found
         return cast("Kind", found)
@@ -317,7 +289,7 @@ class Cluster:
         if not ahead:
             return
         self._wait()
-        with _lost_in_one_line():
+        with lost_in_one_line():
             yield from self._each(chain(ahead, more), show)
 
     def _each(self, tasks: Iterator[Task], show: Callable[[int], None]) -> Iterator[tuple[Task, object]]:
@@ -329,13 +301,13 @@ class Cluster:
         resources: dict[str, Any] = {"num_cpus": launch.job_cpus, "memory": launch.job_memory_bytes}
         shared: dict[str, ray.ObjectRef] = {}
         running: dict[ray.ObjectRef, Task] = {}
-        remote = lru_cache(_remote)  # Ray sends each anew to its workers
+        once = lru_cache(remote)  # Ray sends each anew to its workers
 
         def start(function: Callable[..., Any], arguments: Sequence[object], **asked: Any) -> Any:  # noqa: ANN401  a reference
             """Hand a function to Ray; the standing cluster's tasks begin in the folder of the keeper, not of this command."""
             if joined is None:
-                return remote(function, **asked).remote(*arguments)
-            return remote(_call_there, **asked).remote(*_here(), function, *arguments)
+                return once(function, **asked).remote(*arguments)
+            return once(_call_there, **asked).remote(*_here(), function, *arguments)
 
         try:
             while True:
@@ -353,7 +325,7 @@ class Cluster:
                 done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
                 show(sum(task.jobs for task in running.values()))
                 for reference in done:
-                    yield running.pop(reference), _value(reference)
+                    yield running.pop(reference), value_of(reference)
         finally:
             if launch.address is not None:  # a cluster of its own ends with its tasks
                 for reference in running:  # not by force: of a task that is just ending, that would abort this process
@@ -368,7 +340,7 @@ class Cluster:
                 signal.signal(number, signal.getsignal(number))
         if self._error is not None:
             what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
-            raise TripathError(f"{what} ({_first_line(self._error)})")
+            raise TripathError(f"{what} ({first_line(self._error)})")
 
     def leave(self) -> None:
         """Begin to close: nothing more is run."""
@@ -394,17 +366,6 @@ def _here() -> tuple[str, list[str]]:
     return os.getcwd(), sys.path  # noqa: PTH109
 
 
-def _start_ray(num_cpus: int | None) -> None:
-    """Start a cluster on this machine, which ends with this thread; "local" does so even where RAY_ADDRESS names another."""
-    os.environ.update({key: os.environ.get(key, value) for key, value in ON_THIS_MACHINE.items()})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-
-        ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, object_store_memory=OBJECT_STORE_BYTES,
-                 namespace=NAMESPACE, **SILENT)  # fmt: skip
-
-
 def _check_room(launch: Launch, nodes: Sequence[Mapping[str, float]]) -> None:
     """Refuse jobs that no node has room for: Ray would wait for one that does.
 
@@ -418,30 +379,6 @@ def _check_room(launch: Launch, nodes: Sequence[Mapping[str, float]]) -> None:
             raise TripathError(f"launch.{key}: no node of the cluster has so much, {wanted} of at most {largest:.0f}")
 
 
-def _remote(function: Callable[..., Any], **resources: Any) -> Any:  # noqa: ANN401  Ray makes its class as it runs
-    """The function as a Ray task."""
-    import ray
-
-    return ray.remote(**resources)(function)
-
-
-def _value(reference: Any) -> object:  # noqa: ANN401  a reference of Ray
-    """What a task returned, or the error that it ended with."""
-    import ray
-    from ray import exceptions
-
-    try:
-        return ray.get(reference)
-    except exceptions.RayTaskError as error:
-        return error.cause if isinstance(error.cause, INPUT_ERRORS) else error
-    except exceptions.OutOfMemoryError:
-        return WorkerLostError("its worker ran out of memory; give launch.job_memory_bytes, or fewer launch.num_cpus")
-    except (
-        exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.NodeDiedError, exceptions.RayActorError,
-    ) as error:  # fmt: skip
-        return WorkerLostError(f"its worker died, also when tried again ({type(error).__name__}); out of memory?")
-
-
 def _collect(pending: Mapping[str, Any], waits: Mapping[str, str | None], progress: Progress) -> dict[str, PathRun]:
     """Wait for all tasks; the first error ends the others. `waits` names the path whose trace one waits for."""
     import ray
@@ -452,7 +389,7 @@ def _collect(pending: Mapping[str, Any], waits: Mapping[str, str | None], progre
         progress({name: _state(name, waits.get(name), values) for name in pending})
         done, _ = ray.wait(list(left.values()), num_returns=1, timeout=POLL_SECONDS)
         for name in [name for name, reference in left.items() if reference in done]:
-            value = _value(left.pop(name))
+            value = value_of(left.pop(name))
             if isinstance(value, Exception):
                 for reference in left.values():
                     ray.cancel(reference)
@@ -470,59 +407,3 @@ def _state(name: str, giver: str | None, values: Mapping[str, PathRun]) -> str:
     if giver is not None and giver not in values:
         return f"waits for {giver}'s trace"
     return "runs"
-
-
-def _reach(address: str) -> None:
-    """Refuse an address at which no server speaks gRPC: Ray itself would try for minutes, or end the process."""
-    if address in ("auto", "local"):
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise TripathError("must be auto or HOST:PORT")
-    if not 0 < int(port) < 1 << 16:
-        raise TripathError(f"a port must be from 1 to 65535, got {port}")
-    with socket.create_connection((host, int(port)), timeout=REACH_SECONDS) as link:
-        link.sendall(PREFACE)
-        answer = link.recv(9)
-    if answer[3:4] != bytes((SETTINGS,)):
-        raise TripathError("what listens there is no Ray cluster; its port is 6379, 8265 is that of its dashboard")
-
-
-@contextmanager
-def _lost_in_one_line() -> Iterator[None]:
-    """Name a cluster that is lost.
-
-    Raises:
-        TripathError: it is.
-    """
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        yield
-    except RayTaskError:  # a defect of ours in a worker
-        raise
-    except (RayError, ConnectionError) as error:
-        raise TripathError(f"launch.address: the Ray cluster is lost ({_first_line(error)})") from None
-
-
-@contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Keep what Ray's native code writes to standard error off the screen; yields a function that reads it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-
-        def read() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
-        try:
-            yield read
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

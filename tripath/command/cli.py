@@ -2,13 +2,15 @@
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 ENDING = (signal.SIGINT, signal.SIGTERM)
+SAME_SECONDS = 2.0
+"""Signals that follow one another within these are one interruption."""
 SEVERAL_FILES = re.compile(
     r"(experiment|model|hardware|workload|numerics|compiler|scheme|technology|simulator|validation|launch|tracking)=(\[.*)"
 )
@@ -68,12 +72,29 @@ def run() -> int:
     """Run the command line; returns the exit status, the worst one of a multirun."""
     _open_streams()
     handlers = {number: signal.getsignal(number) for number in ENDING}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished is written
+    interrupt = _interruption()
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # as it is in the background of a script
+            signal.signal(number, interrupt)
     try:
         return _run()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _interruption() -> Callable[[int, object], None]:
+    """A handler by which SIGTERM ends a command as Ctrl-C does: what is finished is written. A signal that follows at once
+    changes nothing, since it would leave half of that."""
+    last = -math.inf
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > SAME_SECONDS:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def _open_streams() -> None:
@@ -97,12 +118,15 @@ def _run() -> int:
         take_files()
         _main()
         _command.end_sweep(whole=True)
+        _command.close()
     except KeyboardInterrupt:
         for number in ENDING:  # a second one would leave half of what follows
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(Exception):  # the same signal may have ended the cluster or a server
             _command.end_sweep(whole=False)
+        with contextlib.suppress(Exception):
             _command.close()
+        _command.abandon_store()
         print_error("interrupted")
         return INTERRUPTED
     except (
@@ -160,11 +184,15 @@ class _Command:
         return self._sweep
 
     def end_sweep(self, *, whole: bool) -> None:
-        """End the sweep, where there is one that has not ended."""
-        sweep, self._sweep = self._sweep, None
-        if sweep is not None:
-            sweep.end(whole=whole)
-            self.statuses.append(sweep.status)
+        """End the sweep, where there is one that has not ended; one that is interrupted while it ends can be ended again."""
+        if self._sweep is not None:
+            try:
+                self._sweep.end(whole=whole)
+            except Exception:
+                self._sweep = None
+                raise
+            self.statuses.append(self._sweep.status)
+            self._sweep = None
 
     def composer(self, loader: ConfigLoader, config: DictConfig) -> "Composer":
         """What composes the jobs of the sweep."""
@@ -190,13 +218,18 @@ class _Command:
             self._store = tracking, Store(tracking)
         return self._store[1]
 
+    def abandon_store(self) -> None:
+        """Remove what the store has only begun to make."""
+        if self._store is not None:
+            self._store[1].abandon()
+
     def close(self) -> None:
         """Leave the cluster, and keep the cache of what it computed within its limit."""
         if self._cluster is not None:
             launch, cluster = self._cluster
             cluster.close()
+            self._cluster = None
             launch.results.prune(launch.cache_limit_bytes)
-        self._cluster = None
 
     def take_folder(self, config: DictConfig, kind: str) -> None:
         """Note what is there before Hydra makes the folder of a `run` or `sweep`. Unless the user names it, it is made here, so
@@ -307,7 +340,7 @@ def _job(config: DictConfig, folder: Path) -> int:
         if store:
             show({"mlflow": "writes the run"})
             try:
-                tracked = store.log_folder(folder)
+                tracked = store.log_run(folder)
             except TripathError as error:  # the results are on disk already
                 later = f"the results are kept, `tripath sync {folder}` logs them later"
                 error_out.print(f"note: {error}; {later}", style="yellow")

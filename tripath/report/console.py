@@ -157,7 +157,7 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
             what = "is not judged: tokens of random weights part at the first near tie"
             error_out.print(f"note: {result.simulator}.{FREE_RUNNING} {what}", style="yellow")
         if (until := result.metrics.get("recorded_until_cycle")) is not None:
-            what = f"the timeline ends at cycle {until:,.0f}, the window holds no more instructions"
+            what = f"has more instructions than a timeline holds, which ends at cycle {until:,.0f}"
             error_out.print(f"note: simulator.{result.simulator}.trace_window: {what}", style="yellow")
     if outcome.reference_only:
         out.print(f"reference path only: no program carries out {outcome.reference_only}", soft_wrap=True)

@@ -13,6 +13,8 @@ from npu.metrics import Table
 SCRIPT = (Path(__file__).parent / "tables.js").read_text(encoding="utf-8")
 """What sorts and filters tables; without it they are as they stand."""
 _DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+LONG = 28
+"""A cell of more characters is broken into lines on a phone."""
 POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
 """What a browser may load for the page: nothing that is not in it; and run: this script alone."""
 STYLE = """
@@ -49,7 +51,7 @@ details { margin: .6rem 0; } summary { cursor: pointer; padding: .2rem 0; }
 .token { background: rgb(var(--mark) / var(--late)); border: 1px solid var(--line); border-radius: 3px; padding: .1rem 0;
   text-align: center; font-size: .9rem; line-height: 1.3; overflow-wrap: anywhere; }
 .token b { display: block; font-weight: 600; } .token small { opacity: .85; }
-@media (max-width: 40rem) { td.text { white-space: normal; }
+@media (max-width: 40rem) { td.long { white-space: normal; min-width: 7rem; }
   figure img { max-width: none; width: 36rem; } .token { font-size: .75rem; } }
 """
 
@@ -67,7 +69,7 @@ def document(title: str, parts: Sequence[str]) -> str:
     head = (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8"><meta name="viewport" content="width=device-width, '
         f'initial-scale=1"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n<h1>{_breakable(title)}</h1>"
     )
     first, *rest = parts
     return "\n".join([head, first, f"<nav>{links}</nav>", *rest, f"<script>{SCRIPT}</script>\n</html>\n"])
@@ -94,16 +96,16 @@ def table(rows: Table, extra: Collection[str] = ()) -> Markup:
     when they are chosen."""
     texts = [not any(_numeric(row[at]) for row in rows.rows) for at in range(len(rows.columns))]
     head = "".join(
-        f"<th{' class=text' * text}{' data-extra' * (column in extra)}>{_heading_cell(column)}</th>"
+        f"<th{' class=text' * text}{' data-extra' * (column in extra)}>{_breakable(column)}</th>"
         for column, text in zip(rows.columns, texts, strict=True)
     )
     body = "\n".join(f"<tr>{''.join(map(_cell, row, texts))}</tr>" for row in rows.rows)
     return Markup(f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>')
 
 
-def _heading_cell(column: object) -> str:
+def _breakable(text: object) -> str:
     """A heading, which may be broken behind a dot or an underline."""
-    return re.sub(r"([._])(?=\w)", r"\1<wbr>", html.escape(str(column)))
+    return re.sub(r"([._])(?=\w)", r"\1<wbr>", html.escape(str(text)))
 
 
 def _numeric(value: object) -> bool:
@@ -115,7 +117,8 @@ def _cell(value: object, is_text: bool) -> str:
     if isinstance(value, Markup):
         return f'<td class="text">{value}</td>'
     text = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    classes = ["text"] * is_text + [text] * (text in {"passed", "failed", "bad input", "internal error"})
+    verdicts = {"passed", "failed", "bad input", "internal error"}
+    classes = ["text"] * is_text + ["long"] * (len(text) > LONG) + [text] * (text in verdicts)
     mark = f' class="{" ".join(classes)}"' if classes else ""
     return f"<td{mark}>{html.escape(text)}</td>"
 

@@ -42,6 +42,8 @@ BLOCKS = {"hbm": "HBM", "hbm_phy": "HBM PHY"}
 """Blocks whose names are not words."""
 SHORT = 0.005
 """A step that is shorter than such a share of the longest is too short to see."""
+MOST_TICKS = 5
+"""On an axis of cycles, whose numbers are long."""
 LEGEND: Mapping[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 9}
 
 
@@ -164,6 +166,7 @@ def _steps(path: Path, result: Result) -> list[Path]:
     axes.set_yticks(range(len(steps)), [*steps])
     axes.invert_yaxis()
     axes.set(xlabel="cycles by which a step prolongs the run", xlim=(0, None))
+    axes.locator_params("x", nbins=MOST_TICKS)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(**LEGEND)
     return save(figure, path)
@@ -215,6 +218,7 @@ def _timeline(path: Path, result: Result) -> list[Path]:
     axes.set(xlabel="cycle", ylim=(len(UNITS) - 0.5, 0.5),
              title=f"cycles {first:,} to {last:,}: {(last - first) / makespan:.2%} of the run of {makespan:,.0f}")  # fmt: skip
     axes.title.set_fontsize(10)
+    axes.locator_params("x", nbins=MOST_TICKS)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_yticks(range(1, len(UNITS)), UNITS[1:])
     if spans:

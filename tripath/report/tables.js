@@ -1,4 +1,5 @@
 "use strict";
+// A page that a server shows by itself, as MLflow does, has no files beside it: links to them become text.
 // Every table: a click on a heading sorts. Larger ones: words that rows must have, and the columns that are shown.
 const FEW_ROWS = 8, FEW_COLUMNS = 7;
 const SCALES = { k: 1e3, M: 1e6, G: 1e9, KiB: 1024, MiB: 1048576, GiB: 1073741824, ms: 1e-3, us: 1e-6, ns: 1e-9 };
@@ -65,3 +66,6 @@ for (const table of document.querySelectorAll("table")) {
     if (!shown) show(table, at, false);
   });
 }
+
+if (["blob:", "about:"].includes(location.protocol))
+  for (const link of document.querySelectorAll("a:not([href^='#'])")) link.replaceWith(...link.childNodes);

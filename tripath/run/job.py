@@ -149,13 +149,18 @@ def files_of(
 
 
 def keep_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of a run, report.json last: where it is, all is."""
+    """Write the files of a run, report.json last: where it is, all is. Of a run that cannot be written whole nothing is left."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).unlink(missing_ok=True)
-    for name, content in files.items():
-        if name != REPORT:
-            (folder / name).write_bytes(content)
-    write_atomically(folder / REPORT, files[REPORT])
+    try:
+        for name, content in files.items():
+            if name != REPORT:
+                (folder / name).write_bytes(content)
+        write_atomically(folder / REPORT, files[REPORT])
+    except BaseException:  # also where the user ends it
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def run_light_jobs(jobs: Sequence[Job], cache: Cache) -> list[JobOutcome | Exception]:

@@ -6,7 +6,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Protocol
 from npu.errors import TripathError, did_you_mean, print_error
 from npu.files import write_atomically
 from npu.metrics import Table
-from tripath.cluster.launch import Cluster, Launch, Task, WorkerLostError
+from tripath.cluster.launch import Cluster, Launch, Task
+from tripath.cluster.ray_calls import WorkerLostError
 from tripath.report.console import Tracked, error_out, out, print_places, sweep_progress, table_of
 from tripath.run.job import (
     INPUT_ERRORS,
@@ -31,7 +32,17 @@ from tripath.run.job import (
 from tripath.sweeps.baseline import Baseline, Drift, by_metric, compare, facts_of
 from tripath.sweeps.by_phase import write_by_phase
 from tripath.sweeps.study import write_quality
-from tripath.sweeps.summary import DESCENDING, MOST_ROWS, Row, draw_summary, order, sort_metric, summary, write_csv
+from tripath.sweeps.summary import (
+    DESCENDING,
+    MOST_ROWS,
+    Row,
+    draw_summary,
+    order,
+    short,
+    sort_metric,
+    summary,
+    write_csv,
+)
 from tripath.sweeps.sweep_report import PAGE, page_of_sweep
 from tripath.sweeps.verdicts import JUNIT, MARKDOWN, junit, markdown
 from tripath.tracking.record import FILE, Record, git_commit, to_json
@@ -41,6 +52,8 @@ VERDICTS = ("passed", "failed", "bad input", "internal error")
 INFEASIBLE = "infeasible"
 """The verdict on a design of a search that cannot be: it costs no exit status."""
 KILLED = "KILLED"
+VERDICT_OF = {"FINISHED": "passed"}
+"""The verdict on a sweep none of whose jobs failed, by its status in MLflow; on another it is `interrupted`."""
 PICTURE, TABLE = "sweep.png", "sweep.csv"
 MOST_TOGETHER, MOST_AHEAD = 8, 48
 """Light jobs in a task, and how many are looked at to find those of one program."""
@@ -161,12 +174,15 @@ class Sweep:
         show([row.verdict for row in self.rows], len(self.swept), 0)
 
     def end(self, *, whole: bool) -> None:
-        """Write, log and print what came out; `whole`: every job has ended."""
+        """Write, log and print what came out; `whole`: every job has ended. If the user interrupts it, it is called again for a
+        sweep that is not `whole`."""
         self._progress.close()
         if self.launch is None:  # no job could start
             return
         if whole:
             self._compare()
+        else:
+            self._unpublish()
         if self._none_can_be:
             first = min(self.rows, key=lambda row: row.number)
             print_error(
@@ -243,6 +259,12 @@ class Sweep:
             return []
         return [JUNIT, MARKDOWN]
 
+    def _unpublish(self) -> None:
+        """Remove what continuous integration would take for that of a whole sweep, also of an earlier one in the folder."""
+        for name in (JUNIT, MARKDOWN):
+            with suppress(OSError):
+                (self.folder / name).unlink()
+
     def _report(self, files: Sequence[str], found: tuple[str, Table] | None) -> list[str]:
         """Write the page of the sweep, with the pictures among `files`, and hand back its name."""
         if not self.rows:
@@ -312,15 +334,18 @@ class Sweep:
             print_places(str(self.folder), tracked)
 
     def record(self, status: str, files: Sequence[str] = ()) -> Record:
-        """What a tracking server is told of the sweep itself: a table of the jobs, how they ended, and the best."""
+        """What a tracking server is told of the sweep itself: a table of the jobs, how they ended, and the best. One that has not
+        ended has not passed."""
         values: dict[str, list[str]] = {}
         for row in self.swept.values():
             for axis, value in row.items():
                 values.setdefault(axis, []).append(value)
         swept = {axis: ",".join(dict.fromkeys(of_axis)) for axis, of_axis in values.items()}
+        axes = ", ".join(short(axis, list(swept)) for axis in swept)
         commit = git_commit()
         tags = {
-            "kind": "sweep", "verdict": "failed" if self.status else "passed", "mlflow.source.name": "tripath",
+            "kind": "sweep", "verdict": "failed" if self.status else VERDICT_OF.get(status, "interrupted"),
+            "mlflow.source.name": "tripath",
             "command": self.command, **({"git_commit": commit} if commit else {}),
         }  # fmt: skip
         metrics: dict[str, float] = {"jobs": len(self.swept)}
@@ -332,7 +357,7 @@ class Sweep:
             metrics[name] = best[0].metrics[name]
         columns = {name: [row[i] for row in table.rows] for i, name in enumerate(table.columns)}
         return Record(
-            name=f"sweep of {', '.join(swept) or 'one job'}", status=status, tags=tags, parameters=swept, metrics=metrics,
+            name=f"sweep of {axes or 'one job'}", status=status, tags=tags, parameters=swept, metrics=metrics,
             files=files, tables={"jobs": columns} if self.rows else {},
         )  # fmt: skip
 

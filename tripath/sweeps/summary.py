@@ -114,9 +114,11 @@ def details(rows: Sequence[Row], metric: str | None, chosen: Sequence[str] = ())
     metrics = [name for name in (*beside, *SHOWN) if name in there and name not in shown]
     devices = {row.number: (row.report or {}).get("devices", {}) for row in rows}
     others = [name for name in dict.fromkeys(name for of in devices.values() for name in of) if name != NPU]
-    columns = [*table.columns[:-1], "bound by", *metrics, *(f"{name}, tokens/s" for name in others), table.columns[-1]]
+    bounds = {row.number: _bound_by(row) for row in rows}
+    known = ["bound by"] * any(bounds.values())
+    columns = [*table.columns[:-1], *known, *metrics, *(f"{name}, tokens/s" for name in others), table.columns[-1]]
     cells = [
-        [*own[:-1], _bound_by(row), *(_text(row.metrics.get(name)) for name in metrics),
+        [*own[:-1], *(bounds[row.number] for _ in known), *(_text(row.metrics.get(name)) for name in metrics),
          *(_text(devices[row.number].get(name, {}).get("tokens_per_second")) for name in others), own[-1]]
         for row, own in zip(order(rows, metric), table.rows, strict=True)
     ]  # fmt: skip
@@ -183,7 +185,8 @@ def draw_summary(path: Path, rows: Sequence[Row], metric: str | None) -> list[Pa
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=min(0.0, 1.1 * min(costs)))
-        axes.yaxis.set_major_formatter(EngFormatter())
+        if max(map(abs, costs)) >= 1e3:
+            axes.yaxis.set_major_formatter(EngFormatter())
     ticks = sorted({float(value) for value in values[x]}) if numeric else list(range(len(values[x])))
     if numeric and ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
         axes.set_xscale("log", base=2)

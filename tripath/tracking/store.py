@@ -13,6 +13,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -39,6 +40,8 @@ VERDICT = "verdict"
 """The tag that says whether all checks held: a run has it once it is written whole."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The page then shows runs and charts, not conversations with a model."""
+WORKFLOW = "workflowType=machine_learning"
+"""What an address says for that page, in place of the one for conversations."""
 COMMAND = "command"
 """The tag that says what was asked for."""
 DISPLAYED = "mlflow.loggedArtifacts"
@@ -81,7 +84,7 @@ class Tracked:
     def page(self) -> str:
         """Address of the run: on its server, or on one started by `command`."""
         server = "http://127.0.0.1:5000" if self.command else self.uri.rstrip("/")
-        return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{WORKFLOW}"
 
 
 def sqlite_uri(database: Path) -> str:
@@ -98,6 +101,8 @@ class Store:
         self._local = tracking.uri is None
         self._experiment_id = ""
         self._error: Exception | None = None
+        self._stop = threading.Event()
+        self._partial = self._folder / f"{DATABASE}.{uuid.uuid4().hex}"
         os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
         self._thread = threading.Thread(target=self._open, daemon=True)
         self._thread.start()
@@ -136,12 +141,16 @@ class Store:
         from mlflow import MlflowClient
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f"{DATABASE}.{uuid.uuid4().hex}"
-        MlflowClient(tracking_uri=sqlite_uri(partial)).search_experiments()
+        MlflowClient(tracking_uri=sqlite_uri(self._partial)).search_experiments()
         if database.exists():  # another run was faster
-            partial.unlink()
+            self._partial.unlink()
         else:
-            partial.replace(database)
+            self._partial.replace(database)
+
+    def abandon(self) -> None:
+        """Remove a database that is only half made; the process ends."""
+        for partial in self._folder.glob(f"{self._partial.name}*"):
+            partial.unlink(missing_ok=True)
 
     def wait(self) -> None:
         """Wait until the store is open.
@@ -226,6 +235,30 @@ class Store:
         note(folder, tracked)
         return tracked
 
+    def log_run(self, folder: Path) -> Tracked:
+        """`log_folder` in a thread of its own, so that an interruption comes between two requests: the run then ends as KILLED.
+
+        Raises:
+            TripathError: the store cannot be written, or the folder has no record.
+            KeyboardInterrupt: the user ended it.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            logged = thread.submit(self.log_folder, folder)
+            try:
+                return logged.result()
+            except KeyboardInterrupt:
+                self._stop.set()
+                raise
+
+    def _go_on(self) -> None:
+        """Stop where the user ended the command.
+
+        Raises:
+            KeyboardInterrupt: the user did.
+        """
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+
     def _is_below(self, tracked: Tracked, parent: str) -> bool:
         """A run is in this store, below that parent."""
         self.wait()
@@ -237,6 +270,7 @@ class Store:
         self.wait()
         until = time.monotonic() + PATIENCE_SECONDS
         while True:
+            self._go_on()
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -256,16 +290,27 @@ class Store:
 
     def _log(self, record: Record, folder: Path, parent: str | None) -> str:
         run_id = self._create(record, parent)
+        begun = [run_id]
         try:
             note(folder, Tracked(uri=self.uri, experiment_id=self._experiment_id, run_id=run_id), whole=False)
             for child in record.children:
-                self._fill(self._create(child, run_id), child, folder)
+                self._go_on()
+                begun.append(self._create(child, run_id))
+                self._fill(begun[-1], child, folder)
+                begun.pop()
             self._fill(run_id, record, folder)
         except BaseException:  # also where the user ends it
-            with contextlib.suppress(Exception):
-                self._client.set_terminated(run_id, "KILLED")
+            for each in reversed(begun):
+                self._kill(each)
             raise
         return run_id
+
+    def _kill(self, run_id: str) -> None:
+        """End a run that is not whole, as far as the store allows."""
+        with contextlib.suppress(Exception):
+            self._client.set_terminated(run_id, "KILLED")
+            if VERDICT in self._client.get_run(run_id).data.tags:
+                self._client.delete_tag(run_id, VERDICT)
 
     def _fill(self, run_id: str, record: Record, folder: Path) -> str:
         """Metrics, parameters, files and tables in as few round trips as possible: one costs 10 to 30 ms."""
@@ -292,9 +337,10 @@ class Store:
                     content = {"columns": list(table), "data": list(zip(*table.values(), strict=True))}
                     (Path(place) / f"{title}.json").write_text(json.dumps(content), encoding="utf-8")
                 self._client.log_artifacts(run_id, place)
-        if VERDICT in tags:
-            self._client.set_tag(run_id, VERDICT, tags[VERDICT])
+        self._go_on()
         self._client.set_terminated(run_id, record.status)
+        if VERDICT in tags:  # last: a run that is interrupted has none
+            self._client.set_tag(run_id, VERDICT, tags[VERDICT])
         return run_id
 
 

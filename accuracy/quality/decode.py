@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.model import Batch, Probe, StudyModel
+from dllm.model import ModelSpec
 from dllm.policies import Commit, Score
 from dllm.workload import Workload
 
@@ -87,10 +88,7 @@ def decode(
                 break
             rows = workload.caches.rows(step).of(place.start, length, canvas)
             hidden = model.forward(tokens, rows, batch, block=block)
-            own = hidden[:, start - rows.start : start - rows.start + length]
-            if model.spec.shifted_logits:
-                edge = hidden[:, start - rows.start - 1 : start - rows.start] if rows.start < start else edge
-                own = torch.cat([edge, own[:, :-1]], 1)
+            own, edge = logit_rows(model.spec, hidden, start - rows.start, length, edge)
             logits = model.logits(own)
             token_ids, confidence = sample(logits, workload.score, model.numerics.confidences)
             chosen = commit(confidence, masked, workload, step)
@@ -101,6 +99,16 @@ def decode(
             tokens = tokens.clone()
             tokens[:, place] = torch.where(chosen, token_ids, tokens[:, place])
     return Decoding(token_ids=tokens[:, canvas - workload.generation_length :], trip_counts=trips)
+
+
+def logit_rows(spec: ModelSpec, hidden: Tensor, start: int, length: int, edge: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states [B, length, hidden] whose logits belong to the positions from row `start` of `hidden` on, and that of the row
+    before these: `edge` where `hidden` begins with them. Of a model with shifted logits each lies one row ahead."""
+    own = hidden[:, start : start + length]
+    if not spec.shifted_logits:
+        return own, edge
+    edge = hidden[:, start - 1 : start] if start else edge
+    return torch.cat([edge, own[:, :-1]], 1), edge
 
 
 def sample(logits: Tensor, score: str, sampling: str) -> tuple[Tensor, Tensor]:

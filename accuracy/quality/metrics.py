@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accuracy.quality.decode import StepView, commit, sample
+from accuracy.quality.decode import StepView, commit, logit_rows, sample
 from accuracy.quality.model import Batch, StudyModel
 from accuracy.quality.schemes import channel_maxima, smoothing_factors
 from dllm.model import ModelSpec
@@ -45,6 +45,7 @@ class Comparison:
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, float] = defaultdict(float)
         self._batch: Batch | None = None
+        self._edge = torch.empty(0)
         self._warm: dict[tuple[int, str], Tensor] = {}
         self._divergence: list[Tensor] = []
         """Per batch [2, B]: sum of logit KL over each sequence's masked positions, and their number."""
@@ -83,7 +84,8 @@ class Comparison:
         rows = self.workload.caches.rows(view.step).of(view.place.start, length, view.canvas.shape[1])
         hidden = self.reference.forward(view.canvas, rows, self._batch, block=view.block)
         start = view.place.start - rows.start
-        logits = self.reference.logits(hidden[:, start : start + length])
+        own, self._edge = logit_rows(self.reference.spec, hidden, start, length, self._edge)
+        logits = self.reference.logits(own)
         ids, confidence = sample(logits, self.workload.score, self.reference.numerics.confidences)
         chosen = commit(confidence, view.masked, self.workload, view.step)
         p, q = logits.double().log_softmax(-1), view.logits.double().log_softmax(-1)

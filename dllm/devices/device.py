@@ -26,9 +26,10 @@ FP8_NUMBERS = ("matrix_fp8_flops", "matrix_fp8_fraction")
 """Of GPUs that multiply FP8; both or none."""
 CPU_NUMBERS = (
     "gemm_flops", "scores_flops", "mix_flops", "call_seconds", "reduction_seconds", "mean_seconds",
-    "reduced_row_seconds", "choice_seconds", "board_watts",
+    "broadcast_seconds", "split_seconds", "cold_seconds",
+    "reduced_row_seconds", "joined_row_seconds", "choice_seconds", "board_watts",
 )  # fmt: skip
-CPU_CURVES = ("pack", "pack_row", "broadcast_row", "pass", "exp", "sum", "max", "argmax")
+CPU_CURVES = ("pack", "repack", "broadcast_row", "pass", "exp", "sum", "max", "argmax")
 SOFTWARE = {"torch": GPU_NUMBERS, "numpy": CPU_NUMBERS}
 """Numbers that a device needs, by the software that it runs (`graph`)."""
 HOTTEST = 10.0
@@ -143,6 +144,8 @@ class Device:
         """Time of one call of NumPy, its fixed cost left out."""
         if row.engine.endswith("_seconds"):
             return row.work * self[row.engine]
+        if row.engine == "repack":  # found where the last call or where the last pass left it
+            return row.work / max(self._rate("pack", row.resident_bytes), self._rate("repack", row.own_bytes))
         return row.work / self._rate(row.engine, row.resident_bytes)
 
     def _rate(self, engine: str, resident_bytes: float) -> float:

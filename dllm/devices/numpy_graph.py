@@ -1,11 +1,12 @@
 """What dllm/reference.py does, call by call: products by BLAS, contractions by einsum, passes over arrays, in FP32.
 
-Engines: `gemm` (FLOP/s); `pack`, `pack_row` (bytes and rows of weights a second that BLAS copies into its own layout before
-a product); `scores`, `mix` (FLOP/s of the contractions of attention); `exp`, `sum`, `max`, `argmax` (elements/s); `pass`
-(bytes/s of an elementwise call); `broadcast_row` (rows/s that meet a broadcast operand, over the bytes of a row). Those that
-end in `_seconds` are the cost of one thing more: a call of a reduction beyond that of an elementwise one (`mean` beyond
-that), a row that is reduced, an element that `where` chooses. einsum leaves the scores interleaved, [rows, keys, heads] in
-memory: a reduction over keys then runs in rows of `heads` elements.
+Engines: `gemm` (FLOP/s); `pack`, `repack` (bytes of weights a second that BLAS copies into its own layout before a product, in
+its first pass over the rows and in later ones); `scores`, `mix` (FLOP/s of the contractions of attention); `exp`, `sum`, `max`,
+`argmax` (elements/s); `pass` (bytes/s of an elementwise call); `broadcast_row` (rows/s that meet a broadcast operand, over the
+bytes of a row). Those that end in `_seconds` are the cost of one thing more: a call of a reduction or with a broadcast operand
+beyond that of an elementwise one (`mean` beyond a reduction), a `split`, a call whose code and data are `cold`, a row that is
+reduced or `joined`, an element that `where` chooses. einsum leaves the scores interleaved, [rows, keys, heads] in memory: a
+reduction over keys then runs in rows of `heads` elements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,13 +35,37 @@ from dllm.operators import (
 FP32_BYTES = 4
 
 
+PASS_WIDTH, PASS_STEP = 384, 8
+"""Columns of weights that OpenBLAS copies in one pass over their rows at most, and a multiple that it keeps to (SGEMM_DEFAULT_Q
+and SGEMM_DEFAULT_UNROLL_M of Haswell and Zen in its param.h; driver/level3/level3.c)."""
+
+
+KERNEL_ROWS = 4
+"""Rows that its kernel computes at a time (SGEMM_DEFAULT_UNROLL_N); one or two that are left take about as long as four."""
+
+
+def first_pass(k: int) -> int:
+    """Of `k` columns of weights those that OpenBLAS copies first: all, half, or a full pass."""
+    if k <= PASS_WIDTH or k >= 2 * PASS_WIDTH:
+        return min(k, PASS_WIDTH)
+    return -(-(k // 2) // PASS_STEP) * PASS_STEP
+
+
 def gemm(rows: int, k: int, n: int, resident_bytes: float) -> list[Operation]:
-    """x[rows, k] @ w[n, k].T; `resident_bytes`: weights of the whole phase, which come round again in the next call."""
+    """x[rows, k] @ w[n, k].T; `resident_bytes`: weights of the whole phase, which come round again in the next call.
+
+    Copying weights takes passes over the rows of w. The first finds them where the call before left them. A later one finds in
+    addition what the hardware fetched beside the columns of the pass before, if w is small enough to have stayed.
+    """
+    own, first, computed = FP32_BYTES * k * n, first_pass(k), -(-rows // KERNEL_ROWS) * KERNEL_ROWS
+    later = Operation(
+        engine="repack", work=own - FP32_BYTES * first * n, launches=0, resident_bytes=resident_bytes, own_bytes=own
+    )
     return [
-        Operation(engine="gemm", work=2.0 * rows * k * n),
+        Operation(engine="gemm", work=2.0 * computed * k * n),
         Operation(engine="pass", work=2 * FP32_BYTES * rows * n, launches=0, resident_bytes=2 * FP32_BYTES * rows * n),
-        Operation(engine="pack", work=FP32_BYTES * k * n, launches=0, resident_bytes=resident_bytes),
-        Operation(engine="pack_row", work=n, launches=0, resident_bytes=resident_bytes),
+        Operation(engine="pack", work=FP32_BYTES * first * n, launches=0, resident_bytes=resident_bytes),
+        *([later] if first < k else []),
     ]
 
 
@@ -68,7 +93,8 @@ def reduction(engine: str, rows: int, width: int, live: int) -> list[Operation]:
 def broadcast(rows: int, width: int, live: int = 0) -> list[Operation]:
     """An elementwise call in which each row meets one number, or one row meets all."""
     row = Operation(engine="broadcast_row", work=rows, launches=0, resident_bytes=FP32_BYTES * width)
-    return [*passes(rows * width, unary=1, live=live), row]
+    call = Operation(engine="broadcast_seconds", work=1, launches=0)
+    return [*passes(rows * width, unary=1, live=live), row, call]
 
 
 def norm(rows: int, hidden: int) -> list[Operation]:
@@ -79,19 +105,28 @@ def norm(rows: int, hidden: int) -> list[Operation]:
     ]  # fmt: skip
 
 
+SOFTMAX_LIVE = 4
+"""Arrays of softmax that caches have to hold."""
+
+
 def softmax(rows: int, width: int) -> list[Operation]:
-    """Maximum, difference, exponential, sum, quotient of `rows` of `width` elements: four arrays live."""
+    """Maximum, difference, exponential, sum, quotient of `rows` of `width` elements."""
     return [
-        *reduction("max", rows, width, 4), *broadcast(rows, width, 4), elementwise("exp", rows * width, 4),
-        *reduction("sum", rows, width, 4), *broadcast(rows, width, 4),
+        *reduction("max", rows, width, SOFTMAX_LIVE), *broadcast(rows, width, SOFTMAX_LIVE),
+        elementwise("exp", rows * width, SOFTMAX_LIVE), *reduction("sum", rows, width, SOFTMAX_LIVE),
+        *broadcast(rows, width, SOFTMAX_LIVE),
     ]  # fmt: skip
 
 
 def rotate(rows: int, heads: int, head_dim: int) -> list[Operation]:
-    """Product with the cosine, halves negated and joined, product with the sine, sum."""
+    """Two splits, product with the cosine, a half negated and joined, product with the sine, sum, joined with what stays."""
     n, heads = rows * heads * head_dim, rows * heads
     products = [*broadcast(heads, head_dim), *broadcast(heads, head_dim)]
-    return [*products, *passes(n // 2, unary=1), *passes(n, unary=1, binary=1)]
+    calls = [
+        Operation(engine="split_seconds", work=2, launches=0), Operation(engine="joined_row_seconds", work=2 * heads, launches=0),
+        Operation(engine="broadcast_row", work=heads, launches=0, resident_bytes=FP32_BYTES * head_dim // 2),
+    ]  # fmt: skip
+    return [*calls, *products, *passes(n // 2, unary=1), *passes(n, unary=2, binary=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +235,9 @@ OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
 
 
 def _calls(operators: Sequence[Operator], p: Pass) -> list[Operation]:
-    return [row for each in operators for row in OPERATORS[type(each)](each, p)]
+    """Between two visits of an operator the weights of others pass, so the code and the small data of its calls are cold."""
+    rows = [row for each in operators for row in OPERATORS[type(each)](each, p)]
+    return [*rows, Operation(engine="cold_seconds", work=sum(row.launches for row in rows), launches=0)]
 
 
 def forward(model: ModelSpec, rows: int, keys: int, *, clean: bool = False) -> list[Operation]:
@@ -225,8 +262,9 @@ def lm_head(model: ModelSpec, rows: int) -> list[Operation]:
 
 
 def sampling(model: ModelSpec, rows: int) -> list[Operation]:
-    """argmax, softmax, choice of the confidence."""
-    return [*reduction("argmax", rows, model.vocab, 4), *softmax(rows, model.vocab)]
+    """Noise added (a number, where none is drawn), argmax, softmax; the choice of the confidence is left out."""
+    noisy = passes(rows * model.vocab, unary=1, live=SOFTMAX_LIVE)
+    return [*noisy, *reduction("argmax", rows, model.vocab, SOFTMAX_LIVE), *softmax(rows, model.vocab)]
 
 
 BY_PHASE: Mapping[str, Callable[[ModelSpec, Shape], list[Operation]]] = {

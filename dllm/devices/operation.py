@@ -10,7 +10,8 @@ class Operation:
     """`work` in units of its engine's rate (floating operations, elements or bytes), `moved_bytes` to and from memory.
 
     `launches`: kernels or library calls; `resident_bytes`: the data that is touched again and again (0: `moved_bytes`),
-    which decides in which cache it is found; `product`: the shape of a matrix product.
+    which decides in which cache it is found; `own_bytes`: those that one call touches several times; `product`: the shape
+    of a matrix product.
     """
 
     engine: str
@@ -18,6 +19,7 @@ class Operation:
     moved_bytes: float = 0.0
     launches: int = 1
     resident_bytes: float = 0.0
+    own_bytes: float = 0.0
     product: Product | None = None
 
 

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from dllm.devices import PHASES
+from dllm.devices.numpy_graph import first_pass, gemm
 from dllm.model import ModelSpec
+from npu.errors import TripathError
 from npu.metrics import Result
 from tests.conftest import compose_experiment
 from tripath.experiment import Outcome
@@ -14,17 +16,24 @@ from tripath.run.comparison import with_comparisons
 from tripath.validation import HostSettings, check_published, read_measurements
 from tripath.validation.calibration import (
     ATTENTION,
+    CALLS,
     ELEMENTS,
     GEMM_K,
     GEMM_N,
     GEMM_ROWS,
+    PACKED_BYTES,
     PACKED_K,
-    PACKED_N,
     PACKED_ROWS,
+    PLACES,
+    REPACKED_BYTES,
+    REPACKED_K,
     device_of,
     kernels,
     packed_matrices,
+    packed_rows,
 )
+from tripath.validation.host import shapes_of
+from tripath.validation.measurements import write_measurements
 
 SMALL = ModelSpec(
     name="small", layers=1, hidden=64, heads=2, kv_heads=1, head_dim=32, ffn=96, vocab=512, rope_theta=1e4, rms_eps=1e-5,
@@ -77,41 +86,100 @@ def test_less_than_a_tenth_of_sampling_is_a_bound(paper, share, holds):
 
 
 def test_calibration_recovers_the_rates_that_made_it():
-    """Times made from known rates: 50 GFLOP/s, packing at 10 GB/s and 100 ns a row, 2 GFLOP/s of contraction."""
-    flops, byte, row = 50e9, 1e-10, 1e-7
+    """Times made from known rates: 50 GFLOP/s, packing at 5 GB/s, 10 GB/s in later passes, 2 GFLOP/s of contraction."""
+    flops, byte, again = 50e9, 2e-10, 1e-10
+    first = {
+        768: 384,
+        1024: 384,
+    }  # OpenBLAS: at most 384 columns in a pass, halves where less than two such passes are left
     seconds = dict.fromkeys((name for name, _ in kernels()), 1e-6)
-    copied = GEMM_N * (row + 4 * GEMM_K * byte)
-    seconds |= {f"gemm {m}": 2 * m * GEMM_K * GEMM_N / flops + copied for m in GEMM_ROWS}
-    for size in (2_000_000, 14_000_000, 96_000_000):
-        for k in PACKED_K:
-            one = 2 * PACKED_ROWS * k * PACKED_N / flops + PACKED_N * (row + 4 * k * byte)
-            seconds[f"pack {size} {k}"] = packed_matrices(size, k) * one
+    seconds |= {f"gemm {m}": 2 * m * GEMM_K * GEMM_N / flops + 4 * GEMM_N * GEMM_K * byte for m in GEMM_ROWS}
+    for k in PACKED_K:
+        for size in PACKED_BYTES:
+            n = packed_rows(size, k)
+            seconds[f"pack {size:.0f} {k}"] = 2 * PACKED_ROWS * k * n / flops + 4 * k * n * byte
+    for k in REPACKED_K:
+        for size in REPACKED_BYTES:
+            n, count = packed_rows(size, k), packed_matrices(size)
+            copied = 4 * n * (first[k] * byte + (k - first[k]) * again)
+            seconds[f"repack {size:.0f} {k}"] = count * (2 * PACKED_ROWS * k * n / flops + copied)
     r, s, h, d = ATTENTION
     seconds["scores"] = 2 * r * s * h * d / 2e9
-    seconds |= {f"exp {n}": seconds["call"] / 500 + n / 4e8 for n in ELEMENTS}
+    seconds |= {f"exp {n} {place}": seconds["call"] / CALLS + n / 4e8 for n in ELEMENTS for place in PLACES}
+    each = {"nothing": 0.0, "call": 1e-6, "broadcast": 3e-6, "reduction": 2e-6, "mean": 9e-6, "split": 5e-6}
+    seconds |= {f"{name} between": CALLS * (4e-6 + call) for name, call in each.items()}
     device = device_of(seconds)
     assert device["gemm_flops"] == pytest.approx(flops)
     assert device["scores_flops"] == pytest.approx(2e9)
-    assert [rate for _, rate in device.curves["pack"]] == pytest.approx([1 / byte] * 3)
-    assert [rate for _, rate in device.curves["pack_row"]] == pytest.approx([1 / row] * 3)
+    assert [rate for _, rate in device.curves["pack"]] == pytest.approx([1 / byte] * len(PACKED_BYTES))
+    assert [rate for _, rate in device.curves["repack"]] == pytest.approx([1 / again] * len(REPACKED_BYTES))
     assert [rate for _, rate in device.curves["exp"]] == pytest.approx([4e8] * len(ELEMENTS))
+    fixed = ("call_seconds", "broadcast_seconds", "reduction_seconds", "mean_seconds", "split_seconds")
+    assert [device[name] for name in fixed] == pytest.approx([1e-6, 2e-6, 1e-6, 7e-6, 5e-6])
+
+
+@pytest.mark.parametrize(
+    ("k", "first"), [(256, 256), (384, 384), (392, 200), (640, 320), (760, 384), (768, 384), (4096, 384)]
+)
+def test_openblas_copies_weights_in_passes(k, first):
+    """Of driver/level3/level3.c: a pass of 384 while two are left, half of what is left (in multiples of 8) below that."""
+    assert first_pass(k) == first
+
+
+def test_a_later_pass_is_as_fast_as_the_faster_of_two_caches():
+    """Weights of 1 MB that come round among 64 MB: the first pass at the rate of 64 MB, the others at that of the matrix; alone at
+    the rate of 1 MB, which is faster still."""
+    base = compose_experiment("experiment=paper_end_to_end").devices["host"]
+    curves = {**base.curves, "pack": [[1e6, 40e9], [64e6, 5e9]], "repack": [[1e6, 10e9], [64e6, 5e9]]}
+    device = dataclasses.replace(base, curves=curves)
+    n = 1_000_000 // (4 * 1024)
+
+    def copying(resident):
+        rows = [row for row in gemm(8, 1024, n, resident) if row.engine in ("pack", "repack")]
+        return device.kernel_seconds(rows)
+
+    first, later = 4 * 384 * n, 4 * 640 * n
+    assert copying(64e6) == pytest.approx(first / 5e9 + later / 10e9, rel=1e-3)
+    assert copying(1e6) == pytest.approx((first + later) / 40e9, rel=1e-3)
+
+
+def test_rows_are_computed_by_fours():
+    work = [next(row.work for row in gemm(rows, 512, 512, 0) if row.engine == "gemm") for rows in (1, 4, 5, 8, 9)]
+    assert [each / work[0] for each in work] == [1, 1, 2, 2, 3]
 
 
 def test_this_machine_is_measured_and_its_files_are_read_back(tmp_path):
     base = compose_experiment("experiment=validate_host")
-    timed = HostSettings(canvases=[12, 24], blocks=[8], repeats=1, rounds=1)
+    shapes = [{"name": "small", "hidden": 64}, {"name": "wide", "hidden": 128, "heads": 4}]
+    timed = HostSettings(canvases=[12, 24], blocks=[8], repeats=1, rounds=1, shapes=shapes)
     experiment = dataclasses.replace(base, model=SMALL, host=timed)
     outcome = with_comparisons(experiment, outcome_of(experiment, {}), lambda _: None)
     assert outcome.status == "passed", "what is measured here is reported, and fails no run"
     assert {row.metric for row in outcome.discrepancies} == {f"host.{phase}" for phase in PHASES if phase != "step"} | {
         "host.median_error"
     }
-    assert len(outcome.tables["host"].rows) == 2 * 2 + 4
+    assert {row.scope.partition(",")[0] for row in outcome.discrepancies} == {"small", "wide"}
+    assert len(outcome.tables["host"].rows) == 2 * (2 * 2 + 4)
     assert all(0.05 < row.observed < 20 for row in outcome.discrepancies)
     file = tmp_path / "host.csv"
     file.write_text(outcome.files["host.csv"], encoding="utf-8")
     rows = read_measurements(str(file))
     assert {row.phase for row in rows} == {"prefill", "norm", "refine", "lm_head", "sampling", "softmax"}
-    assert all(row.seconds > 0 for row in rows)
+    assert {row.model for row in rows} == {"small", "wide"}
+    assert all(row.wall_seconds and row.seconds > 0 for row in rows)
+    assert write_measurements(rows) == outcome.files["host.csv"]
     (tmp_path / "device").mkdir()
     assert "software: numpy" in outcome.files["host.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([{"name": "a", "hiden": 64}], r"validation\.host\.shapes\[0\]\.hiden: no such key of a model"),
+        ([{"name": "a"}, {"name": "a", "vocab": 256}], r"validation\.host\.shapes\[1\]\.name: a is taken"),
+        ([{"name": "a", "hidden": 0}], "model"),
+    ],
+)
+def test_a_shape_that_is_none_is_refused_in_a_line(shapes, message):
+    with pytest.raises(TripathError, match=message):
+        shapes_of(SMALL, HostSettings(canvases=[8], blocks=[8], repeats=1, rounds=1, shapes=shapes))

@@ -2,7 +2,7 @@
 
 Measuring runs in a process of its own with one BLAS thread (`python -m tripath.validation.host`), since the number of
 threads is fixed when NumPy is loaded. What counts is the CPU time of the thread, and of several repeats the smallest: others
-on the machine only ever add.
+on the machine only ever add. The time on the wall is kept beside it.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import median
 
 import numpy as np
@@ -21,25 +21,29 @@ from dllm.families import expected_shapes, tensor_name
 from dllm.model import ModelSpec
 from dllm.reference import Cache, ReferenceModel, rms_norm, sample, softmax
 from npu.errors import TripathError
-from tripath.validation.calibration import Kernel, device_of, kernels, sampled
+from tripath.validation.calibration import Clocked, Kernel, device_of, kernels, sampled
 from tripath.validation.settings import HostSettings
 
 ENVIRONMENT = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34),  # freed arrays are kept, so no call pays for fresh pages
 }  # fmt: skip
+MOVED_BYTES = 12_582_912
+"""By so much everything lies further on in memory from round to round: 6 large pages."""
 TIMED = ("prefill", "refine", "lm_head", "sampling", "softmax", "norm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Seconds of one phase at one size: the smallest and the median of the repeats."""
+    """One phase of a model at one size: smallest and median CPU time of the repeats, and their smallest time on the wall."""
 
+    model: str
     phase: str
     canvas: int
     block: int
     seconds: float
     median_seconds: float
+    wall_seconds: float
     repeats: int
 
 
@@ -51,13 +55,32 @@ class HostRun:
     timings: Sequence[Timing]
 
 
-def measure_host(model: ModelSpec, settings: HostSettings) -> HostRun:
+def shapes_of(model: ModelSpec, settings: HostSettings) -> dict[str, ModelSpec]:
+    """The models that are timed, by name: `model`, or what each of the settings' shapes makes of it.
+
+    Raises:
+        TripathError: a shape has an unknown field or no name of its own, or makes no model.
+    """
+    known = {each.name for each in fields(ModelSpec)}
+    shapes: dict[str, ModelSpec] = {}
+    for number, changes in enumerate(settings.shapes):
+        key = f"validation.host.shapes[{number}]"
+        if unknown := [name for name in changes if name not in known]:
+            raise TripathError(f"{key}.{unknown[0]}: no such key of a model, one of {', '.join(sorted(known))}")
+        name = str(changes.get("name", model.name))
+        if name in shapes:
+            raise TripathError(f"{key}.name: {name} is taken, each shape needs a name of its own")
+        shapes[name] = replace(model, **changes)  # pyright: ignore[reportArgumentType]  ModelSpec checks values
+    return shapes or {model.name: model}
+
+
+def measure_host(models: Collection[ModelSpec], settings: HostSettings) -> HostRun:
     """Calibrate and time in a fresh process with one BLAS thread.
 
     Raises:
         TripathError: the process failed.
     """
-    asked = json.dumps({"model": asdict(model), "settings": asdict(settings)})
+    asked = json.dumps({"models": [asdict(model) for model in models], "settings": asdict(settings)})
     command = [sys.executable, "-m", "tripath.validation.host"]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(  # noqa: S603  our own module
@@ -75,19 +98,27 @@ def measure_host(model: ModelSpec, settings: HostSettings) -> HostRun:
     return HostRun(device=device, timings=[Timing(**row) for row in answer["timings"]])
 
 
-def measure(model: ModelSpec, settings: HostSettings) -> HostRun:
-    """Calibrate and time in turns, `rounds` times, so that both see the same spells of the machine."""
-    primitives, phases = dict(kernels()), dict(phase_kernels(model, settings))
-    taken: dict[str, list[float]] = {}
-    timed: dict[tuple[str, int, int], list[float]] = {}
-    for _ in range(settings.rounds):
-        sampled(primitives, settings.repeats, taken)
-        sampled(phases, settings.repeats, timed)
+def measure(models: Collection[ModelSpec], settings: HostSettings) -> HostRun:
+    """Calibrate and time in turns, `rounds` times, so that both see the same spells of the machine.
+
+    Each round makes its arrays anew, each time further on in memory: the same weights are copied a tenth faster or slower from
+    place to place, whatever the reason, and neither side shall have the better places.
+    """
+    taken: dict[str, list[Clocked]] = {}
+    timed: dict[tuple[str, str, int, int], list[Clocked]] = {}
+    for number in range(settings.rounds):
+        moved = np.ones(number * MOVED_BYTES, np.uint8)
+        sampled(dict(kernels()), settings.repeats, taken)
+        for model in models:
+            phases = {(model.name, *size): call for size, call in phase_kernels(model, settings)}
+            sampled(phases, settings.repeats, timed)
+        del moved
     timings = [
-        Timing(phase=phase, canvas=canvas, block=block, seconds=min(row), median_seconds=median(row), repeats=len(row))
-        for (phase, canvas, block), row in timed.items()
-    ]
-    return HostRun(device=device_of({name: min(row) for name, row in taken.items()}), timings=timings)
+        Timing(model=model, phase=phase, canvas=canvas, block=block, seconds=min(row).cpu, repeats=len(row),
+               median_seconds=median(each.cpu for each in row), wall_seconds=min(each.wall for each in row))
+        for (model, phase, canvas, block), row in timed.items()
+    ]  # fmt: skip
+    return HostRun(device=device_of({name: min(row).cpu for name, row in taken.items()}), timings=timings)
 
 
 def phase_kernels(model: ModelSpec, settings: HostSettings) -> Iterator[tuple[tuple[str, int, int], Kernel]]:
@@ -131,7 +162,8 @@ def main() -> int:
     """Read what to measure as JSON from standard input, write what was measured to standard output."""
     argparse.ArgumentParser(description=main.__doc__).parse_args()
     asked = json.load(sys.stdin)
-    run = measure(ModelSpec(**asked["model"]), HostSettings(**asked["settings"]))
+    models = [ModelSpec(**row) for row in asked["models"]]
+    run = measure(models, HostSettings(**asked["settings"]))
     answer = {
         "numbers": run.device.numbers,
         "curves": run.device.curves,

@@ -2,7 +2,8 @@
 
 Columns: `device` (a device model of `devices`, or the name of the simulated hardware), `model` (an option of the group model),
 `phase` (of a device: `dllm.devices.PHASES`; of the hardware: `generation` or a phase of the program), `batch`, `canvas` and
-`block` in tokens, `seconds`, `source` (who measured, with what).
+`block` in tokens, `seconds`, `source` (who measured, with what). A column `wall_seconds` may stand beside `seconds` that are CPU
+time; nothing is compared with it.
 """
 
 import csv
@@ -19,6 +20,8 @@ from tripath.validation.rows import positive
 from tripath.validation.settings import Tolerance
 
 COLUMNS = ("device", "model", "phase", "batch", "canvas", "block", "seconds", "source")
+WALL = "wall_seconds"
+"""A column that a file may have."""
 KEY = "validation.measurements"
 
 
@@ -34,6 +37,7 @@ class Measurement:
     block: int
     seconds: float
     source: str
+    wall_seconds: float | None = None
     line: int = 0
 
     @property
@@ -72,7 +76,7 @@ def read_measurements(file: str) -> list[Measurement]:
         raise TripathError(f"{KEY}: cannot read {file} ({error})") from None
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     header = reader.fieldnames or []
-    if sorted(header) != sorted(COLUMNS):
+    if sorted(header) not in (sorted(COLUMNS), sorted((*COLUMNS, WALL))):
         raise TripathError(
             f"{KEY}: {file} must have the columns {', '.join(COLUMNS)}, got {', '.join(header) or 'none'}"
         )
@@ -84,17 +88,18 @@ def read_measurements(file: str) -> list[Measurement]:
 
 def write_measurements(rows: Sequence[Measurement]) -> str:
     """Text of a file that `read_measurements` reads."""
-    lines = [",".join(COLUMNS)]
+    walls = any(row.wall_seconds is not None for row in rows)
+    lines = [",".join((*COLUMNS, WALL) if walls else COLUMNS)]
     for row in rows:
         source = row.source.replace('"', '""')
-        cells = (row.device, row.model, row.phase, row.batch, row.canvas, row.block, repr(row.seconds), f'"{source}"')
-        lines.append(",".join(map(str, cells)))
+        cells = [row.device, row.model, row.phase, row.batch, row.canvas, row.block, repr(row.seconds), f'"{source}"']
+        lines.append(",".join(map(str, [*cells, repr(row.wall_seconds)] if walls else cells)))
     return "\n".join(lines) + "\n"
 
 
 def _measurement(file: str, line: int, row: Mapping[str, str | None]) -> Measurement:
     where = f"{KEY}: {file} line {line}"
-    values = {name: (row[name] or "").strip() for name in COLUMNS}
+    values = {name: (row[name] or "").strip() for name in (*COLUMNS, WALL) if name in row}
     if None in row or not all(values.values()):
         raise TripathError(f"{where}: needs a value for each of {', '.join(COLUMNS)}")
     numbers: dict[str, int] = {}
@@ -105,8 +110,9 @@ def _measurement(file: str, line: int, row: Mapping[str, str | None]) -> Measure
     if numbers["block"] > numbers["canvas"]:
         raise TripathError(f"{where}: block {numbers['block']} exceeds canvas {numbers['canvas']}")
     seconds = positive(where, values, "seconds")
+    wall_seconds = positive(where, values, WALL) if WALL in values else None
     return Measurement(device=values["device"], model=values["model"], phase=values["phase"], seconds=seconds,
-                       source=values["source"], line=line, **numbers)  # fmt: skip
+                       wall_seconds=wall_seconds, source=values["source"], line=line, **numbers)  # fmt: skip
 
 
 def check_names(rows: Sequence[Measurement], devices: Mapping[str, Device], hardware: str | None) -> None:

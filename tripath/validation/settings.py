@@ -75,12 +75,14 @@ class HostSettings:
         blocks: Tokens against the largest canvas, for the other phases.
         repeats: Timings of each in a round.
         rounds: Rounds.
+        shapes: Changes of `model`, each a model of its own with a `name`; none: `model` itself.
     """
 
     canvases: Sequence[int] = field(metadata=within(1, 1 << 16))
     blocks: Sequence[int] = field(metadata=within(1, 1 << 16))
     repeats: int = field(metadata=within(1, 10_000))
     rounds: int = field(metadata=within(1, 10_000))
+    shapes: Sequence[Mapping[str, str | int | float]] = ()
 
     def __post_init__(self) -> None:
         check_choices("validation.host", self)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accuracy.quality.decode import commit, decode, layout, sample
+from accuracy.quality.metrics import Comparison
 from accuracy.quality.model import UNQUANTISED, StudyModel
 from dllm.policies import Commit, Score
 from dllm.workload import Numerics, Workload
@@ -40,6 +41,19 @@ def test_logits_equal_an_unbatched_float64_model_with_its_own_cache(cache, key_t
             logits = oracle.block_logits(canvas, len(prompt) + 8 * view.block, 8, view.step, cache)
             assert logits.abs().max() > 1
             np.testing.assert_allclose(view.logits[row], logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_model_does_not_differ_from_itself(cache, shifted):
+    """Also where logits lie one row ahead of their positions, and a refine step does not forward that row."""
+    spec, workload = dataclasses.replace(SPEC, shifted_logits=shifted), dataclasses.replace(WORKLOAD, cache=cache)
+    model, same = (StudyModel(spec, tensors(spec=spec)) for _ in range(2))
+    comparison = Comparison(same, workload)
+    decode(model, PROMPTS, workload, observe=comparison.observe, probe=comparison.probe)
+    found = comparison.summary
+    assert found["logit_kl"] == pytest.approx(0, abs=1e-9)
+    assert (found["argmax_flips"], found["transfer_overlap"]) == (0, 1)
 
 
 @pytest.mark.parametrize("commit_policy", COMMITS)

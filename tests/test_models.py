@@ -26,6 +26,7 @@ PUBLISHED = {
     "llada_moe_7b": (7.36e9, None, "its checkpoint's parameters (model card: 7B-A1B)"),
     "llada2_mini": (16.0e9, None, "arXiv:2512.15745: 16B"),
     "llada2_flash": (103.0e9, None, "its checkpoint's name and index: 100B"),
+    "diffusiongemma_26b_a4b": (25.2e9, None, "transformers' diffusion_gemma: 25.2B of text, 3.8B of them active"),
     "sdar_30b_a3b": (30.53e9, 29.9e9, "Qwen3-30B-A3B (model card: 30.5B, 29.9B without embedding)"),
 }
 """Parameters, and those without embedding and head, as published, and where."""
@@ -57,11 +58,15 @@ def test_parameters_are_the_published_ones(name):
         assert model.network.layer_macs_per_row == pytest.approx(layers, rel=0.002)
 
 
-def test_a_row_of_a_mixture_meets_the_published_part_of_its_weights():
-    """Qwen3-30B-A3B, whose shape SDAR has: 3.3B of 30.5B are active (model card), embedding and head among them."""
-    model = experiment_of("sdar_30b_a3b").model
-    active = model.network.layer_macs_per_row + 2 * model.vocab * model.hidden
-    assert active == pytest.approx(3.3e9, rel=0.02)
+@pytest.mark.parametrize(
+    ("name", "tables", "published"), [("sdar_30b_a3b", 2, 3.3e9), ("diffusiongemma_26b_a4b", 1, 3.8e9)]
+)
+def test_a_row_of_a_mixture_meets_the_published_part_of_its_weights(name, tables, published):
+    """Qwen3-30B-A3B, whose shape SDAR has: 3.3B of 30.5B are active (model card), embedding and head among them; DiffusionGemma's head
+    is its embedding."""
+    model = experiment_of(name).model
+    active = model.network.layer_macs_per_row + tables * model.vocab * model.hidden
+    assert active == pytest.approx(published, rel=0.02)
 
 
 @pytest.mark.parametrize(("name", "tensors"), [("llada2_mini", 14_813), ("llada2_flash", 24_161)])
@@ -94,8 +99,10 @@ def test_the_program_keeps_the_weights_and_the_cache(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_model_brings_its_decoding(name):
     """The command that the README promises: a model, a machine and a prompt's length are enough."""
-    x = experiment_of(name, "workload.generation_length=64", "numerics=mxint4")  # in which 100B fit into 64 GiB
-    assert x.workload.steps == 64
+    uniform = name == "diffusiongemma_26b_a4b"
+    length = 256 if uniform else 64  # a canvas
+    x = experiment_of(name, f"workload.generation_length={length}", "numerics=mxint4")  # in which 100B fit into 64 GiB
+    assert x.workload.steps == (48 if uniform else 64)
     prepared = prepare(x, "")
     assert len(prepared.program.words) < 20_000
     assert x.workload.caches.appends is (x.model.attention_mask != "full")

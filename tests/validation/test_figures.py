@@ -115,7 +115,7 @@ def test_policies_and_engines_order_as_they_must(models):
         ({"kind": "weather"}, "no model of kind weather"),
         ({"device": "abacus"}, "no model of device abacus"),
         ({"count": 8}, "8 devices at work"),
-        ({"kind": "step", "model": "diffusiongemma_26b_a4b", "workload": DECODING}, "a mixture of experts"),
+        ({"kind": "step", "model": "diffusiongemma_26b_a4b", "workload": DECODING}, "canvases of uniform diffusion"),
         ({"kind": "step", "model": "gpt_9", "workload": DECODING, "engine": "HF"}, "no model gpt_9 in conf/model"),
         ({"workload": {"M": 1, "N": 2}}, "K is not stated"),
         ({"workload": {}}, "the shape of the product is not stated"),

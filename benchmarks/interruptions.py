@@ -41,7 +41,7 @@ SIGNALS = {"SIGINT": (2,), "SIGINT twice": (2, 2), "SIGTERM": (15,), "SIGTERM, t
 """What is sent; a SIGINT goes to the process alone, or to its group, as a terminal sends it."""
 SECOND_WITHIN = 2.0
 """Seconds in which a second signal follows."""
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = 60.0
 """So long processes of the command may take to end after it."""
 LIMIT_SECONDS, ATTEMPTS = 180.0, 3
 RESUMED = 8
@@ -201,7 +201,8 @@ def interrupt(commands: Commands, given: Try, folder: Path) -> dict[str, object]
         time.sleep(0.2)
     for pid in left:
         with contextlib.suppress(OSError):
-            faults.append(f"left a process: {Path(f'/proc/{pid}/cmdline').read_bytes()[:100].decode(errors='replace')}")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(bytes(1), b" ").strip()
+            faults.append(f"left a process: {command[:100].decode(errors='replace')}")
             os.kill(pid, signal.SIGKILL)
     text = (folder / "log").read_text(errors="replace")
     faults += [f"printed {what}" for what in UNWANTED if what in text]

@@ -13,7 +13,8 @@ from dllm.constants import CONSTANTS, HIDDEN, LOWEST, Facts, further_constants
 from dllm.families import tensor_name
 from dllm.layout import fill_up, laid_out
 from dllm.model import ModelSpec
-from dllm.operators import Mask, Role
+from dllm.operators import Mask
+from dllm.weights import Role
 from dllm.workload import Workload
 from npu.errors import TripathError
 from npu.formats import FORMATS

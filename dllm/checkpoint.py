@@ -23,8 +23,9 @@ from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_s
 from dllm.folder import CONFIG, POINTER, describe, read_small
 from dllm.low_rank import Adapter, read_adapter
 from dllm.model import FullLayers, ModelSpec
-from dllm.operators import Experts, Part
+from dllm.operators import Experts
 from dllm.rotary import Scaling
+from dllm.weights import Part
 from npu.errors import TripathError
 
 SYNTHETIC = "synthetic"

@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dllm.network import Group, Network
 from dllm.operators import (
     Activation,
     Attention,
     Embedding,
     Experts,
     GatedMlp,
-    Group,
     HeadNorm,
     Heads,
     Linear,
     LmHead,
     Mask,
     Moe,
-    Network,
     Norm,
     Operator,
     Residual,

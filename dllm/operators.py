@@ -7,7 +7,6 @@ operator what the one before it left, and `Residual` adds that to the stream.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias, get_args
@@ -15,63 +14,9 @@ from typing import TypeAlias, get_args
 import numpy as np
 
 from dllm.rotary import Rotation
+from dllm.weights import Part, Role, Weight, gated_matrices, matrix, vector
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
-
-
-class Role(Enum):
-    """Where a weight is used, in the order in which weights lie in HBM."""
-
-    TABLE = 0
-    """Rows that are gathered by token."""
-    NORM = 1
-    """A factor for each channel, on the lanes."""
-    BIAS = 2
-    """A term for each channel, on the lanes."""
-    MATRIX = 3
-    """Contracted by the array along its last axis, which its blocks follow."""
-    ROUTER = 4
-    """As MATRIX, in the format of what chooses experts."""
-    SCALAR = 5
-    """Single numbers, in FP SRAM."""
-    MIXTURE = 6
-    """Rows that are added up with weights: contracted by the array along its first axis, a slice of rows at a time."""
-
-    @property
-    def on_array(self) -> bool:
-        """Contracted by the array."""
-        return self in (Role.MATRIX, Role.ROUTER, Role.MIXTURE)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A tensor of a checkpoint: its name inside its layer (or outside of all), and its shape."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A tensor that the machine keeps: the parts of a checkpoint, one below the other."""
-
-    name: str
-    role: Role
-    parts: tuple[Part, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and inputs, or the one axis of a vector."""
-        first = self.parts[0].shape
-        return (sum(part.shape[0] for part in self.parts), *first[1:])
-
-
-def _matrix(name: str, parts: tuple[tuple[str, int], ...], inputs: int) -> Weight:
-    return Weight(name, Role.MATRIX, tuple(Part(f"{part}.weight", (rows, inputs)) for part, rows in parts))
-
-
-def _vector(name: str, role: Role, part: str, width: int) -> Weight:
-    return Weight(name, role, (Part(part, (width,)),))
 
 
 class Activation(Enum):
@@ -146,7 +91,7 @@ class Norm(_Operator):
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The factor of each channel."""
-        return (_vector(self.name, Role.NORM, f"{self.part}.weight", self.width),)
+        return (vector(self.name, Role.NORM, f"{self.part}.weight", self.width),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,10 +114,10 @@ class Linear(_Operator):
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The matrix, and the biases behind it."""
-        matrix = _matrix(self.name, self.parts, self.inputs)
+        whole = matrix(self.name, self.parts, self.inputs)
         if not self.bias:
-            return (matrix,)
-        return matrix, Weight(self.bias, Role.BIAS, tuple(Part(f"{part}.bias", (rows,)) for part, rows in self.parts))
+            return (whole,)
+        return whole, Weight(self.bias, Role.BIAS, tuple(Part(f"{part}.bias", (rows,)) for part, rows in self.parts))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +141,7 @@ class HeadNorm(_Operator):
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The factors of Q's channels and of K's."""
-        return tuple(_vector(name, Role.NORM, f"{name}.weight", self.head_dim) for name in ("q_norm", "k_norm"))
+        return tuple(vector(name, Role.NORM, f"{name}.weight", self.head_dim) for name in ("q_norm", "k_norm"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,11 +242,7 @@ class GatedMlp(_Operator):
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The three matrices."""
-        return (
-            _matrix("w_gate", (("ff_proj", self.inner),), self.width),
-            _matrix("w_up", (("up_proj", self.inner),), self.width),
-            _matrix("w_down", (("ff_out", self.width),), self.inner),
-        )
+        return gated_matrices("w", "", self.inner, self.width)
 
 
 class Scoring(Enum):
@@ -398,22 +339,16 @@ class Moe(_Operator):
         experts = self.experts
         numbers, inner = range(experts.count), experts.inner
         router = Weight("router", Role.ROUTER, (Part("router.weight", (experts.count, self.width)),))
-        bias = (_vector("router_bias", Role.BIAS, "router.expert_bias", experts.count),) if experts.bias else ()
+        bias = (vector("router_bias", Role.BIAS, "router.expert_bias", experts.count),) if experts.bias else ()
         norm = self.norm.weights if experts.router_norm else ()
-        factors = (_vector("expert_factors", Role.BIAS, "router.factors", experts.count),) if experts.factors else ()
+        factors = (vector("expert_factors", Role.BIAS, "router.factors", experts.count),) if experts.factors else ()
         own = (("gate", "ff_proj", inner, self.width), ("up", "up_proj", inner, self.width),
                ("down", "ff_out", self.width, inner))  # fmt: skip
         stacked = [
-            _matrix(f"expert_{name}", tuple((f"experts.{number}.{part}", rows) for number in numbers), inputs)
+            matrix(f"expert_{name}", tuple((f"experts.{number}.{part}", rows) for number in numbers), inputs)
             for name, part, rows, inputs in own
         ]  # fmt: skip
-        shared = [
-            _matrix(f"shared_{name}", ((f"shared_experts.{part}", rows),), inputs)
-            for name, part, rows, inputs in (
-                ("gate", "ff_proj", experts.shared, self.width), ("up", "up_proj", experts.shared, self.width),
-                ("down", "ff_out", self.width, experts.shared),
-            ) if experts.shared
-        ]  # fmt: skip
+        shared = gated_matrices("shared", "shared_experts.", experts.shared, self.width) if experts.shared else ()
         return (router, *bias, *norm, *factors, *stacked, *shared)
 
     @property
@@ -484,7 +419,7 @@ class LmHead(_Operator):
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The matrix."""
-        return (_matrix("lm_head", ((self.part, self.vocab),), self.width),)
+        return (matrix("lm_head", ((self.part, self.vocab),), self.width),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -510,11 +445,8 @@ class SelfConditioning(_Operator):
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The norm, the three matrices of the MLP, and the embedding as what is added up."""
-        own = (("gate", "ff_proj", self.inner, self.width), ("up", "up_proj", self.inner, self.width),
-               ("down", "ff_out", self.width, self.inner))  # fmt: skip
         return (
-            *self.norm.weights,
-            *(_matrix(f"soft_{name}", ((f"self_conditioning.{part}", rows),), inputs) for name, part, rows, inputs in own),
+            *self.norm.weights, *gated_matrices("soft", "self_conditioning.", self.inner, self.width),
             Weight("soft_embedding", Role.MIXTURE, (Part("wte.weight", (self.vocab, self.width)),)),
         )  # fmt: skip
 
@@ -535,138 +467,3 @@ Operator: TypeAlias = (
 )
 OPERATORS: tuple[type[Operator], ...] = get_args(Operator)
 """Every kind of operator: each walker of the list has a function for all of them, which a test demands."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Layers of one pattern, one after the other; where a model has several groups, all but one have a `name`.
-
-    `geometry` is the name of the kind of their attention (`dllm.model.Geometry`).
-    """
-
-    repeat: int
-    pattern: tuple[Operator, ...]
-    name: str = ""
-    geometry: str = ""
-
-    def around_attention(self) -> tuple[tuple[Operator, ...], Attention, tuple[Operator, ...]]:
-        """The operators of a layer before attention, attention, and those behind it."""
-        (at,) = (number for number, each in enumerate(self.pattern) if isinstance(each, Attention))
-        attention = self.pattern[at]
-        assert isinstance(attention, Attention)
-        return self.pattern[:at], attention, self.pattern[at + 1 :]
-
-    def tensor(self, weight: str) -> str:
-        """The machine's name of a weight of these layers."""
-        return f"{self.name}.{weight}" if self.name else weight
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
-    """A tensor that the machine keeps: a weight of all layers of a group, or (`layers` None) of what is outside of layers."""
-
-    name: str
-    weight: Weight
-    layers: Sequence[int] | None = None
-
-    def of_layers(self) -> Iterator[tuple[int | None, int | None]]:
-        """Index in the tensor and number of each layer; once None and None where it is outside of layers."""
-        yield from enumerate(self.layers) if self.layers is not None else ((None, None),)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
-    """A whole model: what comes before the layers, the groups of layers, and what makes logits of the last stream.
-
-    The groups follow each other `cycles` times, with other weights each time. `conditioning` follows the stem where a block is
-    denoised; clean passes, over a prompt or a finished block, do without it.
-    """
-
-    stem: tuple[Operator, ...]
-    groups: tuple[Group, ...]
-    head: tuple[Operator, ...]
-    cycles: int = 1
-    conditioning: tuple[Operator, ...] = ()
-
-    def weights(self) -> Iterator[Stored]:
-        """Every tensor that the machine keeps, in the order of HBM."""
-        before = (*self.stem, *self.conditioning)
-        found = [Stored(name=weight.name, weight=weight) for each in before for weight in each.weights]
-        for group, layers in self.numbered():
-            found += [
-                Stored(name=group.tensor(weight.name), weight=weight, layers=layers)
-                for each in group.pattern for weight in each.weights
-            ]  # fmt: skip
-        found += [Stored(name=weight.name, weight=weight) for each in self.head for weight in each.weights]
-        yield from sorted(found, key=lambda stored: stored.weight.role.value)
-
-    def numbered(self) -> Iterator[tuple[Group, Sequence[int]]]:
-        """Each group with the numbers of its layers."""
-        first, cycle = 0, sum(group.repeat for group in self.groups)
-        for group in self.groups:
-            yield group, [first + turn * cycle + layer for turn in range(self.cycles) for layer in range(group.repeat)]
-            first += group.repeat
-
-    def layers(self) -> Iterator[tuple[int, tuple[Operator, ...]]]:
-        """Number and operators of each layer, in their order."""
-        numbered = ((layer, group.pattern) for group, layers in self.numbered() for layer in layers)
-        yield from sorted(numbered, key=lambda each: each[0])
-
-    def check(self, known: Collection[type[Operator]], walker: str, traits: Collection[Trait] = frozenset()) -> None:
-        """Refuse a model of which a walker does not know every operator and trait.
-
-        Raises:
-            TripathError: naming the operator or the trait.
-        """
-        listed = (
-            *self.stem,
-            *self.conditioning,
-            *(each for group in self.groups for each in group.pattern),
-            *self.head,
-        )
-        for each in (*listed, *leaves(listed)):
-            if type(each) not in known:
-                raise TripathError(f"model: {walker} lacks the operator {type(each).__name__}")
-            for trait in sorted(each.traits - set(traits), key=lambda trait: trait.value):
-                raise TripathError(f"model: {walker} lacks {trait.value}")
-
-    @property
-    def layer_macs_per_row(self) -> int:
-        """Multiply-accumulates on the array of one row in all layers, attention's products left out."""
-        once = sum(group.repeat * sum(each.macs_per_row for each in group.pattern) for group in self.groups)
-        return self.cycles * once
-
-    def parts(self) -> Iterator[Sequence[Operator]]:
-        """What a pass computes at a time: the stem and what conditions it, of each pattern what comes before and behind
-        attention, and the head."""
-        yield self.stem
-        yield self.conditioning
-        for group in self.groups:
-            before, _, behind = group.around_attention()
-            yield from (before, behind)
-        yield self.head
-
-
-def leaves(operators: Iterable[Operator]) -> Iterator[Operator]:
-    """Operators in order, those of its branches in place of a sum."""
-    for each in operators:
-        if isinstance(each, Sum):
-            yield from (leaf for branch in each.branches for leaf in leaves(branch))
-        else:
-            yield each
-
-
-def norms_of(operators: Sequence[Operator]) -> list[Norm]:
-    """The norms of operators, in their order; those of a router and of a soft token are among them."""
-    found: list[Norm] = []
-    for each in leaves(operators):
-        if isinstance(each, Norm):
-            found.append(each)
-        elif isinstance(each, SelfConditioning) or (isinstance(each, Moe) and each.experts.router_norm):
-            found.append(each.norm)
-    return found
-
-
-def most_norms(network: Network) -> int:
-    """Norms of the part of a network that has most."""
-    return max(len(norms_of(part)) for part in network.parts())

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from dllm.constants import CONSTANTS, further_constants
 from dllm.model import ModelSpec
-from dllm.operators import Sum, most_norms
+from dllm.network import most_norms
+from dllm.operators import Sum
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dllm.constants import CONSTANTS, further_constants
 from dllm.model import Geometry, ModelSpec
-from dllm.operators import Group
+from dllm.network import Group
 from dllm.workload import Numerics, Workload
 from npu.formats import FORMATS, MX_BLOCK
 from npu.hardware import HardwareConfig

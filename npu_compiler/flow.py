@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dllm.operators import Group
+from dllm.network import Group
 from npu_compiler.rows import Chunk, Local, fixed
 from npu_compiler.stages import Level
 

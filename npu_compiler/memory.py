@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dllm.constants import CONSTANTS, further_constants
 from dllm.model import Geometry, ModelSpec
-from dllm.operators import Role
+from dllm.weights import Role
 from dllm.workload import Numerics, Workload
 from npu.errors import CapacityError
 from npu.formats import MX_BLOCK

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dllm.network import leaves, norms_of
 from dllm.operators import (
     Attention,
     Embedding,
@@ -17,8 +18,6 @@ from dllm.operators import (
     Rope,
     SelfConditioning,
     Sum,
-    leaves,
-    norms_of,
 )
 from npu.formats import FORMATS
 from npu_compiler.attention import attend

@@ -9,7 +9,8 @@ import dllm.devices.numpy_graph
 import dllm.reference
 import npu_compiler.operators
 from dllm.families import FAMILIES, expected_shapes
-from dllm.operators import OPERATORS, Role, Rope
+from dllm.operators import OPERATORS, Rope
+from dllm.weights import Role
 from npu.errors import TripathError
 from tripath.command.composition import compose_experiment
 

@@ -11,9 +11,10 @@ from accuracy.image import build_image, read_tokens
 from accuracy.quantised import default_folder
 from dllm.canvas import Canvas, canvas_of
 from dllm.checkpoint import load_tensors
+from dllm.decoding import Generation, Step, generate
 from dllm.model import ModelSpec
 from dllm.noise import Draws
-from dllm.reference import Generation, ReferenceModel, Step, generate, softmax
+from dllm.reference import ReferenceModel, softmax
 from dllm.workload import Workload
 from npu.metrics import Result, Table
 from npu.program import Program

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dllm.canvas import canvas_of
-from dllm.reference import ReferenceModel, generate
+from dllm.decoding import generate
+from dllm.reference import ReferenceModel
 from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.accuracy.test_reference import random_tensors, small_spec

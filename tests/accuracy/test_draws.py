@@ -10,8 +10,9 @@ import cycle
 from accuracy.simulator import execute, simulate
 from dllm.canvas import canvas_of
 from dllm.checkpoint import load_tensors, load_tokenizer
+from dllm.decoding import commit_quota, commit_threshold, generate
 from dllm.noise import Draws
-from dllm.reference import ReferenceModel, commit_quota, commit_threshold, generate, softmax
+from dllm.reference import ReferenceModel, softmax
 from npu.errors import TripathError
 from npu.formats.rounding import round_bf16
 from npu_compiler import compile_program

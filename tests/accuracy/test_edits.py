@@ -7,7 +7,8 @@ import analytical
 import cycle
 from accuracy.simulator import execute
 from dllm.checkpoint import load_tensors, load_tokenizer
-from dllm.reference import ReferenceModel, generate
+from dllm.decoding import generate
+from dllm.reference import ReferenceModel
 from npu.errors import TripathError
 from npu_compiler import compile_program
 from tests.conftest import compose_experiment

@@ -9,7 +9,7 @@ import analytical
 import cycle
 from accuracy.simulator import execute, simulate
 from dllm.checkpoint import load_tensors, load_tokenizer
-from dllm.reference import commit_entropy_bound, entropy_of
+from dllm.decoding import commit_entropy_bound, entropy_of
 from npu.errors import TripathError
 from npu.formats.rounding import round_bf16
 from npu.isa import vector

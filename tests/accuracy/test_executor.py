@@ -9,8 +9,9 @@ import pytest
 import cycle
 from accuracy.image import read_tokens
 from accuracy.simulator import execute, simulate
+from dllm.decoding import generate
 from dllm.families import expected_shapes
-from dllm.reference import ReferenceModel, generate
+from dllm.reference import ReferenceModel
 from npu_compiler import compile_program
 from tests.accuracy.torch_llada import TorchLlada, decide
 from tests.conftest import PROMPT, compose_experiment

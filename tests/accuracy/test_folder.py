@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dllm.adapters import ADAPTERS
 from dllm.checkpoint import load_tensors, load_tokenizer
+from dllm.decoding import generate
 from dllm.families import LLADA, LLADA2, NEMOTRON, QWEN, expected_shapes
 from dllm.folder import describe
-from dllm.reference import ReferenceModel, generate
+from dllm.reference import ReferenceModel
 from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.accuracy.test_append import Oracle

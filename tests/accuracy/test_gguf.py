@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dllm import gguf_files
 from dllm.checkpoint import load_tensors, load_tokenizer, open_checkpoint
-from dllm.reference import ReferenceModel, generate
+from dllm.decoding import generate
+from dllm.reference import ReferenceModel
 from npu.errors import NotInstalledError, TripathError
 from tests.accuracy.test_folder import compose, small
 from tripath.api import accuracy, compose_experiment, prepare

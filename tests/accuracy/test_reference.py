@@ -10,18 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm.decoding import Generation, commit_quota, commit_threshold, generate, sample
 from dllm.families import expected_shapes
 from dllm.model import ModelSpec
 from dllm.policies import CACHE_POLICIES
-from dllm.reference import (
-    Generation,
-    ReferenceModel,
-    commit_quota,
-    commit_threshold,
-    generate,
-    sample,
-    silu,
-)  # fmt: skip
+from dllm.reference import ReferenceModel, silu  # fmt: skip
 from dllm.workload import Workload
 
 if TYPE_CHECKING:

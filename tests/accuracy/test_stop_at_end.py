@@ -16,7 +16,8 @@ from accuracy.simulator import simulate
 from analytical.tree import retirements
 from dllm.canvas import canvas_of
 from dllm.checkpoint import load_tensors, load_tokenizer
-from dllm.reference import ReferenceModel, generate
+from dllm.decoding import generate
+from dllm.reference import ReferenceModel
 from npu.errors import ProgramError, TripathError
 from npu.program.exits import all_exits, denoising_loops, exits_of, generated_tokens, steps_of_blocks
 from npu.program.trace import Trace

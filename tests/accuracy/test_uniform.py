@@ -13,9 +13,10 @@ from accuracy.image import build_image, read_tokens
 from accuracy.simulator import execute
 from cycle.races import find_race
 from dllm.canvas import canvas_of
+from dllm.decoding import generate, visible
 from dllm.noise import Draws, Purpose, threefry
 from dllm.operators import Mask
-from dllm.reference import ReferenceModel, generate, softmax, visible
+from dllm.reference import ReferenceModel, softmax
 from npu.errors import TripathError
 from npu.formats.rounding import round_bf16
 from npu_compiler import compile_program

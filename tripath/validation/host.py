@@ -16,10 +16,11 @@ from statistics import median
 
 import numpy as np
 
+from dllm.decoding import sample
 from dllm.devices import Device, Shape
 from dllm.families import expected_shapes, tensor_name
 from dllm.model import ModelSpec
-from dllm.reference import Cache, ReferenceModel, rms_norm, sample, softmax
+from dllm.reference import Cache, ReferenceModel, rms_norm, softmax
 from npu.errors import TripathError
 from tripath.validation.calibration import Clocked, Kernel, device_of, kernels, sampled
 from tripath.validation.settings import HostSettings

@@ -16,8 +16,9 @@ from accuracy.quality.metrics import kv_bytes_per_token
 from accuracy.quality.model import UNQUANTISED, StudyModel
 from accuracy.quality.perplexity import hidden_states, log_shares, reference, simulate
 from dllm.checkpoint import load_tensors
+from dllm.decoding import visible
 from dllm.operators import Mask
-from dllm.reference import ReferenceModel, visible
+from dllm.reference import ReferenceModel
 from dllm.workload import Numerics, Smoothing, Workload
 from npu.errors import TripathError
 from tests.accuracy.quality.models import SPEC

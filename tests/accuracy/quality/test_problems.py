@@ -13,8 +13,9 @@ from accuracy.quality import simulate
 from accuracy.quality.decode import decode, layout
 from accuracy.quality.model import StudyModel
 from accuracy.quality.problems import Problem, batches, load_problems, score
+from dllm.decoding import generate
 from dllm.folder import model_of
-from dllm.reference import ReferenceModel, generate
+from dllm.reference import ReferenceModel
 from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.conftest import CHECKPOINT

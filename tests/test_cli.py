@@ -165,7 +165,7 @@ def test_a_store_that_fails_later_costs_no_result(tripath_command, tmp_path, mon
         def wait(self):
             pass
 
-        def log_folder(self, *_):
+        def log_run(self, *_):
             message = "tracking.uri: the disk is full"
             raise TripathError(message)
 

@@ -49,7 +49,7 @@ def test_what_is_written_is_read_back(tmp_path):
         ([GOOD.replace("272,16", "16,272")], HEADER, "block 272 exceeds canvas 16"),
         ([GOOD.replace("a100", "a1000")], HEADER, "line 2: unknown device 'a1000', one of a100, h100, a6000, host, npu_small"),
         ([GOOD.replace("step", "lunch")], HEADER, "line 2: unknown phase 'lunch', one of prefill"),
-        ([GOOD.replace("llada_8b", "gpt")], HEADER, "model: no option 'gpt', one of dream_7b"),
+        ([GOOD.replace("llada_8b", "gpt")], HEADER, "model: no option 'gpt', one of diffusiongemma_26b_a4b, dream_7b"),
     ],
 )  # fmt: skip
 def test_bad_files_are_one_line_with_the_place(tmp_path, rows, header, message):

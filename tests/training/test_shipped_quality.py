@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch", reason="batched evaluation needs torch, whi
 
 from tokenizers import Tokenizer  # noqa: E402  (after the skip)
 
-from dllm.reference import ReferenceModel, generate  # noqa: E402  (after the skip
+from dllm.decoding import generate  # noqa: E402  (after the skip)
+from dllm.reference import ReferenceModel  # noqa: E402
 from dllm.workload import Workload  # noqa: E402
 from dllm_training.corpus import ANSWER_TOKENS, Problem  # noqa: E402
 from dllm_training.evaluate import (  # noqa: E402

@@ -1,6 +1,7 @@
 """A sweep in continuous integration: a drift from the baseline fails with its name, JUnit and Markdown say so."""
 
 import csv
+import importlib
 import json
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.tripath_cluster import TripathSweeper, jobs_beside
+from hydra_plugins.tripath_cluster import jobs_beside
 from tests.test_cli import InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath.command import cli
 from tripath.sweeps import baseline
@@ -274,7 +275,10 @@ def test_values_that_the_user_takes_for_an_axis_hold_for_the_jobs_beside_it(valu
 def test_a_job_beside_the_product_that_is_the_same_as_another_is_left_out():
     """The user's one format makes four jobs of two: one is that of the product."""
     also = [[f"model.layers={layers}", f"numerics.kv={kv}"] for layers in (2, 3) for kv in ("bf16", "mxint8")]
-    sweeper = TripathSweeper(
+    plugins = importlib.import_module(
+        "hydra_plugins.tripath_cluster"
+    )  # Hydra loads plugins anew when it looks for them
+    sweeper = plugins.TripathSweeper(
         max_batch_size=None, params={"model.layers": "1,2", "numerics.kv": "mxint4,mxint8"}, also=also
     )
     given = ["model.layers=1,2", "numerics.kv=mxint4,mxint8", "numerics.kv=mxint8"]

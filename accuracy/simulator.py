@@ -94,9 +94,8 @@ def _record(
     entropy = None
     if "entropy" in layout:
         entropy = machine.fp[layout["entropy"] + row * length :][:length].copy()
-    committed = before[row, place] != after[row, place]
-    if uniform:  # what was accepted stands in the canvas as it was drawn
-        committed = sampled == after[row, place]
+    # What uniform diffusion accepts stands in the canvas as it was drawn.
+    committed = (sampled == after[row, place]) if uniform else (before[row, place] != after[row, place])
     return Step(
         block=block, step=step, canvas=before[row, plan.first(row) : plan.end(row)].astype(np.int64), logits=logits[row],
         token_ids=sampled, confidence=confidence, committed=committed, entropy=entropy,

@@ -98,10 +98,9 @@ def _of_gemma(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mappi
         raise KeyError("layer_types")
     found: dict[str, Any] = {"full_layers.period": period, "self_conditioning": config.get("intermediate_size")}
     if isinstance(hidden, int):
-        bits = np.float32(hidden**0.5).view(np.uint32)
-        found["embedding_scale"] = float(
-            ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-        )
+        from npu.formats.rounding import round_bf16  # compiled, which no other family waits for
+
+        found["embedding_scale"] = float(round_bf16(np.float32(hidden**0.5)))
     if isinstance(width := config.get("global_head_dim"), int):
         found["full_layers.rotary_pairs"] = int(config.get(f"{_FULL}.partial_rotary_factor", 0.25) * width) // 2
     if generation.get("stability_threshold", 1) != 1:

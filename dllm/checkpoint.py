@@ -177,9 +177,8 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
             )
         whole = (sum(part.shape[0] for part in parts.values()), *next(iter(parts.values())).shape[1:])
         if len(place.shape) == 3 and spec.experts is not None and place.shape[0] == spec.experts.count:
-            place = replace(
-                place, shape=(place.shape[0] * place.shape[1], place.shape[2])
-            )  # experts one below the other
+            experts, rows, inputs = place.shape
+            place = replace(place, shape=(experts * rows, inputs))  # one below the other
         if place.shape != whole:
             raise TripathError(
                 f"model.checkpoint: tensor {known} has shape {place.shape}, the model says {whole} ({place.file})"

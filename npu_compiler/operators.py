@@ -261,20 +261,16 @@ def _logits(op: LmHead, c: Context, flow: Flow, first: int, part: Level, lanes: 
     apart = flow.chunk.size * c.tiling.slice
     c.project(flow, weights="lm_head", first_row=first, outputs=lanes, inputs=op.width, dst="logits",
               steps=[(part, lanes)], slot_stride=apart)  # fmt: skip
+    each = c.e.one_by_one(
+        lambda: flow.chunk.each(c.e),
+        lambda rows: {"row": c.vector("logits", 0, times(rows, lanes), slot_stride=apart)},
+    )
     if op.softcap is not None:
-        each = c.e.one_by_one(
-            lambda: flow.chunk.each(c.e),
-            lambda rows: {"row": c.vector("logits", 0, times(rows, lanes), slot_stride=apart)},
-        )
         with c.e.stage("cap logits"):
             each("V_MUL_VF", dst="row", a="row", scalar=c.fp("inverse_softcap"), n=lanes)
             each("V_TANH_V", dst="row", a="row", n=lanes)
             each("V_MUL_VF", dst="row", a="row", scalar=c.fp("softcap"), n=lanes)
     if c.workload.is_uniform:
-        each = c.e.one_by_one(
-            lambda: flow.chunk.each(c.e),
-            lambda rows: {"row": c.vector("logits", 0, times(rows, lanes), slot_stride=apart)},
-        )
         with c.e.stage("over temperature"):
             each("V_MUL_VF", dst="row", a="row", scalar=c.fp("coolness", 0, c.cooling), n=lanes)
 

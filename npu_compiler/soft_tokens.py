@@ -31,22 +31,24 @@ def add_slice(c: Context, flow: Flow, first: int, part: Level, width: int, lanes
     c.project(flow, weights="soft_embedding", first_row=number, outputs=hidden, inputs=width, acts="shares", dst="soft_part",
               steps=[(part, hidden)])  # fmt: skip
     with e.stage("rescale soft tokens"):
-        for offset, piece, count in c.wide(hidden):
-            with flow.chunk.each(e) as rows:
-                row = c.vector("soft", offset, [*piece, *times(rows, hidden)])
-                e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("rescale", 0, rows), n=count)
+        _rescale(c, flow)
     with e.stage("add the slice"):
         c.add_rows(flow.chunk, "soft", "soft_part", hidden)
+
+
+def _rescale(c: Context, flow: Flow) -> None:
+    """Each row times its own number in `rescale`."""
+    for offset, piece, lanes in c.wide(c.model.hidden):
+        with flow.chunk.each(c.e) as rows:
+            row = c.vector("soft", offset, [*piece, *times(rows, c.model.hidden)])
+            c.e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("rescale", 0, rows), n=lanes)
 
 
 def store_soft_tokens(c: Context, flow: Flow) -> None:
     """Sums over the sum of all shares, which `rescale` holds the reciprocal of, in the scale of embeddings, to HBM."""
     hidden = c.model.hidden
     with c.e.stage("divide by the sum of shares"):
-        for offset, piece, lanes in c.wide(hidden):
-            with flow.chunk.each(c.e) as rows:
-                row = c.vector("soft", offset, [*piece, *times(rows, hidden)])
-                c.e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("rescale", 0, rows), n=lanes)
+        _rescale(c, flow)
         if c.model.embedding_scale != 1:
             c.scale_rows(flow.chunk, "soft", hidden, "embedding_scale")
     with c.e.stage("store soft tokens"):

@@ -15,7 +15,7 @@ from dllm.decoding import Generation, Step, generate
 from dllm.model import ModelSpec
 from dllm.noise import Draws
 from dllm.reference import ReferenceModel, softmax
-from dllm.workload import Workload
+from dllm.workload import StepLoop, Workload
 from npu.metrics import Result, Table
 from npu.program import Program
 from npu.program.tables import event_counts
@@ -52,43 +52,50 @@ def execute(
     layout, steps = program.layout, [[] for _ in prompts]
     seen = np.zeros((layout["batch"] * layout["block_length"], model.vocab), np.float32)
     machine = Machine(program=program, hbm=image, logits=seen)
-    length, block, step = layout["block_length"], 0, 0
-    plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
+    loops, plan = workload.step_loops(), canvas_of(model, workload, [len(prompt) for prompt in prompts])
     before = read_tokens(machine.hbm, program)
+    block, number, step, taken = 0, 0, 0, -int(loops[0].skips)  # a loop that skips has a break ahead of its first step
     while machine.run_to_break():
-        after = read_tokens(machine.hbm, program)
-        start = layout["prompt"] + block * length
-        place = slice(start, start + length)
-        logits = seen.reshape(layout["batch"], length, model.vocab).copy()
-        if plan.seeded and length > 1 and step == 0:  # the first token was there before the step
-            before[:, start] = after[:, start]
-        if workload.is_uniform and step == 0:  # the block before has its output, and this one random tokens
-            before[:, :start] = after[:, :start]
+        after, loop, taken = read_tokens(machine.hbm, program), loops[number], taken + 1
+        start = layout["prompt"] + block * layout["block_length"] + loop.first
+        place = slice(start, start + loop.length)
+        if taken:
+            if plan.seeded and plan.block_length > 1 and step == 0:  # the first token was there before the step
+                before[:, start] = after[:, start]
+            if workload.is_uniform and step == 0:  # the block before has its output, and this one random tokens
+                before[:, :start] = after[:, :start]
+                for row in range(len(prompts)):
+                    drawn = Draws(workload=workload, sequence=row).tokens(block, workload.most_steps, model.vocab)
+                    before[row, place] = drawn
+            logits = seen[: layout["batch"] * loop.length].reshape(layout["batch"], loop.length, model.vocab).copy()
             for row in range(len(prompts)):
-                drawn = Draws(workload=workload, sequence=row).tokens(block, workload.most_steps, model.vocab)
-                before[row, place] = drawn
-        for row in range(len(prompts)):
-            steps[row].append(_record(machine, program, row, plan, block, step, before, after, logits, place,
-                                      uniform=workload.is_uniform))  # fmt: skip
-        before, step = after, step + 1
-        if progress:
-            progress(sum(1 for _ in steps[0]), plan.blocks * workload.most_steps)
-        if workload.is_uniform:
+                steps[row].append(_record(machine, program, row, plan, block, step, loop, before, after, logits, place,
+                                          uniform=workload.is_uniform))  # fmt: skip
+            step += 1
+            if progress:
+                progress(sum(1 for _ in steps[0]), plan.blocks * workload.most_steps)
+        before = after
+        if loop.skips:
+            flag = "untold" if workload.sub_block_cache and not loop.alone else "remaining"
+            goes_on = machine.integer[layout[flag]] > 0
+        elif workload.is_uniform:
             goes_on = machine.integer[layout["remaining"]] > 0
         else:
             edited = workload.edits and any(records[-1].committed.any() for records in steps)
             goes_on = (after[:, place] == model.mask_id).any() or edited
-        if step == workload.most_steps or not goes_on:
-            block, step = block + 1, 0
+        if taken == loop.most or not goes_on:
+            number = (number + 1) % len(loops)
+            taken = -int(loops[number].skips)
+            if number == 0:
+                block, step = block + 1, 0
     return machine, steps
 
 
 def _record(
-    machine: Machine, program: Program, row: int, plan: Canvas, block: int, step: int, before: np.ndarray,
+    machine: Machine, program: Program, row: int, plan: Canvas, block: int, step: int, loop: StepLoop, before: np.ndarray,
     after: np.ndarray, logits: np.ndarray, place: slice, *, uniform: bool,
 ) -> Step:  # fmt: skip
-    layout = program.layout
-    length = layout["block_length"]
+    layout, length = program.layout, loop.length
     sampled = machine.integer[layout["sampled"] + row * length :][:length].astype(np.int64)
     confidence = machine.fp[layout["confidence"] + row * length :][:length].copy()
     entropy = None
@@ -97,8 +104,8 @@ def _record(
     # What uniform diffusion accepts stands in the canvas as it was drawn.
     committed = (sampled == after[row, place]) if uniform else (before[row, place] != after[row, place])
     return Step(
-        block=block, step=step, canvas=before[row, plan.first(row) : plan.end(row)].astype(np.int64), logits=logits[row],
-        token_ids=sampled, confidence=confidence, committed=committed, entropy=entropy,
+        block=block, step=step, loop=loop, canvas=before[row, plan.first(row) : plan.end(row)].astype(np.int64),
+        logits=logits[row], token_ids=sampled, confidence=confidence, committed=committed, entropy=entropy,
     )  # fmt: skip
 
 
@@ -174,8 +181,8 @@ def _commit_steps(plan: Canvas, blocks: int, steps: Sequence[Sequence[Step]]) ->
     found = np.zeros((len(steps), plan.rows), np.int64)
     for row, records in enumerate(steps):
         for record in records:
-            start = plan.prompt + record.block * plan.block_length
-            found[row, start : start + plan.block_length][record.committed] = record.step + 1
+            start = plan.prompt + record.block * plan.block_length + record.loop.first
+            found[row, start : start + record.loop.length][record.committed] = record.step + 1
     return [row.tolist() for row in plan.outputs(found, blocks)]
 
 
@@ -197,13 +204,13 @@ def fidelity(
         plan, blocks = canvas_of(model.spec, workload, [len(prompt)]), steps[number][-1].block + 1
         free = generate(model, prompt, workload, blocks=min(blocks, plan.blocks), sequence=number)
         equal.append(np.mean(np.array(free.token_ids) == tokens[number]))
-        canvases = {(record.block, record.step): record.canvas for record in steps[number]}
+        known = {(record.block, record.step): (record.canvas, record.loop) for record in steps[number]}
         forced = generate(
-            model, prompt, workload, force=lambda block, step, known=canvases: known.get((block, step)), sequence=number
+            model, prompt, workload, force=lambda block, step, of=known: of.get((block, step)), sequence=number
         )
         for mine, theirs in _pairs(steps[number], forced):
-            start = len(prompt) - plan.tail(0) + mine.block * workload.block_length
-            masked = theirs.canvas[start : start + workload.block_length] == model.spec.mask_id
+            start = len(prompt) - plan.tail(0) + mine.block * workload.block_length + mine.loop.first
+            masked = theirs.canvas[start : start + mine.loop.length] == model.spec.mask_id
             masked |= workload.is_uniform or not masked.any()  # a step that only edits looks at all positions
             p, q = softmax(theirs.logits.astype(np.float64)), softmax(mine.logits.astype(np.float64))
             kl = (p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum(-1)[masked]

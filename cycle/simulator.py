@@ -17,7 +17,7 @@ from npu.errors import ProgramError, TripathError
 from npu.hardware import HardwareConfig
 from npu.metrics import SAMPLING_PHASES, UNITS, Result, Table
 from npu.program import Program, loop_tree
-from npu.program.exits import denoising_loops, exits_of, generated_tokens, steps_of_blocks
+from npu.program.exits import denoising_loops, exits_of, generated_tokens, loops_of_a_block, steps_of_blocks
 from npu.program.steps import passes, places_of
 from npu.program.tables import event_counts, tabulate
 from npu.program.trace import Trace
@@ -242,14 +242,15 @@ def _steps(program: Program, statistics: Statistics) -> Table:
 
 
 def _ends(program: Program, trace: Trace, statistics: Statistics) -> list[int]:
-    """When the loop over the steps of each block was left."""
-    inner = {loop.head for loop in denoising_loops(program)}
+    """When the last loop over the steps of each block was left."""
+    inner, loops = {loop.head for loop in denoising_loops(program)}, loops_of_a_block(program)
     exits = exits_of(program, trace.breaks)
-    return [int(left) for each, left in zip(exits, statistics.left, strict=False) if each.loop.head in inner]
+    left = [int(left) for each, left in zip(exits, statistics.left, strict=False) if each.loop.head in inner]
+    return left[loops - 1 :: loops]
 
 
 def _blocks(program: Program, trace: Trace, statistics: Statistics) -> Table:
     """When the front end knows that nothing is masked in a block, and the cycles since it knew so of the one before."""
     ends, steps = _ends(program, trace, statistics), steps_of_blocks(program, trace.breaks)
     rows = zip(range(len(ends)), steps, ends, np.diff(ends, prepend=0).tolist(), strict=True)
-    return Table(columns=["block", "left at step", "done at cycle", "cycles"], rows=[list(row) for row in rows])
+    return Table(columns=["block", "steps", "done at cycle", "cycles"], rows=[list(row) for row in rows])

@@ -205,7 +205,7 @@ ADAPTERS = (
         model_types=("Fast_dLLM_Qwen",), family=QWEN, keys=_HF_KEYS,
         defaults={**_UNTIED, "mask_id": 151665},
         constants={"qkv_bias": True, "attention_mask": "block_causal", "shifted_logits": True, "seeded_blocks": True},
-        decoding={**_APPEND, "block_length": 32, "threshold": 0.95}, block_key="bd_size",
+        decoding={**_APPEND, "block_length": 32, "threshold": 0.95, "sub_block_length": 8}, block_key="bd_size",
         only={"architectures": ("Fast_dLLM_QwenForCausalLM",), **_HF_ONLY}, ignored=_OF_SLIDING,
     ),
     Adapter(

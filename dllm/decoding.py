@@ -5,6 +5,7 @@ Shape suffixes: L positions of a block, V vocabulary. Cache policies and thresho
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from dllm.noise import Draws
 from dllm.operators import Mask
 from dllm.policies import Commit
 from dllm.reference import ReferenceModel, softmax
-from dllm.workload import Workload
+from dllm.workload import StepLoop, Workload
 from npu.errors import TripathError
 
 
@@ -22,11 +23,13 @@ class Step:
     """One denoising step of one sequence: what was sampled at each position of the block, and what was committed.
 
     `canvas` [S] are the tokens before the step, `logits` [L, vocab], `token_ids` [L], `confidence` [L] in 0 to 1,
-    `committed` [L] booleans; `entropy` [L] in nats, where commits go by it.
+    `committed` [L] booleans; `entropy` [L] in nats, where commits go by it. Where `loop` is that of a part of the block, L are
+    the positions of the part.
     """
 
     block: int
     step: int
+    loop: StepLoop
     canvas: np.ndarray
     logits: np.ndarray
     token_ids: np.ndarray
@@ -42,6 +45,10 @@ class Generation:
     token_ids: list[int]
     trip_counts: list[int]
     steps: list[Step] = field(default_factory=list)
+
+
+Forced: TypeAlias = tuple[np.ndarray, StepLoop]
+"""Of a step of another decoder, the canvas [S] before it and the loop that it is of."""
 
 
 def sample(logits_LV: np.ndarray, noise_LV: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -99,15 +106,15 @@ COMMITS: Mapping[Commit, Callable[[np.ndarray, np.ndarray, Workload, int], np.nd
 
 def generate(
     model: ReferenceModel, prompt: Sequence[int], workload: Workload,
-    force: Callable[[int, int], np.ndarray | None] | None = None, blocks: int | None = None, sequence: int = 0,
+    force: Callable[[int, int], Forced | None] | None = None, blocks: int | None = None, sequence: int = 0,
 ) -> Generation:  # fmt: skip
     """Decode one sequence under the workload's cache and commit policies.
 
     The canvas is the prompt and then masks, to the end of the last block; a block is left when it holds no mask, after
     `block_length` steps at the latest (a model may commit the mask token itself).
 
-    `force(block, step)` may give the canvas [S] to use at a step (another decoder's), or None where that one has left
-    the block; the steps then say what the reference does on those canvases.
+    `force(block, step)` may give the canvas [S] to use at a step (another decoder's) and the loop that the step is of, or None
+    where that one has left the block; the steps then say what the reference does on those canvases.
 
     Where the workload stops at the end token, the first block that generates one is the last; or exactly so many `blocks` are
     decoded, those of a batch that this sequence is one of. `sequence` is its number there: each has random numbers of its own.
@@ -136,13 +143,14 @@ class _Decoder:
     """A sequence while it is decoded; places count from its first token, `decoded` counts finished blocks.
 
     Where diffusion is uniform, `likeliest` are the tokens of the largest logits of the last step, `soft` what the distributions
-    of that step expect, and the block is `settled` when its steps need not go on.
+    of that step expect, and the block is `settled` when its steps need not go on. K and V of all of the present block are in the
+    cache once a `whole` step has been taken.
     """
 
     model: ReferenceModel
     workload: Workload
     prompt: Sequence[int]
-    force: Callable[[int, int], np.ndarray | None] | None
+    force: Callable[[int, int], Forced | None] | None
     blocks: int | None
     draws: Draws
     decoded: int = 0
@@ -152,6 +160,7 @@ class _Decoder:
     soft: np.ndarray | None = None
     likeliest: np.ndarray | None = None
     settled: bool = False
+    whole: bool = False
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -166,17 +175,18 @@ class _Decoder:
     def refresh_blocks(self) -> None:
         """Every block's first step forwards the rows that its cache policy says, and later ones theirs."""
         spec, length = self.model.spec, self.workload.block_length
+        (loop,) = self.workload.step_loops()
         for block in range(self.canvas.blocks):
             cache, start = self.model.new_cache(), self.start(block)
             edge = np.zeros((1, spec.hidden), np.float32)  # the row before the block, as the warm step left it
-            for step in range(self.workload.most_steps):
-                if not self.goes_on(block, step):
+            for step in range(loop.most):
+                if not self.goes_on(block, step, loop):
                     break
                 rows = self.workload.caches.rows(step).of(start, length, len(self.tokens))
                 hidden = self.model.forward(self.tokens, rows, cache)
                 first = start - rows.start
                 edge = hidden[first - 1 : first] if first else edge
-                self.commit(block, step, hidden[first : first + length], edge)
+                self.commit(block, step, loop, hidden[first : first + length], edge, number=step)
             if self.is_last(block):
                 break
 
@@ -192,28 +202,35 @@ class _Decoder:
         for block in range(self.canvas.blocks):
             start = self.start(block)
             own, seen, begins = slice(start, start + length), places[None] < start + length, np.full(length, start)
+            loops = self.workload.step_loops()
             if spec.seeded_blocks and length == 1:  # one token a block: sampling is its only step
-                if self.goes_on(block, 0):
-                    self.commit(block, 0, edge, edge, number=self.workload.most_steps)
+                if self.goes_on(block, 0, loops[0]):
+                    self.commit(block, 0, loops[0], edge, edge, number=self.workload.most_steps)
             else:
                 if spec.seeded_blocks and self.tokens[start] == spec.mask_id:
                     logits = model.logits(edge)
                     self.tokens[start] = sample(logits, self.noise(block, 1, self.workload.most_steps))[0][0]
                 if self.workload.is_uniform:
                     self.begin_uniform(block, own)
-                for step in range(self.workload.most_steps):
-                    if not self.goes_on(block, step):
-                        break
-                    hidden = model.forward(self.tokens, own, cache, seen, begins, soft=self.soft)
+                step, self.whole, states = 0, False, np.zeros((length, spec.hidden), np.float32)
+                for loop, number in ((each, each.number + own) for each in loops for own in range(each.most)):
+                    if not self.goes_on(block, step, loop):
+                        continue
+                    rows = slice(start + loop.first, start + loop.first + loop.length) if loop.alone else own
+                    part = slice(rows.start - start, rows.stop - start)
+                    states[part] = model.forward(self.tokens, rows, cache, seen, begins[part], soft=self.soft)
+                    self.whole = True
                     if self.workload.is_uniform:
-                        self.renoise(block, step, hidden)
+                        self.renoise(block, step, loop, states)
                     else:
-                        self.commit(block, step, hidden, edge)
+                        before = states[loop.first - 1 : loop.first] if loop.first else edge
+                        self.commit(block, step, loop, states[loop.positions], before, number=number)
+                    step += 1
                 if self.likeliest is not None:
                     self.tokens[own] = self.likeliest
             after = self.force(block + 1, 0) if self.force else None
             if after is not None:  # the other decoder's tokens are what its cache holds
-                self.tokens[: own.stop] = after[: own.stop]
+                self.tokens[: own.stop] = after[0][: own.stop]
             if mask is Mask.CAUSAL:
                 seen, begins = visible(mask, places, own, length), places[own]
             edge = model.forward(self.tokens, own, cache, seen, begins, clean=True)[-1:]
@@ -231,29 +248,33 @@ class _Decoder:
             return self.force(block + 1, 0) is None
         return self.model.spec.eos_id in self.tokens[len(self.prompt) : self.start(block + 1)]
 
-    def goes_on(self, block: int, step: int) -> bool:
-        """A mask is left in the block, or the last step changed it where tokens are edited; the canvas is then that of the other
-        decoder, if there is one."""
+    def goes_on(self, block: int, step: int, loop: StepLoop) -> bool:
+        """The next step is one of this loop: a mask is left among its positions, or the last step changed them where tokens are
+        edited; the canvas is then that of the other decoder, if there is one."""
         if self.force is not None:
-            canvas = self.force(block, step)
-            if canvas is None:
+            forced = self.force(block, step)
+            if forced is None or forced[1] != loop:
                 return False
-            self.tokens = canvas.copy()
+            self.tokens = forced[0].copy()
         if self.workload.is_uniform:
             return self.force is not None or not self.settled
         start = self.start(block)
-        place = slice(start, start + self.workload.block_length)
+        place = slice(start + loop.first, start + loop.first + loop.length)
         if step == 0:
             self.entered = self.tokens[place].copy()
+        masked = self.tokens[place] == self.model.spec.mask_id
+        if loop.skips and self.force is None:
+            needs_whole = masked[0] or not self.whole
+            return bool(masked.any() and (loop.alone or not self.workload.sub_block_cache or needs_whole))
         changed = self.workload.edits and step and self.steps[-1].canvas[place] != self.tokens[place]
-        return bool((self.tokens[place] == self.model.spec.mask_id).any() or np.any(changed))
+        return bool(masked.any() or np.any(changed))
 
     def begin_uniform(self, block: int, own: slice) -> None:
         """A block of random tokens, of which nothing is known."""
         self.tokens[own] = self.draws.tokens(block, self.workload.most_steps, self.model.spec.vocab)
         self.soft, self.likeliest, self.settled = None, None, False
 
-    def renoise(self, block: int, step: int, hidden: np.ndarray) -> None:
+    def renoise(self, block: int, step: int, loop: StepLoop, hidden: np.ndarray) -> None:
         """A step of uniform diffusion: draw a token for every position, keep those that entropies admit, and random ones
         elsewhere."""
         workload, length, vocab = self.workload, self.workload.block_length, self.model.spec.vocab
@@ -262,7 +283,7 @@ class _Decoder:
         ids, confidence = sample(logits, self.draws.gumbel(block, length, step, vocab))
         entropy, best = entropy_of(logits), logits.argmax(axis=-1)
         chosen = commit_entropy_bound(entropy, np.ones(length, bool), workload.entropy_bound)
-        self.steps.append(Step(block=block, step=step, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
+        self.steps.append(Step(block=block, step=step, loop=loop, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
                                confidence=confidence, committed=chosen, entropy=entropy))  # fmt: skip
         same = self.likeliest is not None and np.array_equal(best, self.likeliest)
         bound = workload.stop_entropy
@@ -278,15 +299,12 @@ class _Decoder:
         return temperature * self.draws.gumbel(block, rows, number, self.model.spec.vocab)
 
     def commit(
-        self, block: int, step: int, hidden: np.ndarray, edge: np.ndarray, number: int | None = None
+        self, block: int, step: int, loop: StepLoop, hidden: np.ndarray, edge: np.ndarray, number: int
     ) -> None:  # fmt: skip
-        """Sample the positions of a block from the hidden states [L, hidden] of its rows, and commit as the policy says.
-
-        `number` is that of the draw, where it is not the step's.
-        """
-        number = step if number is None else number
-        spec, start = self.model.spec, self.start(block)
-        place = slice(start, start + self.workload.block_length)
+        """Sample the positions of a loop from the hidden states [L, hidden] of their rows, and commit as the policy says; `edge`
+        is the row before them, `number` that of the draw."""
+        spec, start = self.model.spec, self.start(block) + loop.first
+        place = slice(start, start + loop.length)
         if spec.shifted_logits:
             hidden = np.concatenate([edge, hidden[:-1]])
         masked = self.tokens[place] == spec.mask_id
@@ -300,7 +318,7 @@ class _Decoder:
         if self.workload.edits:
             placed = (self.entered == spec.mask_id) & ~masked
             chosen |= placed & (confidence >= np.float32(self.workload.edit_threshold)) & (ids != self.tokens[place])
-        self.steps.append(Step(block=block, step=step, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
+        self.steps.append(Step(block=block, step=step, loop=loop, canvas=self.tokens.copy(), logits=logits, token_ids=ids,
                                confidence=confidence, committed=chosen, entropy=entropy))  # fmt: skip
         self.tokens[place] = np.where(chosen, ids, self.tokens[place])
 

@@ -40,12 +40,12 @@ class Draws:
     sequence: int
 
     def gumbel(self, block: int, rows: int, step: int, entries: int) -> np.ndarray:
-        """Gumbel noise [rows, entries] of the first rows of a block."""
+        """Gumbel noise [rows, entries] for so many rows of a block."""
         words = self._words(Purpose.SAMPLING, np.arange(entries)[None], self._streams(block, rows, step)[:, None])
         return -np.log(-np.log1p(-(words + 0.5) / 2.0**32))
 
     def uniform(self, block: int, rows: int, step: int) -> np.ndarray:
-        """A number between 0 and 1 for each row of a block [rows]."""
+        """A number between 0 and 1 for so many rows of a block [rows]."""
         words = self._words(Purpose.RANKING, np.arange(rows), self._streams(block, 1, step))
         return ((words >> np.uint32(9)) + 0.5) / 2.0**23
 
@@ -63,5 +63,5 @@ class Draws:
 
     def _streams(self, block: int, rows: int, step: int) -> np.ndarray:
         w = self.workload
-        positions = self.sequence * w.block_length + np.arange(rows)
+        positions = self.sequence * w.block_length + np.arange(rows) * (w.block_length // rows)
         return (positions * (w.blocks + 1) + block) * (w.most_steps + 1) + step

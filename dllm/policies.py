@@ -138,6 +138,8 @@ class Decoding:
         cache: The cache policy.
         commit: The commit policy.
         threshold: The confidence from which `commit=threshold` commits.
+        sub_block_length: Positions of a block that are filled together; null: all.
+        sub_block_cache: Later steps forward these alone.
         diffusion: What undecided positions hold.
         entropy_bound: That of `commit=entropy_bound`.
         temperature: The temperature of draws, at the first step of a block.
@@ -152,6 +154,8 @@ class Decoding:
     cache: str = "dual"
     commit: str = "quota"
     threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
+    sub_block_length: int | None = field(default=None, metadata=within(1, 1 << 13, power_of_two=True))
+    sub_block_cache: bool = False
     diffusion: str = "absorbing"
     entropy_bound: float = field(default=0.1, metadata=within(1e-6, 1e6))
     temperature: float = field(default=0.0, metadata=within(0.0, 1e3))

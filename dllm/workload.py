@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from itertools import accumulate
+from itertools import accumulate, product
 
 from dllm.answers import ANSWER, answer_pattern
 from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Decoding, Diffusion, Score, Smoother
@@ -30,6 +30,32 @@ EDITS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepLoop:
+    """A loop over denoising steps, of which a block has one, or one or two for each of its parts.
+
+    Attributes:
+        first: Of its positions in the block, whose masks become tokens.
+        length: Number of these positions.
+        most: Steps that it takes at most.
+        alone: Its steps forward these positions alone, others the whole block.
+        number: Of its first step, for random numbers.
+        skips: It takes no step where there is nothing to do; others take at least one.
+    """
+
+    first: int
+    length: int
+    most: int
+    alone: bool = False
+    number: int = 0
+    skips: bool = False
+
+    @property
+    def positions(self) -> slice:
+        """Its positions in the block."""
+        return slice(self.first, self.first + self.length)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
     """A generation: `batch` sequences, each a prompt and masked tokens, decoded block by block.
 
@@ -54,6 +80,10 @@ class Workload:
         edit_threshold: Confidence from which `commit=threshold` replaces a token of the block that it committed before
             (LLaDA2.1); the block then goes on until a step changes nothing, for `block_length` + EDITS + 1 steps at most. null: a
             token stays.
+        sub_block_length: A block is filled in parts of so many positions, one after the other; only masks of the present one
+            become tokens (Fast-dLLM v2). null: all masks of a block are candidates at once.
+        sub_block_cache: A step forwards the present part alone, once its first token is known and K and V of all of the block
+            have been computed; the other parts then keep theirs of before.
         stop_at_end: Once every sequence has an end token in the blocks that are finished, the blocks behind them are not decoded.
         factor: That of `commit=factor`.
         entropy_bound: That of `commit=entropy_bound`, in nats of softmax without temperature (SGLang 0.15), or under
@@ -89,6 +119,8 @@ class Workload:
     commit: str = field(default="quota", metadata=one_of([each.value for each in Commit]))
     threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
     edit_threshold: float | None = field(default=None, metadata=within(1e-6, 1.0))
+    sub_block_length: int | None = field(default=None, metadata=within(1, BLOCK_LENGTHS[-1], power_of_two=True))
+    sub_block_cache: bool = False
     stop_at_end: bool = False
     factor: float = field(default=1.0, metadata=within(1e-6, 1e6))
     entropy_bound: float = field(default=0.1, metadata=within(1e-6, 1e6))
@@ -127,6 +159,7 @@ class Workload:
         if 0 < self.temperature < COLDEST:
             raise TripathError(f"workload.temperature: must be 0 or at least {COLDEST}, got {self.temperature}")
         self._check_diffusion()
+        self._check_sub_blocks()
         if self.edits and self.ranks_at_random:
             raise TripathError(
                 "workload.score: random ranks masks, workload.edit_threshold needs confidences; one of the two"
@@ -162,6 +195,28 @@ class Workload:
             if not holds:
                 raise TripathError(f"workload.{key}: {rule}, got {getattr(self, key)}")
 
+    def _check_sub_blocks(self) -> None:
+        """Raise where a block is to be filled in parts that this decoding has not."""
+        length = self.sub_block_length
+        if length is not None and length > self.block_length:
+            raise TripathError(f"workload.sub_block_length: {length} exceeds workload.block_length {self.block_length}")
+        if self.sub_block_cache and self.sub_blocks == 1:
+            raise TripathError(
+                f"workload.sub_block_cache: needs blocks of several parts, workload.sub_block_length is {length}"
+            )
+        rules = [
+            (self.caches.appends, f"cache={self.cache}"),
+            (self.commits is Commit.THRESHOLD, f"commit={self.commit}"),
+            (not self.edits, f"edit_threshold={self.edit_threshold}"),
+            (not self.samples_only, f"stage={self.stage}"),
+        ]
+        for holds, given in rules:
+            if self.sub_blocks > 1 and not holds:
+                raise TripathError(
+                    "workload.sub_block_length: parts of a block are filled under cache=append and commit=threshold, without "
+                    f"editing, got {given}; workload.sub_block_length={self.block_length} leaves blocks whole"
+                )
+
     @property
     def is_uniform(self) -> bool:
         """Undecided positions hold random tokens."""
@@ -177,6 +232,26 @@ class Workload:
     def blocks(self) -> int:
         """Number of blocks of the generation."""
         return self.generation_length // self.block_length
+
+    @property
+    def sub_blocks(self) -> int:
+        """Parts of a block that are filled one after the other."""
+        return self.block_length // (self.sub_block_length or self.block_length)
+
+    @property
+    def written_rows(self) -> int:
+        """The fewest rows of a block whose K and V a step writes."""
+        return self.block_length // self.sub_blocks if self.sub_block_cache else self.block_length
+
+    def step_loops(self) -> list[StepLoop]:
+        """The loops over the denoising steps of a block, in their order."""
+        if self.sub_blocks == 1:
+            return [StepLoop(first=0, length=self.block_length, most=self.most_steps)]
+        length, kinds = self.block_length // self.sub_blocks, (False, True) if self.sub_block_cache else (False,)
+        return [
+            StepLoop(first=part * length, length=length, most=length, alone=alone, number=number * length, skips=True)
+            for number, (part, alone) in enumerate(product(range(self.sub_blocks), kinds))
+        ]
 
     @property
     def edits(self) -> bool:
@@ -204,7 +279,7 @@ class Workload:
         """Denoising steps of a block at most."""
         if self.is_uniform:
             return self.steps_per_block
-        return self.block_length + (EDITS + 1 if self.edits else 0)
+        return self.block_length * (1 + self.sub_block_cache) + (EDITS + 1 if self.edits else 0)
 
     @property
     def steps_per_block(self) -> int:
@@ -232,6 +307,23 @@ class Workload:
             return self.steps_per_block
         filled = list(accumulate(self.quotas()))
         return next(steps for steps, tokens in enumerate(filled, 1) if tokens >= masks)
+
+    def scheduled_loops(self, masks: int) -> list[int]:
+        """Denoising steps that each of a block's `step_loops` takes where its last `masks` positions are masks and commits keep
+        to a schedule. Where parts are forwarded alone, one step over the whole block tells the first token of each."""
+        if self.sub_blocks == 1:
+            return [self.scheduled_steps(masks)]
+        found, given, begun = [], self.block_length - masks, False
+        for loop in self.step_loops():
+            left = min(loop.length, loop.first + loop.length - given)
+            steps = -(-left * self.steps_per_block // self.block_length) if left > 0 else 0
+            if loop.alone:
+                found.append(steps - found[-1])
+            else:
+                whole = min(steps, int(left == loop.length or not begun)) if self.sub_block_cache else steps
+                begun = begun or whole > 0
+                found.append(whole)
+        return found
 
     def quotas(self) -> list[int]:
         """Tokens committed at each step of a block: m // T each, the first m % T one more (LLaDA)."""
@@ -333,9 +425,9 @@ class Numerics:
         """Along what the blocks of `keys` or `values` run."""
         return {"keys": self.k_axis, "values": self.v_axis}[side]
 
-    def token_block(self, block_length: int) -> int:
-        """Tokens of a block that runs along tokens."""
-        return min(self.block_size, block_length)
+    def token_block(self, written_rows: int) -> int:
+        """Tokens of an MX block that runs along tokens, of which steps write so many at least."""
+        return min(self.block_size, written_rows)
 
 
 def with_defaults(values: Mapping[str, object], decoding: Decoding) -> dict[str, object]:
@@ -356,6 +448,9 @@ def with_defaults(values: Mapping[str, object], decoding: Decoding) -> dict[str,
             f"workload.steps_per_block: {given} stands beside workload.steps {found['steps']}; give workload.steps=null"
         )
     generation, block = found.get("generation_length"), found.get("block_length")
+    part = decoding.sub_block_length
+    if part is not None and values.get("sub_block_length") is None and isinstance(block, int) and block > 0:
+        found["sub_block_length"] = min(part, block)
     if found.get("steps", 0) is None and isinstance(generation, int) and isinstance(block, int) and block > 0:
         most = block if given is None else per_block or block  # a model's own steps are cut to a shorter block
         found["steps"] = generation // block * min(per_block or block, most)

@@ -123,6 +123,11 @@ def check_support(options: CompilerOptions, workload: Workload, hardware: Hardwa
         raise TripathError(
             f"workload.commit: compiler.sampling=host leaves commits to the host, which does not know {workload.commit}"
         )
+    if samples_there and workload.sub_blocks > 1:
+        raise TripathError(
+            f"workload.sub_block_length: compiler.sampling=host leaves commits to the host, which fills blocks of "
+            f"{workload.block_length} as a whole"
+        )
     if samples_there and workload.stop_at_end:
         raise TripathError(
             "workload.stop_at_end: compiler.sampling=host leaves the tokens to the host, where nothing looks for the end"

@@ -177,6 +177,7 @@ def _fp(model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling
         ("shift", rows * fused * entropy, "sampling", ""),
         ("coolness", (workload.steps_per_block + 1) * workload.is_uniform, "setup", ""),
         ("stop_entropy", int(workload.stop_entropy is not None), "setup", ""),
+        ("uncached", int(workload.sub_block_cache), "commit", ""),
         ("alive", workload.batch * workload.is_uniform, "commit", ""),
         ("entropy_sum", int(workload.is_uniform), "commit", ""),
         ("restless", int(workload.is_uniform), "commit", ""),
@@ -196,6 +197,8 @@ def _integer(model: ModelSpec, workload: Workload, tiling: Tiling) -> Plan:
         )  # fmt: skip
     if workload.edits or workload.stop_at_end:
         yield "entered", sampled, "commit", ""
+    if workload.sub_block_cache:
+        yield "untold", 1, "commit", ""
     if workload.draws:
         yield "key", 6 if workload.is_uniform else 4, "setup", ""
     if workload.stop_at_end:

@@ -35,10 +35,22 @@ from npu_compiler.rows import (
     blocks_of_a_group,
     fixed,
     head_span,
+    part_span,
     prompt_span,
     span_of,
 )
-from npu_compiler.sampling import begin_ends, by_policy, enter, every, lm_head, note_ends, sample_and_commit, set_keys
+from npu_compiler.sampling import (
+    begin_ends,
+    by_policy,
+    count_masks,
+    enter,
+    enter_part,
+    every,
+    lm_head,
+    note_ends,
+    sample_and_commit,
+    set_keys,
+)
 from npu_compiler.stages import Level, Steps, Tree
 from npu_compiler.tiling import Tiling, make_tiling
 from npu_compiler.tokens import Tokens, place_tokens
@@ -131,7 +143,11 @@ def compile_passes(
     }  # fmt: skip
     if workload.commits.measures_entropy:
         facts["entropy"] = allocation.addresses[buffers[Memory.FP, "entropy"]]
-    if workload.is_uniform:
+    if workload.sub_blocks > 1:
+        facts["step_loops"] = len(workload.step_loops())
+    if workload.sub_block_cache:
+        facts["untold"] = allocation.addresses[buffers[Memory.INT, "untold"]]
+    if workload.sub_blocks > 1 or workload.is_uniform:
         facts["remaining"] = allocation.addresses[buffers[Memory.INT, "remaining"]]
     if workload.stop_at_end:
         facts |= _tokens_of_blocks(canvas_of(given, workload, prompt_lengths))
@@ -265,12 +281,15 @@ def _spans(model: ModelSpec, workload: Workload, tiling: Tiling) -> list[Span]:
     for block in block_loops(Tree(), 0, tiling.blocks, tiling.blocks, _period(workload, tiling)):
         found += [span_of(workload, tiling, rows, block) for rows in policy.passes]
         found.append(_head_span(model, workload, tiling, block))
+        if workload.sub_block_cache:
+            found.append(part_span(workload, tiling, block))
     return found
 
 
 def _head_span(model: ModelSpec, workload: Workload, tiling: Tiling, block: Block) -> Span:
-    """The rows whose logits are a block's."""
-    return head_span(workload, tiling, block, first=-int(model.shifted_logits), count=workload.block_length)
+    """The rows whose logits are a block's, or those of the part of it that is filled."""
+    count = workload.block_length // workload.sub_blocks
+    return head_span(workload, tiling, block, first=-int(model.shifted_logits), count=count)
 
 
 def _tree(
@@ -343,7 +362,7 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
         with e.loop(workload.most_steps, keep=True) as step:
             _leave_if_done(c, step)
             _step(c, block, step, 1, span_of(workload, c.tiling, policy.later, block), measuring=False)
-    note_ends(c)
+    note_ends(c, block)
 
 
 def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
@@ -366,14 +385,42 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
             if workload.is_uniform:
                 c.step = _streams(c, block, [(fixed(workload.most_steps), 1)])
                 begin_uniform(c, block, span)
-            with e.loop(workload.most_steps, keep=True) as step:
-                _step(c, block, step, 0, span, measuring=False)
-                _leave_if_done(c, step)
+            if workload.sub_blocks > 1:
+                _fill_parts(c, block, span)
+            else:
+                with e.loop(workload.most_steps, keep=True) as step:
+                    _step(c, block, step, 0, span, measuring=False)
+                    _leave_if_done(c, step)
             if workload.is_uniform:
                 end_uniform(c, block)
-        note_ends(c)
+        note_ends(c, block)
         by_row = mask if mask is Mask.CAUSAL and length > 1 else None
         forward(c, block_span(workload, tiling, block, by_row=by_row), measuring=False, clean=True)
+
+
+def _fill_parts(c: Context, block: Block, span: Span) -> None:
+    """The denoising steps of a block that is filled part by part (`Workload.step_loops`): over the whole block, and over the part
+    alone where the workload says so."""
+    e, workload, length = c.e, c.workload, c.workload.block_length // c.workload.sub_blocks
+    if workload.sub_block_cache:
+        with e.phase("commit"), e.stage("nothing cached"):
+            e.emit("S_MOV_FP", dst=c.fp("uncached"), a=c.fp("one"))
+    with e.loop(workload.sub_blocks, keep=True) as part:
+        block = dataclasses.replace(block, part=[(part, length)])
+        enter_part(c, block)
+        kinds = [("untold", span), ("remaining", part_span(workload, c.tiling, block))]
+        if not workload.sub_block_cache:
+            kinds = [("remaining", span)]
+        for number, (flag, rows) in enumerate(kinds):
+            count_masks(c)
+            with e.loop(length + 1, keep=True) as step:
+                with e.phase("commit"):
+                    e.leave_if_zero(step, c.integer(flag))
+                forward(c, rows, measuring=False)
+                numbers = [(fixed(number), length), (part, len(kinds) * length), (step, 1)]
+                c.step = _streams(c, block, numbers)
+                lm_head(c, _head_span(c.model, workload, c.tiling, block), rows)
+                sample_and_commit(c, block, length, by_policy(step, 0))
 
 
 def _next_token(c: Context, block: Block) -> None:

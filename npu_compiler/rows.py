@@ -26,6 +26,7 @@ class Block:
     shrinks or grows from block to block is affine in `within`; from group to group it is affine in `group`.
 
     `first` is the number of the first block of the loops, `left` the blocks of its group from it on, `behind` the groups behind.
+    `part` are the strides in rows to the part of it that is filled.
     """
 
     first: int
@@ -34,10 +35,15 @@ class Block:
     behind: Trips
     group: Level
     within: Level
+    part: Steps = ()
 
     def steps(self, stride: int) -> list[tuple[Level, int]]:
         """Strides of an address that moves on by `stride` from block to block."""
         return [(fixed(self.first), stride), (self.group, self.period * stride), (self.within, stride)]
+
+    def places(self, length: int, stride: int = 1) -> list[tuple[Level, int]]:
+        """Strides to the positions that are filled, of blocks of `length` positions that lie `stride` apart."""
+        return [*self.steps(length * stride), *times(self.part, stride)]
 
     @property
     def rest(self) -> Trips:
@@ -175,7 +181,7 @@ def prompt_span(workload: Workload, tiling: Tiling, mask: Mask) -> Span:
 
 def block_span(workload: Workload, tiling: Tiling, block: Block, *, by_row: Mask | None = None) -> Span:
     """The rows of the current block; where the cache is appended, they see the keys up to its end, or as `by_row` says."""
-    parts = _block_rows(workload, tiling, block, 0, workload.block_length, tiling.token_block)
+    parts = _block_rows(workload, tiling, replace(block, part=()), 0, workload.block_length, tiling.token_block)
     if not workload.caches.appends:
         return Span(parts=parts, key_tiles=_all_tiles(tiling))
     length, tiles = workload.block_length, _all_tiles(tiling).base
@@ -188,15 +194,21 @@ def block_span(workload: Workload, tiling: Tiling, block: Block, *, by_row: Mask
     return Span(parts=parts, key_tiles=grown, edge=None if by_row else edge, by_row=by_row)
 
 
+def part_span(workload: Workload, tiling: Tiling, block: Block) -> Span:
+    """The rows of the part of a block that is filled; they see the keys up to the end of the block."""
+    parts = _block_rows(workload, tiling, block, 0, workload.written_rows, tiling.token_block)
+    return replace(block_span(workload, tiling, block), parts=parts)
+
+
 def head_span(workload: Workload, tiling: Tiling, block: Block, *, first: int, count: int) -> Span:
-    """`count` rows from the `first` of a block on (-1: the one before it), for the LM head."""
+    """`count` rows from the `first` of a block, or of the part that is filled, on (-1: the one before it), for the LM head."""
     return Span(parts=_block_rows(workload, tiling, block, first, count, 1), rows=count)
 
 
 def _block_rows(
     workload: Workload, tiling: Tiling, block: Block, first: int, count: int, unit: int
 ) -> tuple[Part, ...]:
-    at = [(fixed(tiling.prompt + first), 1), *block.steps(workload.block_length)]
+    at = [(fixed(tiling.prompt + first), 1), *block.places(workload.block_length)]
     return _cut(workload, tiling, at, count, unit)
 
 

@@ -48,7 +48,7 @@ def hand_over(c: Context, block: Block, length: int) -> None:
     with e.phase("host"):
         e.hand_over(
             logits=c.hbm("logits", rows=length * logits.row_bytes),
-            tokens=c.hbm("tokens", 4 * c.tiling.prompt, block.steps(4 * c.workload.block_length), rows=tokens.row_bytes),
+            tokens=c.hbm("tokens", 4 * c.tiling.prompt, block.places(c.workload.block_length, 4), rows=tokens.row_bytes),
             left=c.hbm("remaining"), rows=c.workload.batch, sent=length * logits.row_bytes, taken=4 * length,
         )  # fmt: skip
         with e.stage("load remaining"):
@@ -58,19 +58,17 @@ def hand_over(c: Context, block: Block, length: int) -> None:
 def sample(c: Context, block: Block, length: int) -> None:
     """The tokens of the first `length` positions of the block as they are; and where logits were stored, token and confidence by
     streamed Stable-Max over them."""
-    e, tokens = c.e, c.tensor("tokens")
+    e = c.e
     with e.phase("sampling"):
-        with e.stage("load tokens"), e.loop(c.workload.batch) as sequence:
-            steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
-            e.emit("H_LOAD_I", dst=c.integer("tokens", 0, [(sequence, length)]),
-                   src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
+        with e.stage("load tokens"):
+            _load_tokens(c, block, "tokens", length)
         if c.tiling.arrangement.fuses_sampling:
             return
         with e.loop(c.workload.batch * length) as position:
             with e.stage("load logits"):
                 _load_logits(c, position)
             with e.stage("stable max"):
-                _stable_max(c, position)
+                _stable_max(c, position, length)
             c.advance("logit_rows")
 
 
@@ -79,11 +77,55 @@ def enter(c: Context, block: Block) -> None:
     end with."""
     if not c.workload.edits and (not c.stops or c.workload.is_uniform):
         return
-    e, tokens, length = c.e, c.tensor("tokens"), c.workload.block_length
-    with e.phase("commit"), e.stage("load tokens at entry"), e.loop(c.workload.batch) as sequence:
-        steps = [*block.steps(4 * length), (sequence, tokens.row_bytes)]
-        e.emit("H_LOAD_I", dst=c.integer("entered", 0, [(sequence, length)]),
-               src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
+    with c.e.phase("commit"), c.e.stage("load tokens at entry"):
+        _load_tokens(c, block, "entered", c.workload.block_length)
+
+
+def _load_tokens(c: Context, block: Block, buffer: str, length: int) -> None:
+    """The first `length` tokens of a block, or of the part that is filled, into a buffer of Int SRAM."""
+    with c.e.loop(c.workload.batch) as sequence:
+        steps = [*block.places(c.workload.block_length, 4), (sequence, c.tensor("tokens").row_bytes)]
+        c.e.emit("H_LOAD_I", dst=c.integer(buffer, 0, [(sequence, length)]),
+                 src=c.hbm("tokens", 4 * c.tiling.prompt, steps), n=length)  # fmt: skip
+
+
+def enter_part(c: Context, block: Block) -> None:
+    """The tokens of the part of a block that is filled, as they are before its first step."""
+    with c.e.phase("commit"), c.e.stage("load tokens of the sub-block"):
+        _load_tokens(c, block, "tokens", c.workload.block_length // c.workload.sub_blocks)
+
+
+def count_masks(c: Context) -> None:
+    """The masks of the part of a block that is filled: how many are left, and whether a step has to forward the whole block."""
+    e, workload, row = c.e, c.workload, _commit_rows(c)
+    length = workload.block_length // workload.sub_blocks
+    with e.phase("commit"), e.stage("count masks"):
+        _begin_counts(c)
+        with e.loop(workload.batch) as sequence:
+            ids = c.integer("tokens", 0, [(sequence, length)])
+            e.emit("V_CMP_EQ_INT", dst=row["left"], a=ids, key=c.integer("constants", 0), n=length)
+            _count_left(c, row["left"], length)
+            if workload.sub_block_cache:  # nothing of the block is in the cache yet
+                e.emit("V_MUL_VF", dst=row["left"], a=row["left"], scalar=c.fp("uncached"), n=length)
+                e.emit("V_RED_COUNT", dst=c.integer("untold"), mask=row["left"], n=length)
+
+
+def _begin_counts(c: Context) -> None:
+    """No mask is counted yet."""
+    c.e.emit("S_SET_INT", dst=c.integer("remaining"), value=0)
+    if c.workload.sub_block_cache:
+        c.e.emit("S_SET_INT", dst=c.integer("untold"), value=0)
+
+
+def _count_left(c: Context, left: Place, length: int) -> None:
+    """Add a sequence's masks to `remaining`, and its first position to `untold` if that is one."""
+    c.e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=left, n=length)
+    if c.workload.sub_block_cache:
+        c.e.emit("V_RED_COUNT", dst=c.integer("untold"), mask=left, n=1)
+
+
+def _commit_rows(c: Context) -> dict[str, Place]:
+    return {name: c.vector("commit", number * c.vlen) for number, name in enumerate(COMMIT_ROWS)}
 
 
 def set_keys(c: Context) -> None:
@@ -108,12 +150,15 @@ def begin_ends(c: Context) -> None:
             e.emit("S_SET_INT", dst=c.integer("ends", 0, [(sequence, 1)]), value=0)
 
 
-def note_ends(c: Context) -> None:
+def note_ends(c: Context, block: Block) -> None:
     """Where a generation may stop: `ends` counts the end tokens that each sequence generated, `going` the sequences without."""
     if not c.stops:
         return
     e, length, batch = c.e, c.workload.block_length, c.workload.batch
     filled, end = (c.vector("commit", COMMIT_ROWS.index(name) * c.vlen) for name in ("masked", "chosen"))
+    if c.workload.sub_blocks > 1:
+        with e.phase("commit"), e.stage("load tokens at end"):
+            _load_tokens(c, block, "tokens", length)
     with e.phase("commit"), e.stage("note end tokens"):
         with e.loop(batch) as sequence:
             uniform = c.workload.is_uniform
@@ -134,9 +179,9 @@ def note_ends(c: Context) -> None:
                 e.emit("V_RED_COUNT", dst=c.integer("going"), mask=end, n=lanes)
 
 
-def _stable_max(c: Context, position: Level) -> None:
-    """Token and confidence of a position: the index of its largest logit, and the reciprocal of the sum of exp(logit - largest);
-    or the index that is drawn, and the share of its logit in that sum."""
+def _stable_max(c: Context, position: Level, length: int) -> None:
+    """Token and confidence of one of `length` positions of each sequence: the index of its largest logit, and the reciprocal of
+    the sum of exp(logit - largest); or the index that is drawn, and the share of its logit in that sum."""
     e, vocab, pitch, drawn = c.e, c.vocab, c.model.vocab, bool(c.workload.temperature)
     best, index = c.fp("best"), c.integer("sampled", 0, [(position, 1)])
     total = c.fp("confidence", 0, [(position, 1)])
@@ -144,6 +189,7 @@ def _stable_max(c: Context, position: Level) -> None:
     e.emit("S_SET_INT", dst=index, value=0)
     e.emit("S_MOV_FP", dst=total, a=c.fp("zero"))
     entropy, spread = c.fp("entropy", 0, [(position, 1)]), c.fp("spread")
+    row_of_block = [(position, c.workload.block_length // length)]
     if drawn:
         e.emit("S_MOV_FP", dst=c.fp("noisy"), a=c.fp("lowest"))
     if c.measures_entropy:
@@ -156,7 +202,7 @@ def _stable_max(c: Context, position: Level) -> None:
                 e.emit("V_RED_MAX", dst=best, a=row, n=lanes)
                 e.emit("V_RED_SAMPLE_IDX", best=c.fp("noisy"), place=index, a=row, n=lanes, first=number,
                        scale=c.fp("noise_scale"), key=c.integer("key", Purpose.SAMPLING),
-                       stream=c.stream([(position, 1)]))  # fmt: skip
+                       stream=c.stream(row_of_block))  # fmt: skip
             else:
                 e.emit("V_RED_MAX_IDX", best=best, place=index, a=row, n=lanes, first=number)
     for first, count, lanes in segments(vocab, c.vlen):
@@ -201,12 +247,13 @@ Choose: TypeAlias = Callable[[Context, Mapping[str, Place], int], None]
 
 def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
     """Write the tokens of the chosen of `length` positions into the canvas; `remaining` counts the masks that are left."""
-    e = c.e
-    row = {name: c.vector("commit", number * c.vlen) for number, name in enumerate(COMMIT_ROWS)}
+    e, row = c.e, _commit_rows(c)
     mask_id = c.integer("constants", 0)
     with e.phase("commit"):
         with e.stage("commit"):
-            e.emit("S_SET_INT", dst=c.integer("remaining"), value=0)
+            _begin_counts(c)
+            if c.workload.sub_block_cache:
+                e.emit("S_MOV_FP", dst=c.fp("uncached"), a=c.fp("zero"))
             with e.loop(c.workload.batch) as sequence:
                 ids = c.integer("tokens", 0, [(sequence, length)])
                 sampled = c.integer("sampled", 0, [(sequence, length)])
@@ -222,15 +269,15 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
                     _edit(c, row, sequence, length)
                 e.emit("V_SELECT_INT", dst=ids, mask=row["chosen"], on_true=sampled, on_false=ids, n=length)
                 e.emit("V_CMP_EQ_INT", dst=row["left"], a=ids, key=mask_id, n=length)
-                e.emit("V_RED_COUNT", dst=c.integer("remaining"), mask=row["left"], n=length)
+                _count_left(c, row["left"], length)
         store_tokens(c, block, "tokens", length)
 
 
 def store_tokens(c: Context, block: Block, buffer: str, length: int) -> None:
-    """The first `length` tokens of a block from a buffer of Int SRAM into the canvas."""
+    """The first `length` tokens of a block, or of the part that is filled, from a buffer of Int SRAM into the canvas."""
     e, tokens = c.e, c.tensor("tokens")
     with e.stage("store tokens"), e.loop(c.workload.batch) as sequence:
-        steps = [*block.steps(4 * c.workload.block_length), (sequence, tokens.row_bytes)]
+        steps = [*block.places(c.workload.block_length, 4), (sequence, tokens.row_bytes)]
         e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt, steps),
                src=c.integer(buffer, 0, [(sequence, length)]), n=length)  # fmt: skip
 

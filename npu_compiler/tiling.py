@@ -162,12 +162,13 @@ def make_tiling(
             (math.lcm(smallest, block), range(0, plan.rows - plan.prompt, block)) if appends else (smallest, (0,))
         )
         key_tile = key_tile_tokens(plan.rows, unit, most, unseen)
+    unit_rows = numerics.token_block(workload.written_rows)
     canvas, rows = plan.rows, max(MAX_CHUNK_ROWS, block if Rows.SUFFIX in workload.caches.passes else 0)
     return Tiling(
         canvas=canvas, prompt=plan.prompt, blocks=plan.blocks, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
-        token_block=min(size, block), row_tile=min(hardware.blen, canvas),
+        token_block=unit_rows, row_tile=min(hardware.blen, canvas),
         slice=min(hardware.vlen, widest_ffn(model), model.vocab), batch=workload.batch, stage=workload.stage,
-        chunk_rows=min(rows, canvas * workload.batch) // min(size, block) * min(size, block),
+        chunk_rows=min(rows, canvas * workload.batch) // unit_rows * unit_rows,
         chunk_sequences=workload.batch,
     )  # fmt: skip
 

@@ -61,7 +61,7 @@ def simulate(
         simulator="rtl", program_digest=program.digest, trace_digest=trace.digest, metrics=metrics,
         counts=event_counts(program, after.retired),
     )  # fmt: skip
-    trips = [index + 1 for index in steps_of_blocks(program, trace.breaks)]
+    trips = steps_of_blocks(program, trace.breaks)
     return RtlOutcome(result=result, trace=trace, token_ids=tokens.tolist(), trip_counts=trips)
 
 

@@ -53,7 +53,10 @@ def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]
     if workload.caches.appends:
         yield prompt_length, prompt_length
         for end in range(prompt_length + workload.block_length, canvas + 1, workload.block_length):
-            yield from [(workload.block_length, end)] * (workload.steps_per_block + 1)
+            taken = zip(workload.step_loops(), workload.scheduled_loops(workload.block_length), strict=True)
+            for loop, steps in taken:
+                yield from [(loop.length if loop.alone else workload.block_length, end)] * steps
+            yield workload.block_length, end
         return
     for block in range(workload.blocks):
         start = prompt_length + block * workload.block_length

@@ -56,10 +56,16 @@ def all_exits(program: Program, steps: Sequence[int]) -> tuple[int, ...]:
     return tuple(each.index for each in found)
 
 
+def loops_of_a_block(program: Program) -> int:
+    """Loops over denoising steps that a block goes through: one, or some for each of its parts."""
+    return program.layout.get("step_loops", 1)
+
+
 def steps_of_blocks(program: Program, breaks: tuple[int, ...]) -> list[int]:
-    """Denoising steps of each block that was decoded, less one where they are counted from 0: the exits of their loops."""
-    inner = {loop.head for loop in denoising_loops(program)}
-    return [each.index for each in exits_of(program, breaks) if each.loop.head in inner]
+    """Denoising steps of each block that was decoded. A loop of a whole block takes one before it is left for the first time."""
+    inner, loops = {loop.head for loop in denoising_loops(program)}, loops_of_a_block(program)
+    steps = [each.index + (loops == 1) for each in exits_of(program, breaks) if each.loop.head in inner]
+    return [sum(steps[first : first + loops]) for first in range(0, len(steps), loops)]
 
 
 def generated_tokens(program: Program, breaks: tuple[int, ...]) -> int:

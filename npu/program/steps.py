@@ -5,19 +5,21 @@ before it in the loop over blocks warms the cache, what lies behind it stores th
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from npu.isa import Unit
 from npu.program.container import Program, fact_of_program, loop_tree
-from npu.program.exits import denoising_loops
+from npu.program.exits import denoising_loops, loops_of_a_block
 from npu.program.tables import tabulate
 
-SETUP, PROMPT, WARM, FIRST, REFINE, STEP, END, CLEAN = (
-    "setup", "prompt", "warm", "first token", "refine", "step", "end token", "clean",
+SETUP, PROMPT, WARM, FIRST, REFINE, STEP, PART, END, CLEAN = (
+    "setup", "prompt", "warm", "first token", "refine", "step", "sub-block", "end token", "clean",
 )  # fmt: skip
 """Kinds of steps: before all; the prompt's forward; a block's first step, over more than the block; its first token from the row
-before it; its other steps; a step where all are of one kind; the look for its end token; the finished block's forward."""
+before it; its other steps; a step where all are of one kind; the look at the masks of a sub-block; that for its end token; the
+finished block's forward."""
 STEM, FIRST_OF_LAYER, COMMIT = "embed", "qkv", "commit"
 """The phase that begins a forward, the one that begins a layer, and the one that writes tokens."""
 OF_LAYER = ("qkv", "smooth", "rotate", "attention", "out", "ffn")
@@ -48,19 +50,19 @@ def places_of(program: Program) -> tuple[list[Place], np.ndarray]:
 def passes(program: Program, retired: np.ndarray) -> dict[str, int]:
     """How often each kind of step was gone through, given how often each instruction retired.
 
-    Those of a kind that stand in the fewest loops retire once a pass; blocks that lie in several loops add up.
+    Of the instructions of a kind that follow each other, those in the fewest loops retire once a pass; where blocks lie in
+    several loops, the passes of each add up.
     """
-    steps, around = _steps(program), loop_tree(program).around
-    queued = np.flatnonzero(tabulate(program).unit != Unit.FRONTEND).tolist()
-    found = {}
-    for step in dict.fromkeys(steps[number] for number in queued):
-        own = [number for number in queued if steps[number] == step]
-        fewest = min(len(around[number]) for number in own)
-        outside = sorted(
-            (number for number in own if len(around[number]) == fewest), key=lambda number: retired[number]
-        )
-        found[step] = sum({around[number][-1:]: int(retired[number]) for number in outside}.values())
-    return found
+    steps, around, units = _steps(program), loop_tree(program).around, tabulate(program).unit
+    found: dict[str, dict[object, int]] = {step: {} for step in steps}
+    for step, run in groupby(range(len(steps)), key=lambda number: steps[number]):
+        own = [number for number in run if units[number] != Unit.FRONTEND]
+        fewest = min((len(around[number]) for number in own), default=0)
+        for number in own:
+            if len(around[number]) == fewest:
+                inside = around[number][-1:]
+                found[step][inside] = max(found[step].get(inside, 0), int(retired[number]))
+    return {step: sum(of_loop.values()) for step, of_loop in found.items() if of_loop}
 
 
 def _steps(program: Program) -> list[str]:
@@ -69,8 +71,11 @@ def _steps(program: Program) -> list[str]:
     array = tabulate(program).unit == Unit.MATRIX
     denoising = denoising_loops(program)
     kinds = [SETUP if names[phase] == SETUP else PROMPT if denoising else STEP for phase in phases]
-    for loop in denoising:
-        parent = tree.around[loop.head]
+    loops = loops_of_a_block(program)
+    for step_loop in denoising:
+        *parent, loop = (*tree.around[step_loop.head], step_loop)
+        if loops > 1:  # the loop over the parts of a block
+            *parent, loop = parent
         inside = parent[-1].numbers if parent else range(0)
         before, behind = range(inside.start, loop.head), range(loop.next + 1, inside.stop)
         appends, warms = bool(array[behind.start : behind.stop].any()), bool(array[before.start : before.stop].any())
@@ -80,6 +85,11 @@ def _steps(program: Program) -> list[str]:
         ):  # fmt: skip
             for number in numbers:
                 kinds[number] = END if kind is CLEAN and names[phases[number]] == COMMIT else kind
+    for part in dict.fromkeys(tree.around[loop.head][-1] for loop in denoising) if loops > 1 else ():
+        inner = [node for node in part.body if node in denoising]
+        kinds[part.head : part.next + 1] = [PART] * (part.next + 1 - part.head)
+        for loop, kind in zip(inner, (WARM, REFINE) if len(inner) > 1 else (STEP,), strict=True):
+            kinds[loop.head : loop.next + 1] = [kind] * (loop.next + 1 - loop.head)
     return kinds
 
 

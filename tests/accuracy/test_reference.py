@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.decoding import Generation, commit_quota, commit_threshold, generate, sample
+from dllm.decoding import Forced, Generation, commit_quota, commit_threshold, generate, sample
 from dllm.families import expected_shapes
 from dllm.model import ModelSpec
 from dllm.policies import CACHE_POLICIES
@@ -167,7 +167,10 @@ def test_prefix_equals_dual_in_the_last_block() -> None:
 
 
 def _forced(model: ReferenceModel, cache: str, canvases: dict[tuple[int, int], np.ndarray]) -> Generation:
-    return generate(model, PROMPT, workload(cache, "quota"), force=lambda block, step: canvases.get((block, step)))
+    plan = workload(cache, "quota")
+    (loop,) = plan.step_loops()
+    known = {step: (canvas, loop) for step, canvas in canvases.items()}
+    return generate(model, PROMPT, plan, force=lambda block, step: known.get((block, step)))
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
@@ -186,8 +189,8 @@ def test_a_forced_canvas_replaces_the_tokens_and_none_leaves_the_block() -> None
     canvas = np.array([*PROMPT, *range(10, 18), *[1] * 16])
     canvas[len(PROMPT) + 2] = 1
 
-    def force(block: int, step: int) -> np.ndarray | None:
-        return canvas if (block, step) == (0, 0) else None
+    def force(block: int, step: int) -> Forced | None:
+        return (canvas, *workload("dual", "quota").step_loops()) if (block, step) == (0, 0) else None
 
     forced = generate(model, PROMPT, workload("dual", "quota"), force=force)
     assert forced.trip_counts == [1, 0, 0]

@@ -152,7 +152,7 @@ def test_without_a_trace_all_blocks_are_taken(name):
     lengths = [len(prompt) for prompt in prompts]
     steps = x.schedule(prompts).breaks
     trace = x.schedule(prompts, program)
-    assert steps_of_blocks(program, trace.breaks) == list(steps)
+    assert steps_of_blocks(program, trace.breaks) == [index + 1 for index in steps]
     assert trace.breaks == all_exits(program, steps)
     plain = compile_program(x.model, whole, x.hardware, x.numerics, lengths)
     theirs = analytical.simulate(plain, hardware=x.hardware, trace=Trace(breaks=steps)).counts

@@ -228,7 +228,7 @@ def test_the_reference_decodes_as_the_machine_does_without_conditioning():
     for number, prompt in enumerate(PROMPTS):
         known = {(record.block, record.step): record for record in steps[number]}
         forced = generate(model, prompt, x.workload, sequence=number,
-                          force=lambda b, s, of=known: of[b, s].canvas if (b, s) in of else None)  # fmt: skip
+                          force=lambda b, s, of=known: (of[b, s].canvas, of[b, s].loop) if (b, s) in of else None)  # fmt: skip
         assert len(forced.steps) == len(known)
         for record in forced.steps:
             same.append(record.token_ids == known[record.block, record.step].token_ids)

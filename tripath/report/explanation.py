@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dllm.canvas import canvas_of
 from npu.errors import TripathError
 from npu.metrics import PHASES, Result, Table
+from npu.program.steps import REFINE
 from npu.units import format_bytes
 from tripath.experiment import Experiment, Outcome
 from tripath.paths import Fact, gives
@@ -59,7 +60,7 @@ def _steps(experiment: Experiment, outcome: Outcome) -> Sequence[int]:
     if outcome.generated is not None:
         return outcome.generated.trip_counts
     canvas = canvas_of(experiment.model, experiment.workload, outcome.prompt_lengths)
-    return [experiment.workload.scheduled_steps(max(1, masks)) for masks in canvas.most_masks]
+    return [sum(experiment.workload.scheduled_loops(max(1, masks))) for masks in canvas.most_masks]
 
 
 def _forwards(experiment: Experiment, outcome: Outcome) -> int:
@@ -73,7 +74,7 @@ def _rows(experiment: Experiment, outcome: Outcome) -> tuple[int, int, int]:
     layout, policy, steps = outcome.program.layout, experiment.workload.caches, _steps(experiment, outcome)
     length, canvas, prompt = layout["block_length"], layout["canvas"], layout["prompt"]
     if policy.appends:
-        own = length * sum(steps)
+        own = length * sum(steps) - (length - experiment.workload.written_rows) * _steps_of_parts(outcome)
         return own + prompt + length * len(steps), own, int(prompt > 0)
     every = blocks = whole = 0
     for block, trips in enumerate(steps):
@@ -83,6 +84,18 @@ def _rows(experiment: Experiment, outcome: Outcome) -> tuple[int, int, int]:
             blocks += length
             whole += part.stop - part.start > length
     return every, blocks, whole
+
+
+def _steps_of_parts(outcome: Outcome) -> int:
+    """Denoising steps that forward the part of a block that they fill alone, as a path that replays the trace counted them."""
+    tables = [result.tables["steps"] for result in outcome.results.values() if "steps" in result.tables]
+    passes = [
+        dict(zip(table.columns, row, strict=True))
+        for table in tables
+        if "passes" in table.columns
+        for row in table.rows
+    ]
+    return max((int(row["passes"]) for row in passes if row["step"] == REFINE), default=0)
 
 
 def _kept_rows(experiment: Experiment, outcome: Outcome) -> float:

@@ -88,14 +88,12 @@ def _rows(experiment: Experiment, outcome: Outcome) -> tuple[int, int, int]:
 
 def _steps_of_parts(outcome: Outcome) -> int:
     """Denoising steps that forward the part of a block that they fill alone, as a path that replays the trace counted them."""
-    tables = [result.tables["steps"] for result in outcome.results.values() if "steps" in result.tables]
-    passes = [
-        dict(zip(table.columns, row, strict=True))
-        for table in tables
-        if "passes" in table.columns
-        for row in table.rows
-    ]
-    return max((int(row["passes"]) for row in passes if row["step"] == REFINE), default=0)
+    found = 0
+    for table in (result.tables["steps"] for result in outcome.results.values() if "steps" in result.tables):
+        if "passes" in table.columns:
+            step, passes = table.columns.index("step"), table.columns.index("passes")
+            found = max(found, *(int(str(row[passes])) for row in table.rows if row[step] == REFINE), 0)
+    return found
 
 
 def _kept_rows(experiment: Experiment, outcome: Outcome) -> float:

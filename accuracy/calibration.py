@@ -63,7 +63,7 @@ def static_factors(program: Program, model: ModelSpec) -> np.ndarray:
             inverse.append(_bf16(1 / s).reshape(-1))
             fold.append(s.repeat(model.heads // model.kv_heads, axis=0).reshape(-1))
         rows.append(np.concatenate([*inverse, *fold]))
-    return np.stack(rows)[:, None].repeat(layout["batch"], axis=1)
+    return np.stack(rows)[:, None].repeat(program.tensor("smoothing").shape[1], axis=1)
 
 
 _bf16 = np.vectorize(round_bf16, otypes=[np.float32])

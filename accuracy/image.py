@@ -94,7 +94,7 @@ def write_tensor(image: np.ndarray, tensor: Tensor, values: np.ndarray) -> None:
 def read_tokens(image: np.ndarray, program: Program) -> np.ndarray:
     """The canvas (int32 [batch, S])."""
     tensor = program.tensor("tokens")
-    return _bytes_of(image, tensor).view("<i4").reshape(tensor.shape).astype(np.int32)
+    return _bytes_of(image, tensor).view("<i4").reshape(tensor.shape)[: program.layout["batch"]].astype(np.int32)
 
 
 def _host(
@@ -105,6 +105,9 @@ def _host(
     plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
     if (len(prompts), plan.rows, plan.prompt) != (batch, canvas, layout["prompt"]):
         raise TripathError(f"workload.prompt: the program was compiled for {batch} prompts of other lengths")
+    if workload.guided:  # the same once more, with prompts of masks
+        prompts, batch = [*prompts, *([model.mask_id] * len(prompt) for prompt in prompts)], 2 * batch
+        plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
     tokens = np.full((batch, canvas), model.eos_id)
     mask, valid = np.full((batch, cache), LOWEST, np.float32), np.zeros((batch, canvas), np.float32)
     rope = {each: np.zeros((batch, canvas, each.turned_channels), np.float32) for each in model.geometries}
@@ -132,6 +135,8 @@ def _host(
         optional["edit_threshold"] = np.array([[workload.edit_threshold]])
     if "entropy" in present:
         optional["entropy"] = np.array([[workload.entropy_bound, np.log(2.0)]])
+    if "guidance" in present:
+        optional["guidance"] = np.array([[1 + workload.guidance]])
     if "noise_scale" in present:  # logits of uniform diffusion are over their temperature already
         temperature = 1.0 if workload.is_uniform else workload.temperature
         optional["noise_scale"] = np.array([[1 / (temperature * np.log(2.0))]])

@@ -13,7 +13,7 @@ from dllm.canvas import Canvas, canvas_of
 from dllm.noise import Draws
 from dllm.operators import Mask
 from dllm.policies import Commit
-from dllm.reference import ReferenceModel, softmax
+from dllm.reference import Cache, ReferenceModel, softmax
 from dllm.workload import StepLoop, Workload
 from npu.errors import TripathError
 
@@ -174,16 +174,18 @@ class _Decoder:
 
     def refresh_blocks(self) -> None:
         """Every block's first step forwards the rows that its cache policy says, and later ones theirs."""
-        spec, length = self.model.spec, self.workload.block_length
-        (loop,) = self.workload.step_loops()
+        length = self.workload.block_length
+        (loop,), passes = self.workload.step_loops(), 1 + self.workload.guided
         for block in range(self.canvas.blocks):
-            cache, start = self.model.new_cache(), self.start(block)
-            edge = np.zeros((1, spec.hidden), np.float32)  # the row before the block, as the warm step left it
+            caches, start = [self.model.new_cache() for _ in range(passes)], self.start(block)
+            edge = np.zeros(
+                (1, passes * self.model.spec.hidden), np.float32
+            )  # the row before the block, as the warm step left it
             for step in range(loop.most):
                 if not self.goes_on(block, step, loop):
                     break
                 rows = self.workload.caches.rows(step).of(start, length, len(self.tokens))
-                hidden = self.model.forward(self.tokens, rows, cache)
+                hidden = self.forward(rows, caches)
                 first = start - rows.start
                 edge = hidden[first - 1 : first] if first else edge
                 self.commit(block, step, loop, hidden[first : first + length], edge, number=step)
@@ -236,6 +238,20 @@ class _Decoder:
             edge = model.forward(self.tokens, own, cache, seen, begins, clean=True)[-1:]
             if self.is_last(block):
                 break
+
+    def forward(self, rows: slice, caches: Sequence[Cache]) -> np.ndarray:
+        """Hidden states of rows; where the workload is guided, those of a second pass with the prompt masked lie beside them."""
+        unprompted = self.tokens.copy()
+        unprompted[: len(self.prompt)] = self.model.spec.mask_id
+        views = zip((self.tokens, unprompted), caches, strict=False)
+        return np.concatenate([self.model.forward(tokens, rows, cache) for tokens, cache in views], axis=-1)
+
+    def logits(self, states: np.ndarray) -> np.ndarray:
+        """Logits of hidden states, guided by those of a second pass beside them (LLaDA: z' + (1 + w) (z - z'))."""
+        if not self.workload.guided:
+            return self.model.logits(states)
+        given, unprompted = map(self.model.logits, np.split(states, 2, axis=-1))
+        return unprompted + np.float32(1 + self.workload.guidance) * (given - unprompted)
 
     def is_last(self, block: int) -> bool:
         """No block behind this one, which is finished, is decoded."""
@@ -308,7 +324,7 @@ class _Decoder:
         if spec.shifted_logits:
             hidden = np.concatenate([edge, hidden[:-1]])
         masked = self.tokens[place] == spec.mask_id
-        logits = self.model.logits(hidden)
+        logits = self.logits(hidden)
         ids, confidence = sample(logits, self.noise(block, len(masked), number))
         entropy = entropy_of(logits) if self.workload.commits.measures_entropy else None
         rank = confidence if entropy is None else entropy

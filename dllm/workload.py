@@ -99,6 +99,8 @@ class Workload:
             (topk_margin), the negative entropy (entropy), a random number between 0 and 1 (random: LLaDA's random re-masking).
         temperature: Tokens are drawn from the softmax of the logits over it, by Gumbel noise; 0: the largest logit. Confidences
             are of the softmax without it, as LLaDA has them; under `diffusion=uniform` logits are divided by it before all else.
+        guidance: Weight w of classifier-free guidance (LLaDA's `cfg_scale`): a second pass, its prompt masked, gives logits z',
+            and z + w (z - z') takes the place of z. 0: one pass.
         last_temperature: Under `diffusion=uniform` the temperature falls towards it in equal parts over the steps of a block, so
             that a step behind the last one would have it; null: it stays.
         stop_entropy: A sequence is done with its block under `diffusion=uniform` once the likeliest tokens are those of the step
@@ -129,6 +131,7 @@ class Workload:
     score: str = field(default="maskgit_plus", metadata=one_of([each.value for each in Score]))
     diffusion: str = field(default="absorbing", metadata=one_of([each.value for each in Diffusion]))
     temperature: float = field(default=0.0, metadata=within(0.0, HOTTEST))
+    guidance: float = field(default=0.0, metadata=within(0.0, 1e3))
     last_temperature: float | None = field(default=None, metadata=within(COLDEST, HOTTEST))
     stop_entropy: float | None = field(default=None, metadata=within(1e-6, 1e2))
     seed: int = field(default=0, metadata=within(0, (1 << 31) - 1))
@@ -173,6 +176,9 @@ class Workload:
                 f"workload.batch: random numbers have 2^32 streams, {self.batch} sequences of blocks of {self.block_length} need "
                 f"{self.batch * self.block_length * self.streams}"
             )
+        if self.guided and (self.samples_only or self.caches.appends):
+            other = f"stage={self.stage}" if self.samples_only else f"cache={self.cache}"
+            raise TripathError(f"workload.guidance: needs a generation under cache=none, prefix or dual, got {other}")
         if self.samples_only and self.stop_at_end:
             raise TripathError("workload.stop_at_end: stage=sampling is one step, which ends nothing")
         if self.samples_only and (self.blocks, self.steps) != (1, 1):
@@ -252,6 +258,16 @@ class Workload:
             StepLoop(first=part * length, length=length, most=length, alone=alone, number=number * length, skips=True)
             for number, (part, alone) in enumerate(product(range(self.sub_blocks), kinds))
         ]
+
+    @property
+    def guided(self) -> bool:
+        """A second pass of each step guides the first."""
+        return self.guidance > 0
+
+    @property
+    def forwarded_sequences(self) -> int:
+        """Sequences that a pass forwards: the batch, and where it is guided the batch once more with its prompts masked."""
+        return self.batch * (1 + self.guided)
 
     @property
     def edits(self) -> bool:

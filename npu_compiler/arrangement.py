@@ -91,9 +91,9 @@ WEIGHT_SLOTS = (4, 3, 2)
 
 
 def sampling_of(options: CompilerOptions, workload: Workload) -> Sampling:
-    """The way of sampling; a program of the sampling stage alone is given its logits."""
+    """The way of sampling; a program of the sampling stage alone is given its logits, and guidance needs those of two passes."""
     chosen = Sampling(options.sampling)
-    return Sampling.STORED if chosen is Sampling.FUSED and workload.samples_only else chosen
+    return Sampling.STORED if chosen is Sampling.FUSED and (workload.samples_only or workload.guided) else chosen
 
 
 def check_support(options: CompilerOptions, workload: Workload, hardware: HardwareConfig) -> None:
@@ -109,6 +109,10 @@ def check_support(options: CompilerOptions, workload: Workload, hardware: Hardwa
         raise TripathError(
             f"compiler.sampling: must be host on hardware {hardware.name}, whose host samples (hardware.host), "
             f"got {options.sampling}"
+        )
+    if samples_there and workload.guided:
+        raise TripathError(
+            f"workload.guidance: {workload.guidance} needs the core's sampling, not compiler.sampling=host"
         )
     if samples_there and workload.edits:
         raise TripathError(

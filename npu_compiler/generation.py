@@ -307,7 +307,9 @@ def _tree(
         with e.stage("load constants"):
             e.emit("H_LOAD_F", dst=c.fp(next(iter(CONSTANTS))), src=c.hbm("constants"), n=len(CONSTANTS))
             if c.centres:
-                e.emit("H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.batch)
+                e.emit(
+                    "H_LOAD_F", dst=c.fp("inverse_tokens"), src=c.hbm("inverse_tokens"), n=workload.forwarded_sequences
+                )
             if further := further_constants(model):
                 e.emit("H_LOAD_F", dst=c.fp(next(iter(further))), src=c.hbm("further_constants"), n=len(further))
             if model.experts is not None and not workload.samples_only:
@@ -320,6 +322,8 @@ def _tree(
                 e.emit("H_LOAD_F", dst=c.fp("stop_entropy"), src=c.hbm("stop_entropy"), n=1)
             if workload.temperature:
                 e.emit("H_LOAD_F", dst=c.fp("noise_scale"), src=c.hbm("noise_scale"), n=1)
+            if workload.guided:
+                e.emit("H_LOAD_F", dst=c.fp("guidance"), src=c.hbm("guidance"), n=1)
             if workload.edits:
                 e.emit("H_LOAD_F", dst=c.fp("edit_threshold"), src=c.hbm("edit_threshold"), n=1)
             e.emit("H_LOAD_I", dst=c.integer("constants"), src=c.hbm("integers"), n=2 + workload.block_length)

@@ -40,7 +40,7 @@ def hbm_map(
     model: ModelSpec, workload: Workload, numerics: Numerics, tiling: Tiling, hardware: HardwareConfig
 ) -> tuple[Tensor, ...]:
     """Tensors in HBM, those that the program writes first."""
-    batch, canvas, layers, hidden = workload.batch, tiling.canvas, model.layers, model.hidden
+    batch, canvas, layers, hidden = workload.forwarded_sequences, tiling.canvas, model.layers, model.hidden
     groups, tokens, size = tiling.cache_tokens // tiling.token_block, tiling.token_block, numerics.block_size
 
     def cache(side: str, of: Geometry = model.geometry) -> tuple[str, tuple[int, ...], str, int, bool]:
@@ -77,6 +77,7 @@ def hbm_map(
         *([("entropy", (1, 2), "fp32", 2, False)] if workload.commits.measures_entropy else []),
         *([("coolness", (1, steps), "fp32", steps, False)] if workload.is_uniform else []),
         *([("stop_entropy", (1, 1), "fp32", 1, False)] if workload.stop_entropy is not None else []),
+        *([("guidance", (1, 1), "fp32", 1, False)] if workload.guided else []),
         *([("noise_scale", (1, 1), "fp32", 1, False)] if workload.temperature else []),
         *([("hadamard", (model.head_dim,) * 2, "bf16", MX_BLOCK, False)] if numerics.smoothing.mixed else []),
         ("mask", (batch, tiling.cache_tokens), "bf16", MX_BLOCK, False),

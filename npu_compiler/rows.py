@@ -273,7 +273,7 @@ def _balanced(total: int, limit: int, unit: int) -> list[tuple[int, int]]:
 def _of_batch(workload: Workload, tiling: Tiling, rows: int) -> list[tuple[int, int, int]]:
     """The batch in chunks of whole sequences of `rows` rows: (first sequence, chunks, sequences)."""
     found, first = [], 0
-    for chunks, sequences in _balanced(workload.batch, max(1, tiling.chunk_rows // rows), 1):
+    for chunks, sequences in _balanced(workload.forwarded_sequences, max(1, tiling.chunk_rows // rows), 1):
         found.append((first, chunks, sequences))
         first += chunks * sequences
     return found

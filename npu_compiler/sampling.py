@@ -66,7 +66,12 @@ def sample(c: Context, block: Block, length: int) -> None:
             return
         with e.loop(c.workload.batch * length) as position:
             with e.stage("load logits"):
-                _load_logits(c, position)
+                _load_logits(c, position, "logit_row")
+                if c.workload.guided:
+                    _load_logits(c, position, "unguided", first_row=c.workload.batch * length)
+            if c.workload.guided:
+                with e.stage("guide"):
+                    _guide(c)
             with e.stage("stable max"):
                 _stable_max(c, position, length)
             c.advance("logit_rows")
@@ -229,15 +234,28 @@ def _stable_max(c: Context, position: Level, length: int) -> None:
         e.emit("S_MUL_FP", dst=total, a=total, b=value)
 
 
-def _load_logits(c: Context, position: Level) -> None:
-    """One row of logits, in as many descriptors as the hardware needs."""
+def _guide(c: Context) -> None:
+    """z := z' + (1 + w) (z - z'), where z are the logits of a position and z' those with the prompt masked."""
+    for first, count, lanes in segments(c.vocab, c.vlen):
+        with c.e.loop(count) as part:
+            row, other = (
+                c.vector(name, first, [(part, lanes)], slot_stride=c.model.vocab) for name in ("logit_row", "unguided")
+            )
+            c.e.emit("V_SUB_VV", dst=row, a=row, b=other, n=lanes)
+            c.e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("guidance"), n=lanes)
+            c.e.emit("V_ADD_VV", dst=row, a=row, b=other, n=lanes)
+
+
+def _load_logits(c: Context, position: Level, buffer: str, first_row: int = 0) -> None:
+    """One row of logits from `first_row` on, in as many descriptors as the hardware needs."""
     e, model, logits, fmt = c.e, c.model, c.tensor("logits"), FORMATS[c.numerics.logits]
     limit = model.vocab if c.hardware.prefetch_rows is None else c.hardware.prefetch_rows * c.vlen
     for first, count, lanes in segments(model.vocab, limit):
         with e.loop(count) as part:
             steps = [(position, logits.row_bytes), (part, fmt.row_bytes(lanes, c.numerics.block_size))]
-            src = c.hbm("logits", fmt.row_bytes(first, c.numerics.block_size), steps)
-            dst = c.vector("logit_row", first, [(part, lanes)], slot_stride=model.vocab)
+            begin = first_row * logits.row_bytes + fmt.row_bytes(first, c.numerics.block_size)
+            src = c.hbm("logits", begin, steps)
+            dst = c.vector(buffer, first, [(part, lanes)], slot_stride=model.vocab)
             e.emit("H_LOAD_V", dst=dst, src=src, rows=1, cols=lanes, format=fmt.code, block=c.log2_block)
 
 
@@ -275,11 +293,13 @@ def commit(c: Context, block: Block, length: int, choose: Choose) -> None:
 
 def store_tokens(c: Context, block: Block, buffer: str, length: int) -> None:
     """The first `length` tokens of a block, or of the part that is filled, from a buffer of Int SRAM into the canvas."""
-    e, tokens = c.e, c.tensor("tokens")
-    with e.stage("store tokens"), e.loop(c.workload.batch) as sequence:
-        steps = [*block.places(c.workload.block_length, 4), (sequence, tokens.row_bytes)]
-        e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt, steps),
-               src=c.integer(buffer, 0, [(sequence, length)]), n=length)  # fmt: skip
+    e, tokens, batch = c.e, c.tensor("tokens"), c.workload.batch
+    with e.stage("store tokens"):
+        for first in range(0, c.workload.forwarded_sequences, batch):
+            with e.loop(batch) as sequence:
+                steps = [*block.places(c.workload.block_length, 4), (sequence, tokens.row_bytes)]
+                e.emit("H_STORE_I", dst=c.hbm("tokens", 4 * c.tiling.prompt + first * tokens.row_bytes, steps),
+                       src=c.integer(buffer, 0, [(sequence, length)]), n=length)  # fmt: skip
 
 
 def _edit(c: Context, row: Mapping[str, Place], sequence: Level, length: int) -> None:

@@ -28,7 +28,7 @@ def clear_channels(c: Context) -> None:
 
 
 def _clear(c: Context, buffer: str) -> None:
-    for offset, piece, lanes in c.wide(c.workload.batch * 2 * c.geometry.kv_width):
+    for offset, piece, lanes in c.wide(c.workload.forwarded_sequences * 2 * c.geometry.kv_width):
         c.e.emit("V_FILL_VF", dst=c.vector(buffer, offset, piece), scalar=c.fp("zero"), n=lanes)
 
 
@@ -54,7 +54,7 @@ def smooth(c: Context, span: Span, layer: Layer) -> None:
     e, width = c.e, 2 * c.geometry.kv_width
     if c.centres:
         _centre(c, span)
-    with e.loop(c.workload.batch) as sequence:
+    with e.loop(c.workload.forwarded_sequences) as sequence:
         _calibrate(c, layer, sequence)
     for chunk in c.chunks(span):
         with e.stage("load K, V"):
@@ -72,7 +72,7 @@ def _centre(c: Context, span: Span) -> None:
     """Sums of channels become means; then the maxima of K and V without them, read again."""
     e, width = c.e, 2 * c.geometry.kv_width
     with e.stage("means of channels"):
-        with e.loop(c.workload.batch) as sequence:
+        with e.loop(c.workload.forwarded_sequences) as sequence:
             for first, piece, lanes in c.wide(width):
                 mean = c.vector("channel_mean", first, [(sequence, width), *piece])
                 e.emit("V_MUL_VF", dst=mean, a=mean, scalar=c.fp("inverse_tokens", 0, [(sequence, 1)]), n=lanes)

@@ -167,9 +167,9 @@ def make_tiling(
     return Tiling(
         canvas=canvas, prompt=plan.prompt, blocks=plan.blocks, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
         token_block=unit_rows, row_tile=min(hardware.blen, canvas),
-        slice=min(hardware.vlen, widest_ffn(model), model.vocab), batch=workload.batch, stage=workload.stage,
-        chunk_rows=min(rows, canvas * workload.batch) // unit_rows * unit_rows,
-        chunk_sequences=workload.batch,
+        slice=min(hardware.vlen, widest_ffn(model), model.vocab), batch=workload.forwarded_sequences, stage=workload.stage,
+        chunk_rows=min(rows, canvas * workload.forwarded_sequences) // unit_rows * unit_rows,
+        chunk_sequences=workload.forwarded_sequences,
     )  # fmt: skip
 
 

@@ -91,4 +91,8 @@ def _tokens(hbm: np.ndarray, program: Program) -> np.ndarray:
     """Generated tokens [batch, length]."""
     tensor = program.tensor("tokens")
     raw = hbm[tensor.address : tensor.address + tensor.size_bytes]
-    return np.ascontiguousarray(raw).view("<i4").reshape(tensor.shape)[:, program.layout["prompt"] :]
+    return (
+        np.ascontiguousarray(raw)
+        .view("<i4")
+        .reshape(tensor.shape)[: program.layout["batch"], program.layout["prompt"] :]
+    )

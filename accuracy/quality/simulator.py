@@ -111,6 +111,8 @@ def _check(
         raise TripathError(f"simulator.quality.ranking: unknown {ranking!r}, one of {', '.join(CONFIDENCES)}")
     if workload.samples_only:
         raise TripathError(f"workload.stage: {workload.stage} generates no text for quality to judge")
+    if workload.guided:
+        raise TripathError("workload.guidance: the quality path does not carry this out, programs do")
     if workload.edits:
         raise TripathError("workload.edit_threshold: the quality path does not carry this out, programs do")
     if workload.draws:

@@ -197,11 +197,14 @@ def run_workload(device: Device, model: ModelSpec, workload: Workload, prompt_le
         count = sum(rows == other for other, _ in steps)
         every_row = device.software == "torch" and ENGINES[device.engine].every_row
         head = rows if every_row and not workload.samples_only else workload.block_length
-        shape = Shape(batch=workload.batch, canvas=canvas, block=head, rows=rows)
+        shape = Shape(batch=workload.forwarded_sequences, canvas=canvas, block=head, rows=rows)
         chosen = {"forward": "refine", "lm_head": "lm_head", "sampling": "sampling"}
         if workload.samples_only:
             chosen = {"sampling": "sampling"}
-        operations = {name: device.phase(model, phase, shape) for name, phase in chosen.items()}
+        sampled = replace(shape, batch=workload.batch)
+        operations = {
+            name: device.phase(model, phase, sampled if name == "sampling" else shape) for name, phase in chosen.items()
+        }
         for name, part in operations.items():
             parts[name] += count * device.kernel_seconds(part)
         forward = operations.get("forward", [])

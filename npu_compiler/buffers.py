@@ -31,6 +31,8 @@ SAMPLING_PHASES = ("setup", "sampling", "commit")
 """Phases of `workload.stage=sampling`."""
 COMMIT_ROWS = ("confidence", "masked", "chosen", "best", "left")
 """Rows of the commit buffer, one VLEN row each."""
+IN_ATTENTION = ("constants", "running_max", "running_sum")
+"""Buffers of FP SRAM that are alive together in every attention: the numbers that it needs, and the state of its softmax."""
 EDIT_ROWS = ("placed", "sure", "same")
 """Rows of the buffer for edits: positions whose tokens this block committed, those of high confidence, those that stay alike."""
 

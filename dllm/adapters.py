@@ -81,6 +81,8 @@ _MOE_KEYS: Mapping[str, tuple[str, ...]] = {
 _OF_TRAINING = _words("""
     aux_loss_alpha norm_softmax output_dropout output_router_logits router_aux_loss_coef router_dtype seq_aux""")
 """How a router was trained, and what dropout is called there."""
+_OF_EDITING = _words("delete_token_id split_token_id")
+"""Tokens by which LLaDA2.2's own loop edits a block; the network computes them like all others."""
 
 _SLIDING, _FULL = (f"rope_parameters.{kind}_attention" for kind in ("sliding", "full"))
 
@@ -112,6 +114,11 @@ def _of_gemma(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mappi
     return found | {f"decoding.{name}": generation.get(key, value) for name, (key, value) in published.items()}
 
 
+def _of_llada2(config: Mapping[str, Any], _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Under block routing (LLaDA2.2) the keys of groups remain, and change nothing."""
+    return {"experts.groups": 1, "experts.kept_groups": 1} if config.get("expert_capacity") else {}
+
+
 ADAPTERS = (
     Adapter(
         model_types=("llada", "lladamoe"), family=QWEN, when={"architectures": ("LLaDAMoEModelLM", "LLaDAMoEModel")},
@@ -137,17 +144,19 @@ ADAPTERS = (
             "experts.score": ("score_function",), "experts.bias": ("moe_router_enable_expert_bias",),
             "experts.groups": ("n_group",), "experts.kept_groups": ("topk_group",), "experts.normalised": ("norm_topk_prob",),
             "experts.scale": ("routed_scaling_factor",), "experts.shared": ("num_shared_experts",),
-            "experts.first_layer": ("first_k_dense_replace",),
+            "experts.first_layer": ("first_k_dense_replace",), "experts.block_capacity": ("expert_capacity",),
+            "experts.block_tokens": ("block_size",),
         },
         defaults={**_UNTIED, "mask_id": 156895, "eos_id": 156892, "qk_norm": True},
         constants={"attention_mask": "block_causal", **_PLAIN},
-        decoding={**_APPEND, "block_length": 32, "threshold": 0.95},
+        decoding={**_APPEND, "block_length": 32, "threshold": 0.95}, block_key="block_size",
         only={
             "architectures": ("LLaDA2MoeModelLM",), **_HF_ONLY, "norm_head": (False,), "use_bias": (False,),
             "use_qkv_bias": (False,), "use_rmsnorm": (True,), "using_split_qkv_in_self_attention": (False,),
-            "expert_capacity": (0,),
         },
-        ignored=_OF_SLIDING | _OF_TRAINING | _words("embedding_dropout moe_shared_expert_intermediate_size"),
+        ignored=_OF_SLIDING | _OF_TRAINING | _OF_EDITING
+        | _words("embedding_dropout moe_shared_expert_intermediate_size"),
+        derive=_of_llada2,
     ),
     Adapter(
         model_types=("sdar_moe",), family=QWEN, keys={**_HF_KEYS, **_MOE_KEYS, "experts.normalised": ("norm_topk_prob",)},

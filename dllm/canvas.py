@@ -104,6 +104,12 @@ def canvas_of(model: ModelSpec, workload: Workload, prompt_lengths: Sequence[int
             f"workload.cache: {workload.cache} does not serve model.window {model.window} beside attention_mask: full, whose "
             "rows see keys behind their block"
         )
+    routed = model.experts.block_tokens if model.experts is not None and model.experts.block_capacity else 1
+    if workload.block_length % routed:
+        raise TripathError(
+            f"workload.block_length: must be a multiple of model.experts.block_tokens {routed}, whose rows choose their experts "
+            f"together, got {workload.block_length}"
+        )
     if workload.is_uniform and (model.mask is not Mask.CAUSAL or model.seeded_blocks or model.shifted_logits):
         raise TripathError(
             "workload.diffusion: uniform serves models of model.attention_mask: causal without seeded_blocks or shifted_logits, "

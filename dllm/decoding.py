@@ -120,8 +120,10 @@ def generate(
     decoded, those of a batch that this sequence is one of. `sequence` is its number there: each has random numbers of its own.
 
     Raises:
-        TripathError: the reference lacks the commit policy.
+        TripathError: the reference lacks the commit policy, or the cache policy.
     """
+    if workload.caches.by_data is not None:
+        raise TripathError(f"workload.cache={workload.cache}: the NumPy reference does not carry this out")
     if workload.commits not in COMMITS:
         raise TripathError(f"workload.commit={workload.commit}: the NumPy reference does not carry this out")
     draws = Draws(workload=workload, sequence=sequence)

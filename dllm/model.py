@@ -191,6 +191,11 @@ class ModelSpec:
             raise TripathError(
                 f"model.experts.first_layer: {self.experts.first_layer} leaves none of the {self.layers} layers"
             )
+        if self.experts is not None and self.experts.block_capacity and self.mask is not Mask.BLOCK_CAUSAL:
+            raise TripathError(
+                "model.experts.block_capacity: needs model.attention_mask block_causal, whose blocks count from the first token, "
+                f"got {self.attention_mask}"
+            )
         if self.experts is not None and self.experts.first_layer and self.only_layers is not None:
             raise TripathError("model.only_layers: layers of a model whose first ones have no experts are not chosen")
         if self.adapter is not None and self.checkpoint == "synthetic":

@@ -257,7 +257,8 @@ class Experts:
     """A mixture of experts: gated MLPs of which each row takes a few, and a router that chooses them.
 
     A row takes the experts of the highest scores, to which a learned bias may be added for the choice alone. Where experts form
-    groups, it chooses among those of the `kept_groups` groups whose two best add up to most.
+    groups, it chooses among those of the `kept_groups` groups whose two best add up to most. Under block routing all rows of a
+    block choose among the `block_capacity` experts whose best score in the block, bias included, is highest (LLaDA2.2).
 
     Attributes:
         count: Experts.
@@ -267,6 +268,8 @@ class Experts:
         bias: Scores have a bias for the choice; weights have none.
         groups: Groups of neighbouring experts.
         kept_groups: Groups among whose experts a row chooses.
+        block_capacity: Experts among which the rows of a block choose; 0: each row chooses among all.
+        block_tokens: Tokens of such a block; blocks count from the first token of a sequence.
         normalised: The weights of a row's experts are divided by their sum.
         scale: A factor for all weights.
         shared: Width of an expert that every row takes with weight 1; 0: there is none.
@@ -284,6 +287,8 @@ class Experts:
     bias: bool = False
     groups: int = field(default=1, metadata=within(1, 1024))
     kept_groups: int = field(default=1, metadata=within(1, 1024))
+    block_capacity: int = field(default=0, metadata=within(0, 4096))
+    block_tokens: int = field(default=32, metadata=within(1, 1 << 13))
     normalised: bool = True
     scale: float = field(default=1.0, metadata=within(1e-3, 1e3))
     shared: int = field(default=0, metadata=within(0, 1 << 20))
@@ -300,6 +305,9 @@ class Experts:
             (self.groups == 1 or size > 1, "groups", "a group needs two experts"),
             (self.kept_groups <= self.groups, "kept_groups", f"{self.kept_groups} of {self.groups} groups"),
             (self.chosen <= self.kept_groups * size, "chosen", f"a row chooses among {self.kept_groups * size} experts"),
+            (self.groups == 1 or not self.block_capacity, "groups", "stands beside model.experts.block_capacity"),
+            (self.block_capacity <= self.count, "block_capacity", f"{self.block_capacity} of {self.count} experts"),
+            (not 0 < self.block_capacity < self.chosen, "block_capacity", f"each row takes {self.chosen} experts"),
         ]  # fmt: skip
         if self.beside_ffn and self.first_layer:
             rules.append((False, "first_layer", f"{self.first_layer} stands beside model.experts.beside_ffn"))

@@ -24,16 +24,67 @@ class Rows(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DelayedCaching:
+    """K and V of a token are cached one step after its commit: steps forward the masks and the rows that were masks a step before
+    (dKV-Cache-Decode, arXiv:2505.15781, `generation_utils` of its code).
+
+    Attributes:
+        interval: Every so many steps of a block forward all rows.
+        full_steps: So do the first ones.
+    """
+
+    interval: int = 4
+    full_steps: int = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureCaching:
+    """K, V and the results of attention and MLP are cached for every row. Between refreshes a layer computes V of the whole
+    response, and all else of the rows whose V is least like the cached one, by its cosine (dLLM-Cache, arXiv:2506.06295).
+
+    Attributes:
+        prompt_interval: Every so many steps of a sequence refresh the rows of the prompt (Kp).
+        response_interval: Every so many refresh all others (Kr).
+        share: Part of the response that is computed between.
+        full_layers: First layers, of which every step computes all rows.
+    """
+
+    prompt_interval: int = 100
+    response_interval: int = 7
+    share: float = 0.25
+    full_layers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseAttention:
+    """Behind the full steps of a block, each layer keeps those keys outside of it that score highest for the mean query of the
+    block, in the mean over heads (Sparse-dLLM, arXiv:2508.02558).
+
+    Attributes:
+        kept: Part of the keys outside of the block that stays.
+        pool: Neighbours of which each score takes the largest, an odd number.
+    """
+
+    kept: float = 0.5
+    pool: int = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CachePolicy:
     """The rows that the first step of a block forwards, and those of its later steps.
 
     All rows attend to the whole cache. Where a policy `appends`, the cache holds what came before the block: the prompt is
     forwarded once, a step's rows attend to that and to the block, and a clean forward of the finished block ends it.
+
+    `full_steps` are the steps that forward the rows of the first one. `by_data` says which of the rows that are forwarded are
+    due, or which keys they see, where data decide.
     """
 
     first: Rows = Rows.CANVAS
     later: Rows
     appends: bool = False
+    full_steps: int = 1
+    by_data: DelayedCaching | FeatureCaching | SparseAttention | None = None
 
     @property
     def caches(self) -> bool:
@@ -43,7 +94,7 @@ class CachePolicy:
     @property
     def rewrites(self) -> bool:
         """Rows of the cache that later steps rely on are written again, block by block."""
-        return self.caches and not self.appends
+        return (self.caches or self.by_data is not None) and not self.appends
 
     @property
     def passes(self) -> tuple[Rows, Rows]:
@@ -52,14 +103,18 @@ class CachePolicy:
 
     def rows(self, step: int) -> Rows:
         """The rows that a step of a block forwards, counted from 0."""
-        return self.later if step else self.first
+        return self.first if step < self.full_steps else self.later
 
 
 CACHE_POLICIES = {
     "none": CachePolicy(later=Rows.CANVAS), "prefix": CachePolicy(later=Rows.SUFFIX), "dual": CachePolicy(later=Rows.BLOCK),
     "append": CachePolicy(first=Rows.BLOCK, later=Rows.BLOCK, appends=True),
+    "dkv": CachePolicy(later=Rows.CANVAS, by_data=DelayedCaching()),
+    "dllm_cache": CachePolicy(later=Rows.CANVAS, by_data=FeatureCaching()),
+    "sparse": CachePolicy(later=Rows.BLOCK, full_steps=2, by_data=SparseAttention()),
 }  # fmt: skip
-"""By their names in `workload.cache` (prefix and dual: Fast-dLLM, arXiv:2505.22618; append: SDAR, arXiv:2510.06303)."""
+"""By their names in `workload.cache` (prefix and dual: Fast-dLLM, arXiv:2505.22618; append: SDAR, arXiv:2510.06303). Those whose
+rows or keys data choose run on the reference path alone."""
 
 
 class Commit(Enum):

@@ -182,8 +182,10 @@ def _gated_mlp(op: GatedMlp, s: Stream) -> None:
     s.h = [_gated(s.h[0], s.weights, op.activation)]
 
 
-def route(experts: Experts, logits_RE: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The experts that rows take, the best first, and their weights: [R, chosen] each.
+def route(
+    experts: Experts, logits_RE: np.ndarray, bias: np.ndarray | None, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The experts that rows at `positions` [R] take, the best first, and their weights: [R, chosen] each.
 
     Of equal scores the expert of the lower number counts as the better one.
     """
@@ -192,7 +194,7 @@ def route(experts: Experts, logits_RE: np.ndarray, bias: np.ndarray | None) -> t
             scores = softmax(logits_RE)
         case Scoring.SIGMOID:
             scores = 1 / (1 + np.exp(-logits_RE))
-    ranks = scores if bias is None else scores + bias
+    ranks = scores.copy() if bias is None else scores + bias
     if experts.groups > 1:
         by_group = ranks.reshape(len(ranks), experts.groups, -1)
         best = np.sort(by_group, axis=-1)[..., -2:].sum(-1)
@@ -200,6 +202,12 @@ def route(experts: Experts, logits_RE: np.ndarray, bias: np.ndarray | None) -> t
         among = np.zeros_like(best, bool)
         np.put_along_axis(among, kept, values=True, axis=-1)
         ranks = np.where(among[..., None], by_group, -np.inf).reshape(ranks.shape)
+    if experts.block_capacity:
+        blocks = positions // experts.block_tokens
+        for block in np.unique(blocks):
+            best = ranks[blocks == block].max(axis=0)
+            left_out = np.argsort(-best, kind="stable")[experts.block_capacity :]
+            ranks[np.ix_(blocks == block, left_out)] = -np.inf
     chosen = np.argsort(-ranks, axis=-1, kind="stable")[:, : experts.chosen]
     weights = np.take_along_axis(scores, chosen, axis=-1)
     if experts.normalised:
@@ -213,7 +221,8 @@ def _moe(op: Moe, s: Stream) -> None:
     seen = h
     if experts.router_norm:
         seen = rms_norm(s.x, s.weights[f"{op.norm.part}.weight"] * np.float32(op.width**-0.5), op.norm.epsilon)
-    chosen, weights = route(experts, seen @ s.weights["router.weight"].T, s.weights.get("router.expert_bias"))
+    logits, bias = seen @ s.weights["router.weight"].T, s.weights.get("router.expert_bias")
+    chosen, weights = route(experts, logits, bias, s.positions)
     if experts.factors:
         weights = weights * s.weights["router.factors"][chosen]
     for expert in np.unique(chosen):

@@ -71,7 +71,8 @@ class Workload:
         steps: Denoising steps over the whole generation, a multiple of the number of blocks.
         batch: Sequences; null: as many as `prompts_file` has lines, else 1. One prompt is repeated.
         cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual, append);
-            append: each block attends to the blocks before it, whose K and V are final, and to itself.
+            append: each block attends to the blocks before it, whose K and V are final, and to itself. dkv: masks and the rows
+            committed last. dllm_cache: the rows whose V changed most. sparse: the block, which sees half of the other keys.
         commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
             `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
             with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
@@ -480,6 +481,7 @@ def reference_only(workload: Workload, numerics: Numerics) -> str:
     # Keys that are turned late pass Vector SRAM as rows: not blocks along tokens; their means are not given back there.
     rotatable = numerics.k_axis == "channels" and not static and not (smoothing.centre and "keys" in smoothing.sides)
     choices = {
+        "workload.cache": (workload.cache, [name for name, policy in CACHE_POLICIES.items() if policy.by_data is None]),
         "workload.commit": (workload.commit, [each.value for each in ON_MACHINE if isinstance(each, Commit)]),
         "workload.score": (workload.score, [each.value for each in ON_MACHINE if isinstance(each, Score)]),
         "numerics.smoothing.scheme": (

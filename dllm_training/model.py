@@ -30,6 +30,7 @@ from dllm.operators import (
     SelfConditioning,
     Sum,
 )
+from npu.errors import TripathError
 
 
 def rope_tables(positions: int, frequencies: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,13 +51,15 @@ class Flow:
     """A forward on its way: the residual stream `x` [batch, tokens, hidden], and `h`, the parts that the last operator left.
 
     `masks` [batch, 1, 1 or rows, rows] are true where a row sees a key; `modules` are those of the layer, by name. `soft`
-    [batch, tokens, hidden] are soft tokens; None: a pass over finished tokens.
+    [batch, tokens, hidden] are soft tokens; None: a pass over finished tokens. Rows whose `places` [rows] are in one block choose
+    experts together.
     """
 
     tokens: torch.Tensor
     masks: Mapping[tuple[Mask, int | None], torch.Tensor]
     rope: Mapping[Rope, tuple[torch.Tensor, torch.Tensor]]
     x: torch.Tensor
+    places: torch.Tensor
     h: list[torch.Tensor] = field(default_factory=list)
     soft: torch.Tensor | None = None
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -155,9 +158,9 @@ class Router(nn.Module):
         self.norm = nn.RMSNorm(op.width, eps=op.epsilon) if op.experts.router_norm else None
         self.factors = nn.Parameter(torch.ones(op.experts.count)) if op.experts.factors else None
 
-    def forward(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Weights [..., experts] of the experts that rows take, 0 for the others; `h` are the rows as experts read them, `x` as
-        they stand in the residual stream."""
+    def forward(self, h: torch.Tensor, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Weights [batch, rows, experts] of the experts that rows take, 0 for the others; `h` are the rows as experts read them,
+        `x` as they stand in the residual stream, at `places` [rows]."""
         seen = h if self.norm is None else self.norm(x) * x.shape[-1] ** -0.5
         experts, logits = self.experts, functional.linear(seen, self.weight)
         match experts.scoring:
@@ -167,7 +170,8 @@ class Router(nn.Module):
                 scores = logits.sigmoid()
             case unknown:
                 assert_never(unknown)
-        taken = self._taken(scores.detach() if self.expert_bias is None else scores.detach() + self.expert_bias)
+        ranks = scores.detach() if self.expert_bias is None else scores.detach() + self.expert_bias
+        taken = self._taken(ranks, places)
         if self.training and torch.is_grad_enabled() and self.expert_bias is not None:
             load = taken.flatten(0, -2).float().mean(0)
             with torch.no_grad():
@@ -178,7 +182,7 @@ class Router(nn.Module):
         weights = weights * experts.scale
         return weights if self.factors is None else weights * self.factors
 
-    def _taken(self, ranks: torch.Tensor) -> torch.Tensor:
+    def _taken(self, ranks: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """1 for the experts that rows take, else 0."""
         experts = self.experts
         if experts.groups > 1:
@@ -188,13 +192,19 @@ class Router(nn.Module):
                 -1, best.topk(experts.kept_groups, -1).indices, True
             )
             ranks = by_group.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+        if experts.block_capacity:
+            blocks = places // experts.block_tokens
+            best = ranks.new_full((len(ranks), int(blocks.max()) + 1, experts.count), -torch.inf)
+            best = best.scatter_reduce(1, blocks[:, None].expand_as(ranks), ranks, "amax")
+            kept = torch.zeros_like(best).scatter(-1, best.topk(experts.block_capacity, -1).indices, 1.0)
+            ranks = ranks.masked_fill(kept[:, blocks] == 0, -torch.inf)
         return torch.zeros_like(ranks).scatter(-1, ranks.topk(experts.chosen, -1).indices, 1.0)
 
 
 def _moe(op: Moe, f: Flow) -> None:
     """All experts side by side as one wide MLP, of which a row's weights leave those that it takes."""
     (h,) = f.h
-    weights, own = f.modules["router"](h, f.x), cast("nn.ModuleList", f.modules["experts"])
+    weights, own = f.modules["router"](h, f.x, f.places), cast("nn.ModuleList", f.modules["experts"])
     gate, up = (torch.cat([each.get_parameter(f"{name}.weight") for each in own]) for name in ("ff_proj", "up_proj"))
     down = torch.cat([each.get_parameter("ff_out.weight") for each in own], dim=1)
     inner = ACTIVATIONS[op.activation](functional.linear(h, gate)) * functional.linear(h, up)
@@ -300,6 +310,10 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         self.spec, self.network, self.block = spec, spec.network, block
         self.network.check(COMPUTE, "training", traits=ALL_TRAITS)
+        if (experts := spec.experts) is not None and experts.block_capacity and block % experts.block_tokens:
+            raise TripathError(
+                f"model.experts.block_tokens: {experts.block_tokens} does not divide the {block} tokens of a block in training"
+            )
         for name, module in _modules((*self.network.stem, *self.network.conditioning)):
             self.add_module(name, module)
         self.blocks = nn.ModuleList(nn.ModuleDict(dict(_modules(pattern))) for _, pattern in self.network.layers())
@@ -335,7 +349,8 @@ class DiffusionTransformer(nn.Module):
             positions, own = torch.cat([positions, positions[-count:]]), torch.cat([own, torch.ones(count).bool()])
         rope = {op: (cosine[positions], sine[positions]) for op, (cosine, sine) in self.tables.items()}
         masks = {key: self._visible(*key, positions, own, visible) for key in self.masks}
-        flow = Flow(tokens=tokens, masks=masks, rope=rope, x=tokens, soft=soft)
+        behind = -(-len(positions) // self.block) * self.block  # where blocks of noisy rows count from
+        flow = Flow(tokens=tokens, masks=masks, rope=rope, x=tokens, places=positions + behind * own, soft=soft)
         self._run(flow, self.network.stem, self)
         if soft is not None:
             self._run(flow, self.network.conditioning, self)

@@ -58,7 +58,9 @@ def _sdar(spec: ModelSpec, recipe: "Recipe") -> dict[str, object]:
 def _llada2(spec: ModelSpec, _: "Recipe") -> dict[str, object]:
     experts = spec.experts
     assert experts is not None
+    routed = {"expert_capacity": experts.block_capacity, "block_size": experts.block_tokens}
     return {
+        **(routed if experts.block_capacity else {}),
         **_hugging_face(spec), "model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"],
         "partial_rotary_factor": 1.0, "num_experts": experts.count, "num_experts_per_tok": experts.chosen,
         "moe_intermediate_size": experts.inner, "score_function": experts.score, "norm_topk_prob": experts.normalised,

@@ -7,8 +7,8 @@ from npu.errors import CapacityError
 from npu.hardware import HardwareConfig
 from npu.isa import BYTES_PER_ADDRESS, Memory
 from npu.units import format_bytes
-from npu_compiler.buffers import Buffers
-from npu_compiler.lifetimes import Span, overlap
+from npu_compiler.buffers import IN_ATTENTION, Buffers
+from npu_compiler.lifetimes import Span, stages_in
 from npu_compiler.stages import Buffer
 
 CAPACITIES = {
@@ -62,6 +62,12 @@ def matrix_fits(buffers: Buffers, hardware: HardwareConfig) -> bool:
     return used <= hardware.sram.matrix_bytes
 
 
+def could_fit(buffers: Buffers, hardware: HardwareConfig) -> bool:
+    """FP SRAM holds what every program has alive together in attention, which is known before there is a tree."""
+    needed = sum(buffers[Memory.FP, name].elements for name in IN_ATTENTION if (Memory.FP, name) in buffers.by_name)
+    return needed <= hardware.sram.fp_bytes // BYTES_PER_ADDRESS[Memory.FP]
+
+
 def _end(places: Mapping[Buffer, int]) -> int:
     return max((at + buffer.elements for buffer, at in places.items()), default=0)
 
@@ -76,11 +82,12 @@ def _in_a_row(members: Sequence[Buffer]) -> dict[Buffer, int]:
 def _by_lifetime(members: Sequence[Buffer], alive: Mapping[Buffer, Sequence[Span]]) -> dict[Buffer, int]:
     """The largest first, each at the lowest address at which nothing lies that is alive with it."""
     places: dict[Buffer, int] = {}
+    stages = {buffer: stages_in(alive.get(buffer, ())) for buffer in members}
     for buffer in sorted(members, key=lambda each: -each.elements):
         taken = sorted(
             (at, at + other.elements)
             for other, at in places.items()
-            if other.elements and overlap(alive.get(buffer, ()), alive.get(other, ()))
+            if other.elements and stages[buffer] & stages[other]
         )
         at = 0
         for begin, end in taken:

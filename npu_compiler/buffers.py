@@ -31,6 +31,8 @@ SAMPLING_PHASES = ("setup", "sampling", "commit")
 """Phases of `workload.stage=sampling`."""
 COMMIT_ROWS = ("confidence", "masked", "chosen", "best", "left")
 """Rows of the commit buffer, one VLEN row each."""
+IN_ATTENTION = ("constants", "running_max", "running_sum")
+"""Buffers of FP SRAM that are alive together in every attention: the numbers that it needs, and the state of its softmax."""
 EDIT_ROWS = ("placed", "sure", "same")
 """Rows of the buffer for edits: positions whose tokens this block committed, those of high confidence, those that stay alike."""
 
@@ -124,6 +126,8 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
             ("routed", rows * model.hidden if experts.router_norm else 0, "ffn", ""),
             *((f"group_{name}", rows * experts.groups if experts.groups > 1 else 0, "ffn", "")
               for name in ("ranks", "left", "picked")),
+            *((f"block_{name}", rows // experts.block_tokens * experts.count if experts.block_capacity else 0, "ffn", "")
+              for name in ("ranks", "left", "picked")),
             ("gathered", tiled * model.hidden, "ffn", ""),
             ("expert_out", tiled * model.hidden, "ffn", ""),
             ("gate_of_row", rows, "ffn", ""),
@@ -215,6 +219,8 @@ def _integer(model: ModelSpec, workload: Workload, tiling: Tiling) -> Plan:
     ) is not None:  # a place in the list moves on with the rows of an expert, from where they begin
         yield from ((name, experts.count, "ffn", "") for name in ("counts", "starts", "ends"))
         yield "list", tiling.chunk_rows * (experts.chosen + 1), "ffn", ""
+        if experts.block_capacity:
+            yield "block_capacity", 1, "ffn", ""
 
 
 def most(model: ModelSpec, what: str) -> int:

@@ -5,7 +5,7 @@ of what they picked, a scan of the counts says where each expert's begin. An exp
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from dllm.operators import Moe, Scoring
@@ -141,6 +141,8 @@ class _Router:
             self.each("V_ADD_VV", dst=ranks, a=gates, b=c.vector("router_bias"), n=n)
         if experts.groups > 1:
             self.choose_groups(ranks[0])
+        elif experts.block_capacity:
+            self.choose_for_blocks(ranks[0])
         else:
             self.each("V_FILL_VF", dst=left, scalar=c.fp("one"), n=n)
         if self.chunk.has_padding:
@@ -202,6 +204,32 @@ class _Router:
             self.each("S_MOV_FP", dst=total, a=zero)
             self.each_group(group, "V_RED_SUM", dst=("sum", 0), a=("group_picked", 1), n=1)
             self.each_group(group, "V_FILL_VF", dst=own, scalar=("sum", 0), n=size)
+
+    def choose_for_blocks(self, ranks: str) -> None:
+        """`left` := 1 in the lanes of the experts whose best rank in the row's block is among the highest of the block."""
+        c, e, n, tokens = self.c, self.c.e, self.op.experts.count, self.op.experts.block_tokens
+        assert self.chunk.size % tokens == 0, "chunks of block-causal models are whole blocks"
+
+        def of_blocks() -> AbstractContextManager[Level]:
+            return e.loop(self.chunk.size // tokens)
+
+        def of_block(buffer: str, block: Level) -> Place:
+            return c.vector(buffer, 0, [(block, n)])
+
+        each = e.one_by_one(of_blocks, lambda block: {
+            "best": of_block("block_ranks", block), "one": of_block("block_left", block), "kept": of_block("block_picked", block),
+            "first": c.vector(ranks, 0, [(block, tokens * n)]),
+        })  # fmt: skip
+        e.emit("S_SET_INT", dst=c.integer("block_capacity"), value=self.op.experts.block_capacity)
+        each("V_FILL_VF", dst="one", scalar=c.fp("one"), n=n)
+        each("V_MAX_VV", dst="best", a="first", b="first", n=n)
+        with e.loop(tokens) as row, of_blocks() as block:
+            best = of_block("block_ranks", block)
+            e.emit("V_MAX_VV", dst=best, a=best, b=c.vector(ranks, 0, [(block, tokens * n), (row, n)]), n=n)
+        each("V_TOPK_MASK", dst="kept", a="best", mask="one", count=c.integer("block_capacity"), n=n)
+        with of_blocks() as block, e.loop(tokens) as row:
+            kept, own = of_block("block_picked", block), c.vector("left", 0, [(block, tokens * n), (row, n)])
+            e.emit("V_MAX_VV", dst=own, a=kept, b=kept, n=n)
 
 
 def _list_rows(op: Moe, c: Context, chunk: Chunk) -> None:

@@ -16,7 +16,7 @@ from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
 from npu.isa import Memory
 from npu.program import Program, Tensor, words_of
-from npu_compiler.allocation import Allocation, allocate, matrix_fits
+from npu_compiler.allocation import Allocation, allocate, could_fit, matrix_fits
 from npu_compiler.arrangement import Arrangement, CompilerOptions, arrangements, check_support
 from npu_compiler.buffers import Buffers, working_sets
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
@@ -219,6 +219,9 @@ def _fitting(
     def first_that_fits(candidates: Sequence[Tiling], *, sharing: bool) -> _Attempt | CapacityError:
         refused = CapacityError("")
         for tiling in candidates:
+            hopeless = sharing and not could_fit(working_sets(model, workload, hardware, numerics, tiling), hardware)
+            if hopeless and tiling is not candidates[-1]:  # of the last one, the error names phase and bytes
+                continue
             try:
                 return attempt(tiling, sharing=sharing)
             except CapacityError as error:

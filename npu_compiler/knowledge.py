@@ -84,13 +84,19 @@ class Flow:
     def _pairs(self) -> Iterator[tuple[int, int, Access, Access]]:
         """Conflicts as (child, later child in this or (plus `count`) the next iteration, access, access), the nearest first."""
         count = self.count
+        found: dict[tuple[int, int, bool, str], list[Access]] = {}
         for later in range(1, count if self.level is None else 2 * count):
             for first in range(min(later, count) - 1, max(-1, later - count - 1), -1):
                 for b in self.parts[later % count].accesses:
-                    for a in self.parts[first].accesses:
-                        apart = later >= count and self.level in a.moves and self.level in b.moves
-                        ordered = a.unit == b.unit and a.unit in SELF_ORDERED
-                        if not apart and not ordered and self.conflict(a, b):
+                    key = first, id(b.resource), b.write, b.unit
+                    if key not in found:
+                        found[key] = [
+                            a
+                            for a in self.parts[first].accesses
+                            if not (a.unit == b.unit and a.unit in SELF_ORDERED) and self.conflict(a, b)
+                        ]
+                    for a in found[key]:
+                        if not (later >= count and self.level in a.moves and self.level in b.moves):
                             yield first, later, a, b
 
     def needed(self, streams: Sequence[Edge]) -> list[Edge]:

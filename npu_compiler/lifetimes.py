@@ -31,9 +31,12 @@ def lifetimes(body: Sequence[Node]) -> dict[Buffer, list[Span]]:
     return walk.alive
 
 
-def overlap(first: Sequence[Span], second: Sequence[Span]) -> bool:
-    """Two buffers are alive in one stage."""
-    return any(a <= d and c <= b for a, b in first for c, d in second)
+def stages_in(spans: Sequence[Span]) -> int:
+    """The stages of spans as bits of a number, so that two buffers are alive together where they have one in common."""
+    found = 0
+    for first, last in spans:
+        found |= (1 << last + 1) - (1 << first)
+    return found
 
 
 @dataclass(kw_only=True)

@@ -20,10 +20,11 @@ from npu.isa import Memory
 from npu.isa.spec import SEMAPHORES
 from npu.program import Tensor
 from npu_compiler.knowledge import FRONTEND, SELF_ORDERED, UNITS, Access, Edge, Flow, Resource, Summary
-from npu_compiler.semaphores import Alternation, Semaphore, merged
+from npu_compiler.semaphores import Alternation, Order, Semaphore, merged
 from npu_compiler.stages import Advance, Break, Buffer, Count, HandOver, Loop, Node, Op, Stage, Stream, ops_of
 
-Child = Loop | Stage | Break | Count | HandOver
+Leaf = Stage | Break | Count | HandOver
+Child = Loop | Leaf
 
 
 @dataclass(kw_only=True)
@@ -97,9 +98,10 @@ MOST_SHAPES = 256
 
 
 def _semaphores(body: Sequence[Node], shared: Callable[[Buffer, Buffer], bool]) -> list[Semaphore]:
-    placer = _Placer(shared=shared)
+    order = Order(body=body)
+    placer = _Placer(shared=shared, order=order)
     placer.analyse(body, None)
-    semaphores = [*placer.streams(body), *merged(body, placer.rotated(body))]
+    semaphores = [*placer.streams(body), *merged(order, placer.rotated(body))]
     if len(semaphores) > SEMAPHORES:
         raise ProgramError(f"compiler: {len(semaphores)} semaphores are needed, there are {SEMAPHORES}")
     return semaphores
@@ -170,11 +172,16 @@ class _Turn:
 @dataclass(kw_only=True)
 class _Placer:
     shared: Callable[[Buffer, Buffer], bool]
+    order: Order
     edges: dict[int, list[Edge]] = field(default_factory=dict)
     """Of each body, by the identity of its loop (0: the whole tree)."""
     bodies: dict[int, list[Child]] = field(default_factory=dict)
     inside: dict[int, int] = field(default_factory=dict)
     """The body in which a loop stands."""
+    leaves: dict[int, Summary] = field(default_factory=dict)
+    """What is no loop, by identity."""
+    meeting: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """Pairs of resources, by identity, that have bytes in common."""
 
     def analyse(self, body: Sequence[Node], loop: Loop | None) -> Summary:
         """Find the edges of a body and of all bodies in it."""
@@ -199,9 +206,14 @@ class _Placer:
 
     def summary(self, child: Child) -> Summary:
         """A child's accesses and the knowledge that goes from unit to unit in it."""
+        if isinstance(child, Loop):
+            return self.analyse(child.body, child)
+        if id(child) not in self.leaves:
+            self.leaves[id(child)] = self._leaf(child)
+        return self.leaves[id(child)]
+
+    def _leaf(self, child: Leaf) -> Summary:
         match child:
-            case Loop():
-                return self.analyse(child.body, child)
             case Stage():
                 known = frozenset([child.unit] if child.unit in SELF_ORDERED else [])
                 own = frozenset([child.unit])
@@ -217,9 +229,15 @@ class _Placer:
 
     def conflict(self, first: Access, second: Access) -> bool:
         """The order of two accesses matters, and nothing else than an edge gives it."""
-        a, b = first.resource, second.resource
         if not (first.write or second.write):
             return False
+        key = id(first.resource), id(second.resource)
+        if key not in self.meeting:
+            self.meeting[key] = self._meet(first.resource, second.resource)
+        return self.meeting[key]
+
+    def _meet(self, a: Resource, b: Resource) -> bool:
+        """Two resources have bytes in common."""
         if isinstance(a, Tensor) or isinstance(b, Tensor):
             return a is b
         if a.stream is not None and a.stream is b.stream:
@@ -286,7 +304,7 @@ class _Placer:
             name=made[edge].name, giver=edge.giver, taker=edge.taker, initial=sum(part.initial for part in parts) - 1,
             signals=signals, waits=waits, resources={each for part in parts for each in part.resources},
         )  # fmt: skip
-        if Alternation(semaphores=[whole], related=True).holds(body):
+        if Alternation(order=self.order, semaphores=[whole], related=True).holds:
             made.update({each: whole for each, semaphore in made.items() if semaphore in parts})
         else:
             assert not once_more, f"{_name(edge)}: the token for the way out of the loop does not take turns"
@@ -305,7 +323,7 @@ def _of_front_end(touched: Iterable[tuple[Resource, bool, frozenset[int]]]) -> S
     return Summary(accesses, frozenset((FRONTEND, unit) for unit in UNITS))
 
 
-def _leaves(body: Sequence[Node], besides: int = 0) -> Iterator[Stage | Break | Count | HandOver]:
+def _leaves(body: Sequence[Node], besides: int = 0) -> Iterator[Leaf]:
     """What a tree consists of but for loops, and but for what is in the loop of an identity."""
     for node in _children(body):
         if not isinstance(node, Loop):

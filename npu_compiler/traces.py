@@ -56,20 +56,30 @@ def _counts(
     for instruction in np.unique(order):
         rows = program.instructions[instruction].operands["most"]
         chunks = int((order == instruction).sum()) // experts.count
-        drawn = _draw(random, min(chunks, DRAWN), rows, experts.chosen, np.array(shares, np.int64))
+        drawn = _draw(random, min(chunks, DRAWN), rows, experts, np.array(shares, np.int64))
         counts[order == instruction] = drawn[np.arange(chunks) % len(drawn)].reshape(-1)
     return tuple(counts.tolist())
 
 
-def _draw(random: np.random.Generator, chunks: int, rows: int, chosen: int, shares: np.ndarray) -> np.ndarray:
-    """Rows of each expert [chunks, experts], where every row takes the `chosen` experts of the smallest r / share, each r drawn
-    from 32 bits. Integers alone, so that it is the same on every machine."""
-    experts, found = len(shares), []
+def _draw(random: np.random.Generator, chunks: int, rows: int, experts: Experts, shares: np.ndarray) -> np.ndarray:
+    """Rows of each expert [chunks, experts], where every row takes the experts of the smallest r / share, each r drawn from 32
+    bits. Under block routing, a block has first kept those of the smallest r / share of any of its rows. Integers alone, so that
+    it is the same on every machine."""
+    count, found = experts.count, []
     for _ in range(chunks):
-        keys = random.integers(1 << 32, size=(rows, experts), dtype=np.int64) // shares * experts + np.arange(experts)
-        last = np.partition(keys, chosen - 1, axis=1)[:, chosen - 1 : chosen]
-        found.append((keys <= last).sum(axis=0))
+        keys = random.integers(1 << 32, size=(rows, count), dtype=np.int64) // shares * count + np.arange(count)
+        if experts.block_capacity:
+            by_block = keys.reshape(-1, experts.block_tokens, count)
+            best = by_block.min(axis=1)
+            kept = best <= _smallest(best, experts.block_capacity)
+            keys = np.where(kept[:, None], by_block, np.iinfo(np.int64).max).reshape(keys.shape)
+        found.append((keys <= _smallest(keys, experts.chosen)).sum(axis=0))
     return np.array(found)
+
+
+def _smallest(keys: np.ndarray, count: int) -> np.ndarray:
+    """The largest of the `count` smallest numbers of each row [rows, 1]."""
+    return np.partition(keys, count - 1, axis=1)[:, count - 1 : count]
 
 
 @lru_cache(maxsize=16)

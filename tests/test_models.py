@@ -26,6 +26,7 @@ PUBLISHED = {
     "llada_moe_7b": (7.36e9, None, "its checkpoint's parameters (model card: 7B-A1B)"),
     "llada2_mini": (16.0e9, None, "arXiv:2512.15745: 16B"),
     "llada2_flash": (103.0e9, None, "its checkpoint's name and index: 100B"),
+    "llada2_2_mini": (16.0e9, None, "LLaDA2-mini, whose shape it has"),
     "diffusiongemma_26b_a4b": (25.2e9, None, "transformers' diffusion_gemma: 25.2B of text, 3.8B of them active"),
     "sdar_30b_a3b": (30.53e9, 29.9e9, "Qwen3-30B-A3B (model card: 30.5B, 29.9B without embedding)"),
 }

@@ -10,7 +10,8 @@ from torch import Tensor
 from accuracy.calibration import read_calibration
 from accuracy.quality.decode import StepView, decode
 from accuracy.quality.metrics import collect
-from accuracy.quality.model import Batch, Calibration, StudyModel
+from accuracy.quality.model import Calibration, StudyModel
+from accuracy.quality.schemes import Batch
 from dllm.model import ModelSpec
 from dllm.workload import SIDES, Numerics, Smoothing, Workload
 from npu.errors import TripathError

@@ -11,7 +11,9 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from accuracy.quality.model import Batch, Probe, StudyModel
+from accuracy.quality.model import StudyModel
+from accuracy.quality.reuse import Step, reuse_of
+from accuracy.quality.schemes import Batch, Probe
 from dllm.model import ModelSpec
 from dllm.policies import Commit, Score
 from dllm.workload import Workload
@@ -71,7 +73,7 @@ def decode(
     tokens, first = layout(prompts, workload, model)
     canvas, length = tokens.shape[1], workload.block_length
     batch = model.new_batch(first, canvas)
-    batch.probe = probe
+    batch.probe, batch.reuse = probe, reuse_of(workload.caches, canvas - workload.generation_length)
     trips = torch.zeros(len(prompts), workload.blocks, dtype=torch.int64)
     for block in range(workload.blocks):
         start = canvas - workload.generation_length + block * length
@@ -86,6 +88,7 @@ def decode(
             masked = tokens[:, place] == model.spec.mask_id
             if not masked.any():
                 break
+            batch.reuse.begin(Step(number=step, place=place, masked=tokens == model.spec.mask_id, real=batch.real))
             rows = workload.caches.rows(step).of(place.start, length, canvas)
             hidden = model.forward(tokens, rows, batch, block=block)
             own, edge = logit_rows(model.spec, hidden, start - rows.start, length, edge)

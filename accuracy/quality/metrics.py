@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.decode import StepView, commit, logit_rows, sample
-from accuracy.quality.model import Batch, StudyModel
-from accuracy.quality.schemes import channel_maxima, smoothing_factors
+from accuracy.quality.model import StudyModel
+from accuracy.quality.reuse import Step, reuse_of
+from accuracy.quality.schemes import Batch, channel_maxima, smoothing_factors
 from dllm.model import ModelSpec
 from dllm.workload import SIDES, Numerics, Smoothing, Workload
 from npu.formats import FORMATS
@@ -80,7 +81,8 @@ class Comparison:
             self._batch, self._warm = self._fresh(view), {}
             self._divergence.append(torch.zeros(2, len(view.canvas), dtype=torch.float64))
         assert self._batch is not None
-        length = self.workload.block_length
+        length, masked = self.workload.block_length, view.canvas == self.reference.spec.mask_id
+        self._batch.reuse.begin(Step(number=view.step, place=view.place, masked=masked, real=self._batch.real))
         rows = self.workload.caches.rows(view.step).of(view.place.start, length, view.canvas.shape[1])
         hidden = self.reference.forward(view.canvas, rows, self._batch, block=view.block)
         start = view.place.start - rows.start
@@ -99,8 +101,10 @@ class Comparison:
         self._drift(view, active)
 
     def _fresh(self, view: StepView) -> Batch:
-        first = (~view.batch.real).sum(1)
-        return self.reference.new_batch(first, view.canvas.shape[1])
+        first, canvas = (~view.batch.real).sum(1), view.canvas.shape[1]
+        batch = self.reference.new_batch(first, canvas)
+        batch.reuse = reuse_of(self.workload.caches, canvas - self.workload.generation_length)
+        return batch
 
     def _drift(self, view: StepView, active: Tensor) -> None:
         """|log2| of how s (alpha 1) of the current cache differs from the block's warm step, and that from the block before."""

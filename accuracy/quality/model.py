@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from accuracy.quality.quantise import fake_quantise
-from accuracy.quality.schemes import Side, hadamard
+from accuracy.quality.schemes import Batch, Side, hadamard
 from dllm.constants import LOWEST
 from dllm.families import PREFIX
 from dllm.layout import check_smoothing
@@ -52,23 +52,6 @@ UNQUANTISED = Numerics(weights="fp32", activations="fp32", kv="fp32", logits="fp
 
 Calibration = list[dict[str, tuple[Tensor, Tensor]]]
 """Per layer, for `keys` and `values`: channel maxima and means of a calibration set, [1, H, 1, D] each."""
-
-
-Probe = Callable[[int, Tensor, Tensor], None]
-
-
-@dataclass(kw_only=True)
-class Batch:
-    """A left-padded batch on the way through the decoder: which tokens are real, RoPE tables, and the cache.
-
-    `probe`, where given, is called in every layer: see `StudyModel.forward`.
-    """
-
-    real: Tensor
-    tables: dict[Rotation, tuple[Tensor, Tensor]]
-    sides: list[dict[str, Side]]
-    loaded: list[dict[str, Tensor]]
-    probe: Probe | None = None
 
 
 class StudyModel:
@@ -214,7 +197,6 @@ class StudyModel:
         self, op: Attention, heads: tuple[Tensor, Tensor, Tensor], layer: int, rows: slice, batch: Batch, block: int
     ) -> Tensor:
         """Attention output [B, R, width] of Q, K, V [B, heads, R, D], Q scaled; K and V go through the cache."""
-        visible = self._visible(op, rows, batch)
         smoothing = self.numerics.smoothing
         q, k, v = heads
         turn_k, turn_v = (self.rotation if side in smoothing.mixed else None for side in SIDES)
@@ -224,11 +206,15 @@ class StudyModel:
         if turn_v is not None:
             turned = (*turned[:2], self.rounded(v @ turn_v, product=True))
         sides, loaded = batch.sides[layer], batch.loaded[layer]
+        due = batch.reuse.due(layer, turned[2], sides["values"].raw if sides else None)
         for side, value in zip(SIDES, turned[1:], strict=True):
             if side not in sides:
                 sides[side] = self._side(layer, side, value, batch)
-            self._load(loaded, side, sides[side], sides[side].write(value, rows, block=block), batch)
+            changed = sides[side].write(value, rows, block=block, due_BT=None if due is None else due[side])
+            self._load(loaded, side, sides[side], changed, batch)
         keys, values = (sides[side] for side in SIDES)
+        cached = loaded["keys"] if keys.s is None else loaded["keys"] * keys.s
+        visible = batch.reuse.seen(layer, turned[0], cached, self._visible(op, rows, batch))
         attended = self._read(turned[0], loaded["keys"], loaded["values"], visible, keys.s)
         group = op.heads // op.kv_heads
         if values.s is not None:
@@ -241,6 +227,8 @@ class StudyModel:
             raw = self.rotate(keys.raw, batch, slice(None)) if smoothing.pre_rope else keys.raw
             exact = _exact_attention(turned[0], raw, values.raw, visible)
             exact = exact if turn_v is None else exact @ turn_v.T
+            if due is not None:  # of the other rows the policy computes nothing
+                attended, exact = (each * due["keys"][:, None, rows, None] for each in (attended, exact))
             batch.probe(layer, attended, exact)
         return attended.transpose(1, 2).flatten(2)
 
@@ -446,7 +434,8 @@ def _largest(x: Tensor, count: int) -> Tensor:
 
 
 def _residual(op: Residual, f: Flow) -> None:
-    f.x = f.model.lanes(f.x + f.h[0])
+    assert f.batch is not None
+    f.x = f.model.lanes(f.x + f.batch.reuse.result(f.layer, f.h[0]))
     if op.scaled:
         name = "clean_layer_scale" if op.clean_scaled and f.soft is None else "layer_scale"
         f.x = f.model.lanes(f.x * f.model.weights[f.prefix + name])

@@ -6,14 +6,17 @@ published, its formula is not): docs/kv_quantisation.md.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from accuracy.quality.quantise import fake_quantise
+from accuracy.quality.reuse import Reuse
 from dllm.constants import SMALLEST_SHARE
 from dllm.policies import Smoother
+from dllm.rotary import Rotation
 from dllm.workload import Numerics, Smoothing
 from npu.errors import TripathError
 
@@ -75,9 +78,12 @@ class Side:
         self.s: Tensor | None = None
         self.m: Tensor | None = None
 
-    def write(self, x_BHRD: Tensor, rows: slice, *, block: int) -> slice:
-        """Overwrite `rows`; a write of all rows is a warm step of block number `block`. Returns the rows that changed."""
+    def write(self, x_BHRD: Tensor, rows: slice, *, block: int, due_BT: Tensor | None = None) -> slice:
+        """Overwrite `rows`, of each sequence those that are due (None: all); a write of all rows is a warm step of block number
+        `block`. Returns the rows that changed."""
         warm = x_BHRD.shape[2] == self.raw.shape[2]
+        if due_BT is not None:
+            x_BHRD = torch.where(due_BT[:, None, rows, None], x_BHRD, self.raw[:, :, rows])
         self.raw[:, :, rows] = x_BHRD
         anew = self._calibrates(warm=warm, block=block)
         if anew:
@@ -128,3 +134,21 @@ class Side:
         if self.s is not None:
             x = self.lanes(x * self.lanes(1 / self.s))
         return fake_quantise(x, self.format, block=self.block, dim=-1 if self.axis == "channels" else -2)
+
+
+Probe = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """A left-padded batch on the way through the decoder: which tokens are real, RoPE tables, and the cache.
+
+    `probe`, where given, is called in every layer (`StudyModel.forward`). `reuse` is what a policy keeps whose rows data choose.
+    """
+
+    real: Tensor
+    tables: dict[Rotation, tuple[Tensor, Tensor]]
+    sides: list[dict[str, Side]]
+    loaded: list[dict[str, Tensor]]
+    probe: Probe | None = None
+    reuse: Reuse = field(default_factory=Reuse)

@@ -11,7 +11,7 @@ from dllm.answers import exact_match
 from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
 from dllm.operators import Mask
-from dllm.policies import Smoother
+from dllm.policies import DelayedCaching, FeatureCaching, Smoother
 from dllm.workload import CONFIDENCES, Numerics, Workload
 from npu.errors import TripathError
 from npu.metrics import Result, Table
@@ -46,7 +46,7 @@ def simulate(
     Raises:
         TripathError: a value out of range, or the checkpoint lacks weights or problems.
     """
-    _check(model, workload, problems, compared, planted, ranking)
+    _check(model, workload, numerics, problems, compared, planted, ranking)
     compared = min(compared, problems)
     known = load_problems(model, dataset)
     limit = len(known) - CALIBRATION_PROBLEMS
@@ -96,8 +96,9 @@ def trace_at(steps_of_block: list[float]) -> Trace:
 
 
 def _check(
-    model: ModelSpec, workload: Workload, problems: object, compared: object, planted: object, ranking: object
-) -> None:
+    model: ModelSpec, workload: Workload, numerics: Numerics, problems: object, compared: object, planted: object,
+    ranking: object,
+) -> None:  # fmt: skip
     if model.mask is not Mask.FULL:
         raise TripathError(
             f"model.attention_mask={model.attention_mask}: the quality path does not decode this, programs do"
@@ -124,6 +125,16 @@ def _check(
         raise TripathError(f"workload.commit={workload.commit}: the quality path does not carry this out, programs do")
     if workload.stop_at_end:
         raise TripathError("workload.stop_at_end: the quality path does not carry this out, programs do")
+    selection, smoothing = workload.caches.by_data, numerics.smoothing
+    if smoothing.measured and isinstance(selection, DelayedCaching | FeatureCaching):
+        raise TripathError(
+            f"numerics.smoothing.scheme: {smoothing.scheme} needs all K and V of a block at once, which workload.cache="
+            f"{workload.cache} never has"
+        )
+    if model.shifted_logits and isinstance(selection, DelayedCaching):
+        raise TripathError(
+            f"workload.cache: {workload.cache} does not serve model.shifted_logits, whose logits are of rows that it leaves out"
+        )
     if workload.caches.appends:
         raise TripathError(f"workload.cache={workload.cache}: the quality path does not carry this out, programs do")
     if model.checkpoint is None:

@@ -185,7 +185,7 @@ def run_workload(device: Device, model: ModelSpec, workload: Workload, prompt_le
     """The whole generation of `workload` (or its sampling stage alone) on a device, steps as scheduled.
 
     Raises:
-        TripathError: the device's software does not draw tokens as the workload does.
+        TripathError: the device's software does not draw tokens as the workload does, or as `steps_of`.
     """
     device = replace(device, temperature=device.temperature or min(workload.temperature, HOTTEST))
     steps = list(steps_of(workload, prompt_length))

@@ -30,6 +30,7 @@ from dllm.operators import (
     Sum,
 )
 from dllm.workload import Workload
+from npu.errors import TripathError
 
 PHASES = ("prefill", "refine", "lm_head", "sampling", "softmax", "norm", "step")
 """prefill: forward of the whole canvas; refine: of one block against cached keys; lm_head, sampling, softmax: on the block;
@@ -48,7 +49,12 @@ def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]
 
     The first step of a block forwards the whole canvas (Fast-dLLM, arXiv:2505.22618). Where the cache is appended, the prompt is
     forwarded once, and a clean forward of every block follows its steps.
+
+    Raises:
+        TripathError: data decide which rows a step forwards.
     """
+    if workload.caches.by_data is not None:
+        raise TripathError(f"workload.cache={workload.cache}: device models do not know the rows that data choose")
     canvas = prompt_length + workload.generation_length
     if workload.caches.appends:
         yield prompt_length, prompt_length

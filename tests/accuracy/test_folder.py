@@ -31,6 +31,7 @@ FAMILY = {
     "llada_8b": LLADA,
     "llada2_mini": LLADA2,
     "llada2_flash": LLADA2,
+    "llada2_2_mini": LLADA2,
     "nemotron_diffusion_3b": NEMOTRON,
     "nemotron_diffusion_8b": NEMOTRON,
 }
@@ -113,6 +114,8 @@ def small(folder, name):
     """A small random checkpoint of a published layout, in BF16; the experiment of its folder."""
     config = published(name)
     config |= {key: value for key, value in SMALL.items() if key in config} | (WIDE if "head_dim" in config else {})
+    if "expert_capacity" in config:
+        config |= {"expert_capacity": 5, "block_size": 8}
     if "layer_types" in config:
         config["layer_types"] = ["full_attention"] * 2
     write(folder, config)
@@ -169,7 +172,7 @@ REFUSED = [
     ("qwen3_8b", {"use_sliding_window": True}, "key use_sliding_window = true is not understood"),
     ("fast_dllm_v2_7b", {"layer_types": ["full_attention", "sliding_attention"]}, "key layer_types = "),
     ("llada_8b", {"attention_layer_norm": True}, "key attention_layer_norm = true is not understood"),
-    ("llada2_mini", {"expert_capacity": 48}, "key expert_capacity = 48 is not understood"),
+    ("llada2_mini", {"expert_capacity": 4}, r"model\.experts\.block_capacity: each row takes 8 experts"),
     ("llada2_mini", {"partial_rotary_factor": 0.25}, "key partial_rotary_factor = 0.25 of head_dim 128 is not rotary_dim 64"),
     ("llada_moe_7b", {"moe_router_enable_expert_bias": True}, "key moe_router_enable_expert_bias = true is not understood"),
     ("llada_moe_7b", {"moe_layer_freq": [0, 1]}, "key moe_layer_freq = "),
@@ -204,7 +207,7 @@ def test_what_is_not_understood_is_refused_by_key_and_value(name, change, messag
     with pytest.raises(TripathError, match=message) as caught:
         compose(tmp_path)
     assert "\n" not in str(caught.value)
-    if not str(caught.value).startswith("model.hidden: "):
+    if not str(caught.value).startswith(("model.hidden: ", "model.experts.")):
         assert str(caught.value).startswith("model.folder: ")
         assert str(tmp_path / "config.json") in str(caught.value)
 

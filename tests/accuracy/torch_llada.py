@@ -95,10 +95,10 @@ class TorchLlada:
             mixed = spec.experts is not None and i >= spec.experts.first_layer
             if mixed and spec.experts.beside_ffn:  # the wiring of transformers' diffusion_gemma
                 dense = self.norm(self.gated(h, f"blocks.{i}"), f"blocks.{i}.dense_post_norm")
-                own = self.mixture(self.norm(x, f"blocks.{i}.experts_norm"), f"blocks.{i}", x)
+                own = self.mixture(self.norm(x, f"blocks.{i}.experts_norm"), f"blocks.{i}", x, positions)
                 h = dense + self.norm(own, f"blocks.{i}.experts_post_norm")
             else:
-                h = self.mixture(h, f"blocks.{i}", x) if mixed else self.gated(h, f"blocks.{i}")
+                h = self.mixture(h, f"blocks.{i}", x, positions) if mixed else self.gated(h, f"blocks.{i}")
             x = x + (self.norm(h, f"blocks.{i}.ff_post_norm") if spec.post_norms else h)
             if spec.layer_scales:
                 x = x * self.w[f"blocks.{i}.layer_scale"]
@@ -117,16 +117,24 @@ class TorchLlada:
         gate, up, down = (self.w[f"{prefix}.{part}"] for part in ("ff_proj", "up_proj", "ff_out"))
         return (self.gate(h @ gate.T) * (h @ up.T)) @ down.T
 
-    def mixture(self, h, prefix, x):
-        """Token by token, as published: LLaDA-MoE, LLaDA2, Qwen3-MoE; the router of DiffusionGemma reads the stream `x`."""
+    def mixture(self, h, prefix, x, positions):
+        """Token by token, as published: LLaDA-MoE, LLaDA2, LLaDA2.2, Qwen3-MoE; the router of DiffusionGemma reads the stream `x`."""
         experts, seen = self.spec.experts, h
         if experts.router_norm:
             seen = self.norm(x) * self.w[f"{prefix}.router.norm"] * self.spec.hidden**-0.5
         logits = seen @ self.w[f"{prefix}.router"].T
         scores = logits.softmax(-1) if experts.score == "softmax" else logits.sigmoid()
         result = self.gated(h, f"{prefix}.shared_experts") if experts.shared else torch.zeros_like(h)
+        biased = scores + self.w[f"{prefix}.router.expert_bias"] if experts.bias else scores
         for token, row in enumerate(scores):
-            rank = row + self.w[f"{prefix}.router.expert_bias"] if experts.bias else row
+            rank = biased[token]
+            if experts.block_capacity:  # of the experts that some token of its block wants most
+                block = [
+                    other for other, at in enumerate(positions)
+                    if at // experts.block_tokens == positions[token] // experts.block_tokens
+                ]  # fmt: skip
+                wanted = biased[block].max(0).values.topk(experts.block_capacity).indices
+                rank = torch.full_like(rank, -torch.inf).scatter(0, wanted, rank[wanted])
             groups = rank.unflatten(0, (experts.groups, -1))
             best = groups.topk(min(2, groups.shape[1]), -1).values.sum(-1).topk(experts.kept_groups).indices
             allowed = torch.full_like(groups, -torch.inf)

@@ -1,14 +1,19 @@
 """Lifetimes and allocation: no buffer is given bytes that another needs still, which a run of every trip tells."""
 
+import dataclasses
 from collections import defaultdict
 
 import pytest
 
 from npu.errors import CapacityError
 from npu.isa import Memory
-from npu_compiler.lifetimes import lifetimes, overlap
+from npu_compiler.allocation import allocate, could_fit
+from npu_compiler.buffers import IN_ATTENTION, working_sets
+from npu_compiler.generation import compile_passes
+from npu_compiler.lifetimes import lifetimes, stages_in
 from npu_compiler.stages import Advance, Buffer, Loop, Stage, Tree, ops_of, place
 from tests.compiler.trees import LANES, ROWS, random_tree
+from tripath.api import compose_experiment
 
 
 def run(body, members):
@@ -111,7 +116,7 @@ def test_a_buffer_that_each_trip_fills_anew_is_free_between(p, q):
         fill(tree, q)
         add(tree, q, q)
     spans = lifetimes(tree.body)
-    assert not overlap(spans[p], [(2, 3)])
+    assert not stages_in(spans[p]) & 0b1100
 
 
 def test_a_buffer_that_the_trips_fill_in_parts_lives_through_the_loop(p, q):
@@ -120,7 +125,7 @@ def test_a_buffer_that_the_trips_fill_in_parts_lives_through_the_loop(p, q):
         fill(tree, q)
         fill(tree, p, [(level, LANES)])
     add(tree, q, p)
-    assert overlap(lifetimes(tree.body)[p], [(0, 0)])
+    assert stages_in(lifetimes(tree.body)[p]) & 0b1
 
 
 def test_what_the_last_trip_left_lives_through_the_loop(p, q):
@@ -130,7 +135,7 @@ def test_what_the_last_trip_left_lives_through_the_loop(p, q):
         add(tree, q, p)
         fill(tree, q)
         add(tree, p, q)
-    assert overlap(lifetimes(tree.body)[p], [(2, 2)])
+    assert stages_in(lifetimes(tree.body)[p]) & 0b100
 
 
 def test_what_does_not_fit_even_by_lifetime_is_named():
@@ -140,3 +145,39 @@ def test_what_does_not_fit_even_by_lifetime_is_named():
     experiment = compose_experiment("hardware.sram.vector_bytes=9000")
     with pytest.raises(CapacityError, match=r"hardware\.sram\.vector_bytes: working set .* exceeds 8\.789 KiB \(phase"):
         compile_program(experiment.model, experiment.workload, experiment.hardware, experiment.numerics, [19])
+
+
+PROGRAMS = {
+    "dual": (), "prefix": ("workload.cache=prefix", "workload.batch=3"), "plain": ("compiler=plain",),
+    "baos": ("numerics=mxint4_baos", "workload.cache=none"), "stored": ("compiler.sampling=stored",),
+    "append": ("model=wordmath_moe", "workload.cache=append"), "one block": ("model=wordmath_block", "workload.generation_length=8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_is_refused_before_there_is_a_tree_is_alive_together(name):
+    """So no allocation by lifetime puts it into fewer bytes than `could_fit` asks for."""
+    x = compose_experiment("workload.prompt_length=21", "workload.prompt=null", "paths=[cycle]", *PROGRAMS[name])
+    lengths = [21] * x.workload.batch
+    made = compile_passes(x.model, x.workload, x.hardware, x.numerics, lengths, x.compiler)
+    alive = {
+        buffer.name: stages_in(spans)
+        for buffer, spans in lifetimes(made.tree.body).items()
+        if buffer.memory is Memory.FP
+    }
+    state, *others = (alive[each] for each in reversed(IN_ATTENTION))
+    for each in others:
+        state &= each
+    assert state
+    buffers = working_sets(x.model, x.workload, x.hardware, x.numerics, made.tiling)
+    least = 4 * sum(buffers[Memory.FP, each].elements for each in IN_ATTENTION)
+    for fp_bytes, fits in ((least, True), (least - 4, False)):
+        smaller = dataclasses.replace(x.hardware, sram=dataclasses.replace(x.hardware.sram, fp_bytes=fp_bytes))
+        assert could_fit(buffers, smaller) is fits
+        if not fits:
+            with pytest.raises(CapacityError, match=r"hardware\.sram\.fp_bytes"):
+                allocate(
+                    buffers,
+                    smaller,
+                    {buffer: [(0, 0)] for buffer in buffers.by_name.values() if buffer.name in IN_ATTENTION},
+                )

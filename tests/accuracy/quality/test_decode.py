@@ -171,3 +171,5 @@ def test_rows_that_the_cache_policies_recompute():
     assert rows("dual", 0) == rows("prefix", 0) == rows("none", 0) == rows("none", 3) == slice(0, 40)
     assert rows("prefix", 1) == slice(16, 40)
     assert rows("dual", 1) == slice(16, 24)
+    assert [rows("sparse", step) for step in (0, 1, 2)] == [slice(0, 40), slice(0, 40), slice(16, 24)]
+    assert rows("dkv", 5) == rows("dllm_cache", 5) == slice(0, 40)

@@ -94,6 +94,16 @@ def test_the_ideal_ranks_in_what_is_asked_for():
         (("workload=paper_sampling",), {}, "workload.stage: sampling generates no text"),
         (("model=wordmath_block",), {}, "model.attention_mask=block_causal: the quality path does not decode this"),
         (("workload.cache=append",), {}, "workload.cache=append: the quality path does not carry this out"),
+        (
+            ("workload.cache=dkv", "scheme=baos"),
+            {},
+            "numerics.smoothing.scheme: baos needs all K and V of a block at once",
+        ),
+        (
+            ("workload.cache=dkv", "model.shifted_logits=true"),
+            {},
+            "workload.cache: dkv does not serve model.shifted_logits",
+        ),
     ],
 )
 def test_options_are_checked(overrides, options, message):
@@ -132,7 +142,7 @@ def test_timing_paths_replay_the_mean_steps_of_the_problems(tmp_path):
 
 BEYOND = {
     "workload.commit=factor": (), "workload.commit=dream": (), "workload.score=topk_margin": (), "workload.score=entropy": (),
-    "numerics.confidences=fp32": (), "numerics.confidences=fp64": (),
+    "workload.cache=dkv": (), "workload.cache=dllm_cache": (), "workload.cache=sparse": (), "numerics.confidences=fp32": (), "numerics.confidences=fp64": (),
     "numerics.smoothing.scheme=oracle": ("scheme=oracle",),
     "numerics.smoothing.centre=true": ("scheme=static", "numerics.smoothing.centre=true"),
     "numerics.smoothing.pre_rope=true": ("scheme=prerope", "numerics.k_axis=tokens"),

@@ -36,7 +36,7 @@ class CompilerOptions:
         schedule: plain: one head of attention at a time, two panels of weights, and all rows pass through HBM between layers.
             pipelined: as much in flight as fits without smaller chunks: the softmax of a head runs beside the products of
             another, panels of weights are loaded ahead, and a pass of one chunk keeps its rows in Vector SRAM. auto: pipelined,
-            with the four keys below chosen by a search over programs: the analytical path proposes, the cycle path confirms.
+            with the keys below chosen by a search over programs: the analytical path proposes, the cycle path confirms.
         sampling: stored: logits go to HBM in `numerics.logits` and are read again, twice over. fused: each tile of the
             vocabulary updates the running maximum, index and sum of its rows, and no logit leaves Vector SRAM. host: logits go
             to HBM, and the processor beside the core samples them (`hardware.host`).

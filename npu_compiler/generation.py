@@ -248,7 +248,7 @@ def _cuts(model: ModelSpec, workload: Workload, largest: Tiling) -> list[Tiling]
         rows, sequences = max(part.size for part in parts), max(part.sequences for part in parts)
         found.append(dataclasses.replace(largest, chunk_rows=rows, chunk_sequences=sequences))
     if not found:
-        raise TripathError(f"compiler.chunk_rows: {largest.chunk_rows} rows hold no block of {workload.block_length}")
+        raise TripathError(f"compiler.chunk_rows: too few for a block of {workload.block_length} rows")
     return found
 
 

@@ -112,8 +112,8 @@ def test_a_compiler_alone_refuses_to_search():
 
 
 def test_chunks_that_hold_no_block_are_refused():
-    x = compose_experiment(*SHORT, "workload.cache=prefix", "compiler.chunk_rows=4")
-    with pytest.raises(TripathError, match=r"compiler\.chunk_rows: "):
+    x = compose_experiment(*SHORT, "model=wordmath_block", "compiler.chunk_rows=4")
+    with pytest.raises(TripathError, match=r"compiler\.chunk_rows: too few for a block of 8 rows"):
         compile_program(x.model, x.workload, x.hardware, x.numerics, [19], x.compiler)
 
 

@@ -59,6 +59,7 @@ from npu.isa.vector import (
     v_cmp_ge_vf,
     v_count_int,
     v_exp2_v,
+    v_exp_sum_vf,
     v_exp_v,
     v_fetch_v,
     v_fill_vf,
@@ -219,6 +220,8 @@ def dispatch(opcode, o, control, hbm, matrix, vector, fp, integer, accumulator):
         v_budget_mask(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
     elif opcode == 0x4d:
         v_random_int(integer, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4], o[5])
+    elif opcode == 0x4e:
+        v_exp_sum_vf(vector, fp, address_of(control, o[0]), address_of(control, o[1]), address_of(control, o[2]), address_of(control, o[3]), o[4])
     elif opcode == 0x50:
         h_load_m(hbm, matrix, address_of(control, o[0]), control.row_stride[o[0]], address_of(control, o[1]), control.row_stride[o[1]], o[2], o[3])
     elif opcode == 0x51:

@@ -16,6 +16,7 @@ from npu.metrics import SAMPLING_PHASES, UNITS, Result, Table
 from npu.program import Program, fact_of_program
 from npu.program.exits import generated_tokens
 from npu.program.host import host_turns
+from npu.program.options import check_options
 from npu.program.steps import places_of
 from npu.program.tables import bytes_per_instruction, event_counts, tabulate
 from npu.program.trace import Trace
@@ -29,6 +30,7 @@ def simulate(
     Raises:
         ProgramError: the trace does not belong to the program, or its loops are of a kind that is not analysed.
     """
+    check_options(program, hardware)
     retired = retirements(program, trace)
     costs, counts = costs_of(program, hardware), event_counts(program, retired)
     serial = hardware.execution == "serial"

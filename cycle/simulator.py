@@ -18,6 +18,7 @@ from npu.hardware import HardwareConfig
 from npu.metrics import SAMPLING_PHASES, UNITS, Result, Table
 from npu.program import Program, loop_tree
 from npu.program.exits import denoising_loops, exits_of, generated_tokens, loops_of_a_block, steps_of_blocks
+from npu.program.options import check_options
 from npu.program.steps import passes, places_of
 from npu.program.tables import event_counts, tabulate
 from npu.program.trace import Trace
@@ -92,6 +93,7 @@ def _replay(
                 f"hardware.{name}: the program was compiled for {program.geometry[name]}, the hardware has "
                 f"{getattr(hardware, name)}"
             )
+    check_options(program, hardware)
     if race_check:
         prove(program)
     costs = DescriptorCosts(hardware)

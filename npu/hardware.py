@@ -31,16 +31,18 @@ class Timing:
     """Latency and initiation interval of one instruction, as formulas over the widths of the machine, which checks it.
 
     latency_cycles = latency + latency_per_blen * BLEN + latency_per_tree_level * ceil(log2(VLEN + 1)) +
-    latency_per_vlen * VLEN; the interval likewise.
+    latency_per_vlen * VLEN + latency_per_write_out * BLEN / write_out_columns; the interval likewise.
 
     Attributes:
         latency: Cycles from the start to the result, whatever the widths.
         latency_per_blen: More for each of BLEN.
         latency_per_tree_level: More for each level of the reduction tree over VLEN lanes.
         latency_per_vlen: More for each lane.
+        latency_per_write_out: More for each cycle in which columns of a tile leave the array: BLEN / write_out_columns.
         interval: Cycles to the earliest start of the next instruction of the unit, whatever the widths.
         interval_per_blen: More for each of BLEN.
         interval_per_vlen: More for each lane.
+        interval_per_write_out: More for each cycle in which columns of a tile leave the array.
         provenance: Where the numbers come from.
     """
 
@@ -48,9 +50,11 @@ class Timing:
     latency_per_blen: int = field(default=0, metadata=TERM)
     latency_per_tree_level: int = field(default=0, metadata=TERM)
     latency_per_vlen: int = field(default=0, metadata=TERM)
+    latency_per_write_out: int = field(default=0, metadata=TERM)
     interval: int = field(default=1, metadata=TERM)
     interval_per_blen: int = field(default=0, metadata=TERM)
     interval_per_vlen: int = field(default=0, metadata=TERM)
+    interval_per_write_out: int = field(default=0, metadata=TERM)
     provenance: str = field(metadata=one_of(PROVENANCES))
 
 
@@ -402,6 +406,9 @@ class HardwareConfig:
         hbm: The off-chip memory.
         queue_depth: Instructions that wait before each unit at most.
         accumulator_sets: Sets of accumulators in the array; with two, an M_OUT runs beside the products of the next tile.
+        write_out_columns: Columns of a tile that leave the array in a cycle.
+        fused_exponential: The vector unit has V_EXP_SUM_VF, which subtracts, takes exponentials and sums them in one pass; the
+            compiler uses it for softmax.
         dma_outstanding: Descriptors that a DMA queue keeps in flight.
         prefetch_rows: Rows of VLEN elements that one descriptor brings at most where a long row streams in; null: all.
         frontend: The front end.
@@ -420,6 +427,8 @@ class HardwareConfig:
     hbm: Hbm
     queue_depth: Mapping[str, int] = field(metadata=within(1, MOST_ENTRIES))
     accumulator_sets: int = field(default=1, metadata=within(1, 2))
+    write_out_columns: int = field(default=1, metadata=within(1, 128, power_of_two=True))
+    fused_exponential: bool = False
     dma_outstanding: int = field(metadata=within(1, MOST_ENTRIES))
     prefetch_rows: int | None = field(default=None, metadata=within(1, 1 << 20))
     frontend: FrontEnd
@@ -430,6 +439,12 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         check_choices("hardware", self)
         self.hbm.check_generation()
+        most = max(1, min(self.blen, self.vlen // self.blen))
+        if self.write_out_columns > most:
+            raise TripathError(
+                f"hardware.write_out_columns: must be at most {most} (columns of BLEN {self.blen} rows, of which a row of Vector "
+                f"SRAM, VLEN {self.vlen}, holds so many), got {self.write_out_columns}"
+            )
         if set(self.queue_depth) != set(QUEUED_UNITS):
             raise TripathError(
                 f"hardware.queue_depth: needs a depth for each of {', '.join(QUEUED_UNITS)}, "
@@ -461,17 +476,16 @@ class HardwareConfig:
     def latency_cycles(self, mnemonic: str) -> int:
         """Cycles from the start of an instruction to its result."""
         row = self._row(mnemonic)
-        return (
-            row.latency
-            + row.latency_per_blen * self.blen
-            + row.latency_per_tree_level * self.tree_levels
-            + row.latency_per_vlen * self.vlen
-        )
+        widths = self._of_widths(row.latency_per_blen, row.latency_per_vlen, row.latency_per_write_out)
+        return row.latency + row.latency_per_tree_level * self.tree_levels + widths
 
     def interval_cycles(self, mnemonic: str) -> int:
         """Cycles from the start of an instruction to the earliest start of the next in the same unit."""
         row = self._row(mnemonic)
-        return row.interval + row.interval_per_blen * self.blen + row.interval_per_vlen * self.vlen
+        return row.interval + self._of_widths(row.interval_per_blen, row.interval_per_vlen, row.interval_per_write_out)
+
+    def _of_widths(self, per_blen: int, per_vlen: int, per_write_out: int) -> int:
+        return per_blen * self.blen + per_vlen * self.vlen + per_write_out * (self.blen // self.write_out_columns)
 
     def _row(self, mnemonic: str) -> Timing:
         try:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from dllm.model import ModelSpec
 from dllm.policies import CACHE_POLICIES
 from dllm.workload import Numerics, Workload
-from npu.choices import check_choices, one_of
+from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.hardware import HardwareConfig
 
@@ -17,6 +17,7 @@ class Schedule(StrEnum):
 
     PLAIN = "plain"
     PIPELINED = "pipelined"
+    AUTO = "auto"
 
 
 class Sampling(StrEnum):
@@ -34,17 +35,32 @@ class CompilerOptions:
     Attributes:
         schedule: plain: one head of attention at a time, two panels of weights, and all rows pass through HBM between layers.
             pipelined: as much in flight as fits without smaller chunks: the softmax of a head runs beside the products of
-            another, four panels of weights are loaded ahead, and a pass of one chunk keeps its rows in Vector SRAM.
+            another, panels of weights are loaded ahead, and a pass of one chunk keeps its rows in Vector SRAM. auto: pipelined,
+            with the keys below chosen by a search over programs: the analytical path proposes, the cycle path confirms.
         sampling: stored: logits go to HBM in `numerics.logits` and are read again, twice over. fused: each tile of the
             vocabulary updates the running maximum, index and sum of its rows, and no logit leaves Vector SRAM. host: logits go
             to HBM, and the processor beside the core samples them (`hardware.host`).
+        weight_slots: Panels of weights in Matrix SRAM at most (pipelined).
+        heads: Query heads of attention in flight, as near as the model's heads allow (pipelined).
+        ffn_slice: Columns of the FFN that are made at a time at most; null: `hardware.vlen`.
+        chunk_rows: Rows of a pass in Vector SRAM at a time at most.
     """
 
     schedule: str = field(default=Schedule.PIPELINED.value, metadata=one_of([each.value for each in Schedule]))
     sampling: str = field(default=Sampling.FUSED.value, metadata=one_of([each.value for each in Sampling]))
 
+    weight_slots: int = field(default=4, metadata=within(2, 16))
+    heads: int = field(default=4, metadata=within(1, 8))
+    ffn_slice: int | None = field(default=None, metadata=within(32, 8192, power_of_two=True))
+    chunk_rows: int = field(default=256, metadata=within(1, 4096))
+
     def __post_init__(self) -> None:
         check_choices("compiler", self)
+
+    @property
+    def searches(self) -> bool:
+        """Options are to be found by a search, which is none of the compiler's (`tripath.run.schedules`)."""
+        return Schedule(self.schedule) is Schedule.AUTO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +97,14 @@ class Arrangement:
         return min(self.heads, 2)
 
 
+DEFAULT = CompilerOptions()
 PLAIN = Arrangement()
 """One thing at a time."""
-ENOUGH_HEADS, MOST_HEADS = 4, 8
-"""Heads in flight: the softmax of one runs beside the products of the next, that of the last one does not. More than enough are
-taken only where a prime number of query heads leaves no other choice; each makes the program longer."""
-WEIGHT_SLOTS = (4, 3, 2)
-"""Panels of weights, best first: with two the next load waits for a panel to be free, and its latency shows."""
+MOST_HEADS = 8
+"""Heads in flight: the softmax of one runs beside the products of the next, that of the last one does not. More than
+asked for are taken only where a prime number of query heads leaves no other choice; each makes the program longer."""
+FEWEST_SLOTS = 2
+"""Panels of weights: with two the next load waits for a panel to be free, and its latency shows."""
 
 
 def sampling_of(options: CompilerOptions, workload: Workload) -> Sampling:
@@ -161,17 +178,22 @@ def arrangements(options: CompilerOptions, model: ModelSpec, workload: Workload)
         case Schedule.PLAIN:
             yield Arrangement(sampling=sampling)
         case Schedule.PIPELINED:
-            for slots in (WEIGHT_SLOTS[:-1], WEIGHT_SLOTS[-1:]):
-                for kv_heads, queries in _heads(model):
+            for slots in (range(options.weight_slots, FEWEST_SLOTS, -1), (FEWEST_SLOTS,)):
+                for kv_heads, queries in _heads(model, options.heads):
                     for each in slots:
                         yield Arrangement(
                             weight_slots=each, kv_heads=kv_heads, queries=queries, keeps_rows=True, sampling=sampling
                         )
             yield Arrangement(sampling=sampling)
+        case Schedule.AUTO:
+            raise TripathError(
+                "compiler.schedule: auto is a search over programs, which tripath.api.prepare carries out; a compiler takes "
+                "plain or pipelined"
+            )
 
 
-def _heads(model: ModelSpec) -> list[tuple[int, int]]:
-    """KV heads and query heads of each that can be in flight, best first: as many as are enough, or a few more, then fewer; and
+def _heads(model: ModelSpec, wanted: int) -> list[tuple[int, int]]:
+    """KV heads and query heads of each that can be in flight, best first: as many as are `wanted`, or a few more, then fewer; and
     rather of one KV head, which needs no more tiles in Matrix SRAM."""
     most = range(1, MOST_HEADS + 1)
     found = [
@@ -184,6 +206,6 @@ def _heads(model: ModelSpec) -> list[tuple[int, int]]:
 
     def rank(each: tuple[int, int]) -> tuple[bool, int, int]:
         heads = each[0] * each[1]
-        return heads < ENOUGH_HEADS, abs(heads - ENOUGH_HEADS), -each[1]
+        return heads < wanted, abs(heads - wanted), -each[1]
 
     return sorted(found, key=rank)

@@ -237,6 +237,10 @@ class _Head:
         each("S_SUB_FP", dst="correction", a="max", b="new")
         each("S_EXP_FP", dst="correction", a="correction")
         each("S_MOV_FP", dst="max", a="new")
+        if c.hardware.fused_exponential:
+            each("S_MUL_FP", dst="sum", a="sum", b="correction")
+            each("V_EXP_SUM_VF", dst="scores", sum="sum", a="scores", scalar="new", n=n)
+            return
         each("V_SUB_VF", dst="scores", a="scores", scalar="new", n=n)
         each("V_EXP_V", dst="scores", a="scores", n=n)
         each("S_MUL_FP", dst="sum", a="sum", b="correction")

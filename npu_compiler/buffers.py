@@ -77,7 +77,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
     rows, smoothing = tiling.chunk_rows, numerics.smoothing
     sequences, sliced = tiling.chunk_sequences, STREAM_SLOTS * rows * tiling.slice
     tiled = rows if model.experts is None else whole_tiles(rows, row_tile(hardware))
-    gated, sampling = STREAM_SLOTS * tiled * tiling.slice, tiling.arrangement.sampling
+    gated, sampling = STREAM_SLOTS * tiled * tiling.ffn_slice, tiling.arrangement.sampling
     stored, on_host = sampling is Sampling.STORED, sampling is Sampling.HOST
     entropy, conditions = workload.commits.measures_entropy, model.self_conditioning is not None
     yield from (
@@ -105,7 +105,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ("beside", rows * model.hidden if _has_branches(model) else 0, "ffn", ""),
         ("gate", gated, "ffn", "gated"),
         ("up", gated, "ffn", "gated"),
-        ("act", tiled * tiling.slice, "ffn", ""),
+        ("act", tiled * tiling.ffn_slice, "ffn", ""),
         ("inner", tiled * widest_ffn(model), "ffn", ""),
         ("logits", sliced, "lm_head", "logits"),
         ("logit_row", STREAM_SLOTS * model.vocab if stored else 0, "sampling", "logit_rows"),

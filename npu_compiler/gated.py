@@ -26,7 +26,7 @@ def gated_mlp(
 
     Where the weights are of many experts below each other, `expert` counts them.
     """
-    for first, count, lanes in segments(inner, c.tiling.slice):
+    for first, count, lanes in segments(inner, c.tiling.ffn_slice):
         with c.e.loop(count) as part:
             _slice(c, flow, names, part, first, lanes, width, inner, activation, expert)
     c.project(flow, weights=names.down, outputs=width, inputs=inner, acts="inner", dst=flow.result,
@@ -48,7 +48,7 @@ def _slice(
 ) -> None:
     """Columns of the FFN: gate and up projections, then inner[:, slice] := activation(gate) * up on the vector unit."""
     e, rows_of = c.e, flow.rows
-    apart = rows_of.size * c.tiling.slice
+    apart = rows_of.size * c.tiling.ffn_slice
     of_expert = [(expert, inner)] if expert else []
     for name, weights in (("gate", names.gate), ("up", names.up)):
         c.project(flow, weights=weights, first_row=first, outputs=width, inputs=inputs, dst=name,

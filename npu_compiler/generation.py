@@ -17,7 +17,7 @@ from npu.hardware import HardwareConfig
 from npu.isa import Memory
 from npu.program import Program, Tensor, words_of
 from npu_compiler.allocation import Allocation, allocate, could_fit, matrix_fits
-from npu_compiler.arrangement import Arrangement, CompilerOptions, arrangements, check_support
+from npu_compiler.arrangement import DEFAULT, Arrangement, CompilerOptions, arrangements, check_support
 from npu_compiler.buffers import Buffers, working_sets
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
 from npu_compiler.emission import RegisterError, emit
@@ -55,13 +55,11 @@ from npu_compiler.stages import Level, Steps, Tree
 from npu_compiler.tiling import Tiling, make_tiling
 from npu_compiler.tokens import Tokens, place_tokens
 
-DEFAULT = CompilerOptions()
-
 
 def target(hardware: HardwareConfig) -> tuple[object, ...]:
     """The facts of a piece of hardware that its program depends on: the rest costs time, and may differ from run to run."""
     h = hardware
-    return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows
+    return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows, h.fused_exponential
 
 
 def compile_program(
@@ -115,7 +113,7 @@ def compile_passes(
         )
     allowed = list(arrangements(options, model, workload))
     largest = dataclasses.replace(
-        make_tiling(model, workload, hardware, numerics, prompt_lengths), arrangement=allowed[-1]
+        make_tiling(model, workload, hardware, numerics, prompt_lengths, options), arrangement=allowed[-1]
     )
     if workload.caches.appends:
         _check_measuring(numerics, largest)
@@ -268,6 +266,8 @@ def _cuts(model: ModelSpec, workload: Workload, largest: Tiling) -> list[Tiling]
         parts = [part for span in spans for part in span.parts]
         rows, sequences = max(part.size for part in parts), max(part.sequences for part in parts)
         found.append(dataclasses.replace(largest, chunk_rows=rows, chunk_sequences=sequences))
+    if not found:
+        raise TripathError(f"compiler.chunk_rows: too few for a block of {workload.block_length} rows")
     return found
 
 

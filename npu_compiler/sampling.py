@@ -213,6 +213,9 @@ def _stable_max(c: Context, position: Level, length: int) -> None:
     for first, count, lanes in segments(vocab, c.vlen):
         with e.loop(count) as part:
             row, shifted = c.vector("logit_row", first, [(part, lanes)], slot_stride=pitch), c.vector("shifted")
+            if c.hardware.fused_exponential and not c.measures_entropy:
+                e.emit("V_EXP_SUM_VF", dst=shifted, sum=total, a=row, scalar=best, n=lanes)
+                continue
             e.emit("V_SUB_VF", dst=shifted, a=row, scalar=best, n=lanes)
             shares = c.vector("shares") if c.measures_entropy else shifted
             e.emit("V_EXP_V", dst=shares, a=shifted, n=lanes)

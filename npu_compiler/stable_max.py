@@ -90,6 +90,10 @@ class StableMax:
                 each("S_MUL_FP", dst="shift", a="rescale", b="total")
                 each("S_ADD_FP", dst="spread", a="spread", b="shift")
             each("S_EXP_FP", dst="rescale", a="rescale")
+            if self.c.hardware.fused_exponential and not self.c.measures_entropy:
+                each("S_MUL_FP", dst="total", a="total", b="rescale")
+                each("V_EXP_SUM_VF", dst="logits", sum="total", a="logits", scalar="best", n=lanes)
+                return
             each("V_SUB_VF", dst="logits", a="logits", scalar="best", n=lanes)
             shares = "shares" if self.c.measures_entropy else "logits"
             each("V_EXP_V", dst=shares, a="logits", n=lanes)

@@ -13,9 +13,8 @@ from dllm.workload import Numerics, Smoothing, Workload
 from npu.errors import TripathError
 from npu.formats import FORMATS, MX_BLOCK
 from npu.hardware import HardwareConfig
-from npu_compiler.arrangement import PLAIN, Arrangement
+from npu_compiler.arrangement import DEFAULT, PLAIN, Arrangement, CompilerOptions
 
-MAX_CHUNK_ROWS = 256
 STREAM_SLOTS = 2
 """Buffers of a double-buffered stream."""
 
@@ -26,8 +25,9 @@ class Tiling:
 
     `canvas` is the padded length S of a sequence in tokens, `prompt` tokens and `blocks` blocks; keys live in a cache of
     `cache_tokens` >= S, cut in tiles of `key_tile`, with the padding in front. A tile of attention has at most `row_tile`
-    rows, a chunk at most `chunk_rows` of at most `chunk_sequences` sequences; `slice` columns are produced at a time where a
-    wide result streams on (FFN, logits). `stage`: what the program is of; `arrangement`: what is in flight.
+    rows, a chunk at most `chunk_rows` of at most `chunk_sequences` sequences; `slice` columns of
+    logits and `ffn_slice` of the FFN are produced at a time, where they stream on. `stage`: what the program is of;
+    `arrangement`: what is in flight.
     """
 
     canvas: int
@@ -38,6 +38,7 @@ class Tiling:
     token_block: int
     row_tile: int
     slice: int
+    ffn_slice: int
     chunk_rows: int
     chunk_sequences: int
     batch: int
@@ -113,9 +114,10 @@ def key_tile_tokens(canvas: int, unit: int, largest: int, unseen: Sequence[int] 
 
 
 def make_tiling(
-    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int]
-) -> Tiling:
-    """Tile sizes of a workload on a machine; the rows of a chunk are those of the whole pass, or MAX_CHUNK_ROWS.
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int],
+    options: CompilerOptions = DEFAULT,
+) -> Tiling:  # fmt: skip
+    """Tile sizes of a workload on a machine; the rows of a chunk are those of the whole pass, or as many as the options say.
 
     Raises:
         TripathError: the canvas exceeds the model's context, or widths do not fit the array.
@@ -162,14 +164,14 @@ def make_tiling(
             (math.lcm(smallest, block), range(0, plan.rows - plan.prompt, block)) if appends else (smallest, (0,))
         )
         key_tile = key_tile_tokens(plan.rows, unit, most, unseen)
-    unit_rows = numerics.token_block(workload.written_rows)
-    canvas, rows = plan.rows, max(MAX_CHUNK_ROWS, block if Rows.SUFFIX in workload.caches.passes else 0)
+    unit_rows, sequences = numerics.token_block(workload.written_rows), workload.forwarded_sequences
+    canvas, rows = plan.rows, max(options.chunk_rows, block if Rows.SUFFIX in workload.caches.passes else 0)
+    sliced = min(hardware.vlen, widest_ffn(model), model.vocab)
     return Tiling(
         canvas=canvas, prompt=plan.prompt, blocks=plan.blocks, key_tile=key_tile, cache_tokens=-(-canvas // key_tile) * key_tile,
-        token_block=unit_rows, row_tile=min(hardware.blen, canvas),
-        slice=min(hardware.vlen, widest_ffn(model), model.vocab), batch=workload.forwarded_sequences, stage=workload.stage,
-        chunk_rows=min(rows, canvas * workload.forwarded_sequences) // unit_rows * unit_rows,
-        chunk_sequences=workload.forwarded_sequences,
+        token_block=unit_rows, row_tile=min(hardware.blen, canvas), slice=sliced,
+        ffn_slice=min(sliced, options.ffn_slice or sliced), batch=sequences, stage=workload.stage,
+        chunk_rows=min(rows, canvas * sequences) // unit_rows * unit_rows, chunk_sequences=sequences,
     )  # fmt: skip
 
 

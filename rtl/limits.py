@@ -47,6 +47,8 @@ def check_hardware(hardware: HardwareConfig) -> None:
         (hardware.mlen == 32, "mlen", "must be 32"),
         (hardware.vlen >= 32, "vlen", "must be at least 32"),
         (hardware.accumulator_sets == 1, "accumulator_sets", "must be 1"),
+        (hardware.write_out_columns == 1, "write_out_columns", "must be 1"),
+        (not hardware.fused_exponential, "fused_exponential", "must be false"),
         (front.issue_cycles == front.control_cycles == front.next_cycles == front.exit_cycles == front.loop_cycles == 1
          and front.address_step_cycles == 0, "frontend", "must take a cycle for each instruction"),
         (front.dispatch_cycles == 4, "frontend.dispatch_cycles", "must be 4"),

@@ -97,6 +97,7 @@ package tripath_pkg;
   localparam logic [7:0] OP_V_ROUND_V = 8'h2f;
   localparam logic [7:0] OP_V_RED_MAX = 8'h30;
   localparam logic [7:0] OP_V_RED_SUM = 8'h31;
+  localparam logic [7:0] OP_V_EXP_SUM_VF = 8'h4e;
   localparam logic [7:0] OP_V_RED_SUMSQ = 8'h32;
   localparam logic [7:0] OP_V_RED_MAX_IDX = 8'h33;
   localparam logic [7:0] OP_V_CMP_GE_VF = 8'h34;
@@ -172,6 +173,7 @@ package tripath_pkg;
   typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_round_v_t;
   typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_max_t;
   typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sum_t;
+  typedef struct packed { logic [39:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] a; logic [9:0] sum; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_exp_sum_vf_t;
   typedef struct packed { logic [59:0] unused; logic [15:0] n; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_sumsq_t;
   typedef struct packed { logic [39:0] unused; logic [9:0] first; logic [15:0] n; logic [9:0] a; logic [9:0] place; logic [9:0] best; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_red_max_idx_t;
   typedef struct packed { logic [49:0] unused; logic [15:0] n; logic [9:0] scalar; logic [9:0] a; logic [9:0] dst; logic [5:0] signal1, signal0, wait1, wait0; logic [7:0] opcode; } v_cmp_ge_vf_t;
@@ -194,7 +196,7 @@ package tripath_pkg;
     case (opcode)
       OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_LOAD_SYNC: queue_of = Q_DMA_IN;
       OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_H_STORE_SYNC: queue_of = Q_DMA_OUT;
-      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: queue_of = Q_VECTOR;
+      OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_EXP_SUM_VF, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_SYNC, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: queue_of = Q_VECTOR;
       default: queue_of = Q_MATRIX;
     endcase
   endfunction
@@ -207,6 +209,7 @@ package tripath_pkg;
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ADD_AT_V: latency_of = 16'd11;
       OP_V_RED_MAX, OP_V_RED_MAX_IDX, OP_V_RED_COUNT, OP_V_SCAN_INT, OP_V_PICK_V: latency_of = 16'd5;
       OP_V_RED_SUM, OP_V_RED_SUMSQ: latency_of = 16'd19;
+      OP_V_EXP_SUM_VF: latency_of = 16'd41;
       OP_V_TOPK_MASK, OP_V_BUDGET_MASK: latency_of = 16'd35;
       OP_V_APPEND_INT: latency_of = 16'd20;
       OP_V_RANDOM_V, OP_V_RANDOM_INT: latency_of = 16'd12;
@@ -273,7 +276,7 @@ package tripath_pkg;
   endfunction
   function automatic logic is_reduce_sum(input logic [7:0] opcode);
     case (opcode)
-      OP_V_RED_SUM, OP_V_RED_SUMSQ: is_reduce_sum = 1'b1;
+      OP_V_RED_SUM, OP_V_EXP_SUM_VF, OP_V_RED_SUMSQ: is_reduce_sum = 1'b1;
       default: is_reduce_sum = 1'b0;
     endcase
   endfunction
@@ -311,26 +314,26 @@ package tripath_pkg;
   function automatic logic [6:0] address_place0(input logic [7:0] opcode);
     case (opcode)
       OP_C_BREAK_IF, OP_C_COUNT: address_place0 = 7'd36;
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place0 = 7'd32;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_M_OUT, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_SET_INT, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_EXP_SUM_VF, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place0 = 7'd32;
       default: address_place0 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place1(input logic [7:0] opcode);
     case (opcode)
-      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place1 = 7'd42;
+      OP_C_HOST, OP_H_LOAD_M, OP_H_LOAD_V, OP_H_LOAD_F, OP_H_LOAD_I, OP_H_GATHER_V, OP_H_LOAD_T, OP_H_STORE_V, OP_H_STORE_T, OP_H_STORE_I, OP_M_MM, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_S_EXP_FP, OP_S_RECI_FP, OP_S_RSQRT_FP, OP_S_MOV_FP, OP_S_MAP_V_FP, OP_S_LOG2_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_EXP_SUM_VF, OP_V_RED_SUMSQ, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place1 = 7'd42;
       default: address_place1 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place2(input logic [7:0] opcode);
     case (opcode)
-      OP_C_HOST, OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place2 = 7'd52;
+      OP_C_HOST, OP_H_GATHER_V, OP_S_ADD_FP, OP_S_SUB_FP, OP_S_MUL_FP, OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_EXP_SUM_VF, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_PICK_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_RED_SAMPLE_IDX, OP_V_BUDGET_MASK: address_place2 = 7'd52;
       default: address_place2 = 7'd0;
     endcase
   endfunction
   function automatic logic [6:0] address_place3(input logic [7:0] opcode);
     case (opcode)
+      OP_V_EXP_SUM_VF, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_BUDGET_MASK: address_place3 = 7'd62;
       OP_V_RED_MAX_IDX, OP_V_RED_SAMPLE_IDX: address_place3 = 7'd78;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_RANDOM_INT, OP_V_BUDGET_MASK: address_place3 = 7'd62;
       default: address_place3 = 7'd0;
     endcase
   endfunction
@@ -338,7 +341,7 @@ package tripath_pkg;
     case (opcode)
       OP_H_LOAD_F, OP_H_LOAD_I, OP_H_STORE_I, OP_S_MAP_V_FP, OP_V_EXP_V, OP_V_RECI_V, OP_V_FILL_VF, OP_V_LOG2_V, OP_V_EXP2_V, OP_V_TANH_V, OP_V_ROUND_V, OP_V_RED_MAX, OP_V_RED_SUM, OP_V_RED_SUMSQ, OP_V_RED_COUNT, OP_V_COUNT_INT, OP_V_SCAN_INT: lanes_place = 7'd52;
       OP_V_ADD_VV, OP_V_MUL_VV, OP_V_MAX_VV, OP_V_ADD_VF, OP_V_SUB_VF, OP_V_MUL_VF, OP_V_ROPE_V, OP_V_SUB_VV, OP_V_MAX_VF, OP_V_MAX_ABS_VV, OP_V_RED_MAX_IDX, OP_V_CMP_GE_VF, OP_V_CMP_EQ_INT, OP_V_PICK_V, OP_V_RED_SAMPLE_IDX: lanes_place = 7'd62;
-      OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: lanes_place = 7'd72;
+      OP_V_EXP_SUM_VF, OP_V_TOPK_MASK, OP_V_SELECT_INT, OP_V_APPEND_INT, OP_V_FETCH_V, OP_V_ADD_AT_V, OP_V_RANDOM_V, OP_V_BUDGET_MASK: lanes_place = 7'd72;
       OP_V_RANDOM_INT: lanes_place = 7'd96;
       default: lanes_place = 7'd0;
     endcase

@@ -24,6 +24,7 @@ SRAM_BLOCKS = ("matrix_sram", "vector_sram", "small_sram", "frontend")
 INTEGER_MAC = ("array_mac_um2", "array_mac_bit_um2", "array_corner")
 INTEGER_OUTPUT = ("array_output_um2", "array_output_bit_um2", "array_corner")
 MORE_SETS = (*INTEGER_OUTPUT, "array_set_share")
+MORE_COLUMNS = (*INTEGER_OUTPUT, "array_column_share")
 FLOAT_MAC = ("float_mac_um2", "float_mac_bit_um2", "float_product_bit2_um2", "array_corner")
 
 
@@ -69,12 +70,19 @@ def output_um2(technology: Technology, weights: Operand, activations: Operand) -
 
 
 def matrix_terms(
-    technology: Technology, *, mlen: int, blen: int, pairs: Sequence[tuple[Operand, Operand]], sets: int = 1
+    technology: Technology,
+    *,
+    mlen: int,
+    blen: int,
+    pairs: Sequence[tuple[Operand, Operand]],
+    sets: int = 1,
+    columns: int = 1,
 ) -> list[AreaTerm]:
     """The matrix unit: MLEN x BLEN MACs and BLEN x BLEN outputs; of floats these are in the MACs: published arrays show no rest.
 
     `pairs`: the (weight, activation) operands that it multiplies; it is as large as the largest of them needs. Each of the
-    accumulator `sets` beyond the first takes a share of the outputs of integers, whatever the formats: sums are FP32 in all.
+    accumulator `sets` beyond the first takes a share of the outputs of integers, whatever the formats: sums are FP32 in all. So
+    does each of the `columns` that leave in a cycle beyond the first, of the BLEN outputs of a column.
     """
 
     def parts(pair: tuple[Operand, Operand]) -> list[tuple[float, tuple[str, ...]]]:
@@ -83,6 +91,7 @@ def matrix_terms(
         found = [(macs, INTEGER_MAC if integer else FLOAT_MAC)]
         found += [(outputs, INTEGER_OUTPUT)] if integer else []
         found += [(technology["array_set_share"] * outputs, MORE_SETS)] * (sets - 1)
+        found += [(technology["array_column_share"] * outputs / blen, MORE_COLUMNS)] * (columns - 1)
         return [(um2 * technology["array_corner"], numbers) for um2, numbers in found]
 
     largest = max((parts(pair) for pair in pairs), key=lambda found: sum(um2 for um2, _ in found))
@@ -149,9 +158,15 @@ def area_terms(technology: Technology, hardware: HardwareConfig, pairs: Sequence
         "hbm_phy": (float(hardware.hbm.used_stacks) * technology[phy], phy),
     }
     operands = [(operand(FORMATS[weights]), operand(FORMATS[activations])) for weights, activations in pairs]
-    shape = {"mlen": hardware.mlen, "blen": hardware.blen, "sets": hardware.accumulator_sets}
+    shape = {
+        "mlen": hardware.mlen, "blen": hardware.blen, "sets": hardware.accumulator_sets, "columns": hardware.write_out_columns,
+    }  # fmt: skip
     terms = matrix_terms(technology, **shape, pairs=operands) if pairs else []
     terms += [AreaTerm(block=block, mm2=um2 / UM2_PER_MM2, numbers=(name,)) for block, (um2, name) in logic.items()]
+    if hardware.fused_exponential:
+        chained = vector_unit_um2(technology, vlen=hardware.vlen) * technology["vector_chain_share"]
+        numbers = ("vector_lane_um2", "vector_chain_share")
+        terms.append(AreaTerm(block="vector", mm2=chained / UM2_PER_MM2, numbers=numbers))
     for block, size in sram_bytes(technology, hardware).items():
         names = ("sram_cell_um2", "sram_array_share", *(("instruction_memory_bytes",) if block == "frontend" else ()))
         terms.append(AreaTerm(block=block, mm2=sram_um2(technology, size) / UM2_PER_MM2, numbers=names))

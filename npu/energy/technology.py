@@ -13,9 +13,9 @@ NUMBERS = (
     "wire_bit_mm_pj", "hbm2_bit_pj", "hbm2e_bit_pj", "hbm3_bit_pj", "hbm3e_bit_pj", "lpddr5x_bit_pj",
     "logic_leakage_mw_mm2", "sram_leakage_mw_mib", "hbm_standby_mw_gib", "lpddr_standby_mw_gib", "array_mac_um2",
     "array_mac_bit_um2", "array_output_um2", "array_output_bit_um2", "float_mac_um2", "float_mac_bit_um2",
-    "float_product_bit2_um2", "array_corner", "array_set_share", "core_lane_um2", "core_row_um2", "core_fixed_um2",
-    "vector_lane_um2", "scalar_unit_um2", "frontend_um2", "instruction_memory_bytes", "sram_cell_um2", "sram_array_share",
-    "hbm_phy_stack_um2", "lpddr_phy_stack_um2",
+    "float_product_bit2_um2", "array_corner", "array_set_share", "array_column_share", "core_lane_um2",
+    "core_row_um2", "core_fixed_um2", "vector_lane_um2", "vector_chain_share", "scalar_unit_um2", "frontend_um2",
+    "instruction_memory_bytes", "sram_cell_um2", "sram_array_share", "hbm_phy_stack_um2", "lpddr_phy_stack_um2",
 )  # fmt: skip
 """Every number of a technology; the unit ends its name."""
 

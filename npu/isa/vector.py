@@ -206,6 +206,18 @@ def v_red_sum(vector, fp, dst, a, n):
     fp[dst] = fp[dst] + tree_sum(vector[a : a + n].copy())
 
 
+@instruction(opcode=0x4E, unit=Unit.VECTOR, op_class=OpClass.REDUCE_SUM,
+             operands={"dst": VECTOR, "sum": FP, "a": VECTOR, "scalar": FP, "n": N},
+             reads=(touch("a", "n"), touch("scalar", 1), touch("sum", 1)), writes=(touch("dst", "n"), touch("sum", 1)),
+             lanes=lambda o: 3 * o["n"])  # fmt: skip
+def v_exp_sum_vf(vector, fp, dst, sum, a, scalar, n):
+    """vector[dst] := e^(vector[a] - fp[scalar]), and fp[sum] += its sum by the fixed tree in FP32; the difference and the
+    exponential are rounded to BF16: the bits of V_SUB_VF, V_EXP_V and V_RED_SUM."""
+    for i in range(n):
+        vector[dst + i] = round_bf16(exponential(round_bf16(vector[a + i] - fp[scalar])))
+    fp[sum] = fp[sum] + tree_sum(vector[dst : dst + n].copy())
+
+
 @instruction(opcode=0x32, unit=Unit.VECTOR, op_class=OpClass.REDUCE_SUM, operands={"dst": FP, "a": VECTOR, "n": N},
              reads=(touch("a", "n"), touch("dst", 1)), writes=(touch("dst", 1),), lanes=lambda o: 2 * o["n"])  # fmt: skip
 def v_red_sumsq(vector, fp, dst, a, n):

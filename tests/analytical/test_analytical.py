@@ -28,6 +28,8 @@ GRID = [
     *[("hardware.accumulator_sets=2", f"workload.cache={cache}", f"hardware.execution={execution}")
       for cache in ("none", "dual") for execution in ("serial", "decoupled")], ("hardware.accumulator_sets=2", "hardware.blen=4"),
     ("hardware.accumulator_sets=2", "hardware.timing.M_OUT.interval=20"),
+    ("hardware.write_out_columns=8",), ("hardware.write_out_columns=2", "hardware.accumulator_sets=2"),
+    *[("hardware.fused_exponential=true", f"compiler={compiler}") for compiler in ("plain", "pipelined")],
     ("workload.generation_length=64", "workload.steps=16"), ("hardware.sram.vector_bytes=60000", "workload.cache=none"),
 ]  # fmt: skip
 

@@ -167,13 +167,13 @@ def test_a_program_depends_on_no_more_of_the_hardware_than_its_target():
     h = x.hardware
     others = {
         "clock_hz": 2 * h.clock_hz, "execution": "serial", "queue_depth": dict.fromkeys(h.queue_depth, 1),
-        "accumulator_sets": 2, "dma_outstanding": 1 + h.dma_outstanding, "frontend": dataclasses.replace(h.frontend, address_step_cycles=1),
+        "accumulator_sets": 2, "write_out_columns": 2, "dma_outstanding": 1 + h.dma_outstanding, "frontend": dataclasses.replace(h.frontend, address_step_cycles=1),
         "timing": {name: dataclasses.replace(row, latency=row.latency + 1) for name, row in h.timing.items()},
         "hbm": dataclasses.replace(h.hbm, channels=2 * h.hbm.channels, interleave_bytes=2 * h.hbm.interleave_bytes, refresh="absolute",
                                    address_mapping="RoBaRaCoCh", page_bytes=2 * h.hbm.page_bytes,
                                    rows=h.hbm.rows // 2, model="simple"),
     }  # fmt: skip
-    own = {"name": "other", "blen": 2 * h.blen, "mlen": 2 * h.mlen, "vlen": 2 * h.vlen, "prefetch_rows": 1,
+    own = {"name": "other", "blen": 2 * h.blen, "mlen": 2 * h.mlen, "vlen": 2 * h.vlen, "prefetch_rows": 1, "fused_exponential": True,
            "sram": dataclasses.replace(h.sram, fp_bytes=2 * h.sram.fp_bytes)}  # fmt: skip
     checked = {
         "host": Host(link_bytes_per_s=1e9, link_latency_s=0.0, sampling_bytes_per_s=1e9),

@@ -36,15 +36,16 @@ def better_cores(hardware):
     for mnemonic in UNIT_INSTRUCTIONS:
         row = hardware.timing[mnemonic]
         yield with_timing(
-            hardware, mnemonic, latency=max(1, row.latency // 2), latency_per_blen=0, latency_per_tree_level=0
-        )
-        yield with_timing(hardware, mnemonic, interval=1, interval_per_blen=0)
+            hardware, mnemonic, latency=max(1, row.latency // 2), latency_per_blen=0, latency_per_tree_level=0, latency_per_write_out=0
+        )  # fmt: skip
+        yield with_timing(hardware, mnemonic, interval=1, interval_per_blen=0, interval_per_write_out=0)
     for queue, depth in hardware.queue_depth.items():
         yield dataclasses.replace(hardware, queue_depth={**hardware.queue_depth, queue: depth + 1})
         yield dataclasses.replace(hardware, queue_depth={**hardware.queue_depth, queue: 4 * depth})
     yield dataclasses.replace(hardware, dma_outstanding=hardware.dma_outstanding + 1)
     yield dataclasses.replace(hardware, dma_outstanding=8 * hardware.dma_outstanding)
     yield dataclasses.replace(hardware, accumulator_sets=2)
+    yield dataclasses.replace(hardware, write_out_columns=2)
 
 
 def improvements(hardware):

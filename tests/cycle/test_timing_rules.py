@@ -16,7 +16,8 @@ from npu.program import Program, Tensor, words_of
 from npu.program.trace import Trace
 from tests.conftest import compose_experiment, with_timing
 
-PLAIN = {"latency_per_blen": 0, "latency_per_tree_level": 0, "latency_per_vlen": 0, "interval_per_blen": 0, "interval_per_vlen": 0}  # fmt: skip
+PLAIN = {"latency_per_blen": 0, "latency_per_tree_level": 0, "latency_per_vlen": 0, "latency_per_write_out": 0,
+         "interval_per_blen": 0, "interval_per_vlen": 0, "interval_per_write_out": 0}  # fmt: skip
 READ, WRITE = 60, 40
 
 

@@ -165,6 +165,25 @@ def test_a_second_set_of_accumulators_takes_the_area_of_the_outputs(technology):
     assert technology.provenance(*term.numbers) == "assumed"
 
 
+def test_a_wider_write_out_takes_a_column_of_outputs_and_a_fused_exponential_a_share_of_the_lanes(technology):
+    """32 outputs of 206.5 + 7.72 (4 + 4) um2 for each of three more columns; 5 % of 1,024 lanes of 1,429.5 um2. Assumed, both."""
+    hardware = compose_experiment("hardware=npu_datacenter").hardware
+
+    def areas(**changes):
+        found = {}
+        for term in area_terms(technology, dataclasses.replace(hardware, **changes), [("mxint4", "mxint4")]):
+            found[term.block] = found.get(term.block, 0.0) + term.mm2
+            if not set(term.numbers).isdisjoint({"array_column_share", "vector_chain_share"}):
+                assert technology.provenance(*term.numbers) == "assumed"
+        return found
+
+    before, wider, fused = areas(), areas(write_out_columns=4), areas(fused_exponential=True)
+    assert wider["matrix"] - before["matrix"] == pytest.approx(3 * 32 * (206.5 + 7.72 * 8) * 1e-6)
+    assert fused["vector"] - before["vector"] == pytest.approx(0.05 * 1024 * 1429.5 * 1e-6)
+    assert sum(wider.values()) - sum(before.values()) == pytest.approx(wider["matrix"] - before["matrix"])
+    assert sum(fused.values()) - sum(before.values()) == pytest.approx(fused["vector"] - before["vector"])
+
+
 def test_asap7_is_n7_with_areas_of_the_rtl(technology):
     synthesised = compose_experiment("technology=asap7").technology
     assert synthesised is not None

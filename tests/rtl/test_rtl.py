@@ -152,6 +152,8 @@ def test_a_program_that_does_not_end_is_one_line(core):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"blen": 4}, "hardware.blen: the RTL's must be 8"),
     ({"accumulator_sets": 2}, "hardware.accumulator_sets: the RTL's must be 1"),
+    ({"write_out_columns": 2}, "hardware.write_out_columns: the RTL's must be 1"),
+    ({"fused_exponential": True}, "hardware.fused_exponential: the RTL's must be false"),
     ({"hbm": dataclasses.replace(SMALL.hbm, model="bursts")}, "hardware.hbm.model: the RTL's must be simple"),
     ({"frontend": dataclasses.replace(SMALL.frontend, dispatch_cycles=0)}, "hardware.frontend.dispatch_cycles: the RTL's must be 4"),
     ({"hbm": dataclasses.replace(SMALL.hbm, write_latency_cycles=24)}, "hardware.hbm.write_latency_cycles: the RTL's must be at least 40"),

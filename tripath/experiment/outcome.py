@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from npu.metrics import Result, Table
 from npu.program import Program
+from npu_compiler import CompilerOptions
 from tripath.validation import Discrepancy
 
 
@@ -26,7 +27,7 @@ class Generated:
 class Outcome:
     """The outputs of a run. `program` None: no path ran one, at most `quality`. `cached` paths were not run anew.
     `reference_only`: why, where no program carries out what was asked for. `prompt_lengths`: tokens of the prompts that the
-    program is for.
+    program is for. `compiler`, `choice`: the options that a search of schedules found, and the line that says why.
 
     `devices`: metrics of other hardware by name; `tables` and `files` (name, text) are what such a comparison leaves.
     """
@@ -43,6 +44,8 @@ class Outcome:
     cached: Sequence[str] = ()
     reference_only: str = ""
     prompt_lengths: Sequence[int] = ()
+    compiler: CompilerOptions | None = None
+    choice: str = ""
 
     @property
     def trace_digest(self) -> str:

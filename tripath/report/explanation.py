@@ -45,6 +45,8 @@ def explanation_of(experiment: Experiment, outcome: Outcome) -> Table | None:
     if program is None or not outcome.prompt_lengths or experiment.workload.stage != "generation":
         return None
     rows: list[list[object]] = [list(row) for row in _schedule(experiment, outcome)]
+    if outcome.choice:
+        rows.insert(0, ["schedule", "auto", outcome.choice])
     forwards, share = _forwards(experiment, outcome), _kept_rows(experiment, outcome)
     for name, result in outcome.results.items():
         if Fact.ESTIMATE in gives(name):

@@ -114,7 +114,8 @@ def write_files(
         files |= {"program.asm": outcome.program.to_text().encode(), "program.bin": outcome.program.to_bytes()}
         if outcome.prompt_lengths:
             e = experiment
-            made = compile_passes(e.model, e.workload, e.hardware, e.numerics, outcome.prompt_lengths, e.compiler)
+            options = outcome.compiler or e.compiler
+            made = compile_passes(e.model, e.workload, e.hardware, e.numerics, outcome.prompt_lengths, options)
             files["program.stages"] = explain(made).encode()
     for file, content in files.items():
         (folder / file).write_bytes(content)

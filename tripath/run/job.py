@@ -16,7 +16,8 @@ from tripath.paths import Fact, giver_of
 from tripath.report.run_report import write_files
 from tripath.run.comparison import Show, with_comparisons
 from tripath.run.pipeline import INPUT_ERRORS, PathRun, run_paths
-from tripath.run.results import Cache, digest_of
+from tripath.run.results import NO_CACHE, Cache, digest_of
+from tripath.run.schedules import Choice, search
 from tripath.run.scores import scored, with_costs
 from tripath.validation import validate
 
@@ -25,10 +26,11 @@ REPORT = "report.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A compiled program and the prompts; None where no path needs them."""
+    """A compiled program and the prompts; None where no path needs them. `choice`: what a search of schedules found."""
 
     program: Program | None
     prompts: Prompts | None
+    choice: Choice | None = None
 
     @property
     def token_ids(self) -> list[list[int]]:
@@ -69,8 +71,8 @@ class JobOutcome:
     unknown_words: Sequence[str]
 
 
-def prepare(experiment: Experiment, default_prompt: str | None) -> Prepared:
-    """Read the prompts and compile the program.
+def prepare(experiment: Experiment, default_prompt: str | None, cache: Cache = NO_CACHE) -> Prepared:
+    """Read the prompts and compile the program, after a search for its schedule where `compiler.schedule` asks for one.
 
     Raises:
         TripathError: the prompts or the combination are not possible.
@@ -82,15 +84,18 @@ def prepare(experiment: Experiment, default_prompt: str | None) -> Prepared:
         return Prepared(program=None, prompts=prompts)
     lengths = [len(tokens) for tokens in prompts.token_ids]
     e = experiment
-    program = compile_program(e.model, e.workload, e.hardware, e.numerics, lengths, e.compiler)
-    return Prepared(program=program, prompts=prompts)
+    choice = search(e, prompts.token_ids, cache) if e.compiler.searches else None
+    options = e.compiler if choice is None else choice.options
+    program = compile_program(e.model, e.workload, e.hardware, e.numerics, lengths, options)
+    return Prepared(program=program, prompts=prompts, choice=choice)
 
 
 def compile_key(experiment: Experiment, default_prompt: str | None) -> str:
     """Digest of what `prepare` depends on: jobs with the same share one program."""
     e = experiment
     needs = e.runs_program, e.reads_prompts
-    return digest_of(e.model, e.workload, target(e.hardware), e.numerics, e.compiler, default_prompt, needs)
+    machine = e.hardware if e.compiler.searches else target(e.hardware)
+    return digest_of(e.model, e.workload, machine, e.numerics, e.compiler, default_prompt, needs)
 
 
 def outcome_of(
@@ -110,6 +115,8 @@ def outcome_of(
         generated=generated,
         cached=[name for name in experiment.paths if runs[name].cached], reference_only=experiment.reference_only,
         prompt_lengths=[len(tokens) for tokens in prepared.token_ids],
+        compiler=None if prepared.choice is None else prepared.choice.options,
+        choice="" if prepared.choice is None else prepared.choice.told,
     )  # fmt: skip
     return with_comparisons(experiment, outcome, show, [run.findings for run in runs.values()])
 
@@ -171,7 +178,7 @@ def run_light_jobs(jobs: Sequence[Job], cache: Cache) -> list[JobOutcome | Excep
         inputs = job.experiment, job.default_prompt
         try:
             if prepared is None or compile_key(*inputs) != key:
-                key, prepared = compile_key(*inputs), prepare(*inputs)
+                key, prepared = compile_key(*inputs), prepare(*inputs, cache)
             found.append(run_job(prepared, job, cache))
         except INPUT_ERRORS as error:
             found.append(error)

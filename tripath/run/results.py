@@ -86,6 +86,10 @@ class Cache:
         return self._folder / digest[:2] / f"{digest}{SUFFIX}"
 
 
+NO_CACHE = Cache(None)
+"""Keeps nothing."""
+
+
 def encode(content: Mapping[str, object], digest: str) -> bytes:
     """The bytes of an entry."""
     text = json.dumps({"schema": SCHEMA, "digest": digest, "content": content}, default=_fields)

@@ -159,7 +159,7 @@ class Sweep:
                     task = Task(function=run_light_jobs, arguments=(together, cache), jobs=len(together))
                 else:
                     key = compile_key(*inputs)
-                    task = Task(key=key, prepare=(prepare, inputs), function=run_job, arguments=(job, cache))
+                    task = Task(key=key, prepare=(prepare, (*inputs, cache)), function=run_job, arguments=(job, cache))
                 waiting[id(task)] = task, together
                 yield task
 

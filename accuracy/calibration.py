@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from dllm.checkpoint import SYNTHETIC
 from dllm.model import ModelSpec
-from dllm.workload import SIDES
+from dllm.numerics import SIDES
 from npu.errors import TripathError
 from npu.formats.rounding import round_bf16
 from npu.program import Program

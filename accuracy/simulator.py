@@ -52,7 +52,7 @@ def execute(
     layout, steps = program.layout, [[] for _ in prompts]
     seen = np.zeros((layout["batch"] * layout["block_length"], model.vocab), np.float32)
     machine = Machine(program=program, hbm=image, logits=seen)
-    loops, plan = workload.step_loops(), canvas_of(model, workload, [len(prompt) for prompt in prompts])
+    loops, plan = workload.step_loops(0), canvas_of(model, workload, [len(prompt) for prompt in prompts])
     before = read_tokens(machine.hbm, program)
     block, number, step, taken = 0, 0, 0, -int(loops[0].skips)  # a loop that skips has a break ahead of its first step
     while machine.run_to_break():
@@ -87,7 +87,7 @@ def execute(
             number = (number + 1) % len(loops)
             taken = -int(loops[number].skips)
             if number == 0:
-                block, step = block + 1, 0
+                block, step, loops = block + 1, 0, workload.step_loops(block + 1)
     return machine, steps
 
 

@@ -20,8 +20,8 @@ from accuracy.quality.quantise import fake_quantise
 from accuracy.quality.schemes import channel_maxima, hadamard, smoothing_factors
 from dllm.checkpoint import load_tensors
 from dllm.constants import LOWEST
+from dllm.numerics import Smoothing
 from dllm.operators import Attention
-from dllm.workload import Smoothing
 from tripath.api import compose_experiment
 
 PROBLEMS, TEXTS, BLOCK = 40, 2, 32

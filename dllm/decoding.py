@@ -177,16 +177,17 @@ class _Decoder:
     def refresh_blocks(self) -> None:
         """Every block's first step forwards the rows that its cache policy says, and later ones theirs."""
         length = self.workload.block_length
-        (loop,), passes = self.workload.step_loops(), 1 + self.workload.guided
+        passes, policy = 1 + self.workload.guided, self.workload.caches
         for block in range(self.canvas.blocks):
             caches, start = [self.model.new_cache() for _ in range(passes)], self.start(block)
             edge = np.zeros(
                 (1, passes * self.model.spec.hidden), np.float32
             )  # the row before the block, as the warm step left it
-            for step in range(loop.most):
+            steps = (loop for loop in self.workload.step_loops(block) for _ in range(loop.most))
+            for step, loop in enumerate(steps):
                 if not self.goes_on(block, step, loop):
                     break
-                rows = self.workload.caches.rows(step).of(start, length, len(self.tokens))
+                rows = policy.rows(block, step).of(start, length, len(self.tokens))
                 hidden = self.forward(rows, caches)
                 first = start - rows.start
                 edge = hidden[first - 1 : first] if first else edge
@@ -206,7 +207,7 @@ class _Decoder:
         for block in range(self.canvas.blocks):
             start = self.start(block)
             own, seen, begins = slice(start, start + length), places[None] < start + length, np.full(length, start)
-            loops = self.workload.step_loops()
+            loops = self.workload.step_loops(block)
             if spec.seeded_blocks and length == 1:  # one token a block: sampling is its only step
                 if self.goes_on(block, 0, loops[0]):
                     self.commit(block, 0, loops[0], edge, edge, number=self.workload.most_steps)

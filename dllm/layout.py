@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from dllm.model import ModelSpec
-from dllm.workload import Smoothing
+from dllm.numerics import Smoothing
 from npu.errors import TripathError
 from npu.formats import MX_BLOCK
 

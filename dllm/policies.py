@@ -8,6 +8,9 @@ from enum import Enum
 
 from npu.choices import check_choices, within
 
+NEIGHBOURS = 16
+"""Rows on either side of a block that are forwarded with it under `vicinity` (dInfer's prefix_look and after_look)."""
+
 
 class Rows(Enum):
     """Rows of the canvas that a denoising step forwards; their K and V are written into the cache."""
@@ -15,11 +18,13 @@ class Rows(Enum):
     CANVAS = "all rows"
     SUFFIX = "from the block to the end"
     BLOCK = "the block alone"
+    VICINITY = "the block and its neighbours"
 
     def of(self, start: int, block_length: int, canvas: int) -> slice:
         """The rows, where the block begins at row `start` of a canvas."""
         return {
             Rows.CANVAS: slice(0, canvas), Rows.SUFFIX: slice(start, canvas), Rows.BLOCK: slice(start, start + block_length),
+            Rows.VICINITY: slice(max(0, start - NEIGHBOURS), min(start + block_length + NEIGHBOURS, canvas)),
         }[self]  # fmt: skip
 
 
@@ -76,7 +81,8 @@ class CachePolicy:
     All rows attend to the whole cache. Where a policy `appends`, the cache holds what came before the block: the prompt is
     forwarded once, a step's rows attend to that and to the block, and a clean forward of the finished block ends it.
 
-    `full_steps` are the steps that forward the rows of the first one. `by_data` says which of the rows that are forwarded are
+    `full_steps` are the steps of a block that forward the rows of the first one; in the first block of a generation so do
+    `warm_up` steps. `by_data` says which of the rows that are forwarded are
     due, or which keys they see, where data decide.
     """
 
@@ -84,6 +90,7 @@ class CachePolicy:
     later: Rows
     appends: bool = False
     full_steps: int = 1
+    warm_up: int = 1
     by_data: DelayedCaching | FeatureCaching | SparseAttention | None = None
 
     @property
@@ -101,20 +108,25 @@ class CachePolicy:
         """The rows of the first step and of later ones."""
         return self.first, self.later
 
-    def rows(self, step: int) -> Rows:
-        """The rows that a step of a block forwards, counted from 0."""
-        return self.first if step < self.full_steps else self.later
+    def first_steps(self, block: int) -> int:
+        """Steps of a block, counted from 0, that forward the rows of its first one."""
+        return self.full_steps if block else max(self.full_steps, self.warm_up)
+
+    def rows(self, block: int, step: int) -> Rows:
+        """The rows that a step of a block forwards, both counted from 0."""
+        return self.first if step < self.first_steps(block) else self.later
 
 
 CACHE_POLICIES = {
     "none": CachePolicy(later=Rows.CANVAS), "prefix": CachePolicy(later=Rows.SUFFIX), "dual": CachePolicy(later=Rows.BLOCK),
+    "vicinity": CachePolicy(later=Rows.VICINITY, warm_up=4),
     "append": CachePolicy(first=Rows.BLOCK, later=Rows.BLOCK, appends=True),
     "dkv": CachePolicy(later=Rows.CANVAS, by_data=DelayedCaching()),
     "dllm_cache": CachePolicy(later=Rows.CANVAS, by_data=FeatureCaching()),
     "sparse": CachePolicy(later=Rows.BLOCK, full_steps=2, by_data=SparseAttention()),
 }  # fmt: skip
-"""By their names in `workload.cache` (prefix and dual: Fast-dLLM, arXiv:2505.22618; append: SDAR, arXiv:2510.06303). Those whose
-rows or keys data choose run on the reference path alone."""
+"""By their names in `workload.cache` (prefix and dual: Fast-dLLM, arXiv:2505.22618; vicinity: dInfer, arXiv:2510.08666; append:
+SDAR, arXiv:2510.06303). Those whose rows or keys data choose run on the reference path alone."""
 
 
 class Commit(Enum):

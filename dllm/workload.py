@@ -1,26 +1,31 @@
-"""What is generated: the canvas, its blocks, and the decoding policies; and the numerics it is generated with."""
+"""What is generated: the canvas, its blocks, and the decoding policies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import accumulate, product
 
 from dllm.answers import ANSWER, answer_pattern
-from dllm.policies import CACHE_POLICIES, ON_MACHINE, CachePolicy, Commit, Decoding, Diffusion, Score, Smoother
+from dllm.numerics import Numerics
+from dllm.policies import (
+    CACHE_POLICIES,
+    NEIGHBOURS,
+    ON_MACHINE,
+    CachePolicy,
+    Commit,
+    Decoding,
+    Diffusion,
+    Rows,
+    Score,
+    Smoother,
+)
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
-from npu.formats import FORMATS
 
 STAGES = ("generation", "sampling")
 EXPERT_LOADS = ("uniform", "zipf")
-CONFIDENCES = ("bf16", "fp32", "fp64")
-AXES = ("channels", "tokens")
-SIDES = ("keys", "values")
-"""Of the KV cache, in the order in which a row has them."""
-BLOCK_SIZES = (8, 16, 32)
 BLOCK_LENGTHS = tuple(1 << power for power in range(14))
 MOST_TOKENS = 1 << 20
 """Of a sequence. A model states its own limit, `max_sequence`; this one holds before the model is looked at."""
-
 
 HOTTEST = 1e3
 COLDEST = 1e-3
@@ -177,6 +182,12 @@ class Workload:
                 f"workload.batch: random numbers have 2^32 streams, {self.batch} sequences of blocks of {self.block_length} need "
                 f"{self.batch * self.block_length * self.streams}"
             )
+        if self.caches.warm_up > 1 and (self.edits or self.block_length < NEIGHBOURS):
+            key = "edit_threshold" if self.edits else "block_length"
+            raise TripathError(
+                f"workload.{key}: cache={self.cache} needs blocks of {NEIGHBOURS} at least, without editing, "
+                f"got {getattr(self, key)}"
+            )
         if self.guided and (self.samples_only or self.caches.appends):
             other = f"stage={self.stage}" if self.samples_only else f"cache={self.cache}"
             raise TripathError(f"workload.guidance: needs a generation under cache=none, prefix or dual, got {other}")
@@ -247,11 +258,19 @@ class Workload:
 
     @property
     def written_rows(self) -> int:
-        """The fewest rows of a block whose K and V a step writes."""
+        """The fewest rows of a block whose K and V a step writes, or of its neighbours."""
+        if Rows.VICINITY in self.caches.passes:
+            return NEIGHBOURS
         return self.block_length // self.sub_blocks if self.sub_block_cache else self.block_length
 
-    def step_loops(self) -> list[StepLoop]:
-        """The loops over the denoising steps of a block, in their order."""
+    def step_loops(self, block: int) -> list[StepLoop]:
+        """The loops over the denoising steps of a block, counted from 0, in their order."""
+        if self.caches.warm_up > 1:
+            whole, first = {"first": 0, "length": self.block_length, "skips": True}, self.caches.first_steps(block)
+            return [
+                StepLoop(**whole, most=first),
+                StepLoop(**whole, most=self.most_steps - first, number=first),
+            ]
         if self.sub_blocks == 1:
             return [StepLoop(first=0, length=self.block_length, most=self.most_steps)]
         length, kinds = self.block_length // self.sub_blocks, (False, True) if self.sub_block_cache else (False,)
@@ -325,13 +344,14 @@ class Workload:
         filled = list(accumulate(self.quotas()))
         return next(steps for steps, tokens in enumerate(filled, 1) if tokens >= masks)
 
-    def scheduled_loops(self, masks: int) -> list[int]:
+    def scheduled_loops(self, block: int, masks: int) -> list[int]:
         """Denoising steps that each of a block's `step_loops` takes where its last `masks` positions are masks and commits keep
         to a schedule. Where parts are forwarded alone, one step over the whole block tells the first token of each."""
         if self.sub_blocks == 1:
-            return [self.scheduled_steps(masks)]
+            steps, loops = self.scheduled_steps(masks), self.step_loops(block)
+            return [min(steps, loops[0].most), *(steps - min(steps, loops[0].most) for _ in loops[1:])]
         found, given, begun = [], self.block_length - masks, False
-        for loop in self.step_loops():
+        for loop in self.step_loops(block):
             left = min(loop.length, loop.first + loop.length - given)
             steps = -(-left * self.steps_per_block // self.block_length) if left > 0 else 0
             if loop.alone:
@@ -346,105 +366,6 @@ class Workload:
         """Tokens committed at each step of a block: m // T each, the first m % T one more (LLaDA)."""
         share, extra = divmod(self.block_length, self.steps_per_block)
         return [share + (step < extra) for step in range(self.steps_per_block)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Smoothing:
-    """What is done to the channels of K and V before they are rounded into the cache (docs/kv_quantisation.md).
-
-    Programs carry out less than the reference path does: `reference_only`.
-
-    Attributes:
-        scheme: baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens
-            at the block's first step, geomean over its head. frozen: s of block 0. static: s of a calibration set. oracle: s
-            anew at every step. hadamard: a rotation of the channels.
-        alpha: Exponent of s.
-        power_of_two: Round s to a power of two.
-        keys: Smooth K.
-        values: Smooth V.
-        centre: Subtract each channel's mean first.
-        pre_rope: Store keys before the rotation.
-    """
-
-    scheme: str = field(default="plain", metadata=one_of([each.value for each in Smoother]))
-    alpha: float = field(default=1.0, metadata=within(1e-6, 1.0))
-    power_of_two: bool = False
-    keys: bool = True
-    values: bool = True
-    centre: bool = False
-    pre_rope: bool = False
-
-    def __post_init__(self) -> None:
-        check_choices("numerics.smoothing", self)
-        if self.smoother is Smoother.HADAMARD and self.pre_rope:
-            raise TripathError("numerics.smoothing.pre_rope: a rotation of all channels does not commute with RoPE")
-
-    @property
-    def smoother(self) -> Smoother:
-        """The scheme."""
-        return Smoother(self.scheme)
-
-    @property
-    def sides(self) -> list[str]:
-        """Whose channels are divided by factors, of `keys` and `values`."""
-        return [side for side in SIDES if self.smoother.divides and getattr(self, side)]
-
-    @property
-    def mixed(self) -> list[str]:
-        """Whose channels a Hadamard matrix mixes, of `keys` and `values`."""
-        return [side for side in SIDES if self.smoother is Smoother.HADAMARD and getattr(self, side)]
-
-    @property
-    def measured(self) -> str:
-        """When a program measures the channels (`Smoother.measured`); never where no side is smoothed."""
-        return self.smoother.measured if self.sides else ""
-
-    @property
-    def centres(self) -> bool:
-        """Whether means are subtracted of what is smoothed."""
-        return self.centre and bool(self.sides)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Numerics:
-    """Formats, and how the KV cache is cut into blocks that share a scale.
-
-    A product contracts K along channels and V along tokens: a block along the other axis is de-quantised to BF16 on load.
-
-    Attributes:
-        weights: Format of the weights.
-        activations: Format of the activations at the array.
-        kv: Format of the KV cache.
-        logits: Format of the logits in HBM, where they go there (`compiler.sampling=stored`).
-        router: Format of what chooses experts: its weights, and its activations at the array.
-        k_axis: Along what the blocks of K run.
-        v_axis: Along what the blocks of V run.
-        block_size: Elements that share a scale; along tokens never more than a block of the generation.
-        confidences: What probabilities are computed in; bf16 is the machine's way.
-        smoothing: What is done to the channels of K and V first.
-    """
-
-    weights: str = field(metadata=one_of(FORMATS))
-    activations: str = field(metadata=one_of(FORMATS))
-    kv: str = field(metadata=one_of(FORMATS))
-    logits: str = field(metadata=one_of(FORMATS))
-    router: str = field(default="bf16", metadata=one_of(FORMATS))
-    k_axis: str = field(default="channels", metadata=one_of(AXES))
-    v_axis: str = field(default="tokens", metadata=one_of(AXES))
-    block_size: int = field(default=32, metadata=one_of(BLOCK_SIZES))
-    confidences: str = field(default="bf16", metadata=one_of(CONFIDENCES))
-    smoothing: Smoothing = field(default_factory=Smoothing)
-
-    def __post_init__(self) -> None:
-        check_choices("numerics", self)
-
-    def axis_of(self, side: str) -> str:
-        """Along what the blocks of `keys` or `values` run."""
-        return {"keys": self.k_axis, "values": self.v_axis}[side]
-
-    def token_block(self, written_rows: int) -> int:
-        """Tokens of an MX block that runs along tokens, of which steps write so many at least."""
-        return min(self.block_size, written_rows)
 
 
 def with_defaults(values: Mapping[str, object], decoding: Decoding) -> dict[str, object]:

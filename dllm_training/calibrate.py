@@ -17,7 +17,8 @@ from accuracy.quality.model import UNQUANTISED
 from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems
 from dllm.folder import model_of
 from dllm.model import ModelSpec
-from dllm.workload import SIDES, Smoothing, Workload
+from dllm.numerics import SIDES, Smoothing
+from dllm.workload import Workload
 from dllm_training.corpus import ANSWER_TOKENS
 from dllm_training.evaluate import BLOCK, CHECKPOINT, load
 from npu.files import write_atomically

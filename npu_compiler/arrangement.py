@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from dllm.model import ModelSpec
+from dllm.numerics import Numerics
 from dllm.policies import CACHE_POLICIES
-from dllm.workload import Numerics, Workload
+from dllm.workload import Workload
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 from npu.hardware import HardwareConfig

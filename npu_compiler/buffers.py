@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from dllm.constants import CONSTANTS, further_constants
 from dllm.model import ModelSpec
 from dllm.network import most_norms
+from dllm.numerics import Numerics
 from dllm.operators import Sum
-from dllm.workload import Numerics, Workload
+from dllm.workload import Workload
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
 from npu.isa import Memory

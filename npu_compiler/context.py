@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from dllm.constants import CONSTANTS, further_constants
 from dllm.model import Geometry, ModelSpec
 from dllm.network import Group
-from dllm.workload import Numerics, Workload
+from dllm.numerics import Numerics
+from dllm.workload import Workload
 from npu.formats import FORMATS, MX_BLOCK
 from npu.hardware import HardwareConfig
 from npu.isa import Memory

@@ -2,15 +2,16 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from dllm.canvas import Canvas, canvas_of
 from dllm.constants import CONSTANTS, further_constants
 from dllm.layout import check_smoothing, laid_out
 from dllm.model import ModelSpec
+from dllm.numerics import SIDES, Numerics
 from dllm.operators import ALL_TRAITS, Mask
 from dllm.policies import Rows, Smoother
-from dllm.workload import SIDES, Numerics, Workload, reference_only
+from dllm.workload import Workload, reference_only
 from npu.errors import CapacityError, TripathError
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
@@ -42,6 +43,7 @@ from npu_compiler.rows import (
 from npu_compiler.sampling import (
     begin_ends,
     by_policy,
+    count_going_again,
     count_masks,
     enter,
     enter_part,
@@ -105,6 +107,11 @@ def compile_passes(
             f"{given.head_dim}"
         )
     check_smoothing(model, numerics.smoothing)
+    if workload.caches.warm_up > 1 and numerics.smoothing.measured:
+        raise TripathError(
+            f"numerics.smoothing.scheme: {numerics.smoothing.scheme} measures one step of a block, "
+            f"workload.cache={workload.cache} begins with {workload.caches.warm_up} over all rows; static measures none"
+        )
     if beyond := reference_only(workload, numerics):
         raise TripathError(f"{beyond}: no program carries this out, the reference path does: paths=[quality]")
     if workload.block_length > hardware.vlen:
@@ -141,11 +148,11 @@ def compile_passes(
     }  # fmt: skip
     if workload.commits.measures_entropy:
         facts["entropy"] = allocation.addresses[buffers[Memory.FP, "entropy"]]
-    if workload.sub_blocks > 1:
-        facts["step_loops"] = len(workload.step_loops())
+    if (loops := len(workload.step_loops(0))) > 1:
+        facts["step_loops"] = loops
     if workload.sub_block_cache:
         facts["untold"] = allocation.addresses[buffers[Memory.INT, "untold"]]
-    if workload.sub_blocks > 1 or workload.is_uniform:
+    if loops > 1 or workload.sub_blocks > 1 or workload.is_uniform:
         facts["remaining"] = allocation.addresses[buffers[Memory.INT, "remaining"]]
     if workload.stop_at_end:
         facts |= _tokens_of_blocks(canvas_of(given, workload, prompt_lengths))
@@ -281,7 +288,7 @@ def _spans(model: ModelSpec, workload: Workload, tiling: Tiling) -> list[Span]:
     found, policy = [], workload.caches
     if policy.appends and tiling.prompt:
         found.append(prompt_span(workload, tiling, model.mask))
-    for block in block_loops(Tree(), 0, tiling.blocks, tiling.blocks, _period(workload, tiling)):
+    for block in _blocks_apart(Tree(), workload, tiling, None):
         found += [span_of(workload, tiling, rows, block) for rows in policy.passes]
         found.append(_head_span(model, workload, tiling, block))
         if workload.sub_block_cache:
@@ -338,17 +345,27 @@ def _tree(
             load_hadamard(c)
         set_keys(c)
         begin_ends(c)
-    when, blocks, period = numerics.smoothing.measured, tiling.blocks, _period(workload, tiling)
-    goes_on = c.integer("going") if c.stops else None
+    when = numerics.smoothing.measured
     if workload.caches.appends:
-        _append_blocks(c, period, measuring=when == "once")
+        _append_blocks(c, _period(workload, tiling), measuring=when == "once")
         return e
-    if when == "once":  # the first block measures, the others are loops of their own
-        for block in block_loops(e, 0, 1, blocks, period, goes_on):
-            _block(c, block, measuring=True)
-    for block in block_loops(e, int(when == "once"), blocks, blocks, period, goes_on):
-        _block(c, block, measuring=when == "each")
+    for block in _blocks_apart(e, workload, tiling, c if c.stops else None, first=when == "once"):
+        _block(c, block, measuring=when == "each" or (when == "once" and block.first == 0))
     return e
+
+
+def _blocks_apart(
+    e: Tree, workload: Workload, tiling: Tiling, stops: Context | None, *, first: bool = False
+) -> Iterator[Block]:
+    """Loops over all blocks; the `first` has one of its own where it alone measures channels or warms up, and the last one where
+    it has no neighbours behind it. `stops` is the context of a program that may end before the last block."""
+    period, warms = _period(workload, tiling), workload.caches.warm_up > 1
+    apart = {0, tiling.blocks, *([1] if first or warms else []), *([tiling.blocks - 1] if warms else [])}
+    goes_on = stops.integer("going") if stops else None
+    for begin, end in itertools.pairwise(sorted(apart)):
+        if stops and begin > 1:
+            count_going_again(stops)
+        yield from block_loops(e, begin, end, tiling.blocks, period, goes_on)
 
 
 def _block(c: Context, block: Block, *, measuring: bool) -> None:
@@ -360,7 +377,11 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
         return
     first = span_of(workload, c.tiling, policy.first, block)
     enter(c, block)
-    if not policy.caches:
+    if policy.warm_up > 1:
+        later, (warm, more) = span_of(workload, c.tiling, policy.later, block), workload.step_loops(block.first)
+        kinds = [("remaining", first, warm.most, 0), ("remaining", later, more.most, warm.most)]
+        _fill_parts(c, block, kinds)
+    elif not policy.caches:
         with e.loop(workload.most_steps, keep=True) as step:
             _step(c, block, step, 0, first, measuring=measuring)
             _leave_if_done(c, step)
@@ -393,7 +414,11 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
                 c.step = _streams(c, block, [(fixed(workload.most_steps), 1)])
                 begin_uniform(c, block, span)
             if workload.sub_blocks > 1:
-                _fill_parts(c, block, span)
+                size = workload.block_length // workload.sub_blocks
+                kinds = [("remaining", span, size, 0)]
+                if workload.sub_block_cache:
+                    kinds = [("untold", span, size, 0), ("remaining", None, size, size)]
+                _fill_parts(c, block, kinds)
             else:
                 with e.loop(workload.most_steps, keep=True) as step:
                     _step(c, block, step, 0, span, measuring=False)
@@ -405,9 +430,12 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
         forward(c, block_span(workload, tiling, block, by_row=by_row), measuring=False, clean=True)
 
 
-def _fill_parts(c: Context, block: Block, span: Span) -> None:
-    """The denoising steps of a block that is filled part by part (`Workload.step_loops`): over the whole block, and over the part
-    alone where the workload says so."""
+def _fill_parts(c: Context, block: Block, kinds: Sequence[tuple[str, Span | None, int, int]]) -> None:
+    """The denoising steps of a block whose parts are filled one after the other, or that is one part (`Workload.step_loops`).
+
+    Of each kind of step: the integer that is zero where none is left, the rows that it forwards (None: those of the part), how
+    many there are at most, and the number of the first.
+    """
     e, workload, length = c.e, c.workload, c.workload.block_length // c.workload.sub_blocks
     if workload.sub_block_cache:
         with e.phase("commit"), e.stage("nothing cached"):
@@ -415,19 +443,16 @@ def _fill_parts(c: Context, block: Block, span: Span) -> None:
     with e.loop(workload.sub_blocks, keep=True) as part:
         block = dataclasses.replace(block, part=[(part, length)])
         enter_part(c, block)
-        kinds = [("untold", span), ("remaining", part_span(workload, c.tiling, block))]
-        if not workload.sub_block_cache:
-            kinds = [("remaining", span)]
-        for number, (flag, rows) in enumerate(kinds):
+        for flag, rows, most, first in kinds:
+            span = part_span(workload, c.tiling, block) if rows is None else rows
             count_masks(c)
-            with e.loop(length + 1, keep=True) as step:
+            with e.loop(most + 1, keep=True) as step:
                 with e.phase("commit"):
                     e.leave_if_zero(step, c.integer(flag))
-                forward(c, rows, measuring=False)
-                numbers = [(fixed(number), length), (part, len(kinds) * length), (step, 1)]
-                c.step = _streams(c, block, numbers)
-                lm_head(c, _head_span(c.model, workload, c.tiling, block), rows)
-                sample_and_commit(c, block, length, by_policy(step, 0))
+                forward(c, span, measuring=False)
+                c.step = _streams(c, block, [(part, len(kinds) * length), (fixed(first), 1), (step, 1)])
+                lm_head(c, _head_span(c.model, workload, c.tiling, block), span)
+                sample_and_commit(c, block, length, by_policy(step, first))
 
 
 def _next_token(c: Context, block: Block) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from dllm.constants import CONSTANTS, further_constants
 from dllm.model import Geometry, ModelSpec
+from dllm.numerics import Numerics
 from dllm.weights import Role
-from dllm.workload import Numerics, Workload
+from dllm.workload import Workload
 from npu.errors import CapacityError
 from npu.formats import MX_BLOCK
 from npu.hardware import HardwareConfig

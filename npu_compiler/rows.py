@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dllm.operators import Mask
-from dllm.policies import Rows
+from dllm.policies import NEIGHBOURS, Rows
 from dllm.workload import Workload
 from npu_compiler.stages import Level, Place, Steps, Tree, Trips
 from npu_compiler.tiling import Tiling
@@ -161,6 +161,11 @@ def span_of(workload: Workload, tiling: Tiling, rows: Rows, block: Block) -> Spa
             return suffix_span(workload, tiling, block)
         case Rows.BLOCK:
             return block_span(workload, tiling, block)
+        case Rows.VICINITY:
+            behind = NEIGHBOURS if block.first + 1 < tiling.blocks else 0  # the last block is a loop of its own
+            count = NEIGHBOURS + workload.block_length + behind
+            parts = _block_rows(workload, tiling, block, -NEIGHBOURS, count, tiling.token_block)
+            return Span(parts=parts, has_padding=True, key_tiles=_all_tiles(tiling))
 
 
 def full_span(workload: Workload, tiling: Tiling) -> Span:

@@ -176,12 +176,23 @@ def note_ends(c: Context, block: Block) -> None:
             e.emit("V_CMP_EQ_INT", dst=end, a=ids, key=c.integer("end_id"), n=length)
             e.emit("V_MUL_VV", dst=end, a=end, b=filled, n=length)
             e.emit("V_RED_COUNT", dst=c.integer("ends", 0, [(sequence, 1)]), mask=end, n=length)
-        e.emit("S_SET_INT", dst=c.integer("going"), value=0)
-        for first, count, lanes in segments(batch, c.vlen):
-            with e.loop(count) as part:
-                ends = c.integer("ends", first, [(part, lanes)])
-                e.emit("V_CMP_EQ_INT", dst=end, a=ends, key=c.integer("end_id", 1), n=lanes)
-                e.emit("V_RED_COUNT", dst=c.integer("going"), mask=end, n=lanes)
+        _count_going(c)
+
+
+def count_going_again(c: Context) -> None:
+    """`going` as it is, from the vector unit once more: what leaves a loop by it has to enter it with a new value."""
+    with c.e.phase("commit"), c.e.stage("count sequences that go on"):
+        _count_going(c)
+
+
+def _count_going(c: Context) -> None:
+    end = c.vector("commit", COMMIT_ROWS.index("chosen") * c.vlen)
+    c.e.emit("S_SET_INT", dst=c.integer("going"), value=0)
+    for first, count, lanes in segments(c.workload.batch, c.vlen):
+        with c.e.loop(count) as part:
+            ends = c.integer("ends", first, [(part, lanes)])
+            c.e.emit("V_CMP_EQ_INT", dst=end, a=ends, key=c.integer("end_id", 1), n=lanes)
+            c.e.emit("V_RED_COUNT", dst=c.integer("going"), mask=end, n=lanes)
 
 
 def _stable_max(c: Context, position: Level, length: int) -> None:

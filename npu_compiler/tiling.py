@@ -8,8 +8,9 @@ import numpy as np
 
 from dllm.canvas import canvas_of
 from dllm.model import Geometry, ModelSpec
+from dllm.numerics import Numerics, Smoothing
 from dllm.policies import Rows
-from dllm.workload import Numerics, Smoothing, Workload
+from dllm.workload import Workload
 from npu.errors import TripathError
 from npu.formats import FORMATS, MX_BLOCK
 from npu.hardware import HardwareConfig

@@ -27,9 +27,11 @@ def schedule(workload: Workload, canvas: Canvas | None = None, program: Program 
     Without a canvas every block is as long as the workload says. A program that may stop at the end token stops nowhere.
     """
     masks = [workload.block_length] * workload.blocks if canvas is None else canvas.most_masks
-    taken = (workload.scheduled_loops(max(1, each)) for each in masks)
-    loops = [loop.skips for loop in workload.step_loops()]
-    steps = tuple(count - (not skips) for block in taken for count, skips in zip(block, loops, strict=True))
+    steps = tuple(
+        steps - (not loop.skips)
+        for block, each in enumerate(masks)
+        for loop, steps in zip(workload.step_loops(block), workload.scheduled_loops(block, max(1, each)), strict=True)
+    )
     return Trace(breaks=all_exits(program, steps) if workload.stop_at_end and program is not None else steps)
 
 

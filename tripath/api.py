@@ -5,7 +5,8 @@ import analytical
 import cycle
 import rtl
 from dllm.model import ModelSpec
-from dllm.workload import Numerics, Smoothing, Workload
+from dllm.numerics import Numerics, Smoothing
+from dllm.workload import Workload
 from npu.energy import Technology
 from npu.errors import CapacityError, ProgramError, TripathError
 from npu.hardware import FrontEnd, HardwareConfig, Hbm, Sram, Timing

@@ -13,7 +13,8 @@ from accuracy.quality.metrics import collect
 from accuracy.quality.model import Calibration, StudyModel
 from accuracy.quality.schemes import Batch
 from dllm.model import ModelSpec
-from dllm.workload import SIDES, Numerics, Smoothing, Workload
+from dllm.numerics import SIDES, Numerics, Smoothing
+from dllm.workload import Workload
 from npu.errors import TripathError
 
 _BLOCKS = "model.transformer.blocks."

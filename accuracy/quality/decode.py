@@ -89,7 +89,7 @@ def decode(
             if not masked.any():
                 break
             batch.reuse.begin(Step(number=step, place=place, masked=tokens == model.spec.mask_id, real=batch.real))
-            rows = workload.caches.rows(step).of(place.start, length, canvas)
+            rows = workload.caches.rows(block, step).of(place.start, length, canvas)
             hidden = model.forward(tokens, rows, batch, block=block)
             own, edge = logit_rows(model.spec, hidden, start - rows.start, length, edge)
             logits = model.logits(own)

@@ -12,7 +12,8 @@ from accuracy.quality.model import StudyModel
 from accuracy.quality.reuse import Step, reuse_of
 from accuracy.quality.schemes import Batch, channel_maxima, smoothing_factors
 from dllm.model import ModelSpec
-from dllm.workload import SIDES, Numerics, Smoothing, Workload
+from dllm.numerics import SIDES, Numerics, Smoothing
+from dllm.workload import Workload
 from npu.formats import FORMATS
 
 _DRIFT = Smoothing(scheme="baos")
@@ -83,7 +84,7 @@ class Comparison:
         assert self._batch is not None
         length, masked = self.workload.block_length, view.canvas == self.reference.spec.mask_id
         self._batch.reuse.begin(Step(number=view.step, place=view.place, masked=masked, real=self._batch.real))
-        rows = self.workload.caches.rows(view.step).of(view.place.start, length, view.canvas.shape[1])
+        rows = self.workload.caches.rows(view.block, view.step).of(view.place.start, length, view.canvas.shape[1])
         hidden = self.reference.forward(view.canvas, rows, self._batch, block=view.block)
         start = view.place.start - rows.start
         own, self._edge = logit_rows(self.reference.spec, hidden, start, length, self._edge)

@@ -20,6 +20,7 @@ from dllm.constants import LOWEST
 from dllm.families import PREFIX
 from dllm.layout import check_smoothing
 from dllm.model import ModelSpec
+from dllm.numerics import SIDES, Numerics
 from dllm.operators import (
     GELU_CUBIC,
     GELU_SLOPE,
@@ -43,7 +44,6 @@ from dllm.operators import (
 )
 from dllm.policies import Smoother
 from dllm.rotary import Rotation
-from dllm.workload import SIDES, Numerics
 from npu.errors import TripathError
 from npu.formats import FORMATS, MX_BLOCK
 

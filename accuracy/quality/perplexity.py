@@ -17,9 +17,10 @@ from accuracy.quality.model import StudyModel
 from accuracy.quality.simulator import QualityOutcome
 from dllm.checkpoint import load_tensors, open_tensors
 from dllm.model import ModelSpec
+from dllm.numerics import SIDES, Numerics
 from dllm.operators import Mask
 from dllm.policies import Smoother
-from dllm.workload import SIDES, Numerics, Workload
+from dllm.workload import Workload
 from npu.errors import TripathError
 from npu.metrics import Result, Table
 from npu.program.trace import Trace

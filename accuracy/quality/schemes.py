@@ -15,9 +15,9 @@ from torch import Tensor
 from accuracy.quality.quantise import fake_quantise
 from accuracy.quality.reuse import Reuse
 from dllm.constants import SMALLEST_SHARE
+from dllm.numerics import Numerics, Smoothing
 from dllm.policies import Smoother
 from dllm.rotary import Rotation
-from dllm.workload import Numerics, Smoothing
 from npu.errors import TripathError
 
 

@@ -10,9 +10,10 @@ from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems, score
 from dllm.answers import exact_match
 from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
+from dllm.numerics import CONFIDENCES, Numerics
 from dllm.operators import Mask
 from dllm.policies import DelayedCaching, FeatureCaching, Smoother
-from dllm.workload import CONFIDENCES, Numerics, Workload
+from dllm.workload import Workload
 from npu.errors import TripathError
 from npu.metrics import Result, Table
 from npu.program.trace import Trace

@@ -59,7 +59,7 @@ def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]
     if workload.caches.appends:
         yield prompt_length, prompt_length
         for end in range(prompt_length + workload.block_length, canvas + 1, workload.block_length):
-            taken = zip(workload.step_loops(), workload.scheduled_loops(workload.block_length), strict=True)
+            taken = zip(workload.step_loops(1), workload.scheduled_loops(1, workload.block_length), strict=True)
             for loop, steps in taken:
                 yield from [(loop.length if loop.alone else workload.block_length, end)] * steps
             yield workload.block_length, end
@@ -67,7 +67,7 @@ def steps_of(workload: Workload, prompt_length: int) -> Iterator[tuple[int, int]
     for block in range(workload.blocks):
         start = prompt_length + block * workload.block_length
         for step in range(workload.steps_per_block):
-            rows = workload.caches.rows(step).of(start, workload.block_length, canvas)
+            rows = workload.caches.rows(block, step).of(start, workload.block_length, canvas)
             yield rows.stop - rows.start, canvas
 
 

@@ -79,11 +79,10 @@ def _steps(program: Program) -> list[str]:
         inside = parent[-1].numbers if parent else range(0)
         before, behind = range(inside.start, loop.head), range(loop.next + 1, inside.stop)
         appends, warms = bool(array[behind.start : behind.stop].any()), bool(array[before.start : before.stop].any())
-        for numbers, kind in (
-            (before, FIRST if appends else WARM), (range(loop.head, loop.next + 1), REFINE if warms and not appends else STEP),
-            (behind, CLEAN),
-        ):  # fmt: skip
-            for number in numbers:
+        begins = FIRST if appends else WARM if loops == 1 else PART
+        goes_on = REFINE if warms and not appends else STEP
+        for numbers, kind in ((before, begins), (range(loop.head, loop.next + 1), goes_on), (behind, CLEAN)):
+            for number in (each for each in numbers if kinds[each] != SETUP):
                 kinds[number] = END if kind is CLEAN and names[phases[number]] == COMMIT else kind
     for part in dict.fromkeys(tree.around[loop.head][-1] for loop in denoising) if loops > 1 else ():
         inner = [node for node in part.body if node in denoising]

@@ -168,7 +168,7 @@ def test_prefix_equals_dual_in_the_last_block() -> None:
 
 def _forced(model: ReferenceModel, cache: str, canvases: dict[tuple[int, int], np.ndarray]) -> Generation:
     plan = workload(cache, "quota")
-    (loop,) = plan.step_loops()
+    (loop,) = plan.step_loops(0)
     known = {step: (canvas, loop) for step, canvas in canvases.items()}
     return generate(model, PROMPT, plan, force=lambda block, step: known.get((block, step)))
 
@@ -190,7 +190,7 @@ def test_a_forced_canvas_replaces_the_tokens_and_none_leaves_the_block() -> None
     canvas[len(PROMPT) + 2] = 1
 
     def force(block: int, step: int) -> Forced | None:
-        return (canvas, *workload("dual", "quota").step_loops()) if (block, step) == (0, 0) else None
+        return (canvas, *workload("dual", "quota").step_loops(0)) if (block, step) == (0, 0) else None
 
     forced = generate(model, PROMPT, workload("dual", "quota"), force=force)
     assert forced.trip_counts == [1, 0, 0]

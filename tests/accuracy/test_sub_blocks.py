@@ -167,7 +167,7 @@ def test_scheduled_steps_follow_the_masks_of_each_part(cached, steps, masks):
     """Counted one by one: a part of n masks takes n / (32 / steps) steps, the first of which forwards the whole block."""
     workload = Workload(generation_length=32, block_length=32, steps=steps, cache="append", commit="threshold",
                         sub_block_length=8, sub_block_cache=cached)  # fmt: skip
-    found = iter(workload.scheduled_loops(masks))
+    found = iter(workload.scheduled_loops(1, masks))
     canvas, begun = [False] * (32 - masks) + [True] * masks, False
     for first in range(0, 32, 8):
         part = canvas[first : first + 8]

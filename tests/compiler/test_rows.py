@@ -51,7 +51,9 @@ def rows_of(part, now):
 def test_the_parts_of_a_span_hold_every_row_once(blocks, length, prompt_blocks, batch, limit, first_apart):
     prompt, generation = prompt_blocks * length, blocks * length
     limit = max(length, limit * 4 // length * length)
-    workload = SimpleNamespace(block_length=length, batch=batch, caches=CACHE_POLICIES["prefix"])
+    workload = SimpleNamespace(
+        block_length=length, batch=batch, forwarded_sequences=batch, caches=CACHE_POLICIES["prefix"]
+    )
     tiling = SimpleNamespace(
         canvas=prompt + generation, prompt=prompt, blocks=blocks, chunk_rows=limit, token_block=length, cache_tokens=512,
         key_tile=32,
@@ -86,7 +88,7 @@ def test_an_appended_cache_is_read_to_the_end_of_the_block(blocks, length, promp
     prompt = prompt_blocks * length
     canvas = prompt + blocks * length
     cache = -(-canvas // key_tile) * key_tile
-    workload = SimpleNamespace(block_length=length, batch=1, caches=CACHE_POLICIES["append"])
+    workload = SimpleNamespace(block_length=length, batch=1, forwarded_sequences=1, caches=CACHE_POLICIES["append"])
     tiling = SimpleNamespace(
         canvas=canvas, prompt=prompt, blocks=blocks, chunk_rows=256, token_block=length, cache_tokens=cache,
         key_tile=key_tile, pad=cache - canvas,

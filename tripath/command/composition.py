@@ -161,7 +161,8 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     """
     from dllm.checkpoint import SYNTHETIC
     from dllm.model import ModelSpec
-    from dllm.workload import Numerics, Workload, reference_only, with_defaults
+    from dllm.numerics import Numerics
+    from dllm.workload import Workload, reference_only, with_defaults
     from npu.energy import Technology
     from npu.hardware import HardwareConfig
     from npu_compiler import CompilerOptions

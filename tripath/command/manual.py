@@ -17,7 +17,8 @@ import yaml
 
 from dllm.devices import Device
 from dllm.model import ModelSpec
-from dllm.workload import Numerics, Workload
+from dllm.numerics import Numerics
+from dllm.workload import Workload
 from npu.choices import choices_of, limits_of
 from npu.energy import Technology
 from npu.hardware import HardwareConfig

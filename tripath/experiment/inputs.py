@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from dllm.canvas import canvas_of
 from dllm.devices import Device
 from dllm.model import ModelSpec
-from dllm.workload import Numerics, Workload, reference_only
+from dllm.numerics import Numerics
+from dllm.workload import Workload, reference_only
 from npu.energy import Technology
 from npu.errors import TripathError
 from npu.hardware import HardwareConfig, Hbm

@@ -62,7 +62,7 @@ def _steps(experiment: Experiment, outcome: Outcome) -> Sequence[int]:
     if outcome.generated is not None:
         return outcome.generated.trip_counts
     canvas = canvas_of(experiment.model, experiment.workload, outcome.prompt_lengths)
-    return [sum(experiment.workload.scheduled_loops(max(1, masks))) for masks in canvas.most_masks]
+    return [sum(experiment.workload.scheduled_loops(n, max(1, masks))) for n, masks in enumerate(canvas.most_masks)]
 
 
 def _forwards(experiment: Experiment, outcome: Outcome) -> int:
@@ -81,7 +81,7 @@ def _rows(experiment: Experiment, outcome: Outcome) -> tuple[int, int, int]:
     every = blocks = whole = 0
     for block, trips in enumerate(steps):
         for step in range(trips):
-            part = policy.rows(step).of(prompt + block * length, length, canvas)
+            part = policy.rows(block, step).of(prompt + block * length, length, canvas)
             every += part.stop - part.start
             blocks += length
             whole += part.stop - part.start > length

@@ -17,7 +17,7 @@ from accuracy.quality.problems import load_problems
 from accuracy.quality.quantise import fake_quantise
 from dllm.checkpoint import load_tensors
 from dllm.folder import model_of
-from dllm.workload import SIDES, Smoothing
+from dllm.numerics import SIDES, Smoothing
 from tests.accuracy.quality.agreement import cache_of, compare, experiment_of, run_executor
 from tests.conftest import CHECKPOINT, compose_experiment
 from tripath.run.job import prepare

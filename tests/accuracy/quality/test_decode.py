@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from accuracy.quality.decode import commit, decode, layout, sample
 from accuracy.quality.metrics import Comparison
 from accuracy.quality.model import UNQUANTISED, StudyModel
+from dllm.numerics import Numerics
 from dllm.policies import Commit, Score
-from dllm.workload import Numerics, Workload
+from dllm.workload import Workload
 from tests.accuracy.quality.models import PROMPTS, SPEC, WORKLOAD, tensors
 from tests.accuracy.torch_llada import TorchLlada
 
@@ -166,7 +167,7 @@ def test_scores_are_those_of_dream():
 
 def test_rows_that_the_cache_policies_recompute():
     def rows(cache, step):
-        return dataclasses.replace(WORKLOAD, cache=cache).caches.rows(step).of(16, 8, 40)
+        return dataclasses.replace(WORKLOAD, cache=cache).caches.rows(1, step).of(16, 8, 40)
 
     assert rows("dual", 0) == rows("prefix", 0) == rows("none", 0) == rows("none", 3) == slice(0, 40)
     assert rows("prefix", 1) == slice(16, 40)

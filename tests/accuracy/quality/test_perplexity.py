@@ -17,9 +17,10 @@ from accuracy.quality.model import UNQUANTISED, StudyModel
 from accuracy.quality.perplexity import hidden_states, log_shares, reference, simulate
 from dllm.checkpoint import load_tensors
 from dllm.decoding import visible
+from dllm.numerics import Numerics, Smoothing
 from dllm.operators import Mask
 from dllm.reference import ReferenceModel
-from dllm.workload import Numerics, Smoothing, Workload
+from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.accuracy.quality.models import SPEC
 from tests.accuracy.test_folder import small

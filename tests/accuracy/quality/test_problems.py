@@ -74,7 +74,7 @@ def test_fp32_equals_the_numpy_reference_on_the_shipped_model(tensors, default_e
     decode(model, prompts, workload, observe=views.append)
     _, first = layout(prompts, workload, model)
     for row, prompt in enumerate(prompts):
-        (loop,) = workload.step_loops()
+        (loop,) = workload.step_loops(0)
         canvases = {(view.block, view.step): (view.canvas[row, first[row] :].numpy(), loop) for view in views}
         theirs = generate(
             reference, prompt, workload, force=lambda block, step, known=canvases: known.get((block, step))

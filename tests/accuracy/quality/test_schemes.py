@@ -13,7 +13,7 @@ from accuracy.quality.metrics import Comparison, kv_bytes_per_token
 from accuracy.quality.model import UNQUANTISED, StudyModel
 from accuracy.quality.schemes import channel_maxima, hadamard, smoothing_factors
 from dllm.answers import wilson
-from dllm.workload import SIDES, Numerics, Smoothing
+from dllm.numerics import SIDES, Numerics, Smoothing
 from npu.errors import TripathError
 from tests.accuracy.quality.models import PROMPTS, SPEC, WORKLOAD, tensors
 from tests.conftest import compose_experiment

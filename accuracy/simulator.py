@@ -154,7 +154,7 @@ def simulate(
     trips = [sum(record.block == block for record in steps[0]) for block in range(blocks)]
     metrics, table = fidelity(ReferenceModel(model, tensors), workload, prompts, tokens, steps)
     metrics["generated_tokens"] = sum(map(len, tokens))
-    metrics["kept_tokens"] = kept = sum(_before_end(row, model.eos_id) for row in tokens)
+    metrics["kept_tokens"] = kept = sum(_before_end(row, model.end_ids) for row in tokens)
     metrics["denoising_steps"] = sum(trips)
     metrics["forwards"] = forwards = plan.forwards(trips, appends=workload.caches.appends)
     metrics["forwards_per_token"] = forwards * len(tokens) / metrics["generated_tokens"]
@@ -170,9 +170,9 @@ def simulate(
     )  # fmt: skip
 
 
-def _before_end(tokens: np.ndarray, eos_id: int) -> int:
+def _before_end(tokens: np.ndarray, end_ids: Sequence[int]) -> int:
     """Tokens of a sequence before the first end token."""
-    ends = np.flatnonzero(tokens == eos_id)
+    ends = np.flatnonzero(np.isin(tokens, end_ids))
     return int(ends[0]) if len(ends) else len(tokens)
 
 

@@ -405,7 +405,8 @@ def _check_config(spec: ModelSpec, family: Family, file: Path) -> None:
     known = {name: value for name, value in told.values.items() if name not in free}
     if spec.only_layers is not None:
         known.pop("layers", None)
-    if spec.eos_id in told.ends:
+    known.pop("other_eos_ids", None)  # which of them end a text is a choice
+    if set(spec.end_ids) <= set(told.ends):
         known.pop("eos_id", None)
     if spec.max_sequence <= known.get("max_sequence", 0):  # a shorter context is a choice
         known.pop("max_sequence", None)

@@ -265,7 +265,7 @@ class _Decoder:
             return False
         if self.force is not None:
             return self.force(block + 1, 0) is None
-        return self.model.spec.eos_id in self.tokens[len(self.prompt) : self.start(block + 1)]
+        return bool(np.isin(self.tokens[len(self.prompt) : self.start(block + 1)], self.model.spec.end_ids).any())
 
     def goes_on(self, block: int, step: int, loop: StepLoop) -> bool:
         """The next step is one of this loop: a mask is left among its positions, or the last step changed them where tokens are

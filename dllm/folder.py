@@ -88,6 +88,8 @@ def describe(file: Path, subject: str = "model.folder") -> Described:
     ends = ends if isinstance(ends, list) else [ends]
     if ends[:1] not in ([], [None]):
         values["eos_id"] = ends[0]
+    if len(ends) > 1:
+        values["other_eos_ids"] = ends[1:]
     if scaling := _scaling(config, adapter):
         values["rope_scaling"] = scaling
     share, head_dim = config.values.get(ROTARY_SHARE), values.get("head_dim")

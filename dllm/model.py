@@ -106,6 +106,7 @@ class ModelSpec:
         rms_eps: What RMSNorm adds to the mean square.
         mask_id: Token id of the mask.
         eos_id: Token id of the end of a text.
+        other_eos_ids: Further ids that end one.
         max_sequence: Tokens of prompt and generation at most.
         qkv_bias: Q, K and V have biases.
         qk_norm: Each head of Q and of K has an RMS norm before RoPE.
@@ -146,6 +147,7 @@ class ModelSpec:
     mask_id: int
     eos_id: int
     max_sequence: int
+    other_eos_ids: Sequence[int] = ()
     rope_scaling: Scaling | None = None
     rotary_dim: int | None = None
     qkv_bias: bool = False
@@ -216,9 +218,12 @@ class ModelSpec:
             raise TripathError("model.v_norm: needs model.qk_norm")
         if self.full_layers is not None:
             self._check_full_layers(self.full_layers)
-        for key in ("mask_id", "eos_id"):
-            if not 0 <= getattr(self, key) < self.vocab:
-                raise TripathError(f"model.{key}: {getattr(self, key)} is not below model.vocab {self.vocab}")
+        object.__setattr__(self, "other_eos_ids", tuple(self.other_eos_ids))
+        ids = {"mask_id": self.mask_id, "eos_id": self.eos_id}
+        ids |= {f"other_eos_ids[{number}]": each for number, each in enumerate(self.other_eos_ids)}
+        for key, each in ids.items():
+            if not 0 <= each < self.vocab:
+                raise TripathError(f"model.{key}: {each} is not below model.vocab {self.vocab}")
 
     def _check_full_layers(self, full: FullLayers) -> None:
         rules = [
@@ -234,6 +239,11 @@ class ModelSpec:
         for holds, key, rule in rules:
             if not holds:
                 raise TripathError(f"model.full_layers.{key}: {rule}")
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        return (self.eos_id, *self.other_eos_ids)
 
     @property
     def geometry(self) -> Geometry:

@@ -209,7 +209,8 @@ def _integer(model: ModelSpec, workload: Workload, tiling: Tiling) -> Plan:
     if workload.draws:
         yield "key", 6 if workload.is_uniform else 4, "setup", ""
     if workload.stop_at_end:
-        yield from (("ends", workload.batch, "commit", ""), ("going", 1, "commit", ""), ("end_id", 2, "setup", ""))
+        ends = 1 + len(model.end_ids)
+        yield from (("ends", workload.batch, "commit", ""), ("going", 1, "commit", ""), ("end_id", ends, "setup", ""))
     # The step loop's last trip only leaves, but its address moves on: a place of its own keeps accesses apart.
     yield from (
         ("constants", 2, "setup", ""), ("quota", workload.block_length + 1, "setup", ""), ("remaining", 1, "commit", ""),

@@ -149,8 +149,8 @@ def begin_ends(c: Context) -> None:
         return
     e = c.e
     with e.stage("no end token yet"):
-        e.emit("S_SET_INT", dst=c.integer("end_id"), value=c.model.eos_id)
-        e.emit("S_SET_INT", dst=c.integer("end_id", 1), value=0)
+        for number, value in enumerate((*c.model.end_ids, 0)):
+            e.emit("S_SET_INT", dst=c.integer("end_id", number), value=value)
         with e.loop(c.workload.batch) as sequence:
             e.emit("S_SET_INT", dst=c.integer("ends", 0, [(sequence, 1)]), value=0)
 
@@ -160,7 +160,8 @@ def note_ends(c: Context, block: Block) -> None:
     if not c.stops:
         return
     e, length, batch = c.e, c.workload.block_length, c.workload.batch
-    filled, end = (c.vector("commit", COMMIT_ROWS.index(name) * c.vlen) for name in ("masked", "chosen"))
+    row = _commit_rows(c)
+    filled, end, other = row["masked"], row["chosen"], row["best"]
     if c.workload.sub_blocks > 1:
         with e.phase("commit"), e.stage("load tokens at end"):
             _load_tokens(c, block, "tokens", length)
@@ -174,6 +175,9 @@ def note_ends(c: Context, block: Block) -> None:
                 entered = c.integer("entered", 0, [(sequence, length)])
                 e.emit("V_CMP_EQ_INT", dst=filled, a=entered, key=c.integer("constants", 0), n=length)
             e.emit("V_CMP_EQ_INT", dst=end, a=ids, key=c.integer("end_id"), n=length)
+            for number in range(1, len(c.model.end_ids)):
+                e.emit("V_CMP_EQ_INT", dst=other, a=ids, key=c.integer("end_id", number), n=length)
+                e.emit("V_MAX_VV", dst=end, a=end, b=other, n=length)
             e.emit("V_MUL_VV", dst=end, a=end, b=filled, n=length)
             e.emit("V_RED_COUNT", dst=c.integer("ends", 0, [(sequence, 1)]), mask=end, n=length)
         _count_going(c)
@@ -191,7 +195,7 @@ def _count_going(c: Context) -> None:
     for first, count, lanes in segments(c.workload.batch, c.vlen):
         with c.e.loop(count) as part:
             ends = c.integer("ends", first, [(part, lanes)])
-            c.e.emit("V_CMP_EQ_INT", dst=end, a=ends, key=c.integer("end_id", 1), n=lanes)
+            c.e.emit("V_CMP_EQ_INT", dst=end, a=ends, key=c.integer("end_id", len(c.model.end_ids)), n=lanes)
             c.e.emit("V_RED_COUNT", dst=c.integer("going"), mask=end, n=lanes)
 
 

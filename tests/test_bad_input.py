@@ -13,7 +13,10 @@ BAD_INPUT = [
     (["nothing=1"], "nothing: no such key"),
     (["+nothing=1"], "nothing: no such key, one of compiler, hardware"),
     (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
-    (["workload.cache=dul"], "unknown 'dul', one of none, prefix, dual, append, dkv, dllm_cache, sparse; did you mean 'dual'?"),
+    (
+        ["workload.cache=dul"],
+        "unknown 'dul', one of none, prefix, dual, append, dkv, dllm_cache, sparse; did you mean 'dual'?",
+    ),
     (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
     (["workload.steps"], "arguments: cannot read 'workload.steps', write KEY=VALUE"),
     (["workload.steps=many"], "workload.steps: must be an integer, got 'many'"),

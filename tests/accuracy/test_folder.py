@@ -243,6 +243,7 @@ def test_what_ends_a_text_may_stand_in_the_generation_config(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [11, 2]}')
     assert compose(tmp_path, "hardware=npu_datacenter").model.eos_id == 11
     assert describe(tmp_path / "config.json").ends == (11, 2)
+    assert compose(tmp_path, "hardware=npu_datacenter").model.end_ids == (11, 2)
 
 
 COMPARED = [

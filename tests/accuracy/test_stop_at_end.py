@@ -35,6 +35,13 @@ CASES = {
     "two groups": ("model=wordmath", "workload.cache=prefix", "hardware.sram.vector_bytes=65536"),
     "first block apart": ("model=wordmath", "numerics=mxint4_kv", "scheme=frozen"),
     "appended": ("model=wordmath_block", "workload.batch=2"),
+    "two end tokens": (
+        "model=wordmath",
+        "workload.cache=dual",
+        "workload.batch=2",
+        "model.eos_id=300",
+        "model.other_eos_ids=[7,2]",
+    ),
 }
 
 
@@ -53,7 +60,9 @@ def last_block(x, prompts, tokens):
     ended = []
     for sequence, row in enumerate(tokens):
         blocks = [
-            (plan.tail(sequence) + place) // length + 1 for place, token in enumerate(row) if token == x.model.eos_id
+            (plan.tail(sequence) + place) // length + 1
+            for place, token in enumerate(row)
+            if token in {x.model.eos_id, *x.model.other_eos_ids}
         ]
         ended.append(blocks[0] if blocks else plan.blocks)
     return max(ended)

@@ -194,7 +194,7 @@ def _generated(experiment: Experiment, prompts: Prompts | None, run: PathRun) ->
     assert run.trip_counts is not None
     assert run.commit_steps is not None
     decode, model = prompts.tokenizer.decode, experiment.model
-    special = {model.mask_id: "[mask]", model.eos_id: "[end]"}
+    special = {model.mask_id: "[mask]"} | dict.fromkeys(model.end_ids, "[end]")
     return Generated(
         prompts=prompts.texts, texts=[decode(list(ids)) for ids in run.token_ids], token_ids=run.token_ids,
         tokens=[[special.get(token) or decode([token]) or f"[{token}]" for token in ids] for ids in run.token_ids],

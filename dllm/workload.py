@@ -76,7 +76,8 @@ class Workload:
         steps: Denoising steps over the whole generation, a multiple of the number of blocks.
         batch: Sequences; null: as many as `prompts_file` has lines, else 1. One prompt is repeated.
         cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual, append);
-            append: each block attends to the blocks before it, whose K and V are final, and to itself. dkv: masks and the rows
+            the block and its neighbours (vicinity); append: each block attends to the blocks before it, whose K and V are final,
+            and to itself. dkv: masks and the rows
             committed last. dllm_cache: the rows whose V changed most. sparse: the block, which sees half of the other keys.
         commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
             `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n

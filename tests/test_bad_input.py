@@ -15,7 +15,7 @@ BAD_INPUT = [
     (["workload.stps=8"], "workload.stps: no such key, `tripath --cfg job` prints all; did you mean 'workload.steps'?"),
     (
         ["workload.cache=dul"],
-        "unknown 'dul', one of none, prefix, dual, append, dkv, dllm_cache, sparse; did you mean 'dual'?",
+        "unknown 'dul', one of none, prefix, dual, vicinity, append, dkv, dllm_cache, sparse; did you mean 'dual'?",
     ),
     (["+workload.stps=8"], "workload.stps: no such key, one of prompt"),
     (["workload.steps"], "arguments: cannot read 'workload.steps', write KEY=VALUE"),

@@ -39,8 +39,7 @@ CASES = {
         "model=wordmath",
         "workload.cache=dual",
         "workload.batch=2",
-        "model.eos_id=300",
-        "model.other_eos_ids=[7,2]",
+        "model.other_eos_ids=[500,266]",
     ),
 }
 

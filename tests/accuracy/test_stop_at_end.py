@@ -61,7 +61,7 @@ def last_block(x, prompts, tokens):
         blocks = [
             (plan.tail(sequence) + place) // length + 1
             for place, token in enumerate(row)
-            if token in {x.model.eos_id, *x.model.other_eos_ids}
+            if token in x.model.end_ids
         ]
         ended.append(blocks[0] if blocks else plan.blocks)
     return max(ended)
@@ -81,7 +81,7 @@ def test_the_machine_decodes_the_blocks_up_to_the_last_end_token(name):
     assert found.trip_counts == unstopped.trip_counts[:blocks]
     for mine, theirs in zip(found.token_ids, unstopped.token_ids, strict=True):
         assert mine == theirs[: len(mine)]
-        assert x.model.eos_id in mine
+        assert set(x.model.end_ids) & set(mine)
     metrics, plan = found.result.metrics, canvas_of(x.model, x.workload, lengths)
     tails = sum(plan.tail(sequence) for sequence in range(len(prompts)))
     assert metrics["generated_tokens"] == blocks * x.workload.block_length * len(prompts) - tails

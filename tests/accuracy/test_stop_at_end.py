@@ -59,9 +59,7 @@ def last_block(x, prompts, tokens):
     ended = []
     for sequence, row in enumerate(tokens):
         blocks = [
-            (plan.tail(sequence) + place) // length + 1
-            for place, token in enumerate(row)
-            if token in x.model.end_ids
+            (plan.tail(sequence) + place) // length + 1 for place, token in enumerate(row) if token in x.model.end_ids
         ]
         ended.append(blocks[0] if blocks else plan.blocks)
     return max(ended)

@@ -304,7 +304,8 @@ def _job(config: DictConfig, folder: Path) -> int:
     from tripath.run.job import files_of, keep_files, outcome_of, prepare
     from tripath.run.pipeline import known_runs
 
-    prepared = prepare(experiment, default_prompt, launch.results)
+    with progress() as show:
+        prepared = prepare(experiment, default_prompt, launch.results, show)
     if prepared.prompts and prepared.prompts.unknown_words:
         words = ", ".join(prepared.prompts.unknown_words[:8])
         error_out.print(f"note: the model's vocabulary lacks: {words}", style="yellow")

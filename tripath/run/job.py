@@ -71,8 +71,11 @@ class JobOutcome:
     unknown_words: Sequence[str]
 
 
-def prepare(experiment: Experiment, default_prompt: str | None, cache: Cache = NO_CACHE) -> Prepared:
-    """Read the prompts and compile the program, after a search for its schedule where `compiler.schedule` asks for one.
+def prepare(
+    experiment: Experiment, default_prompt: str | None, cache: Cache = NO_CACHE, show: Show = lambda _: None
+) -> Prepared:
+    """Read the prompts and compile the program, after a search for its schedule where `compiler.schedule` asks for one; `show` is
+    told how far it is.
 
     Raises:
         TripathError: the prompts or the combination are not possible.
@@ -84,7 +87,7 @@ def prepare(experiment: Experiment, default_prompt: str | None, cache: Cache = N
         return Prepared(program=None, prompts=prompts)
     lengths = [len(tokens) for tokens in prompts.token_ids]
     e = experiment
-    choice = search(e, prompts.token_ids, cache) if e.compiler.searches else None
+    choice = search(e, prompts.token_ids, cache, show) if e.compiler.searches else None
     options = e.compiler if choice is None else choice.options
     program = compile_program(e.model, e.workload, e.hardware, e.numerics, lengths, options)
     return Prepared(program=program, prompts=prompts, choice=choice)

@@ -60,8 +60,11 @@ def axes(experiment: Experiment) -> Mapping[str, Sequence[object]]:
     }  # fmt: skip
 
 
-def search(experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache) -> Choice:
-    """The options of the fastest program that is found for an experiment with `schedule=auto`.
+def search(
+    experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cache,
+    show: Callable[[dict[str, str]], None] = lambda _: None,
+) -> Choice:  # fmt: skip
+    """The options of the fastest program that is found for an experiment with `schedule=auto`; `show` is told what it does.
 
     Raises:
         TripathError: not even the program of `schedule=pipelined` is possible.
@@ -100,6 +103,7 @@ def search(experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cach
     for _ in range(ROUNDS):
         before = best
         for key, values in axes(e).items():
+            show({"schedule": f"searches compiler.{key}"})
             best = min([best, *(replace(best, **{key: value}) for value in values)], key=estimate)
         if best == before:
             break
@@ -107,6 +111,7 @@ def search(experiment: Experiment, prompts: Sequence[Sequence[int]], cache: Cach
     for options in [base, *sorted(made, key=estimate)]:  # the first that makes a program, of those that make it
         program = made[options]
         if program is not None and program.digest not in results:
+            show({"schedule": f"confirms program {len(results) + 1} of at most {CONFIRMED + 1}"})
             results[program.digest] = options, run(confirmer.simulate, program)
         if len(results) > CONFIRMED:
             break

@@ -130,6 +130,13 @@ def test_the_shipped_model_in_narrow_formats(core):
     check_shipped(core, *QUICK, "numerics.weights=mxint4", "numerics.kv=mxint4", "numerics.activations=mxint4")
 
 
+@pytest.mark.parametrize("overrides", [
+    ("workload.stop_at_end=true", "workload.commit=threshold"), ("workload.guidance=0.5",),
+], ids=["stops", "guided"])  # fmt: skip
+def test_other_decodings_run_on_the_core(core, overrides):
+    assert check_shipped(core, *QUICK, *overrides)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("workload.commit=threshold",), ("workload.cache=none",)], ids=" ".join)
 def test_the_whole_answer(core, overrides):

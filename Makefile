@@ -9,9 +9,11 @@ TORCH := torch==2.13.0
 BIN := .venv/bin
 # Processes of pytest: one more than two cores, for many tests wait for others.
 WORKERS ?= 3
-# Bytecode is made when packages are installed: some environments never write it (PYTHONDONTWRITEBYTECODE), and each run would begin
-# with 15 seconds of compiling.
+# Bytecode of packages, and of this one, is made when they are installed: some environments never write it
+# (PYTHONDONTWRITEBYTECODE), and each run would begin with 15 seconds of compiling.
 SYNC := UV_COMPILE_BYTECODE=1 UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(BIN)/uv sync --frozen --inexact --no-default-groups --quiet
+
+PACKAGES := accuracy analytical cycle dllm hydra_plugins npu npu_compiler rtl tripath
 
 .PHONY: run test test-system check crossvalidate docs generate synth clean
 
@@ -57,6 +59,7 @@ $(BIN)/uv:
 .venv/.run: pyproject.toml uv.lock | $(BIN)/uv
 	@echo "installing locked dependencies"
 	@$(SYNC)
+	@$(BIN)/python -m compileall -q $(PACKAGES)
 	@touch $@
 
 .venv/.test: pyproject.toml uv.lock | $(BIN)/uv

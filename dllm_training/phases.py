@@ -63,7 +63,9 @@ class Phases:
         rope = {
             op: (cosine[first : self.canvas], sine[first : self.canvas]) for op, (cosine, sine) in self.tables.items()
         }
-        flow = Flow(tokens=self.tokens[:, first:], masks={}, rope=rope, x=self.tokens)
+        flow = Flow(
+            tokens=self.tokens[:, first:], masks={}, rope=rope, x=self.tokens, places=torch.arange(first, self.canvas)
+        )
         self._run(flow, self.spec.network.stem, self.model, first, None)
         for layer, ((_, pattern), block) in enumerate(zip(self.spec.network.layers(), self.model.blocks, strict=True)):
             self._run(flow, pattern, block, first, layer)
@@ -72,7 +74,9 @@ class Phases:
     @torch.inference_mode()
     def lm_head(self) -> torch.Tensor:
         """Logits of a block."""
-        flow = Flow(tokens=self.tokens, masks={}, rope={}, x=self.hidden[:, : self.block])
+        flow = Flow(
+            tokens=self.tokens, masks={}, rope={}, x=self.hidden[:, : self.block], places=torch.arange(self.block)
+        )
         self._run(flow, self.spec.network.head, self.model, 0, None)
         return flow.h[0]
 

@@ -147,8 +147,8 @@ def check_support(options: CompilerOptions, workload: Workload, hardware: Hardwa
         )
     if samples_there and workload.sub_blocks > 1:
         raise TripathError(
-            f"workload.sub_block_length: compiler.sampling=host leaves commits to the host, which fills blocks of "
-            f"{workload.block_length} as a whole"
+            "workload.sub_block_length: compiler.sampling=host leaves commits to the host, which fills blocks as a whole; "
+            f"workload.sub_block_length={workload.block_length} does"
         )
     if samples_there and workload.stop_at_end:
         raise TripathError(

@@ -145,7 +145,7 @@ def test_the_host_waits_for_the_logits():
 def test_the_host_reads_the_rows_that_were_stored_for_it(batch):
     """Also where the first token of a block comes from one row of each sequence, and where the batch is cut into chunks."""
     x = compose_experiment(
-        *HOST_SAMPLES, "model=fast_dllm_v2_1_5b", "model.layers=1", "hardware=npu_datacenter", "numerics=mxint4",
+        *HOST_SAMPLES, "model=fast_dllm_v2_1_5b", "workload.sub_block_length=32", "model.layers=1", "hardware=npu_datacenter", "numerics=mxint4",
         "workload.prompt_length=64", "workload.generation_length=32", f"workload.batch={batch}",
         "hardware.sram.fp_bytes=262144", "hardware.sram.int_bytes=262144", "hardware.hbm.channels=64",
     )  # fmt: skip

@@ -209,7 +209,7 @@ def test_refine_steps_freeze_the_rest_of_the_cache(cache: str, kept: int) -> Non
     before = [{name: value.copy() for name, value in layer.items()} for layer in state]
     canvas = canvas.copy()
     canvas[kept + 3] = 33
-    rows = CACHE_POLICIES[cache].rows(1).of(kept, 8, len(canvas))
+    rows = CACHE_POLICIES[cache].rows(0, 1).of(kept, 8, len(canvas))
     model.forward(canvas, rows, state)
     frozen = np.ones(len(canvas), bool)
     frozen[rows] = False

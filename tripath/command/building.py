@@ -95,7 +95,7 @@ def _value(key: str, value: object, kind: Any) -> object:  # noqa: ANN401  a typ
             return value
         kind = plain[0]
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Sequence and isinstance(value, list):
+    if origin is Sequence and isinstance(value, Sequence) and not isinstance(value, str):
         return [_value(f"{key}[{number}]", item, arguments[0]) for number, item in enumerate(value)]
     if origin is Mapping and isinstance(value, Mapping):
         return {name: _value(f"{key}.{name}", item, arguments[1]) for name, item in value.items() if name != TARGET}

@@ -9,10 +9,12 @@ import re
 
 import pytest
 
-from npu.metrics import UNITS
+from npu.metrics import UNITS, Result, Table
 from npu.program import Program
 from tests.conftest import compiled, compose_experiment
 from tripath.experiment import Generated, Outcome
+from tripath.paths.row import Picture
+from tripath.report import pictures
 from tripath.report.headline import headline, verdicts
 from tripath.report.page import SCRIPT
 from tripath.report.run_report import page_of, report_of, write_files
@@ -123,14 +125,14 @@ def test_the_page_escapes_text_and_loads_nothing(tmp_path, small_experiment, sma
 
 
 def test_a_page_and_pictures_exist_for_every_choice_of_paths(tmp_path, small_experiment):
-    for paths, pictures in (
+    for paths, expected in (
         (("analytical",), {"roofline.png"}),
         (("cycle",), {"roofline.png", "stalls.png", "steps.png", "timeline.png"}),
     ):
         outcome = make_outcome(small_experiment, paths)
         files = write_files(tmp_path / paths[0], small_experiment, outcome, configuration="", command="tripath")
         drawn = {file for file in files if file.suffix == ".png"}
-        assert {file.name for file in drawn} == pictures
+        assert {file.name for file in drawn} == expected
         assert {file.with_suffix(".svg") for file in drawn} <= set(files)
 
 
@@ -145,3 +147,18 @@ def test_tables_for_people_sum_equal_counts_up_and_name_a_failure(small_experime
     discrepancies = validate({**small_outcome.results, "cycle": wrong}, small_experiment.settings)
     rows = verdicts(dataclasses.replace(small_outcome, discrepancies=discrepancies)).rows
     assert [row[0] for row in rows if row[-1] == "failed"] == ["macs: cycle vs analytical"]
+
+
+def test_each_kind_of_step_stands_beside_its_own_bar(tmp_path, monkeypatch):
+    """The second kind lacks the phase that is drawn first."""
+    columns = ["step", "passes", "group", "phase", "cycles"]
+    rows = [["prompt", 1, -1, "embed", 100], ["first token", 2, -1, "lm_head", 60], ["clean", 1, -1, "embed", 50]]
+    result = Result(simulator="cycle", program_digest="", trace_digest="", metrics={}, counts={},
+                    tables={"steps": Table(columns=columns, rows=rows)})  # fmt: skip
+    drawn = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure) or [path])
+    pictures.OF_ONE_RESULT[Picture.STEPS](tmp_path / "steps.png", result)
+    (axes,) = drawn[0].axes
+    names = dict(zip(axes.get_yticks(), (label.get_text() for label in axes.get_yticklabels()), strict=True))
+    widths = {names[bar.get_y() + bar.get_height() / 2]: bar.get_width() for bar in axes.patches}
+    assert widths == {"prompt": 100, "first token\nmean of 2": 30, "clean": 50}

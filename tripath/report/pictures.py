@@ -156,12 +156,12 @@ def _steps(path: Path, result: Result) -> list[Path]:
     steps = {step: own for step, own in steps.items() if sum(own.values()) > SHORT * longest}
     figure = new_figure(9, 1.2 + 0.6 * len(steps))
     axes = figure.subplots()
-    left = dict.fromkeys(steps, 0.0)
+    at, left = {step: place for place, step in enumerate(steps)}, dict.fromkeys(steps, 0.0)
     for phase, (fill, hatch) in PHASES.items():
         widths = {step: own[phase] for step, own in steps.items() if phase in own}
         if widths:
-            axes.barh([*widths], [*widths.values()], left=[left[step] for step in widths], color=fill, hatch=hatch,
-                      edgecolor="#444444", linewidth=0.2, label=phase.replace("_", " "))  # fmt: skip
+            axes.barh([at[step] for step in widths], [*widths.values()], left=[left[step] for step in widths], color=fill,
+                      hatch=hatch, edgecolor="#444444", linewidth=0.2, label=phase.replace("_", " "))  # fmt: skip
             left |= {step: left[step] + width for step, width in widths.items()}
     axes.set_yticks(range(len(steps)), [*steps])
     axes.invert_yaxis()

@@ -106,7 +106,10 @@ def _host(
     if (len(prompts), plan.rows, plan.prompt) != (batch, canvas, layout["prompt"]):
         raise TripathError(f"workload.prompt: the program was compiled for {batch} prompts of other lengths")
     if workload.guided:  # the same once more, with prompts of masks
-        prompts, batch = [*prompts, *([model.mask_id] * len(prompt) for prompt in prompts)], 2 * batch
+        prompts, batch = (
+            [*prompts, *([model.mask_id] * len(prompt) for prompt in prompts)],
+            workload.forwarded_sequences,
+        )
         plan = canvas_of(model, workload, [len(prompt) for prompt in prompts])
     tokens = np.full((batch, canvas), model.eos_id)
     mask, valid = np.full((batch, cache), LOWEST, np.float32), np.zeros((batch, canvas), np.float32)

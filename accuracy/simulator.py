@@ -75,11 +75,9 @@ def execute(
             if progress:
                 progress(sum(1 for _ in steps[0]), plan.blocks * workload.most_steps)
         before = after
-        if loop.skips:
+        if loop.skips or workload.is_uniform:
             flag = "untold" if workload.sub_block_cache and not loop.alone else "remaining"
             goes_on = machine.integer[layout[flag]] > 0
-        elif workload.is_uniform:
-            goes_on = machine.integer[layout["remaining"]] > 0
         else:
             edited = workload.edits and any(records[-1].committed.any() for records in steps)
             goes_on = (after[:, place] == model.mask_id).any() or edited

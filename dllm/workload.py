@@ -77,8 +77,8 @@ class Workload:
         batch: Sequences; null: as many as `prompts_file` has lines, else 1. One prompt is repeated.
         cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual, append);
             the block and its neighbours (vicinity); append: each block attends to the blocks before it, whose K and V are final,
-            and to itself. dkv: masks and the rows
-            committed last. dllm_cache: the rows whose V changed most. sparse: the block, which sees half of the other keys.
+            and to itself. dkv: masks and the rows committed last. dllm_cache: the rows whose V changed most. sparse: the block,
+            which sees half of the other keys.
         commit: Which tokens stay after a step. quota: equally many each step. threshold: those of confidence
             `threshold` and always the best one; `steps` is then the schedule where no trace exists. factor: the largest n
             with (n + 1)(1 - n-th confidence) < `factor`. dream: what Dream's schedule of times says, over a block.
@@ -258,11 +258,16 @@ class Workload:
         return self.block_length // (self.sub_block_length or self.block_length)
 
     @property
+    def part_length(self) -> int:
+        """Positions of a block that are filled together."""
+        return self.block_length // self.sub_blocks
+
+    @property
     def written_rows(self) -> int:
         """The fewest rows of a block whose K and V a step writes, or of its neighbours."""
         if Rows.VICINITY in self.caches.passes:
             return NEIGHBOURS
-        return self.block_length // self.sub_blocks if self.sub_block_cache else self.block_length
+        return self.part_length if self.sub_block_cache else self.block_length
 
     def step_loops(self, block: int) -> list[StepLoop]:
         """The loops over the denoising steps of a block, counted from 0, in their order."""
@@ -274,7 +279,7 @@ class Workload:
             ]
         if self.sub_blocks == 1:
             return [StepLoop(first=0, length=self.block_length, most=self.most_steps)]
-        length, kinds = self.block_length // self.sub_blocks, (False, True) if self.sub_block_cache else (False,)
+        length, kinds = self.part_length, (False, True) if self.sub_block_cache else (False,)
         return [
             StepLoop(first=part * length, length=length, most=length, alone=alone, number=number * length, skips=True)
             for number, (part, alone) in enumerate(product(range(self.sub_blocks), kinds))

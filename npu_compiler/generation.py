@@ -39,6 +39,7 @@ from npu_compiler.rows import (
     part_span,
     prompt_span,
     span_of,
+    times,
 )
 from npu_compiler.sampling import (
     begin_ends,
@@ -152,7 +153,7 @@ def compile_passes(
         facts["step_loops"] = loops
     if workload.sub_block_cache:
         facts["untold"] = allocation.addresses[buffers[Memory.INT, "untold"]]
-    if loops > 1 or workload.sub_blocks > 1 or workload.is_uniform:
+    if loops > 1 or workload.is_uniform:
         facts["remaining"] = allocation.addresses[buffers[Memory.INT, "remaining"]]
     if workload.stop_at_end:
         facts |= _tokens_of_blocks(canvas_of(given, workload, prompt_lengths))
@@ -298,8 +299,7 @@ def _spans(model: ModelSpec, workload: Workload, tiling: Tiling) -> list[Span]:
 
 def _head_span(model: ModelSpec, workload: Workload, tiling: Tiling, block: Block) -> Span:
     """The rows whose logits are a block's, or those of the part of it that is filled."""
-    count = workload.block_length // workload.sub_blocks
-    return head_span(workload, tiling, block, first=-int(model.shifted_logits), count=count)
+    return head_span(workload, tiling, block, first=-int(model.shifted_logits), count=workload.part_length)
 
 
 def _tree(
@@ -414,7 +414,7 @@ def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
                 c.step = _streams(c, block, [(fixed(workload.most_steps), 1)])
                 begin_uniform(c, block, span)
             if workload.sub_blocks > 1:
-                size = workload.block_length // workload.sub_blocks
+                size = workload.part_length
                 kinds = [("remaining", span, size, 0)]
                 if workload.sub_block_cache:
                     kinds = [("untold", span, size, 0), ("remaining", None, size, size)]
@@ -436,12 +436,12 @@ def _fill_parts(c: Context, block: Block, kinds: Sequence[tuple[str, Span | None
     Of each kind of step: the integer that is zero where none is left, the rows that it forwards (None: those of the part), how
     many there are at most, and the number of the first.
     """
-    e, workload, length = c.e, c.workload, c.workload.block_length // c.workload.sub_blocks
+    e, workload = c.e, c.workload
     if workload.sub_block_cache:
         with e.phase("commit"), e.stage("nothing cached"):
             e.emit("S_MOV_FP", dst=c.fp("uncached"), a=c.fp("one"))
     with e.loop(workload.sub_blocks, keep=True) as part:
-        block = dataclasses.replace(block, part=[(part, length)])
+        block = dataclasses.replace(block, part=[(part, workload.part_length)])
         enter_part(c, block)
         for flag, rows, most, first in kinds:
             span = part_span(workload, c.tiling, block) if rows is None else rows
@@ -449,10 +449,7 @@ def _fill_parts(c: Context, block: Block, kinds: Sequence[tuple[str, Span | None
             with e.loop(most + 1, keep=True) as step:
                 with e.phase("commit"):
                     e.leave_if_zero(step, c.integer(flag))
-                forward(c, span, measuring=False)
-                c.step = _streams(c, block, [(part, len(kinds) * length), (fixed(first), 1), (step, 1)])
-                lm_head(c, _head_span(c.model, workload, c.tiling, block), span)
-                sample_and_commit(c, block, length, by_policy(step, first))
+                _step(c, block, step, first, span, measuring=False)
 
 
 def _next_token(c: Context, block: Block) -> None:
@@ -464,7 +461,10 @@ def _next_token(c: Context, block: Block) -> None:
 
 def _streams(c: Context, block: Block, step: Steps) -> Steps:
     """Strides in streams of random numbers: those of a block are its steps', the last one that of its first token."""
-    return [*block.steps(c.workload.most_steps + 1), *step] if c.workload.draws else ()
+    if not c.workload.draws:
+        return ()
+    of_part = times(block.part, 1 + c.workload.sub_block_cache)
+    return [*block.steps(c.workload.most_steps + 1), *of_part, *step]
 
 
 def _step(c: Context, block: Block, step: Level, first_step: int, span: Span, *, measuring: bool) -> None:
@@ -476,7 +476,7 @@ def _step(c: Context, block: Block, step: Level, first_step: int, span: Span, *,
     if c.workload.is_uniform:
         renoise(c, block)
         return
-    sample_and_commit(c, block, c.workload.block_length, by_policy(step, first_step))
+    sample_and_commit(c, block, c.workload.part_length, by_policy(step, first_step))
 
 
 def _leave_if_done(c: Context, step: Level) -> None:

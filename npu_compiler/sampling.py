@@ -97,13 +97,13 @@ def _load_tokens(c: Context, block: Block, buffer: str, length: int) -> None:
 def enter_part(c: Context, block: Block) -> None:
     """The tokens of the part of a block that is filled, as they are before its first step."""
     with c.e.phase("commit"), c.e.stage("load tokens of the sub-block"):
-        _load_tokens(c, block, "tokens", c.workload.block_length // c.workload.sub_blocks)
+        _load_tokens(c, block, "tokens", c.workload.part_length)
 
 
 def count_masks(c: Context) -> None:
     """The masks of the part of a block that is filled: how many are left, and whether a step has to forward the whole block."""
     e, workload, row = c.e, c.workload, _commit_rows(c)
-    length = workload.block_length // workload.sub_blocks
+    length = workload.part_length
     with e.phase("commit"), e.stage("count masks"):
         _begin_counts(c)
         with e.loop(workload.batch) as sequence:

@@ -29,7 +29,7 @@ EXPERTS = {
     f"{name}, 256 + {tokens}": (f"model={model}", "hardware=npu_datacenter", "numerics=mxint4", "workload.prompt_length=256",
                                 f"workload.generation_length={tokens}", "paths=[analytical,cycle]")
     for name, model, tokens in (("LLaDA2-mini", "llada2_mini", 256), ("LLaDA2-flash", "llada2_flash", 64),
-                                ("SDAR-30B-A3B", "sdar_30b_a3b", 256))
+                                ("SDAR-30B-A3B", "sdar_30b_a3b", 256), ("DiffusionGemma", "diffusiongemma_26b_a4b", 256))
 }  # fmt: skip
 GEMMS = ((32, 512, 2048), (32, 4096, 4096), (256, 2048, 2048))
 """M, N, K."""

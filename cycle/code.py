@@ -47,18 +47,18 @@ LOCK = record("cell", "width", "size", "write")
 
 INSTRUCTION = record(
     "opcode", "control", "unit", "queue", "direction", "phase", "interval_cycles", "port_cycles", "latency_cycles",
-    ("wait", (2,)), ("wait_cause", (2,)), ("signal", (2,)), "moves", "hbm_rows", "hbm_bytes", "period", "known", "exits",
+    ("wait", (2,)), ("wait_cause", (2,)), ("signal", (2,)), "moves", "hbm_rows", "hbm_bytes", "period", "stop", "exits",
     "level", "cost", "exit_cost", "host_cost", ("host_bytes", (2,)), "address_cost",
     "addresses", ("register", (LOCKS,)), "locks", ("lock", LOCK, (LOCKS,)),
 )  # fmt: skip
-"""`control`: a ControlKind, 0 of what is queued. `direction`: READ, WRITE or NEITHER. `interval_cycles`, `port_cycles`: for which
-it occupies its unit, and the write-out port. `wait`, `signal`: two semaphores (0: none); `wait_cause`: what waiting for each
-counts as. `moves`: whether it accesses HBM (a DMA instruction may be only a sync), with so many rows of so many bytes. `period`,
-`known` (of what closes a loop): see `periods`; `exits` (of what opens it): the trace says in which trip it is left. `level`:
-first operand. `cost`: cycles of the front end; `exit_cost`: those of what closes a loop and leaves it; `host_cost`: how long it
-waits for the host, which moves `host_bytes` of HBM by direction; `address_cost`: how many of its cycles step addresses.
-`addresses`: how many addresses matter for time, and the `register`s that they come from: of the access to HBM, or of the `locks`
-in order."""
+"""`control`: a ControlKind, 0 of what is queued. `direction`: READ, WRITE or NEITHER. `interval_cycles`, `port_cycles`: for
+which it occupies its unit, and the write-out port. `wait`, `signal`: two semaphores (0: none); `wait_cause`: what waiting for
+each counts as. `moves`: whether it accesses HBM (a DMA instruction may be only a sync), with so many rows of so many bytes.
+`period` (of what closes a loop) and `stop` (its row of STOP, counted from 1): see `periods`; `exits` (of what opens it): the
+trace says in which trip it is left. `level`: first operand. `cost`: cycles of the front end; `exit_cost`: those of what
+closes a loop and leaves it; `host_cost`: how long it waits for the host, which moves `host_bytes` of HBM by direction;
+`address_cost`: how many of its cycles step addresses. `addresses`: how many addresses matter for time, and the `register`s
+that they come from: of the access to HBM, or of the `locks` in order."""
 
 FACTS = record("serial", "dispatch", "outstanding", "burst_bytes", ("turnaround", (2,)), "refresh_for",
                "refresh_every", ("depth", (len(QUEUED_UNITS),)))  # fmt: skip

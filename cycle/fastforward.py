@@ -34,10 +34,10 @@ Snapshots = namedtuple("Snapshots", "level word counted watch known")
 """By loop level: LEVEL, the words that `watch` found, and what was counted; and iterations that are known."""
 
 
-def new_snapshots(state: State, watch: Watch) -> Snapshots:
+def new_snapshots(state: State, watch: Watch, stops: tuple[np.ndarray, np.ndarray]) -> Snapshots:
     """No snapshot taken."""
     words, counted = (LOOP_LEVELS, watch.note.size), (LOOP_LEVELS, state.counted.size)
-    known = new_transitions(state, watch)
+    known = new_transitions(state, watch, stops)
     return Snapshots(np.zeros(LOOP_LEVELS, LEVEL), np.zeros(words, np.int64), np.zeros(counted, np.int64), watch, known)
 
 
@@ -55,14 +55,20 @@ def is_due(level, iteration, levels):
 
 
 @njit(cache=True)
-def at_known_end(code, facts, control, counts, state, statistics, pc, snapshots):
-    """After the C_NEXT at `pc` of a loop whose iterations read a number: go on by iterations that are known."""
-    floor = _floor(state)
-    if floor < state.machine[0].window_to:
-        snapshots.known.pending[0] = 0
-        return
-    end = _look(code, state, snapshots.watch, floor)
-    take_known(code, facts, control, counts, state, statistics, snapshots.watch, snapshots.known, pc, floor, end)
+def at_stop(code, operands, facts, control, counts, state, statistics, snapshots):
+    """At the stop of `control.pc`: go on to the first one from which it is not known how the machine goes on."""
+    known, levels = snapshots.known, snapshots.level
+    while True:
+        floor, end = _floor(state), np.int64(0)
+        if floor >= state.machine[0].window_to:
+            end = _look(code, state, snapshots.watch, floor)
+        if not take_known(
+            code, operands, facts, control, counts, state, statistics, snapshots.watch, known, floor, end
+        ):
+            return
+        for level in range(levels.size):
+            if known.entered[level]:
+                enter_loop(level, state.machine[0].now, levels)
 
 
 @njit(cache=True)

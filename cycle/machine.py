@@ -33,11 +33,11 @@ from cycle.code import (
     VECTOR,
     WRITE_OUT,
 )
-from cycle.fastforward import at_known_end, at_loop_end, enter_loop, is_due
+from cycle.fastforward import at_loop_end, at_stop, enter_loop, is_due
 from cycle.memory import line_of
 from cycle.state import LOG
 from cycle.transfers import absolute_refresh
-from cycle.transitions import BREAKS, COUNTS, cells_of
+from cycle.transitions import BREAKS, COUNTS, cells_of, note_gap
 from npu.isa.control import address_of, c_break_if, c_next, control_step, set_count
 from npu.isa.spec import ControlKind
 from npu.unowned import unowned
@@ -118,6 +118,11 @@ def _front_end(code, operands, facts, costs, control, breaks, counts, state, sta
                 return moved
             machine.pending = -1
             _stand(machine, counters, unit.retire + facts.dispatch, SERIAL)
+        if row.stop and _has_tokens(row, state.semaphore):
+            at_stop(code, operands, facts, control, counts, state, statistics, snapshots)
+            pc = control.pc[0]
+            row = code[pc]
+            counters = statistics.phase[row.phase]
         if row.control:
             cost, level = row.cost, row.level
             if row.control == NEXT:
@@ -132,6 +137,7 @@ def _front_end(code, operands, facts, costs, control, breaks, counts, state, sta
                         _stand(machine, counters, _take(state, row.wait[wait]), row.wait_cause[wait])
                 if row.control == LOOP:
                     enter_loop(level, machine.now, snapshots.level)
+                    statistics.entered[level] += 1
                 if row.control == BREAK and control.index[level] + 1 == control.trips[level]:
                     c_break_if(control, level, 0)
                     statistics.left[statistics.opened[level]] = machine.now
@@ -159,9 +165,7 @@ def _front_end(code, operands, facts, costs, control, breaks, counts, state, sta
             if row.host_cost:
                 _hand_over(pc, row, state, statistics)
             moved = 1
-            if row.known and control.pc[0] <= pc:
-                at_known_end(code, facts, control, counts, state, statistics, pc, snapshots)
-            elif row.period > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.level):
+            if row.period > 0 and control.pc[0] <= pc and is_due(level, control.index[level], snapshots.level):
                 at_loop_end(code, facts, control, breaks, counts, state, statistics, pc, snapshots)
             continue
         q = row.queue
@@ -209,6 +213,7 @@ def _hand_over(pc, row, state, statistics):
     for q in range(state.unit.size):
         unit = state.unit[q]
         if unit.waiting.count == 0 and unit.free < machine.now:
+            note_gap(unit, row.phase, UNIT_OF_QUEUE[q], FRONTEND)
             counters.stall[UNIT_OF_QUEUE[q], FRONTEND] += max(began - unit.free, 0)
             counters.stall[UNIT_OF_QUEUE[q], HOST] += machine.now - max(unit.free, began)
             unit.free = machine.now
@@ -337,6 +342,7 @@ def _commit(q, code, facts, costs, state, statistics, timeline):
     gap = start - unit.free
     if gap > 0:
         standing = UNIT_VECTOR if row.unit == UNIT_SCALAR else row.unit
+        note_gap(unit, row.phase, standing, cause)
         counters.stall[standing, cause] += gap - bandwidth
         counters.stall[standing, BANDWIDTH] += bandwidth
     unit.free = max(unit.free, start + occupied)

@@ -51,6 +51,7 @@ class DescriptorCosts:
         self._clock_hz = hardware.clock_hz
         self._cycle = self._hbm.core_cycles_per_memory_cycle(hardware.clock_hz)
         self.table = np.zeros(LINES, DESCRIPTOR)
+        self._found: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def turnaround_cycles(self) -> tuple[int, int]:
         """Cycles between a write and a read behind it, and the other way round."""
@@ -75,10 +76,15 @@ class DescriptorCosts:
             key = line.copy()
             self.table[:] = 0
             self.table[number] = key
-        shape = (int(line[name]) for name in ("rows", "size", "stride", "offset", "write"))
-        values = self._simple(*shape) if self._bursts is None else self._detailed(*shape)
+        values = self.of(*(int(line[name]) for name in ("rows", "size", "stride", "offset", "write")))
         line["bursts"], line["data"], line["row_changes"], line["refreshes"], line["tail"] = values
         line["known"] = 1
+
+    def of(self, *shape: int) -> tuple[int, ...]:
+        """What a descriptor costs: bursts, data, row_changes, refreshes and tail; `shape`: rows, size, stride, offset, write."""
+        if shape not in self._found:
+            self._found[shape] = self._simple(*shape) if self._bursts is None else self._detailed(*shape)
+        return self._found[shape]
 
     def _simple(self, rows: int, size: int, stride: int, offset: int, write: int) -> tuple[int, ...]:
         hbm = self._hbm

@@ -8,24 +8,21 @@ import numpy as np
 
 from npu.isa.spec import SET_UP, ControlKind
 from npu.program import Program, loop_tree
-from npu.program.looptree import Loop, loops_of
-from npu.program.reads import counting
+from npu.program.looptree import Loop
 from npu.program.registers import Register
-from npu.program.tables import QUEUE_OF_UNIT, address_registers, tabulate
+from npu.program.tables import address_registers
 
 
 def mark_loops(program: Program, code: np.ndarray, hbm_period_bytes: int) -> None:
-    """Fill in `period` (iterations after which addresses repeat; 0: never skip) of what closes each loop, and `known` (the queues
-    that it uses, a bit each, where an iteration may be taken as it is known)."""
-    if not _set_up_once(program):
+    """Fill in `period` of what closes each loop: iterations after which addresses repeat; 0: never skip."""
+    if not set_up_once(program):
         return
-    accesses = _accesses(code)
+    accesses = accesses_of(code)
     for loop in loop_tree(program).loops:
         code["period"][loop.next] = _period(program, accesses, loop, hbm_period_bytes)
-        code["known"][loop.next] = _by_number(program, accesses, loop, hbm_period_bytes)
 
 
-def _set_up_once(program: Program) -> bool:
+def set_up_once(program: Program) -> bool:
     """Whether every address register is set up once and in no loop: otherwise nothing is known of it beforehand."""
     around, based = loop_tree(program).around, set()
     for number, instruction in enumerate(program.instructions):
@@ -40,7 +37,7 @@ def _set_up_once(program: Program) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Accesses:
+class Accesses:
     """Address registers of an instruction: `hbm`, of its access to HBM; `locks`, of its interlocked accesses, each with the
     LOCK."""
 
@@ -48,15 +45,16 @@ class _Accesses:
     locks: list[tuple[int, tuple[int, int, int, int]]]
 
 
-def _accesses(code: np.ndarray) -> list[_Accesses]:
+def accesses_of(code: np.ndarray) -> list[Accesses]:
+    """Those of every instruction."""
     columns = (code[name].tolist() for name in ("moves", "locks", "register", "lock"))
     return [
-        _Accesses(hbm=registers[:moves], locks=list(zip(registers[:count], locks, strict=False)))
+        Accesses(hbm=registers[:moves], locks=list(zip(registers[:count], locks, strict=False)))
         for moves, count, registers, locks in zip(*columns, strict=True)
     ]
 
 
-def _period(program: Program, accesses: Sequence[_Accesses], loop: Loop, hbm_period_bytes: int) -> int:
+def _period(program: Program, accesses: Sequence[Accesses], loop: Loop, hbm_period_bytes: int) -> int:
     """Iterations after which the addresses of a loop's body have moved by whole cells and periods; 0 if never alike."""
     registers, around = address_registers(program), loop_tree(program).around
     period, locks = 1, []
@@ -65,52 +63,22 @@ def _period(program: Program, accesses: Sequence[_Accesses], loop: Loop, hbm_per
         if instruction.spec.control is ControlKind.TRIPS and instruction.operands["level"] == loop.level:
             return 0
         for name in accesses[number].hbm:
-            step = registers.get(name, _UNSET).strides.get(loop.level, 0)
+            step = registers.get(name, UNSET).strides.get(loop.level, 0)
             period = math.lcm(period, hbm_period_bytes // math.gcd(step, hbm_period_bytes))
         for name, (cell, width, size, write) in accesses[number].locks:
-            register = registers.get(name, _UNSET)
+            register = registers.get(name, UNSET)
             step = register.strides.get(loop.level, 0)
             period = math.lcm(period, width // math.gcd(step, width))
-            low, high = _sweep(register, around[number])
+            low, high = sweep(register, around[number])
             locks.append((cell + low // width, cell + (high + size - 1) // width, step, bool(write)))
-    return period if _meet_alike(locks) else 0
+    return period if meet_alike(locks) else 0
 
 
-def _by_number(program: Program, accesses: Sequence[_Accesses], loop: Loop, hbm_period_bytes: int) -> int:
-    """The queues that a loop uses, a bit each, where its iterations differ by one number that each reads, and by addresses that
-    meet alike; else 0."""
-    registers, around, counts = address_registers(program), loop_tree(program).around, counting(program)
-    reads = [number for number in loop.numbers if number in counts]
-    inner = list(loops_of(loop.body))
-    if (
-        len(reads) != 1
-        or reads[0] not in loop.body
-        or any(each.leaves_early or each.trips.level >= 0 for each in inner)
-    ):
-        return 0
-    locks, between = [], []  # those that move by a part of a cell, which read alone
-    for number in loop.numbers:
-        steps = [registers.get(name, _UNSET).strides.get(loop.level, 0) for name in accesses[number].hbm]
-        if any(step % hbm_period_bytes for step in steps):
-            return 0
-        for name, (cell, width, size, write) in accesses[number].locks:
-            register = registers.get(name, _UNSET)
-            low, high = _sweep(register, around[number])
-            place = cell + low // width, cell + (high + size - 1) // width
-            step = register.strides.get(loop.level, 0)
-            locks.append((*place, step, bool(write)))
-            between += [place] if step % width else []
-    written = [(first, last) for first, last, _, write in locks if write]
-    if any(first <= end and begin <= last for first, last in between for begin, end in written):
-        return 0
-    queues = QUEUE_OF_UNIT[tabulate(program).unit[loop.head : loop.next]]
-    return sum(1 << queue for queue in set(queues[queues >= 0].tolist())) if _meet_alike(locks) else 0
+UNSET = Register(base=0, strides={})
+"""A register that the program does not set up."""
 
 
-_UNSET = Register(base=0, strides={})
-
-
-def _sweep(register: Register, around: Sequence[Loop]) -> tuple[int, int]:
+def sweep(register: Register, around: Sequence[Loop]) -> tuple[int, int]:
     """First and last address that an instruction in these loops can reach through a register."""
     reach = (register.ring_length - 1) * register.ring_stride
     low, high = register.base + min(reach, 0), register.base + max(reach, 0)
@@ -120,7 +88,7 @@ def _sweep(register: Register, around: Sequence[Loop]) -> tuple[int, int]:
     return low, high
 
 
-def _meet_alike(locks: list[tuple[int, int, int, bool]]) -> bool:
+def meet_alike(locks: list[tuple[int, int, int, bool]]) -> bool:
     """Whether no two accesses, one of them a write, move at different speeds over the same cells (first, last, step,
     write)."""
     table = np.array(sorted(set(locks)), np.int64).reshape(-1, 4)

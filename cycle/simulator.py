@@ -11,6 +11,7 @@ from cycle.machine import DEADLOCK, NO_BODY, OK, OUT_OF_RANGE, TRACE_SHORT, UNKN
 from cycle.memory import DescriptorCosts
 from cycle.periods import mark_loops
 from cycle.state import EVENT, State, Statistics, new_state
+from cycle.stops import NO_STOPS, mark_stops
 from cycle.verdicts import prove
 from npu.energy import Technology, account
 from npu.errors import ProgramError, TripathError
@@ -98,14 +99,16 @@ def _replay(
         prove(program)
     costs = DescriptorCosts(hardware)
     code, facts = code_of(program, hardware), facts_of(hardware, costs)
+    stops = NO_STOPS
     if fast_forward:
         mark_loops(program, code, hardware.hbm.burst_bytes)
+        stops = mark_stops(program, code, costs, hardware.hbm.burst_bytes)
     code["exits"][[loop.head for loop in loop_tree(program).loops if loop.leaves_early]] = 1
     state, control, statistics, watch = new_state(program, hardware, facts[0], window, len(trace.breaks))
     timeline = np.zeros(most_events, EVENT)
     streams = np.array(trace.breaks, np.int64), trace.numbers
     inputs = code, tabulate(program).operands, facts, costs.table, control, *streams
-    outputs = state, statistics, timeline, new_snapshots(state, watch)
+    outputs = state, statistics, timeline, new_snapshots(state, watch, stops)
     status, fault = UNKNOWN, 0
     while status == UNKNOWN:
         status, fault = run(*inputs, *outputs)  # pyright: ignore[reportGeneralTypeIssues]  its return is compiled away

@@ -36,10 +36,11 @@ State = namedtuple("State", "words counted machine unit queue flight semaphore t
 `semaphore` [semaphores + 1]; `token` [semaphores + 1, TOKENS]: times; `log` [1, LOG]: the last vector and scalar instructions.
 `ready`: the scoreboard, when the last result of each cell is there."""
 
-Statistics = namedtuple("Statistics", "used retired advanced phase left opened")
-"""What is counted, additive over time: `used` [2]: entries of breaks and of counts; `retired`, `advanced` [n]: how often each
-instruction retired, and the cycles that it added to the run; `phase` [phases]. And `left` [breaks]: when each loop that data
-decide was left, by its number in the trace, which is `opened` [levels] while it runs."""
+Statistics = namedtuple("Statistics", "entered used retired advanced phase left opened")
+"""What is counted, additive over time: `entered` [levels]: loops begun; `used` [2]: entries of breaks and of counts;
+`retired`, `advanced` [n]: how often each instruction retired, and the cycles that it added to the run; `phase` [phases]. And
+`left` [breaks]: when each loop that data decide was left, by its number in the trace, which is `opened` [levels] while it
+runs."""
 
 EVENT = record("instruction", "unit", "dispatched", "start", "end", "bytes")
 """An instruction that started in the recorded window."""
@@ -69,6 +70,9 @@ def parts_of(program: Program, hardware: HardwareConfig, facts: np.void) -> tupl
         Field(name="issued", kind=CLIPPED, lead=1),  # when its last descriptor was issued
         Field(name="waiting", ring=True),
         Field(name="flight", ring=True),
+        Field(
+            name="gap", shape=(3,)
+        ),  # the phase, unit and cause that its first stand since `transitions` looked counts for
     )
     place = (
         Field(name="entry", kind=INSTRUCTION),
@@ -105,6 +109,7 @@ def parts_of(program: Program, hardware: HardwareConfig, facts: np.void) -> tupl
     )
     counted = [
         integers("index", LOOP_LEVELS),
+        integers("entered", LOOP_LEVELS),
         integers("used", 2),
         integers("retired", len(program.words)),
         integers("advanced", len(program.words)),
@@ -136,5 +141,5 @@ def new_state(
     )  # fmt: skip
     control = new_control()._replace(**{name: part[name] for name in ("index", "register", "ring_position")})
     exits = np.zeros(breaks, np.int64), np.zeros(LOOP_LEVELS, np.int64)
-    statistics = Statistics(part["used"], part["retired"], part["advanced"], part["phase"], *exits)
+    statistics = Statistics(part["entered"], part["used"], part["retired"], part["advanced"], part["phase"], *exits)
     return state, control, statistics, watch_of(compared)

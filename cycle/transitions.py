@@ -1,13 +1,15 @@
-"""Iterations that are known: how the machine gets from one boundary of a loop to the next depends on its state there, and on the
-number that the iteration reads.
+"""Stretches that are known: how the machine gets from one stop of the program to the next (`cycle.stops`: where a number of the
+trace is read, or a phase begins) depends on its state there, on the number, and on where the loops around it stand.
 
-A loop over experts does not repeat, since each expert has its own rows, but pairs of a state and a number recur from layer to
-layer and from step to step. So each pair is run once, and its outcome kept: the state at the next boundary, relative to time,
-and what was counted. States are compared word by word, so a run gives what running every iteration gives.
+A loop over experts does not repeat, since each expert has its own rows, but pairs of a state and a number recur from expert to
+expert, from layer to layer and from step to step. So each is run once, and its outcome kept: the state at the next stop,
+relative to time, and what was counted. States are compared word by word, so a run gives what running everything gives.
 
 The words are those of the schema (`cycle.schema`), written down as they count: times relative to now, past ones as such,
-addresses in HBM by their place in a burst, others less what the loop has moved them. A boundary at which anything from
-outside of the loop is still queued or in flight is run.
+addresses in HBM by their place in a burst, others less what the innermost loop has moved them. The index of that loop counts
+where its last iteration begins, or where anything from outside of it is still queued or in flight; that of another loop around
+where its last iteration is under way. A unit that stands since before the floor may stand for any time: how long is made up for
+where its first gap was counted.
 """
 
 from collections import namedtuple
@@ -15,85 +17,118 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from cycle.schema import ADDRESS, CLIPPED, IDLE, INSTRUCTION, STRICT, UNSEEN, Watch, watch_rings
+from cycle.schema import ADDRESS, CLIPPED, IDLE, INSTRUCTION, STRICT, UNSEEN, Watch, record
 from cycle.state import State
-from npu.isa.control import address_of
+from npu.isa.spec import LOOP_LEVELS, ControlKind
 
 BREAKS, COUNTS = range(2)
 """Streams of the trace."""
 SLOTS = 1 << 16
 RECORDS = 1 << 14
 WORDS = 1 << 25
+COUNT = int(ControlKind.COUNT)
 PAST = np.int64(-(1 << 62))
-"""A time that nothing can notice."""
-KEY, KEY_END, AFTER, COUNTED, COUNTED_END, CYCLES, FLOOR, RETIRED = range(8)
-"""Columns of a record: where its key, its state afterwards and what it counted lie; its cycles and instructions, and the floor
-behind now."""
-VALID, LEVEL, INDEX, LENGTH, SLOT, BEGAN, BEFORE = range(7)
-"""Of the iteration that is run to be known: whether there is one, of which level and index; the length of its key, and its slot;
-when it began, and instructions before it."""
+"""A time that nothing can notice, or of a unit that did nothing."""
 
-Transitions = namedtuple("Transitions", "slot record word filled pending key canonical counted")
-"""`slot` [SLOTS]: records by hash, 1 + number; `record` [RECORDS, 8]; `word` [WORDS]; `filled` [2]: records and words in use;
-`pending` [7], `key`, `counted`: the iteration that is run, its key and what was counted before; `canonical`: scratch."""
+RECORD = record(
+    "key", "key_end", "after", "gaps", "loops", "counted", "counted_end", "cycles", "floor", "retired", "pc"
+)
+"""Where its key, its state afterwards, gaps, loops begun and what it counted lie in `word`; its cycles and instructions, the
+floor behind now, and where it ends."""
+PENDING = record("valid", "stop", "length", "slot", "began", "retired", "breaks", "beyond")
+"""The stretch that is run to be known, if any: where it began, the length of its key and its slot; when, after how many
+instructions and breaks; how many loops around it were in their last iteration, from the inside."""
+GAP, LOOP = 4, 4
+"""Words of a record for each unit (since when it stood before now, and the phase, unit and cause for which that counts) and for
+each loop begun (level, trips, start, stop)."""
+
+Transitions = namedtuple(
+    "Transitions", "stop place slot record word filled pending key canonical counted index free entered"
+)
+"""`stop`, `place`: see `cycle.stops`; `slot` [SLOTS]: records by hash, 1 + number; `record` [RECORDS]; `word` [WORDS];
+`filled` [2]: records and words in use; of what is `pending` [1] the `key`, and as it began what was `counted`, the `index` of
+each level, and when units were `free`; `canonical`: scratch; `entered` [levels]: loops that the last known stretch began."""
 
 
-def new_transitions(state: State, watch: Watch) -> Transitions:
+def new_transitions(state: State, watch: Watch, stops: tuple[np.ndarray, np.ndarray]) -> Transitions:
     """Nothing known."""
-    size = watch.note.size + 8
+    size = watch.note.size + LOOP_LEVELS + stops[1].size + 8
     return Transitions(
-        np.zeros(SLOTS, np.int64), np.zeros((RECORDS, 8), np.int64), np.zeros(WORDS, np.int64), np.zeros(2, np.int64),
-        np.zeros(7, np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(state.counted.size, np.int64),
+        *stops, np.zeros(SLOTS, np.int64), np.zeros(RECORDS, RECORD), np.zeros(WORDS, np.int64), np.zeros(2, np.int64),
+        np.zeros(1, PENDING), np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(state.counted.size, np.int64),
+        np.zeros(LOOP_LEVELS, np.int64), np.zeros(state.unit.size, np.int64), np.zeros(LOOP_LEVELS, np.int64),
     )  # fmt: skip
 
 
 @njit(cache=True)
-def take_known(code, facts, control, counts, state, statistics, watch, known, pc, floor, end):
-    """At the boundary of the loop that `pc` closes: keep the iteration that was run, then go on by known ones.
+def take_known(code, operands, facts, control, counts, state, statistics, watch, known, floor, end):
+    """At the stop of `control.pc`: keep the stretch that was run up to it; take the one that follows, and return true, if it is
+    known.
 
-    `end` is that of the notes, `floor` the time that nothing can look behind.
+    `end` is that of the notes (0: not to be compared), `floor` the time that nothing can look behind.
     """
-    level, pending = code[pc].level, known.pending
-    places = _places(code, facts, control, pc, level)
-    while True:
-        if end == 0 or not _of_loop(control, state, watch, pc, level, end):
-            pending[VALID] = 0
-            return
-        _canonical(code, facts, control, state, watch, known.canonical, pc, floor, end)
-        now = state.machine[0].now
-        if pending[VALID] and pending[LEVEL] == level and pending[INDEX] + 1 == control.index[level]:
-            _keep(known, state, statistics.retired.sum(), now, floor, end)
-        pending[VALID] = 0
-        if control.index[level] + 1 >= control.trips[level] or statistics.used[COUNTS] >= counts.size:
-            return
-        length = _key(facts, counts[statistics.used[COUNTS]], known, pc, places, now, floor, end)
-        slot = _find(known, length)
-        number = known.slot[slot] - 1
-        if number < 0:
-            pending[VALID], pending[LEVEL], pending[INDEX] = 1, level, control.index[level]
-            pending[LENGTH], pending[SLOT] = length, slot
-            pending[BEGAN], pending[BEFORE] = now, statistics.retired.sum()
-            known.counted[:] = state.counted
-            return
-        floor = _apply(code, control, state, watch, known, number, level)
-        end = watch_rings(state.words, code, watch)
+    pending, now, pc = known.pending[0], state.machine[0].now, control.pc[0]
+    stop = known.stop[code[pc].stop - 1]
+    reads = code[pc].control == COUNT
+    valid, pending.valid = pending.valid, 0
+    if reads:
+        control.register[operands[pc, 0]] = 0  # which the number overwrites
+    if end == 0:
+        return False
+    _canonical(code, facts, control, state, watch, known.canonical, stop, floor, end)
+    if valid:
+        _keep(code, known, control, state, statistics, watch, stop, now, floor, end)
+    number = np.int64(-1)
+    if reads:
+        if statistics.used[COUNTS] >= counts.size:
+            return False
+        number = counts[statistics.used[COUNTS]]
+    beyond = np.int64(0)  # how many loops around are in their last iteration, from the inside
+    while beyond < stop.leaves:
+        level = stop.around[beyond]
+        left = control.trips[level] - control.index[level]
+        if stop.early >> level & 1 and left <= 2:  # when it is left is a time of the trace's own
+            return False
+        if left > 1:
+            break
+        beyond += 1
+    length = _key(control, facts, number, state, known, watch, stop, beyond, floor, end)
+    slot = _find(known, length)
+    if known.slot[slot]:
+        _apply(code, control, state, statistics, watch, known, known.slot[slot] - 1)
+        return True
+    pending.valid, pending.stop, pending.length, pending.slot, pending.beyond = 1, pc, length, slot, beyond
+    pending.began, pending.retired, pending.breaks = now, statistics.retired.sum(), statistics.used[BREAKS]
+    known.counted[:] = state.counted
+    known.index[:] = control.index
+    for q in range(state.unit.size):
+        known.free[q] = state.unit[q].free
+        state.unit[q].gap[:] = -1
+    return False
 
 
 @njit(cache=True)
-def _of_loop(control, state, watch, pc, level, end):
-    """Whether all that is queued or in flight is of the loop; results in flight are noted in the log."""
-    first = control.start[level]
+def note_gap(unit, phase, standing, cause):
+    """Note for what a unit's first gap since `take_known` looked counts: this phase, unit and cause."""
+    if unit.gap[0] < 0:
+        unit.gap[0], unit.gap[1], unit.gap[2] = phase, standing, cause
+
+
+@njit(cache=True)
+def _of_loop(control, state, watch, stop, end):
+    """Whether all that is queued or in flight is of the stop's loop; results in flight are noted in the log."""
+    first, end_of_loop = control.start[stop.level], control.stop[stop.level]
     for at in range(watch.plain, end):
         note = watch.note[at]
-        if note.kind == INSTRUCTION and not first <= state.words[note.word] <= pc:
+        if note.kind == INSTRUCTION and not first <= state.words[note.word] < end_of_loop:
             return False
     return True
 
 
 @njit(cache=True)
-def _canonical(code, facts, control, state, watch, canonical, pc, floor, end):
-    """Write the noted words down as they count; when a unit that the loop does not use became idle stays as it is."""
-    now, level, entry, unit = state.machine[0].now, code[pc].level, np.int64(0), np.int64(0)
+def _canonical(code, facts, control, state, watch, canonical, stop, floor, end):
+    """Write the noted words down as they count."""
+    now, level, entry = state.machine[0].now, stop.level, np.int64(0)
     for at in range(end):
         note = watch.note[at]
         value = state.words[note.word]
@@ -102,41 +137,42 @@ def _canonical(code, facts, control, state, watch, canonical, pc, floor, end):
         elif note.kind == ADDRESS:
             if code[entry].moves:
                 value = value % facts.burst_bytes
-            else:
+            elif level >= 0:
                 value -= control.index[level] * control.stride[note.register, level]
         elif note.kind == STRICT:
             value -= now
-        elif note.kind == IDLE:  # one for each unit, in their order
-            value = value - now if code[pc].known >> unit & 1 else PAST
-            unit += 1
+        elif note.kind == IDLE:
+            value = PAST if value < floor else value - now
         elif note.kind == CLIPPED:
             value = PAST if value + note.lead <= floor else value - now
         canonical[at] = value
 
 
 @njit(cache=True)
-def _places(code, facts, control, pc, level):
-    """A digest of where the addresses of a loop stand in its first iteration, as far as they matter for time."""
-    index = control.index[level]
-    control.index[level] = 0
-    places = np.int64(0)
-    for inside in range(control.start[level], pc):
-        row = code[inside]
-        for k in range(row.addresses):
-            address = address_of(control, row.register[k])
-            places = places * np.int64(1000003) + (address % facts.burst_bytes if row.moves else address)
-    control.index[level] = index
-    return places
-
-
-@njit(cache=True)
-def _key(facts, number, known, pc, places, now, floor, end):
-    """The key of the iteration that begins: its loop, where its addresses stand, its number, time, and the state."""
-    key = known.key
-    key[0], key[1], key[2], key[3] = pc, places, number, floor - now
+def _key(control, facts, number, state, known, watch, stop, beyond, floor, end):
+    """The key of the stretch that begins: where, with which number, how the loops around and their addresses stand, time, and the
+    state. Its length. `beyond` loops come to their end in it, from the inside."""
+    key, now = known.key, state.machine[0].now
+    key[0], key[1], key[2], key[3] = control.pc[0], number, beyond, floor - now
     key[4] = now % facts.refresh_every if facts.refresh_every else 0
-    key[5 : 5 + end] = known.canonical[:end]
-    return 5 + end
+    at = 5
+    alike = beyond == 0 and stop.level >= 0
+    for loop in range(stop.depth):
+        level = stop.around[loop]
+        if not alike:
+            counts = loop < beyond or stop.indexed >> level & 1
+        else:
+            counts = loop == 0 and not _of_loop(control, state, watch, stop, end)
+        key[at] = control.index[level] if counts else -1
+        at += 1
+    for row in range(stop.first, stop.last):
+        place = known.place[row]
+        if place.beyond <= beyond and not (alike and place.level == stop.level):
+            moved = control.index[place.level] * control.stride[place.register, place.level]
+            key[at] = moved % facts.burst_bytes if place.hbm else moved
+            at += 1
+    key[at : at + end] = known.canonical[:end]
+    return at + end
 
 
 @njit(cache=True)
@@ -149,10 +185,10 @@ def _find(known, length):
     slot = hashed & np.int64(SLOTS - 1)
     while known.slot[slot]:
         record = known.record[known.slot[slot] - 1]
-        if record[KEY_END] - record[KEY] == length:
+        if record.key_end - record.key == length:
             same = True
             for at in range(length):
-                if known.word[record[KEY] + at] != known.key[at]:
+                if known.word[record.key + at] != known.key[at]:
                     same = False
                     break
             if same:
@@ -162,45 +198,92 @@ def _find(known, length):
 
 
 @njit(cache=True)
-def _keep(known, state, retired, now, floor, end):
-    """Keep the iteration that was run, unless there is no room left."""
-    pending, filled, length = known.pending, known.filled, known.pending[LENGTH]
+def _keep(code, known, control, state, statistics, watch, stop, now, floor, end):
+    """Keep the stretch that was run, unless the trace decided more of it than its number, or there is no room left."""
+    pending, filled, queues = known.pending[0], known.filled, state.unit.size
+    length, entered = pending.length, statistics.entered
+    before = known.counted[control.index.size : control.index.size + LOOP_LEVELS]
+    if statistics.used[BREAKS] != pending.breaks:
+        return
+    began, loops = known.stop[code[pending.stop].stop - 1], np.int64(0)
+    for loop in range(pending.beyond, began.depth):  # these go on, once at most
+        level = began.around[loop]
+        inside = False
+        for other in range(stop.depth):
+            inside = inside or stop.around[other] == level
+        if not inside or entered[level] != before[level] or control.index[level] - known.index[level] > 1:
+            return
+    for level in range(LOOP_LEVELS):
+        loops += entered[level] != before[level]
     changed = np.int64(0)
     for at in range(state.counted.size):
         changed += state.counted[at] != known.counted[at]
     begin = filled[1]
-    if filled[0] == RECORDS or begin + length + end + 2 * changed > WORDS:
+    if filled[0] == RECORDS or begin + length + end + GAP * queues + LOOP * loops + 2 * changed > WORDS:
         return
-    record = known.record[filled[0]]
-    record[KEY], record[KEY_END] = begin, begin + length
-    known.word[begin : begin + length] = known.key[:length]
+    record, word = known.record[filled[0]], known.word
+    record.pc, record.cycles, record.floor = control.pc[0], now - pending.began, floor - now
+    record.retired = statistics.retired.sum() - pending.retired
+    record.key, record.key_end = begin, begin + length
+    word[begin : begin + length] = known.key[:length]
     begin += length
-    record[AFTER], record[FLOOR] = begin, floor - now
-    record[CYCLES], record[RETIRED] = now - pending[BEGAN], retired - pending[BEFORE]
-    known.word[begin : begin + end] = known.canonical[:end]
+    record.after = begin
+    word[begin : begin + end] = known.canonical[:end]
+    unit = 0
+    for at in range(watch.plain):
+        if watch.note[at].kind == IDLE:  # one for each unit, in their order
+            free = state.words[watch.note[at].word]
+            word[begin + at] = PAST if free == known.free[unit] else free - now
+            unit += 1
     begin += end
-    record[COUNTED], record[COUNTED_END] = begin, begin + 2 * changed
+    record.gaps = begin
+    for q in range(queues):
+        word[begin] = known.free[q] - pending.began
+        word[begin + 1 : begin + GAP] = state.unit[q].gap
+        begin += GAP
+    record.loops = begin
+    for level in range(LOOP_LEVELS):
+        if entered[level] != before[level]:
+            word[begin], word[begin + 1] = level, control.trips[level]
+            word[begin + 2], word[begin + 3] = control.start[level], control.stop[level]
+            begin += LOOP
+    record.counted, record.counted_end = begin, begin + 2 * changed
     for at in range(state.counted.size):
         if state.counted[at] != known.counted[at]:
-            known.word[begin], known.word[begin + 1] = at, state.counted[at] - known.counted[at]
+            word[begin], word[begin + 1] = at, state.counted[at] - known.counted[at]
             begin += 2
-    known.slot[pending[SLOT]] = filled[0] + 1
+    known.slot[pending.slot] = filled[0] + 1
     filled[0], filled[1] = filled[0] + 1, begin
 
 
 @njit(cache=True)
-def _apply(code, control, state, watch, known, number, level):
-    """Take a known iteration; returns the floor behind it."""
+def _apply(code, control, state, statistics, watch, known, number):
+    """Take a known stretch."""
     record, words, machine = known.record[number], state.words, state.machine[0]
-    now = machine.now + record[CYCLES]
-    floor, retired = now + record[FLOOR], record[RETIRED]
-    for at in range(record[COUNTED], record[COUNTED_END], 2):  # the index of the loop is among them
+    began = machine.now
+    now, retired, log_size = began + record.cycles, record.retired, state.log.shape[1]
+    floor = now + record.floor
+    for at in range(record.counted, record.counted_end, 2):  # the indices of loops are among them
         state.counted[known.word[at]] += known.word[at + 1]
+    at = record.gaps
+    for q in range(state.unit.size):
+        if known.word[at + 1] >= 0:
+            phase, standing, cause = known.word[at + 1], known.word[at + 2], known.word[at + 3]
+            statistics.phase[phase].stall[standing, cause] += began + known.word[at] - state.unit[q].free
+        at += GAP
+    known.entered[:] = 0
+    for at in range(record.loops, record.counted, LOOP):
+        level = known.word[at]
+        known.entered[level] = 1
+        control.trips[level] = known.word[at + 1]
+        control.start[level], control.stop[level] = known.word[at + 2], known.word[at + 3]
+    control.pc[0] = record.pc
+    level = known.stop[code[record.pc].stop - 1].level
     for k in range(machine.log.count):  # what was in flight is noted anew
-        result = state.log[0, (machine.log.first + k) % state.log.shape[1]]
+        result = state.log[0, (machine.log.first + k) % log_size]
         result.retire = min(result.retire, floor)
-    machine.log.first = machine.logged % state.log.shape[1]
-    at = record[AFTER]
+    machine.log.first = machine.logged % log_size
+    at = record.after
     for plain in range(watch.plain):
         note = watch.note[plain]
         if note.kind != IDLE or known.word[at] != PAST:
@@ -229,7 +312,7 @@ def _apply(code, control, state, watch, known, number, level):
                         values = code[entry].addresses
                     for value in range(values):
                         found = _absolute(known.word[at], kind, rule.lead, now, floor)
-                        if kind == ADDRESS and not code[entry].moves:
+                        if kind == ADDRESS and level >= 0 and not code[entry].moves:
                             found += control.index[level] * control.stride[code[entry].register[value], level]
                         words[word + rule.word + value] = found
                         at += 1
@@ -242,7 +325,6 @@ def _apply(code, control, state, watch, known, number, level):
             if code[place.entry].moves:
                 place.row_stride = control.row_stride[code[place.entry].register[0]]
     note_results(code, state)
-    return floor
 
 
 @njit(cache=True)

@@ -23,6 +23,7 @@ from cycle.schema import (
     watch_rings,
 )
 from cycle.state import new_state
+from cycle.stops import NO_STOPS
 from tests.conftest import compiled, compose_experiment
 
 ADDRESSES = 2
@@ -123,7 +124,7 @@ def moment():
         array[...] = now + 70
     control.stride[:] = np.arange(control.stride.size).reshape(control.stride.shape) % 97
     end = watch_rings(state.words, code, watch)
-    snapshots, notes = new_snapshots(state, watch), watch.note[:end]
+    snapshots, notes = new_snapshots(state, watch, NO_STOPS), watch.note[:end]
     snapshot = snapshots.level[LEVEL]
     snapshot["taken_at"], snapshot["now"], snapshot["floor"], snapshot["notes"] = 0, now, now, end
     snapshots.word[LEVEL, :end] = state.words[notes["word"]]

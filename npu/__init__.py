@@ -1,13 +1,11 @@
 """The machine: number formats, instructions, programs and their structure, hardware facts, area and energy.
 
-Importing it decides where Numba keeps compiled code: in a folder named by the sources that compiled code depends on, since
-Numba itself looks only at the file of a function, not at those of the functions that it calls, and would run stale code after
-a change.
+Importing it decides where Numba keeps compiled code (`npu.compiled`).
 """
 
 import os
 
-from npu.sources import compiled_modules, digest_of_sources, user_cache
+from npu.sources import user_cache
 
-if "NUMBA_CACHE_DIR" not in os.environ:
-    os.environ["NUMBA_CACHE_DIR"] = str(user_cache() / f"numba-{digest_of_sources(*compiled_modules())[:16]}")
+os.environ.setdefault("NUMBA_CACHE_DIR", str(user_cache() / "compiled"))
+os.environ.setdefault("NUMBA_CACHE_LOCATOR_CLASSES", "npu.compiled.BySources,UserProvidedCacheLocator")

@@ -21,7 +21,6 @@ PACKAGES = ("npu", "dllm", "npu_compiler", "analytical", "cycle", "accuracy", "r
 """The project's packages, from the ground floor up."""
 OTHER_SOURCES = (".sv", ".cpp")
 _IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+([\w., ]+))", re.MULTILINE)
-_NUMBA = re.compile(r"^\s*(?:from|import)\s+numba\b", re.MULTILINE)
 
 
 def user_cache() -> Path:
@@ -70,7 +69,7 @@ def sources_of(*modules: str) -> tuple[tuple[str, Path], ...]:
         if name in found or name.partition(".")[0] not in known or (file := _file_of(name)) is None:
             continue
         found[name] = file
-        todo += [name.rpartition(".")[0], *_imported(file.read_text(encoding="utf-8"))]
+        todo += [name.rpartition(".")[0], *_imported_by(file)]
     folders = {file.parent for file in found.values()}
     beside = [each for folder in folders for each in folder.iterdir() if each.suffix in OTHER_SOURCES]
     return tuple(sorted([*found.items(), *((f"{each.parent.name}/{each.name}", each) for each in beside)]))
@@ -85,17 +84,7 @@ def digest_of_sources(*modules: str) -> str:
     return state.hexdigest()
 
 
-def compiled_modules() -> list[str]:
-    """Modules of the project that have functions for Numba to compile."""
-    found = []
-    for package in PACKAGES:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            if _NUMBA.search(file.read_text(encoding="utf-8")):
-                name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-                found.append(name.removesuffix(".__init__"))
-    return found
-
-
+@lru_cache
 def _file_of(module: str) -> Path | None:
     """The file of a module; None where there is none, as for a name inside a module."""
     package = module.partition(".")[0]
@@ -110,8 +99,13 @@ def _file_of(module: str) -> Path | None:
     return next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
 
 
-def _imported(text: str) -> Iterator[str]:
+@lru_cache
+def _imported_by(file: Path) -> tuple[str, ...]:
     """Names that may be modules in the imports of a source."""
+    return tuple(_names(file.read_text(encoding="utf-8")))
+
+
+def _names(text: str) -> Iterator[str]:
     for module, names, modules in _IMPORT.findall(text):
         if modules:
             yield from (each.split()[0] for each in modules.split(",") if each.strip())

@@ -5,7 +5,6 @@ costs, and lines that begin with `$` are its commands.
 """
 
 import filecmp
-import hashlib
 import json
 import os
 import re
@@ -151,15 +150,12 @@ def changed(text, diff):
 
 
 class Tree:
-    """A copy of the sources; copies share the compiled code of what none of them changes."""
+    """A copy of the sources. Compiled code is kept by what it depends on, so copies share that of what they do not change."""
 
-    def __init__(self, folder, compiled):
-        self.folder, self.written, self.cache = folder, set(), folder / "compiled"
-        self.cache.mkdir(parents=True)
+    def __init__(self, folder):
+        self.folder, self.written = folder, set()
         for name in (*sources.PACKAGES, "conf"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for place in compiled.iterdir():
-            (self.cache / _cached(folder / place.name.replace(".", "/"))).symlink_to(place)
 
     def add(self, title):
         """Make the changes of a section, which cost as many files as it says."""
@@ -183,7 +179,7 @@ class Tree:
     def python(self, *arguments, **environment):
         done = subprocess.run(
             [sys.executable, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300,
-            env={**os.environ, "PYTHONPATH": str(self.folder), "NUMBA_CACHE_DIR": str(self.cache), **environment},
+            env={**os.environ, "PYTHONPATH": str(self.folder), **environment},
         )  # fmt: skip
         return done.stdout, done.stderr
 
@@ -198,25 +194,10 @@ class Tree:
         return found
 
 
-def _cached(folder):
-    """Numba's name for the compiled code of a folder."""
-    return f"{folder.name}_{hashlib.sha1(str(folder).encode()).hexdigest()}"
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The compiled code of the sources by package: Numba goes by folder, and by time and size of a file, which a copy keeps."""
-    pool = tmp_path_factory.mktemp("compiled")
-    for folder in {file.parent for package in sources.PACKAGES for file in (ROOT / package).rglob("*.py")}:
-        known, place = Path(os.environ["NUMBA_CACHE_DIR"]) / _cached(folder), ".".join(folder.relative_to(ROOT).parts)
-        shutil.copytree(known, pool / place) if known.exists() else (pool / place).mkdir()
-    return pool
-
-
 @pytest.fixture
-def tree(tmp_path, compiled):
+def tree(tmp_path):
     """A copy to make changes in; in the end nothing but these and what is generated is unlike the originals."""
-    made = Tree(tmp_path / "copy", compiled)
+    made = Tree(tmp_path / "copy")
     yield made
     assert made.written
     assert made.changed() - set(GENERATED) == made.written - set(GENERATED)

@@ -1,0 +1,36 @@
+"""Where compiled code is kept: by what it depends on, so that a change compiles again what it changes alone."""
+
+import os
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from numba.core.caching import _CacheLocator  # what NUMBA_CACHE_LOCATOR_CLASSES names
+
+from npu.sources import PACKAGES, digest_of_sources
+
+
+class BySources(_CacheLocator):
+    """A folder for each module, named by the sources of all that it imports: Numba itself looks only at the file of a function,
+    not at those of the functions that it calls, and would run stale code after a change."""
+
+    def __init__(self, function: FunctionType) -> None:
+        self._module, self._line = function.__module__, function.__code__.co_firstlineno
+        self._digest = digest_of_sources(self._module)
+
+    def get_cache_path(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type
+        """The folder."""
+        return str(Path(os.environ["NUMBA_CACHE_DIR"]) / f"{self._module}-{self._digest[:16]}")
+
+    def get_source_stamp(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type
+        """What the code was made of."""
+        return self._digest
+
+    def get_disambiguator(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type
+        """Tells functions of one name apart."""
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> "BySources | None":  # noqa: ANN401, ARG003  Numba's names
+        """For functions of the project; None for those of a user's own module, which Numba keeps as it does."""
+        return cls(py_func) if py_func.__module__.partition(".")[0] in PACKAGES else None

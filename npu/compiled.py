@@ -7,7 +7,17 @@ from typing import Any
 
 from numba.core.caching import _CacheLocator  # what NUMBA_CACHE_LOCATOR_CLASSES names
 
-from npu.sources import PACKAGES, digest_of_sources
+from npu.sources import PACKAGES, ROOT, digest_of_sources
+
+
+def is_kept(package: str) -> bool:
+    """Whether compiled code of a package of the project is kept, as the sources are now."""
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in (ROOT / package).rglob("*.py")]
+    return any(_folder(module).exists() for module in modules)
+
+
+def _folder(module: str) -> Path:
+    return Path(os.environ["NUMBA_CACHE_DIR"]) / f"{module}-{digest_of_sources(module)[:16]}"
 
 
 class BySources(_CacheLocator):
@@ -16,15 +26,14 @@ class BySources(_CacheLocator):
 
     def __init__(self, function: FunctionType) -> None:
         self._module, self._line = function.__module__, function.__code__.co_firstlineno
-        self._digest = digest_of_sources(self._module)
 
     def get_cache_path(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type
         """The folder."""
-        return str(Path(os.environ["NUMBA_CACHE_DIR"]) / f"{self._module}-{self._digest[:16]}")
+        return str(_folder(self._module))
 
     def get_source_stamp(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type
         """What the code was made of."""
-        return self._digest
+        return digest_of_sources(self._module)
 
     def get_disambiguator(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type
         """Tells functions of one name apart."""

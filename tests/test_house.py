@@ -13,7 +13,7 @@ import pytest
 import analytical.overlap
 import cycle.machine
 from npu import sources
-from npu.compiled import BySources
+from npu.compiled import BySources, is_kept
 
 ROOT = Path(__file__).parents[1]
 WITNESSES = ("analytical", "cycle", "accuracy", "rtl")
@@ -102,6 +102,18 @@ def test_a_change_compiles_again_what_depends_on_it_alone(copied):
     before = places()
     (copied / "cycle" / "dram.py").write_text((copied / "cycle" / "dram.py").read_text() + "\n# changed\n")
     assert [each for each, place in places().items() if place != before[each]] == [cycle.machine.run]
+
+
+def test_code_is_kept_once_it_was_compiled_and_until_a_source_changes(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr("npu.compiled.ROOT", copied)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
+    assert not is_kept("cycle")
+    Path(BySources(cycle.machine.run.py_func).get_cache_path()).mkdir(parents=True)
+    assert is_kept("cycle")
+    assert not is_kept("analytical")
+    (copied / "cycle" / "dram.py").write_text((copied / "cycle" / "dram.py").read_text() + "\n# changed\n")
+    forget()
+    assert not is_kept("cycle")
 
 
 def test_the_page_draws_the_floors_of_the_linter():

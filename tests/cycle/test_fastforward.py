@@ -165,7 +165,7 @@ def counted_nests(draw):
     numbers = draw(st.lists(st.integers(0, most + 4), min_size=1, max_size=3))
     size = rows * rounds * times
     counts = draw(st.lists(st.sampled_from(numbers), min_size=size, max_size=size))
-    return program_of(whole, phases), Trace(breaks=breaks, counts=tuple(counts))
+    return program_of(whole, draw(st.sampled_from([phases, ()]))), Trace(breaks=breaks, counts=tuple(counts))
 
 
 LAYERS = """

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from npu.choices import check_choices, one_of, within
+from npu.compiled import is_kept
 from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
@@ -31,6 +32,7 @@ from tripath.cluster.ray_calls import (
 from tripath.cluster.standing import STANDING
 from tripath.experiment import Experiment
 from tripath.paths import Fact
+from tripath.paths import Path as PathRow
 from tripath.run.job import files_of, outcome_of, prepare
 from tripath.run.pipeline import INPUT_ERRORS, PathRun, rows_of, run_path, run_paths
 from tripath.run.results import Cache, default_folder
@@ -126,6 +128,12 @@ def _run_with_trace(*arguments: Any) -> tuple[PathRun, Trace | None]:  # noqa: A
     """The run of a path, and its trace as a value of its own."""
     run = run_path(*arguments)
     return run, run.trace
+
+
+def _compile_early(*arguments: Any) -> None:  # noqa: ANN401  those of run_path
+    """Run a path for the code that it compiles."""
+    with suppress(Exception):  # it will be run again, and say so then
+        run_path(*arguments)
 
 
 def _call_there(folder: str, path: Sequence[str], function: Callable[..., Any], *arguments: object) -> object:
@@ -231,10 +239,8 @@ class Cluster:
         import ray
 
         shared, cache = [ray.put(program), ray.put(experiment), prompts], self._launch.results
-        task, trace = (
-            remote(_run_with_trace, num_cpus=1, num_returns=2),
-            ray.put(experiment.schedule(prompts, program)),
-        )
+        task = remote(_run_with_trace, num_cpus=1, num_returns=2)
+        trace = scheduled = ray.put(experiment.schedule(prompts, program))
         pending: dict[str, ray.ObjectRef] = {}
         used: dict[str, Any] = {}
         for row in rows:
@@ -244,6 +250,8 @@ class Cluster:
                 references = used[row.name].call.options(num_returns=2).remote(*_here(), _run_with_trace, *arguments)
             else:
                 references = task.remote(*arguments)
+            if giver and row.name != giver and Fact.TRACE in row.needs and self._compiles_early(row):
+                remote(_compile_early, num_cpus=1).remote(row.name, *shared, scheduled, Cache(None))
             pending[row.name], own = cast("Sequence[ray.ObjectRef]", references)
             trace = own if row.name == giver else trace
         waits = dict.fromkeys((row.name for row in rows if giver and Fact.TRACE in row.needs), giver)
@@ -256,6 +264,14 @@ class Cluster:
                 if pending[name] not in done and (waits.get(name) is None or pending[cast("str", giver)] in done):
                     ray.kill(worker, no_restart=False)
             raise
+
+    def _compiles_early(self, row: PathRow) -> bool:
+        """Whether a path that waits for a trace may compile its code meanwhile: it is not kept yet, and a processor is free."""
+        import ray
+
+        package = row.module.partition(".")[0]
+        own = joined is None and self._launch.address is None and package in PACKAGES
+        return own and ray.cluster_resources()["CPU"] > 1 and not is_kept(package)
 
     def do(self, function: Callable[..., Kind], *arguments: object) -> Kind:
         """`function(*arguments)`: in a worker of the standing cluster, which has its libraries loaded, else here.

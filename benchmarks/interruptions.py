@@ -209,13 +209,13 @@ def interrupt(commands: Commands, given: Try, folder: Path) -> dict[str, object]
     whole = status == 0
     if status not in (0, INTERRUPTED):
         faults.append(f"status {status}")
-    faults += [*of_files(folder, commands.files[given.kind], whole=whole), *of_store(folder, whole=whole)]
+    faults += [*of_files(folder, commands.files[given.kind], whole=whole), *of_store(folder, ended=int(whole))]
     if not faults and given.resumed:
         process, _ = commands.start(given.kind, folder)
         if again := process.wait(LIMIT_SECONDS):
             faults.append(f"given again: status {again}")
         faults += [f"given again: {fault}" for fault in (
-            *of_files(folder, commands.files[given.kind], whole=True), *of_store(folder, whole=True))]  # fmt: skip
+            *of_files(folder, commands.files[given.kind], whole=True), *of_store(folder, ended=1 + whole))]  # fmt: skip
     what = {**dataclasses.asdict(given), "sent": sent, "status": status, "seconds": round(seconds, 2)}
     return {**what, "ended before": not sent or whole, "faults": faults}
 
@@ -255,8 +255,9 @@ def of_files(folder: Path, expected: set[str], *, whole: bool) -> Iterator[str]:
     yield from (f"left {path.name}" for path in folder.glob("mlruns/mlflow.db.*"))
 
 
-def of_store(folder: Path, *, whole: bool) -> Iterator[str]:
-    """Faults of the store: no run goes on; one that is `passed` has ended, with all below it; an interrupted one is not."""
+def of_store(folder: Path, *, ended: int) -> Iterator[str]:
+    """Faults of the store after so many commands that ended: no run goes on; one that is `passed` has ended, with all below it;
+    an interrupted one is not."""
     database = folder / "mlruns" / "mlflow.db"
     if not database.exists():
         return
@@ -285,8 +286,8 @@ def of_store(folder: Path, *, whole: bool) -> Iterator[str]:
         if parent_of[run] and parent_of[run] not in runs:
             yield f"MLflow: the parent of {name} is gone"
     tops = [run for run in runs if not parent_of[run]]
-    if whole and sum(runs[run] == "FINISHED" for run in tops) != 1:
-        yield f"MLflow: the command ended, and of its runs are {[runs[run] for run in tops]}"
+    if ended and sum(runs[run] == "FINISHED" for run in tops) != ended:
+        yield f"MLflow: {ended} commands ended, and of their runs are {[runs[run] for run in tops]}"
 
 
 def main() -> int:

@@ -36,6 +36,7 @@ def main() -> None:
         sys.stderr.write("error: interrupted\n")
         status = INTERRUPTED
     _ignore()  # what is left is the interpreter's end
+    eval("0")  # noqa: S307  else an interruption of such a text, in a library, would have Python end itself by SIGINT
     sys.exit(status)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import signal
 import sys
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
 from npu.sources import PACKAGES
+from tripath.cluster.handlers import kept_handlers
 from tripath.cluster.ray_calls import (
     QUIET,
     first_line,
@@ -199,7 +199,8 @@ class Cluster:
     def _live(self) -> None:
         """Start Ray, and stay: the kernel kills Ray's processes when the thread that started them ends."""
         try:
-            self._start()
+            with kept_handlers():
+                self._start()
         except Exception as error:  # noqa: BLE001  raised again where the cluster is needed
             self._error = error
             self._ready.set()
@@ -208,7 +209,7 @@ class Cluster:
         self._closing.wait()
         import ray
 
-        with suppress(Exception):  # it may have ended before
+        with kept_handlers(), suppress(Exception):  # it may have ended before
             ray.shutdown()
 
     def _start(self) -> None:
@@ -351,9 +352,6 @@ class Cluster:
         address = self._launch.address
         if not self._ready.wait(None if address is None else JOIN_SECONDS):
             raise TripathError(f"launch.address: no Ray cluster at {address} (no answer in {JOIN_SECONDS:.0f} s)")
-        with suppress(ValueError, TypeError):  # not the main thread, or a handler that is not Python's
-            for number in (signal.SIGINT, signal.SIGTERM):  # Ray's native code has put handlers before ours that abort
-                signal.signal(number, signal.getsignal(number))
         if self._error is not None:
             what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
             raise TripathError(f"{what} ({first_line(self._error)})")

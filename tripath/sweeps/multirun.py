@@ -191,7 +191,11 @@ class Sweep:
         ended = KILLED if not whole else "FAILED" if self.status else "FINISHED"
         files = self._write() + ([] if ended == KILLED else self._publish())
         found = self.extra.outcome(self.rows) if self.extra else None
-        files += self._report(files, found)
+        try:
+            files += self._report(files, found)
+        except Exception:
+            if whole:  # else an import was interrupted, which cannot be repeated
+                raise
         record = self.save(ended, files) if files or self._writer else None
         tracked = self._writer.end(record) if self._writer and record else None
         self._print(tracked, found)

@@ -1,0 +1,62 @@
+"""How signals that end a command are taken stays as Python has it, whatever native code does; and a command ends with its own status."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tripath.cluster.handlers import kept_handlers
+
+ROOT = Path(__file__).parents[1]
+IN_A_TEXT = """
+import sys
+from tripath import __main__ as command
+
+def interrupted(arguments):
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        return 130
+
+command.command = interrupted
+command.main()
+"""
+
+
+@pytest.fixture
+def handled():
+    """Counts signals."""
+    found = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: found.append(number))
+    yield found
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("native", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_handler_that_native_code_replaces_is_put_back(handled, native):
+    with kept_handlers():
+        ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(int(native)))
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert handled == [signal.SIGTERM]
+
+
+def test_a_signal_that_python_ignores_stays_ignored(handled):
+    with kept_handlers():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(int(signal.SIG_DFL)))
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert handled == []
+
+
+def test_an_interruption_within_a_text_of_python_leaves_the_status(tmp_path):
+    (tmp_path / "ours.py").write_text(IN_A_TEXT)
+    python_path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, "-m", "ours"], env={**os.environ, "PYTHONPATH": python_path})
+    assert done.returncode == 130

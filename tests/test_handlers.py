@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tripath.cluster.handlers import kept_handlers
+from tripath.command.cli import _interruption
 
 ROOT = Path(__file__).parents[1]
 IN_A_TEXT = """
@@ -53,6 +54,21 @@ def test_a_signal_that_python_ignores_stays_ignored(handled):
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
     assert handled == []
+
+
+def test_python_importing_is_interrupted_in_a_moment():
+    """The exception would leave the lock of imports taken, for which other threads then wait."""
+    own = "import os\nos.kill(os.getpid(), number)\nfor _ in range(1000): pass\nended.append(os.getpid())"
+    code, ended = compile(own, "<frozen importlib._bootstrap>", "exec"), []
+    before = {number: signal.signal(number, _interruption()) for number in (signal.SIGTERM, signal.SIGALRM)}
+    try:
+        exec(code, {"number": signal.SIGTERM, "ended": ended})
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(5)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended == [os.getpid()]
 
 
 def test_an_interruption_within_a_text_of_python_leaves_the_status(tmp_path):

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import hydra
@@ -53,6 +54,7 @@ PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 ENDING = (signal.SIGINT, signal.SIGTERM)
 SAME_SECONDS = 2.0
 """Signals that follow one another within these are one interruption."""
+IMPORTING, MOMENT_SECONDS = "<frozen importlib", 0.001
 SEVERAL_FILES = re.compile(
     r"(experiment|model|hardware|workload|numerics|compiler|scheme|technology|simulator|validation|launch|tracking)=(\[.*)"
 )
@@ -83,13 +85,18 @@ def run() -> int:
             signal.signal(number, handler)
 
 
-def _interruption() -> Callable[[int, object], None]:
+def _interruption() -> Callable[[int, FrameType | None], None]:
     """A handler by which SIGTERM ends a command as Ctrl-C does: what is finished is written. A signal that follows at once
-    changes nothing, since it would leave half of that."""
+    changes nothing, since it would leave half of that. Python's code that imports is not interrupted but in a moment: it might
+    keep the lock that all threads import with."""
     last = -math.inf
 
-    def interrupt(_number: int, _frame: object) -> None:
+    def interrupt(_number: int, frame: FrameType | None) -> None:
         nonlocal last
+        if frame is not None and frame.f_code.co_filename.startswith(IMPORTING):
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, MOMENT_SECONDS)
+            return
         before, last = last, time.monotonic()
         if last - before > SAME_SECONDS:
             raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tripath.cluster.handlers import kept_handlers
+from tripath.cluster.handlers import hold, kept_handler, release
 from tripath.command.cli import _interruption
 
 ROOT = Path(__file__).parents[1]
@@ -39,21 +39,35 @@ def handled():
 
 
 @pytest.mark.parametrize("native", [signal.SIG_DFL, signal.SIG_IGN])
-def test_a_handler_that_native_code_replaces_is_put_back(handled, native):
-    with kept_handlers():
-        ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(int(native)))
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
+def test_a_handler_that_native_code_replaces_finds_what_came_meanwhile(handled, native):
+    hold()
+    try:
+        with kept_handler():
+            ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(int(native)))
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert handled == []
+    finally:
+        release()
     assert handled == [signal.SIGTERM]
 
 
 def test_a_signal_that_python_ignores_stays_ignored(handled):
-    with kept_handlers():
+    with kept_handler():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(int(signal.SIG_DFL)))
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
     assert handled == []
+
+
+def test_a_process_takes_the_signal_that_its_thread_holds():
+    """Python runs what was registered for forks where a process is started with a function, as Ray starts its own."""
+    hold()
+    try:
+        process = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: None)  # noqa: PLW1509
+    finally:
+        release()
+    process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_python_importing_is_interrupted_in_a_moment():

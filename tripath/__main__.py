@@ -71,8 +71,10 @@ def command(arguments: Sequence[str]) -> int:
 
     status = delegate(sys.argv[1:])
     if status is None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that libraries start leave it to this one
         from tripath.command.cli import run
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         status = run()
     return status
 

@@ -19,7 +19,7 @@ from npu.errors import TripathError
 from npu.program import Program
 from npu.program.trace import Trace
 from npu.sources import PACKAGES
-from tripath.cluster.handlers import kept_handlers
+from tripath.cluster.handlers import hold, kept_handler, release
 from tripath.cluster.ray_calls import (
     QUIET,
     first_line,
@@ -194,12 +194,13 @@ class Cluster:
         self._ready, self._closing = threading.Event(), threading.Event()
         os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
         self._thread = threading.Thread(target=self._live, daemon=True)
+        hold()
         self._thread.start()
 
     def _live(self) -> None:
         """Start Ray, and stay: the kernel kills Ray's processes when the thread that started them ends."""
         try:
-            with kept_handlers():
+            with kept_handler():
                 self._start()
         except Exception as error:  # noqa: BLE001  raised again where the cluster is needed
             self._error = error
@@ -209,7 +210,7 @@ class Cluster:
         self._closing.wait()
         import ray
 
-        with kept_handlers(), suppress(Exception):  # it may have ended before
+        with kept_handler(), suppress(Exception):  # it may have ended before
             ray.shutdown()
 
     def _start(self) -> None:
@@ -352,12 +353,14 @@ class Cluster:
         address = self._launch.address
         if not self._ready.wait(None if address is None else JOIN_SECONDS):
             raise TripathError(f"launch.address: no Ray cluster at {address} (no answer in {JOIN_SECONDS:.0f} s)")
+        release()
         if self._error is not None:
             what = "launch: Ray does not start" if address is None else f"launch.address: no Ray cluster at {address}"
             raise TripathError(f"{what} ({first_line(self._error)})")
 
     def leave(self) -> None:
         """Begin to close: nothing more is run."""
+        hold()
         self._closing.set()
 
     def close(self) -> None:
@@ -365,6 +368,7 @@ class Cluster:
         self.leave()
         if self._launch.address is None or self._ready.is_set():  # else it waits for another's that may never answer
             self._thread.join()
+        release()
 
 
 def _warm_worker(number: int) -> Any:  # noqa: ANN401  Ray makes its class as it runs

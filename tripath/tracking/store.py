@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import tempfile
 import threading
 import time
@@ -108,6 +109,7 @@ class Store:
         self._thread.start()
 
     def _open(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the main thread takes it
         try:
             logging.getLogger("alembic").setLevel(logging.ERROR)
             with warnings.catch_warnings():

@@ -8,6 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dllm.checkpoint import load_tensors
+from dllm.decoding import visible
+from dllm.operators import Mask
+from dllm.reference import ReferenceModel
 from npu.errors import TripathError
 from tests.accuracy.test_folder import compose, published, write
 from tripath.api import accuracy, cycle, prepare
@@ -104,6 +107,35 @@ def test_every_tensor_is_found_under_its_published_name(folder):
     assert (w.block_length, w.steps_per_block, w.temperature, w.last_temperature) == (16, 5, 0.7, 0.3)
     assert (w.entropy_bound, w.stop_entropy, w.diffusion, w.cache) == (0.2, 0.01, "uniform", "append")
     assert (x.model.embedding_scale, x.model.full_layers.rotary_pairs, x.model.self_conditioning) == (8.0, 8, 96)
+
+
+def test_the_whole_checkpoint_computes_what_torch_does(folder):
+    """Both kinds of layers, experts beside the MLP, all norms and scales, soft tokens: NumPy, torch with gradients, and the oracle."""
+    torch = pytest.importorskip("torch", reason="the oracle is torch, which the package does not need")
+    from dllm_training.model import DiffusionTransformer
+    from tests.accuracy.torch_llada import TorchLlada
+
+    save_file(stored()[0], folder / "model.safetensors")
+    spec = compose(folder).model
+    tensors, rng, places = load_tensors(spec), np.random.default_rng(8), np.arange(16)
+    tokens, soft = rng.integers(0, 128, 16), rng.normal(size=(16, spec.hidden)).astype(np.float32)
+    sees = visible(Mask.CAUSAL, places, slice(0, 16), 16)
+    near = abs(places[:, None] - places) < spec.window
+    twin = TorchLlada(spec, tensors)
+    expected = twin.forward(tokens.tolist(), slice(0, 16), keep=False, visible=torch.from_numpy(sees),
+                            windows=torch.from_numpy(near), soft=torch.from_numpy(soft).double())  # fmt: skip
+    model = ReferenceModel(spec, tensors)
+    mine = model.logits(model.forward(tokens, slice(0, 16), None, sees, places, soft=soft))
+    np.testing.assert_allclose(mine, expected, atol=2e-4, rtol=2e-4)
+    trained = DiffusionTransformer(spec).eval()
+    trained.load_state_dict(
+        {name.removeprefix("model.transformer."): torch.from_numpy(value) for name, value in tensors.items()}
+    )
+    with torch.no_grad():
+        logits = trained(
+            torch.from_numpy(tokens)[None], torch.ones(1, 16, dtype=torch.bool), soft=torch.from_numpy(soft)[None]
+        )
+    np.testing.assert_allclose(logits[0], expected, atol=2e-4, rtol=2e-4)
 
 
 def test_it_runs_as_a_program(folder):

@@ -41,14 +41,18 @@ class TorchLlada:
         z = z * torch.polar(torch.ones(()).double(), positions[:, None].double() * inverse)[:, None]
         return torch.cat([z.real, z.imag, kept], -1)
 
-    def forward(self, canvas, rows, keep, visible=None, windows=None):
-        """Logits of `rows` (a slice); with `keep` the keys and values of other rows stay as they were cached.
+    def forward(self, canvas, rows, keep, visible=None, windows=None, soft=None):
+        """Logits of `rows` (a slice); with `keep` the keys and values of other rows stay as they were cached; `soft`: the soft
+        token of each row, where the model is conditioned on them.
 
         A row sees the keys where `visible` [rows, keys] is true (None: all), in layers with a window those where `windows` is too.
         """
         tokens, spec = torch.tensor(canvas), self.spec
         positions = torch.arange(len(tokens))[rows]
         x = self.w["wte"][tokens[rows]] * spec.embedding_scale
+        if soft is not None:
+            told = self.gated(self.norm(soft, "self_conditioning.norm"), "self_conditioning")
+            x = self.norm(x + told)
         for i in range(spec.layers):
 
             def linear(y, name, i=i):

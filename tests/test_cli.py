@@ -267,21 +267,24 @@ def test_a_signal_that_follows_at_once_is_the_same_interruption(monkeypatch):
             interrupt(signal.SIGINT, None)
 
 
+@pytest.fixture
+def default_handlers():
+    """As a process begins; `main` leaves them ignored."""
+    handlers = {each: signal.signal(each, signal.SIG_DFL) for each in cli.ENDING}
+    yield
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("default_handlers")
 def test_an_interruption_before_the_command_line_can_take_it_is_one_line(monkeypatch, capsys, number):
     from tripath import __main__
 
-    handlers = {each: signal.getsignal(each) for each in cli.ENDING}
-    try:
-        for each in handlers:
-            signal.signal(each, signal.SIG_DFL)
-        monkeypatch.setattr(__main__, "command", lambda _: signal.raise_signal(number))
-        with pytest.raises(SystemExit) as ended:
-            __main__.main()
-        assert {signal.getsignal(each) for each in handlers} == {signal.SIG_IGN}, "the interpreter's end is left alone"
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
+    monkeypatch.setattr(__main__, "command", lambda _: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert {signal.getsignal(each) for each in cli.ENDING} == {signal.SIG_IGN}, "the interpreter's end is left alone"
     assert ended.value.code == cli.INTERRUPTED
     assert capsys.readouterr().err == "error: interrupted\n"
 
@@ -389,6 +392,7 @@ def test_help_explains_itself_and_lists_groups(tripath_command, capsys):
         assert shown in output
 
 
+@pytest.mark.usefixtures("default_handlers")
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     from importlib.metadata import version
 

@@ -25,12 +25,13 @@ def indexed_loops(program: Program) -> dict[int, int]:
 
     With the number of indices of each: those of all such loops around it count, the innermost fastest.
     """
-    loops = list(loop_tree(program).loops)
+    tree = loop_tree(program)
+    loops, early = list(tree.loops), tree.holders(tree.early)
     levels = {loop.trips.level for loop in loops if loop.trips.level >= 0}
     found: dict[int, int] = {}
     for loop in loops:
         referred = loop.level in levels and any(inner.trips.level == loop.level for inner in loops_of(loop.body))
-        if referred or any(inner.leaves_early for inner in loops_of(loop.body)):
+        if referred or loop.head in early:
             around = [outer.head for outer in loop_tree(program).around[loop.head] if outer.head in found]
             found[loop.head] = loop.trips.base * (found[around[-1]] if around else 1)
     return found

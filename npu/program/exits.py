@@ -85,10 +85,8 @@ def generated_tokens(program: Program, breaks: tuple[int, ...]) -> int:
 def _walk(program: Program, left_at: Callable[[Loop, int], int]) -> tuple[Exit, ...]:
     """Every entry into a loop that may be left early, in order; `left_at` says where, given the last index."""
     found: list[Exit] = []
-    matters = {
-        loop.head for loop in loop_tree(program).loops
-        if any(each.leaves_early for each in (loop, *loops_of(loop.body)))
-    }  # fmt: skip
+    tree = loop_tree(program)
+    matters = tree.holders(tree.early) | tree.early
 
     def go(nodes: Sequence[int | Loop], around: dict[int, int]) -> None:
         for loop in nodes:

@@ -1,8 +1,9 @@
 """The loop tree of a program: its loops, their trip counts and exits, found once for all who walk its control flow."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import assert_never
 
 from npu.errors import ProgramError
@@ -66,7 +67,7 @@ class Loop:
         return range(self.head + 1, self.next)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LoopTree:
     """What a program is: `body` holds the instruction numbers and loops that lie in no loop; `around` the loops around each
     instruction, from the outside in."""
@@ -92,6 +93,15 @@ class LoopTree:
     def loops(self) -> Iterator[Loop]:
         """All loops in program order."""
         return loops_of(self.body)
+
+    @cached_property
+    def early(self) -> set[int]:
+        """Heads of the loops that may be left early."""
+        return {loop.head for loop in self.loops if loop.leaves_early}
+
+    def holders(self, numbers: Iterable[int]) -> set[int]:
+        """Heads of the loops around any of these instructions."""
+        return {loop.head for number in numbers for loop in self.around[number]}
 
 
 def loops_of(nodes: Sequence["int | Loop"]) -> Iterator[Loop]:

@@ -7,7 +7,7 @@ import numpy as np
 from npu.errors import ProgramError
 from npu.isa.spec import ControlKind
 from npu.program.container import Program, fact_of_program, loop_tree
-from npu.program.looptree import Loop, loops_of
+from npu.program.looptree import Loop
 
 
 @fact_of_program
@@ -28,14 +28,11 @@ def reads_of(program: Program, breaks: tuple[int, ...]) -> np.ndarray:
     if not counts:
         return nothing
 
-    matters = {
-        loop.head for loop in loop_tree(program).loops
-        if not counts.isdisjoint(loop.numbers) or any(each.leaves_early for each in (loop, *loops_of(loop.body)))
-    }  # fmt: skip
-    varies = {
-        loop.head for loop in loop_tree(program).loops
-        if any(each.leaves_early or not each.trips.constant for each in loops_of(loop.body) if each.head in matters)
-    }  # fmt: skip
+    tree = loop_tree(program)
+    matters = tree.holders(counts | tree.early) | tree.early
+    varies = tree.holders(
+        loop.head for loop in tree.loops if loop.head in matters and (loop.leaves_early or not loop.trips.constant)
+    )
 
     def sequence(nodes: Sequence[int | Loop], index: dict[int, int]) -> np.ndarray:
         found = []

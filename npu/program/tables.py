@@ -1,7 +1,7 @@
 """A program as flat arrays, for compiled code; and what its instructions amount to when each is retired so many times."""
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -108,22 +108,23 @@ def bytes_moved(program: Program, memory: Memory, *, written: bool) -> np.ndarra
 def address_steps(program: Program) -> np.ndarray:
     """Addresses that each instruction moves which closes a loop or advances a ring (int64 [n]): registers used in the loop's
     body that have a stride at its level, registers that follow the ring."""
-    registers = address_registers(program)
-    at_level: dict[int, set[int]] = {}
-    on_ring: Counter[int] = Counter()
-    for number, register in registers.items():
-        on_ring[register.ring] += 1
-        for level in register.strides:
-            at_level.setdefault(level, set()).add(number)
-    used: list[set[int]] = []
+    registers, around = address_registers(program), loop_tree(program).around
+    names = {spec.mnemonic: spec.addresses for spec in TABLE.values()}
+    on_ring = Counter(register.ring for register in registers.values())
+    moved: dict[int, set[int]] = defaultdict(set)  # by what closes a loop
     steps = np.zeros(len(program.words), np.int64)
     for number, instruction in enumerate(program.instructions):
         o, spec = instruction.operands, instruction.spec
-        used.append({o[name] for name in spec.addresses} if spec.control is None else set())
         if spec.control is ControlKind.ADVANCE:
             steps[number] = on_ring[o["ring"]]
-    for loop in loop_tree(program).loops:
-        steps[loop.next] = len(set().union(*used[loop.head : loop.next]) & at_level.get(loop.level, set()))
+        elif spec.control is None:
+            for name in names[spec.mnemonic]:
+                strides = registers[o[name]].strides if o[name] in registers else {}
+                for loop in around[number] if strides else ():
+                    if loop.level in strides:
+                        moved[loop.next].add(o[name])
+    for number, those in moved.items():
+        steps[number] = len(those)
     return steps
 
 

@@ -214,8 +214,9 @@ def interrupt(commands: Commands, given: Try, folder: Path) -> dict[str, object]
         process, _ = commands.start(given.kind, folder)
         if again := process.wait(LIMIT_SECONDS):
             faults.append(f"given again: status {again}")
+        runs = 1 + (whole and not given.kind.startswith("sweep"))  # a sweep goes on in the run that it has
         faults += [f"given again: {fault}" for fault in (
-            *of_files(folder, commands.files[given.kind], whole=True), *of_store(folder, ended=1 + whole))]  # fmt: skip
+            *of_files(folder, commands.files[given.kind], whole=True), *of_store(folder, ended=runs))]  # fmt: skip
     what = {**dataclasses.asdict(given), "sent": sent, "status": status, "seconds": round(seconds, 2)}
     return {**what, "ended before": not sent or whole, "faults": faults}
 
@@ -256,7 +257,7 @@ def of_files(folder: Path, expected: set[str], *, whole: bool) -> Iterator[str]:
 
 
 def of_store(folder: Path, *, ended: int) -> Iterator[str]:
-    """Faults of the store after so many commands that ended: no run goes on; one that is `passed` has ended, with all below it;
+    """Faults of the store where so many runs should have ended: no run goes on; one that is `passed` has ended, with all below it;
     an interrupted one is not."""
     database = folder / "mlruns" / "mlflow.db"
     if not database.exists():
@@ -287,7 +288,7 @@ def of_store(folder: Path, *, ended: int) -> Iterator[str]:
             yield f"MLflow: the parent of {name} is gone"
     tops = [run for run in runs if not parent_of[run]]
     if ended and sum(runs[run] == "FINISHED" for run in tops) != ended:
-        yield f"MLflow: {ended} commands ended, and of their runs are {[runs[run] for run in tops]}"
+        yield f"MLflow: {ended} should have ended, and of the runs are {[runs[run] for run in tops]}"
 
 
 def main() -> int:

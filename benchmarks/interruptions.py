@@ -257,8 +257,8 @@ def of_files(folder: Path, expected: set[str], *, whole: bool) -> Iterator[str]:
 
 
 def of_store(folder: Path, *, ended: int) -> Iterator[str]:
-    """Faults of the store where so many runs should have ended: no run goes on; one that is `passed` has ended, with all below it;
-    an interrupted one is not."""
+    """Faults of the store where so many runs should have ended: no run goes on; one that is `passed` has ended, with all below
+    it; an interrupted one is not."""
     database = folder / "mlruns" / "mlflow.db"
     if not database.exists():
         return

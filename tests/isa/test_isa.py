@@ -36,7 +36,7 @@ def instructions(draw):
     if "head_dim" in operands:
         operands["head_dim"] = max(1, operands["head_dim"])
         operands["n"] = operands["head_dim"] * (operands["n"] % 4)
-    for name in ("rows", "cols", "row_bytes", "k", "size", "sent", "taken"):
+    for name in ("rows", "cols", "row_bytes", "k", "size", "sent", "taken", "bound"):
         if name in operands:
             operands[name] = max(1, min(operands[name], (1 << spec.operands[name].bits) - 1))
     if "block" in operands and "k" in operands:

@@ -54,9 +54,9 @@ INSTRUCTION = record(
 """`control`: a ControlKind, 0 of what is queued. `direction`: READ, WRITE or NEITHER. `interval_cycles`, `port_cycles`: for
 which it occupies its unit, and the write-out port. `wait`, `signal`: two semaphores (0: none); `wait_cause`: what waiting for
 each counts as. `moves`: whether it accesses HBM (a DMA instruction may be only a sync), with so many rows of so many bytes.
-`period` (of what closes a loop) and `stop` (its row of STOP, counted from 1): see `periods`; `exits` (of what opens it): the
-trace says in which trip it is left. `level`: first operand. `cost`: cycles of the front end; `exit_cost`: those of what
-closes a loop and leaves it; `host_cost`: how long it waits for the host, which moves `host_bytes` of HBM by direction;
+`period` (of what closes a loop): see `periods`; `stop` (its row of STOP, counted from 1): see `stops`; `exits` (of what opens
+it): the trace says in which trip it is left. `level`: first operand. `cost`: cycles of the front end; `exit_cost`: those of
+what closes a loop and leaves it; `host_cost`: how long it waits for the host, which moves `host_bytes` of HBM by direction;
 `address_cost`: how many of its cycles step addresses. `addresses`: how many addresses matter for time, and the `register`s
 that they come from: of the access to HBM, or of the `locks` in order."""
 

@@ -31,7 +31,7 @@ LEVEL = record("taken_at", "due", "began", "now", "floor", ("used", (2,)), "note
 of the snapshot the front end's time, the time that nothing later can look behind, entries used of each stream, words noted."""
 
 Snapshots = namedtuple("Snapshots", "level word counted watch known")
-"""By loop level: LEVEL, the words that `watch` found, and what was counted; and iterations that are known."""
+"""By loop level: LEVEL, the words that `watch` found, and what was counted; and stretches that are known."""
 
 
 def new_snapshots(state: State, watch: Watch, stops: tuple[np.ndarray, np.ndarray]) -> Snapshots:

@@ -33,10 +33,12 @@ def mark_stops(
     if not counting(program) or not set_up_once(program):
         return NO_STOPS
     accesses, around, numbers = accesses_of(code), loop_tree(program).around, _stops(program)
-    matters = _Matters(program, code, accesses, costs, burst_bytes)
+    matters, following = _Matters(program, code, accesses, costs, burst_bytes), _following(program)
+    ends = numbers | loop_tree(program).early
     stops, places = [], []
     for number in sorted(numbers):
-        loops, reached = around[number][::-1], _reached(program, number, numbers)
+        loops, reached = around[number][::-1], _reached(following, number, ends)
+        steering = _steering(program, reached)
         alike = number in counting(program) and loops and _alike(program, accesses, loops[0], burst_bytes)
         stop = np.zeros((), STOP)
         stop["level"], stop["depth"], stop["leaves"] = (
@@ -46,7 +48,7 @@ def mark_stops(
         )
         stop["around"][: len(loops)] = [loop.level for loop in loops]
         stop["early"] = sum(1 << loop.level for loop in loops if loop.leaves_early)
-        stop["indexed"] = sum(1 << loop.level for loop in loops if loop.level in _steering(program, reached))
+        stop["indexed"] = sum(1 << loop.level for loop in loops if loop.level in steering)
         stop["first"] = len(places)
         places += sorted(set(_places(loops, {each: around[each] for each in reached}, matters)))
         stop["last"] = len(places)
@@ -69,27 +71,25 @@ def _stops(program: Program) -> set[int]:
     return found
 
 
-def _reached(program: Program, start: int, stops: set[int]) -> set[int]:
-    """The instructions that may be carried out between a stop and the next one."""
-    loops = {loop.next: loop for loop in loop_tree(program).loops}
-    heads = {loop.head: loop for loop in loops.values()}
-    exits = {loop.body[loop.exit]: loop for loop in loops.values() if loop.exit is not None}
-    ends = stops | {loop.head for loop in loops.values() if loop.leaves_early}
-    found, waiting = set(), [start + 1] + ([heads[start].next + 1] if start in heads else [])
+def _following(program: Program) -> list[list[int]]:
+    """The instructions that may follow each one: the next, and where a loop begins, goes round or is left."""
+    count = len(program.instructions)
+    found = [[number + 1] for number in range(count)]
+    for loop in loop_tree(program).loops:
+        found[loop.head].append(loop.next + 1)
+        found[loop.next].append(loop.head + 1)
+        found[loop.left_at].append(loop.next + 1)
+    return [[number for number in numbers if number < count] for numbers in found]
+
+
+def _reached(following: Sequence[Sequence[int]], start: int, ends: set[int]) -> set[int]:
+    """The instructions that may be carried out between a stop and the next one, or the next loop that may be left early."""
+    found, waiting = set[int](), list(following[start])
     while waiting:
         number = waiting.pop()
-        if number in found or number >= len(program.instructions):
-            continue
-        found.add(number)
-        if number in ends:
-            continue
-        waiting.append(number + 1)
-        if number in heads:
-            waiting.append(heads[number].next + 1)
-        elif number in loops:
-            waiting.append(loops[number].head + 1)
-        elif number in exits:
-            waiting.append(exits[number].next + 1)
+        if number not in found:
+            found.add(number)
+            waiting += following[number] if number not in ends else ()
     return found
 
 

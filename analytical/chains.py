@@ -58,7 +58,8 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
     """The nests of a program, and the runs among them."""
     tables, queue = tabulate(program), queues(program)
     plain = ~np.hstack([tables.waits, tables.signals]).any(axis=1)
-    units = dict(enumerate(np.where(plain, queue, -1).tolist()))
+    units = np.where(plain, queue, -1).tolist()
+    _unite(loop_tree(program).body, units)
     rows: list[list[int]] = []
     parts: list[int] = []
     runs: Runs = {}
@@ -73,7 +74,7 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
         rows.append([node, first, len(parts), *place, unit])
 
     def walk(nodes: Sequence[int | Loop]) -> None:
-        of_unit = [_unit_of(node, units) for node in nodes]
+        of_unit = [units[number_of(node)] for node in nodes]
         for place, unit in enumerate(of_unit):
             node = nodes[place]
             if unit < 0 and isinstance(node, Loop):
@@ -93,14 +94,15 @@ def number_of(node: "int | Loop") -> int:
     return node if isinstance(node, int) else node.head
 
 
-def _unit_of(node: "int | Loop", known: dict[int, int]) -> int:
-    """Queue of a node without semaphores whose instructions all go to one and whose trip counts are constants; -1: of others."""
-    if isinstance(node, int):
-        return known[node]
-    found = {_unit_of(inner, known) for inner in node.body}
-    fixed = not node.leaves_early and node.trips.constant and node.trips.base >= 1
-    known[node.head] = found.pop() if fixed and len(found) == 1 else -1
-    return known[node.head]
+def _unite(nodes: "Sequence[int | Loop]", units: list[int]) -> None:
+    """Set the queue of each loop, at the number of its C_LOOP, where all its instructions go to one, without semaphores and a
+    constant number of times; else -1. `units` has the queues of instructions."""
+    for loop in nodes:
+        if isinstance(loop, Loop):
+            _unite(loop.body, units)
+            found = {units[number_of(inner)] for inner in loop.body}
+            fixed = not loop.leaves_early and loop.trips.constant and loop.trips.base >= 1
+            units[loop.head] = found.pop() if fixed and len(found) == 1 else -1
 
 
 def _with_touches(program: Program, rows: np.ndarray, parts: np.ndarray, runs: int) -> Nests:

@@ -10,6 +10,7 @@ Which maps are composed, and in which order, depends on program and trip counts 
 of few kinds of lines. What the units cost then enters in one pass over the score, in compiled code.
 """
 
+from array import array
 from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,17 +50,17 @@ UNIT, CONTROL, ENTER, LEAVE, APPLY, HAND_OVER = range(6)
 - UNIT: a node goes to a queue (node, queue, two dependences awaited, two signalled);
 - CONTROL: the front end takes its time for a node (node, 0, two dependences awaited);
 - ENTER: what follows is one iteration of a loop, as a map of (number of) inputs;
-- LEAVE: the map is complete: its power is kept (map, C_NEXT, trips, from, to: its outputs in `places`);
-- APPLY: a map that is kept is applied (map, 0, 0, from, to: where in the state, in `places`);
+- LEAVE: the map is complete: its power is kept (map, C_NEXT, trips, from, to: the dependences that it hands on, in `places`);
+- APPLY: a map that is kept is applied (map, 0, 0, from, to: the dependences that it takes and hands on, in `places`);
 - HAND_OVER: as CONTROL, but the front end takes its time from when it has what it awaits.
 """
 NONE = -1
 LANES = 16
 """Rows of states and maps are filled up to a multiple of as many numbers as a processor handles at a time."""
 
-Score = namedtuple("Score", "lines places inputs depth rows")
-"""`lines` int64 [n, 7]; `places` int64, to which lines refer; `inputs` int64 [maps]; how `depth` iterations nest, and how many
-places a state has at most."""
+Score = namedtuple("Score", "lines places fixed inputs depth rows")
+"""`lines` int64 [n, 7]; `places` int64, to which lines refer: those of dependences, before which `fixed` places always are;
+`inputs` int64 [maps]; how `depth` iterations nest, and how many places a state has at most."""
 
 
 @dataclass(kw_only=True)
@@ -78,21 +79,24 @@ class _Writer:
     trips: TripCounts
     fixed: int
     """Places of a state before its dependences."""
-    lines: list[tuple[int, ...]] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
+    places: "array[int]" = field(default_factory=lambda: array("q"))
     inputs: list[int] = field(default_factory=list)
     depth: int = 1
     rows: int = 0
 
     def __post_init__(self) -> None:
         tables = tabulate(self.program)
-        self._waits = [tuple(s for s in row if s) for row in tables.waits.tolist()]
-        self._signals = [tuple(s for s in row if s) for row in tables.signals.tolist()]
-        self._queue = queues(self.program).tolist()
-        self._hosts = frozenset(host_turns(self.program))
+        semaphores, queue = np.hstack([tables.waits, tables.signals]), queues(self.program)
+        self._linked = {
+            number: semaphores[number].tolist() for number in np.flatnonzero(semaphores.any(axis=1)).tolist()
+        }
+        kind = np.where(queue >= 0, UNIT, CONTROL)
+        kind[list(host_turns(self.program))] = HAND_OVER
+        self._begins = np.stack([kind, np.arange(len(queue)), queue], axis=1).tolist()
         self._runs: Runs = nests_of(self.program)[1]
         self._indices = indexed_loops(self.program)
-        self._shapes: dict[int, tuple[list[int], list[Loop]]] = {}
+        self._shapes: dict[int, tuple[list[int], list[Loop], int]] = {}
         self._maps: dict[tuple, int] = {}
         loops = list(loop_tree(self.program).loops)
         varying = [loop for loop in loops if loop.leaves_early or not (loop.trips.constant or loop.trips.count >= 0)]
@@ -111,7 +115,7 @@ class _Writer:
             node = nodes[position]
             run, length, queue = self._runs.get(number_of(node), (NONE, 1, NONE))
             if run >= 0:
-                self._line(UNIT, run, queue, NONE, NONE, NONE, NONE)
+                self.lines.extend((UNIT, run, queue, NONE, NONE, NONE, NONE))
             elif isinstance(node, Loop):
                 self._loop(node, state, index, depth)
             else:
@@ -119,20 +123,20 @@ class _Writer:
             position += length
         self.rows = max(self.rows, state.rows)
 
-    def _line(self, *values: int) -> None:
-        self.lines.append(values + (0,) * (7 - len(values)))
-
     def _instruction(self, number: int, state: _State) -> None:
-        awaited = [_awaited(state, semaphore) for semaphore in self._waits[number]]
-        signalled = []
-        if self._queue[number] >= 0:
-            for semaphore in self._signals[number]:
+        self.lines.extend(self._begins[number])
+        if number not in self._linked:
+            self.lines.extend((NONE, NONE, NONE, NONE))
+            return
+        semaphores = self._linked[number]
+        self.lines.extend([_awaited(state, semaphore) if semaphore else NONE for semaphore in semaphores[:2]])
+        for semaphore in semaphores[2:]:
+            if semaphore and self._begins[number][0] == UNIT:
                 state.pending.setdefault(semaphore, []).append(state.rows)
-                signalled.append(state.rows)
+                self.lines.append(state.rows)
                 state.rows += 1
-        first, second = [*awaited, NONE, NONE][:2], [*signalled, NONE, NONE][:2]
-        kind = UNIT if self._queue[number] >= 0 else HAND_OVER if number in self._hosts else CONTROL
-        self._line(kind, number, self._queue[number], *first, *second)
+            else:
+                self.lines.append(NONE)
 
     def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
         self._instruction(loop.head, state)
@@ -165,14 +169,13 @@ class _Writer:
         """Apply `trips` iterations of a loop to the state."""
         if trips < 1:
             return
-        used, _ = self._shape(loop)
-        slots = [(semaphore, place) for semaphore in used for place in state.pending.get(semaphore, [])]
-        shape = tuple(len(state.pending.get(semaphore, [])) for semaphore in used)
-        key = (loop.head, trips, self._inside(loop, index, self._size_inside(loop)), shape)
+        used, _, size = self._shape(loop)
+        pending = [state.pending.get(semaphore, []) for semaphore in used]
+        shape = tuple(map(len, pending))
+        key = (loop.head, trips, self._inside(loop, index, size), shape)
         if key not in self._maps:  # the same for every index of the outer loop that gives the same trip counts
             self._maps[key] = self._iterate(loop, trips, index, dict(zip(used, shape, strict=True)), depth + 1)
-        own = [*range(self.fixed), *(place for _, place in slots)]
-        self._line(APPLY, self._maps[key], 0, 0, *self._listed(own))
+        self.lines.extend((APPLY, self._maps[key], 0, 0, *self._listed(pending), 0))
 
     def _iterate(self, loop: Loop, trips: int, index: int, lengths: dict[int, int], depth: int) -> int:
         """The map of one iteration, raised to `trips`; its outputs are the state and the dependences that it hands on."""
@@ -182,25 +185,22 @@ class _Writer:
             state.pending[semaphore] = list(range(state.rows, state.rows + length))
             state.rows += length
         inputs = state.rows
-        self._line(ENTER, inputs)
+        self.lines.extend((ENTER, inputs, 0, 0, 0, 0, 0))
         self.walk(loop.body, state, index, depth)
         if any(len(state.pending[semaphore]) != length for semaphore, length in lengths.items()):
             raise ProgramError(
                 f"program: the loop at instruction {loop.head} does not leave its semaphores as it found them"
             )
-        outputs = [*range(self.fixed), *(place for semaphore in lengths for place in state.pending[semaphore])]
         self.inputs.append(inputs)
-        self._line(LEAVE, len(self.inputs) - 1, loop.next, trips, *self._listed(outputs))
+        handed_on = self._listed([state.pending[semaphore] for semaphore in lengths])
+        self.lines.extend((LEAVE, len(self.inputs) - 1, loop.next, trips, *handed_on, 0))
         return len(self.inputs) - 1
 
-    def _listed(self, places: Sequence[int]) -> tuple[int, int]:
-        self.places.extend(places)
-        return len(self.places) - len(places), len(self.places)
-
-    def _size_inside(self, loop: Loop) -> int:
-        """Indices of the innermost indexed loop that is `loop` or around it."""
-        own = [loop, *reversed(loop_tree(self.program).around[loop.head])]
-        return next((self._indices[each.head] for each in own if each.head in self._indices), 1)
+    def _listed(self, pending: Sequence[Sequence[int]]) -> tuple[int, int]:
+        begin = len(self.places)
+        for places in pending:
+            self.places.extend(places)
+        return begin, len(self.places)
 
     def _inside(self, loop: Loop, index: int, size: int) -> tuple[tuple[object, ...], ...]:
         """Trip counts of the loops inside that vary, at an index of `size`: one for each index of indexed loops inside; of those
@@ -215,16 +215,21 @@ class _Writer:
             found.append(tuple(counts[index * each : (index + 1) * each]))
         return tuple(found)
 
-    def _shape(self, loop: Loop) -> tuple[list[int], list[Loop]]:
-        """The semaphores used in a loop, and the loops inside whose trip counts vary."""
+    def _shape(self, loop: Loop) -> tuple[list[int], list[Loop], int]:
+        """The semaphores used in a loop, the loops inside whose trip counts vary, and how many indices the innermost indexed
+        loop has that is this one or around it."""
         if loop.head not in self._shapes:
             inside = range(loop.head, loop.next)
-            used = {semaphore for number in inside for semaphore in (*self._waits[number], *self._signals[number])}
+            used = {semaphore for number in inside if number in self._linked for semaphore in self._linked[number]} - {
+                0
+            }
             varying = [
                 inner for inner in loops_of(loop.body)
                 if inner.leaves_early or inner.head in self._typical or not inner.trips.constant
             ]  # fmt: skip
-            self._shapes[loop.head] = sorted(used), varying
+            own = [loop, *reversed(loop_tree(self.program).around[loop.head])]
+            size = next((self._indices[each.head] for each in own if each.head in self._indices), 1)
+            self._shapes[loop.head] = sorted(used), varying, size
         return self._shapes[loop.head]
 
 
@@ -276,7 +281,7 @@ def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Sco
     writer = _Writer(program=program, trips=trips, fixed=fixed)
     writer.walk(loop_tree(program).body, _State(rows=fixed), 0)
     return Score(
-        lines=np.array(writer.lines, np.int64).reshape(-1, 7), places=np.array(writer.places, np.int64),
+        lines=np.array(writer.lines).reshape(-1, 7), places=np.array(writer.places), fixed=fixed,
         inputs=np.array(writer.inputs, np.int64), depth=writer.depth, rows=writer.rows,
     )  # fmt: skip
 
@@ -400,21 +405,25 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
         elif kind == LEAVE:
             for i in range(width):
                 state[FRONT, i] += front[second]
-            size = score.inputs[node]
-            kept = np.empty((size, width))
-            for i in range(size):
-                kept[i] = state[score.places[fourth + i], :width]
-            maps.append(power(kept, third))
+            maps.append(power(_gathered(score, node, state, fourth, width), third))
             at -= 1
         else:
-            size = score.inputs[node]
-            inputs = np.empty((size, width))
-            for i in range(size):
-                inputs[i] = state[score.places[fourth + i], :width]
-            outputs = product(maps[node], inputs)
-            for i in range(size):
-                state[score.places[fourth + i], :width] = outputs[i]
+            outputs = product(maps[node], _gathered(score, node, state, fourth, width))
+            state[: score.fixed, :width] = outputs[: score.fixed]
+            for i in range(score.fixed, len(outputs)):
+                state[score.places[fourth + i - score.fixed], :width] = outputs[i]
     return states[0, :LINES, 0].max()
+
+
+@njit(cache=True)
+def _gathered(score, node, state, begin, width):
+    """What a map takes from a state or hands on to it: the fixed places, then those of dependences, listed from `begin` on."""
+    size = score.inputs[node]
+    taken = np.empty((size, width))
+    taken[: score.fixed] = state[: score.fixed, :width]
+    for i in range(score.fixed, size):
+        taken[i] = state[score.places[begin + i - score.fixed], :width]
+    return taken
 
 
 @njit(cache=True)

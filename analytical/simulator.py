@@ -9,6 +9,7 @@ from analytical.facts import Costs, costs_of, queues
 from analytical.overlap import bound_cycles, estimate_cycles, lines_of, score_of
 from analytical.traffic import traffic_of
 from analytical.tree import retirements, trip_counts
+from npu.collector import collector_paused
 from npu.energy import Technology, account
 from npu.hardware import HardwareConfig
 from npu.isa import Memory, Unit
@@ -22,6 +23,7 @@ from npu.program.tables import bytes_per_instruction, event_counts, tabulate
 from npu.program.trace import Trace
 
 
+@collector_paused()
 def simulate(
     program: Program, *, hardware: HardwareConfig, trace: Trace, technology: Technology | None = None
 ) -> Result:

@@ -12,6 +12,7 @@ from dllm.numerics import SIDES, Numerics
 from dllm.operators import ALL_TRAITS, Mask
 from dllm.policies import Rows, Smoother
 from dllm.workload import Workload, reference_only
+from npu.collector import collector_paused
 from npu.errors import CapacityError, TripathError
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
@@ -65,6 +66,7 @@ def target(hardware: HardwareConfig) -> tuple[object, ...]:
     return h.name, h.blen, h.mlen, h.vlen, h.sram, h.prefetch_rows, h.fused_exponential
 
 
+@collector_paused()
 def compile_program(
     model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int],
     options: CompilerOptions = DEFAULT,

@@ -89,10 +89,10 @@ class LoopTree:
             raise ProgramError("program: a loop is not closed")
         return cls(body=growth.root, around=growth.around)
 
-    @property
-    def loops(self) -> Iterator[Loop]:
+    @cached_property
+    def loops(self) -> tuple[Loop, ...]:
         """All loops in program order."""
-        return loops_of(self.body)
+        return tuple(loops_of(self.body))
 
     @cached_property
     def early(self) -> set[int]:

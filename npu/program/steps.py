@@ -37,14 +37,11 @@ class Place:
 @fact_of_program
 def places_of(program: Program) -> tuple[list[Place], np.ndarray]:
     """The places in program order, and the number of each instruction's place (int64 [n])."""
-    steps, groups = _steps(program), _groups(program)
-    names = program.phase_names
-    every = [
-        Place(step, group, names[phase])
-        for step, group, phase in zip(steps, groups, program.phase_of().tolist(), strict=True)
-    ]
-    places = {place: number for number, place in enumerate(dict.fromkeys(every))}
-    return list(places), np.array([places[place] for place in every])
+    every = list(zip(_steps(program), _groups(program), program.phase_of().tolist(), strict=True))
+    names, places = program.phase_names, {place: number for number, place in enumerate(dict.fromkeys(every))}
+    return [Place(step, group, names[phase]) for step, group, phase in places], np.array(
+        [places[each] for each in every]
+    )
 
 
 def passes(program: Program, retired: np.ndarray) -> dict[str, int]:

@@ -27,7 +27,11 @@ class Trace:
         """SHA-256 over breaks and gathers, and counts where there are any, as 64 hexadecimal digits."""
         streams = [np.asarray(self.breaks, np.int64), np.asarray(self.gathers, np.int64)]
         streams += [self.numbers] if self.counts else []
-        return hashlib.sha256(b"|".join(each.tobytes() for each in streams)).hexdigest()
+        found = hashlib.sha256(streams[0].data)
+        for stream in streams[1:]:
+            found.update(b"|")
+            found.update(stream.data)
+        return found.hexdigest()
 
     @cached_property
     def numbers(self) -> np.ndarray:

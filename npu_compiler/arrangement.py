@@ -21,6 +21,13 @@ class Schedule(StrEnum):
     AUTO = "auto"
 
 
+class Residency(StrEnum):
+    """What stays while the other passes."""
+
+    ROWS = "rows"
+    TRAFFIC = "traffic"
+
+
 class Sampling(StrEnum):
     """The place of logits when they are sampled."""
 
@@ -41,6 +48,9 @@ class CompilerOptions:
         sampling: stored: logits go to HBM in `numerics.logits` and are read again, twice over. fused: each tile of the
             vocabulary updates the running maximum, index and sum of its rows, and no logit leaves Vector SRAM. host: logits go
             to HBM, and the processor beside the core samples them (`hardware.host`).
+        residency: rows: a chunk of rows goes through a layer, and each chunk streams the weights anew. traffic: the weights of a
+            projection stay in Matrix SRAM, a block at a time, while the rows of all chunks pass, where that moves a quarter fewer
+            bytes (pipelined).
         weight_slots: Panels of weights in Matrix SRAM at most (pipelined).
         heads: Query heads of attention in flight, as near as the model's heads allow (pipelined).
         ffn_slice: Columns of the FFN that are made at a time at most; null: `hardware.vlen`.
@@ -49,7 +59,7 @@ class CompilerOptions:
 
     schedule: str = field(default=Schedule.PIPELINED.value, metadata=one_of([each.value for each in Schedule]))
     sampling: str = field(default=Sampling.FUSED.value, metadata=one_of([each.value for each in Sampling]))
-
+    residency: str = field(default=Residency.TRAFFIC.value, metadata=one_of([each.value for each in Residency]))
     weight_slots: int = field(default=4, metadata=within(2, 16))
     heads: int = field(default=4, metadata=within(1, 8))
     ffn_slice: int | None = field(default=None, metadata=within(32, 8192, power_of_two=True))
@@ -57,6 +67,11 @@ class CompilerOptions:
 
     def __post_init__(self) -> None:
         check_choices("compiler", self)
+
+    @property
+    def lets_weights_stay(self) -> bool:
+        """Weights may stay while rows pass."""
+        return Residency(self.residency) is Residency.TRAFFIC and Schedule(self.schedule) is not Schedule.PLAIN
 
     @property
     def searches(self) -> bool:
@@ -74,6 +89,7 @@ class Arrangement:
         queries: Query heads in flight of each of them.
         keeps_rows: The rows of a pass of one chunk stay in Vector SRAM from layer to layer, and Q with them.
         sampling: The place of logits when they are sampled, and with it the unit that samples.
+        weights_stay: Weights may stay in Matrix SRAM while rows pass.
     """
 
     weight_slots: int = 2
@@ -81,6 +97,7 @@ class Arrangement:
     queries: int = 1
     keeps_rows: bool = False
     sampling: Sampling = Sampling.STORED
+    weights_stay: bool = False
 
     @property
     def fuses_sampling(self) -> bool:

@@ -1,5 +1,6 @@
 """The working sets of a program: every buffer in an SRAM, with its size, and the stream that it belongs to."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,7 +27,18 @@ from npu_compiler.tiling import (
     widest_ffn,
 )
 
-STREAMS = ("weights", "keys_values", "gated", "logits", "logit_rows", "mixed")
+STREAMS = (
+    "weights",
+    "keys_values",
+    "gated",
+    "logits",
+    "logit_rows",
+    "mixed",
+    "passing",
+    "passed",
+    "multiplied",
+    "made",
+)
 MATRIX_WORD_BYTES = 16
 SAMPLING_PHASES = ("setup", "sampling", "commit")
 """Phases of `workload.stage=sampling`."""
@@ -34,6 +46,10 @@ COMMIT_ROWS = ("confidence", "masked", "chosen", "best", "left")
 """Rows of the commit buffer, one VLEN row each."""
 IN_ATTENTION = ("constants", "running_max", "running_sum")
 """Buffers of FP SRAM that are alive together in every attention: the numbers that it needs, and the state of its softmax."""
+PASSED_ROWS = 2
+"""Rows of VLEN elements that a row of results takes at most, where weights stay."""
+MADE_ROWS = 8
+"""Rows of VLEN elements of gate and of up that are made at a time, where weights stay."""
 EDIT_ROWS = ("placed", "sure", "same")
 """Rows of the buffer for edits: positions whose tokens this block committed, those of high confidence, those that stay alike."""
 
@@ -60,6 +76,8 @@ def working_sets(
         Memory.VECTOR: _vector(model, workload, hardware, numerics, tiling), Memory.FP: _fp(model, workload, numerics, tiling),
         Memory.INT: _integer(model, workload, tiling), Memory.MATRIX: _matrix(model, hardware, numerics, tiling),
     }  # fmt: skip
+    if tiling.arrangement.weights_stay:
+        plans[Memory.MATRIX] = _rest(plans[Memory.MATRIX], hardware)
     for memory, plan in plans.items():
         for name, elements, phase, stream in plan:
             if tiling.stage == "generation" or memory in (Memory.INT, Memory.MATRIX) or phase in SAMPLING_PHASES:
@@ -143,6 +161,18 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
             ("smoothing", inverse + fold if measured else 0, "smooth", ""),
             ("kv", rows * 2 * most(model, "kv_width") if measured else 0, "smooth", ""),
             ("fold", sequences * fold, "attention", ""),
+        )
+    if tiling.arrangement.weights_stay:
+        widest = max(model.hidden, most(model, "query_width"), model.ffn)
+        unit = math.lcm(hardware.blen, numerics.block_size)
+        made = STREAM_SLOTS * hardware.blen * max(unit, MADE_ROWS * hardware.vlen // hardware.blen // unit * unit)
+        yield from (
+            ("passing", STREAM_SLOTS * hardware.blen * widest, "ffn", "passing"),
+            ("passed", STREAM_SLOTS * hardware.blen * PASSED_ROWS * hardware.vlen, "ffn", "passed"),
+            ("made_gate", made, "ffn", "multiplied"),
+            ("made_up", made, "ffn", "multiplied"),
+            ("made_act", made // STREAM_SLOTS, "ffn", ""),
+            ("made", made, "ffn", "made"),
         )
     if smoothing.mixed:
         yield "mixed", STREAM_SLOTS * tiling.row_tile * most(model, "head_dim"), "qkv", "mixed"
@@ -254,3 +284,13 @@ def _matrix(model: ModelSpec, hardware: HardwareConfig, numerics: Numerics, tili
             "attention",
             "keys_values",
         )
+
+
+def _rest(plan: Plan, hardware: HardwareConfig) -> Plan:
+    """Buffers of Matrix SRAM, and behind them for weights that stay what they leave of it."""
+    used = 0
+    for each in plan:
+        used += each[1]
+        yield each
+    left = max(0, hardware.sram.matrix_bytes - used) // MATRIX_WORD_BYTES * MATRIX_WORD_BYTES
+    yield "staying", left, "ffn", ""

@@ -1,7 +1,7 @@
 """Lowering shared by all operators: addresses into buffers and tensors, loops over rows, moves, norms and projections."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dllm.constants import CONSTANTS, further_constants
@@ -224,29 +224,43 @@ class Context:
         """
         acts, name, pitch = acts or flow.value, flow.tensor(weights), pitch or outputs
         e, columns, facts = self.e, math.gcd(self.hardware.blen, outputs), self.tensor(name)
-        size, quantised = FORMATS[facts.format], FORMATS[activations or self.numerics.activations]
         moves = [*flow.layers(facts.stride_bytes(0)), *times(steps, facts.row_bytes)]
-        panel, row_bytes, block = columns * facts.row_bytes, facts.row_bytes, facts.block
-        record = size.record_bytes(block)
+        panel, row_bytes = columns * facts.row_bytes, facts.row_bytes
         with e.loop(outputs // columns) as n:
             with e.stage(f"load {weights}"):
                 source = self.hbm(name, first_row * row_bytes, [*moves, (n, panel)])
                 e.emit("H_LOAD_M", dst=self.matrix("weights"), src=source, rows=1, row_bytes=panel)
             with e.stage(f"times {weights}"):
                 for at, rows in flow.rows.tiles(e, self.hardware.blen):
-                    for offset, count, k in segments(inputs, self.hardware.mlen):
-                        with e.loop(count) as piece:
-                            step = [(piece, k // block * record)]
-                            e.emit(
-                                "M_MM",
-                                weights=self.matrix("weights", offset // block * record, step, rows=row_bytes),
-                                acts=self.vector(acts, offset, [(piece, k), *times(at, inputs)], rows=inputs),
-                                rows=rows, cols=columns, k=k, block=block.bit_length() - 1, weight_format=size.code,
-                                act_format=quantised.code, block_stride=record,
-                            )  # fmt: skip
+                    self.accumulate(
+                        name, rows=rows, columns=columns, inputs=inputs, activations=activations,
+                        weights=lambda offset, step: self.matrix("weights", offset, step, rows=row_bytes),
+                        acts=lambda offset, step, at=at: self.vector(
+                            acts, offset, [*step, *times(at, inputs)], rows=inputs
+                        ),
+                    )  # fmt: skip
                     out = self.vector(dst, 0, [(n, columns), *times(at, pitch)], rows=pitch, slot_stride=slot_stride)
                     e.emit("M_OUT", dst=out, rows=rows, cols=columns)
             self.advance("weights")
+
+    def accumulate(
+        self, name: str, *, rows: int, columns: int, inputs: int, weights: Callable[[int, Steps], Place],
+        acts: Callable[[int, Steps], Place], activations: str = "",
+    ) -> None:  # fmt: skip
+        """A tile of products into the accumulators, MLEN of the contraction at a time.
+
+        `weights` and `acts` give the place of a piece: of the weight `name` in bytes, of activations in elements.
+        """
+        facts = self.tensor(name)
+        size, quantised, block = FORMATS[facts.format], FORMATS[activations or self.numerics.activations], facts.block
+        record = size.record_bytes(block)
+        for offset, count, k in segments(inputs, self.hardware.mlen):
+            with self.e.loop(count) as piece:
+                self.e.emit(
+                    "M_MM", weights=weights(offset // block * record, [(piece, k // block * record)]),
+                    acts=acts(offset, [(piece, k)]), rows=rows, cols=columns, k=k, block=block.bit_length() - 1,
+                    weight_format=size.code, act_format=quantised.code, block_stride=record,
+                )  # fmt: skip
 
     def scale_rows(self, chunk: Chunk, target: str, width: int, factor: str) -> None:
         """target *= a number of FP SRAM for each row."""

@@ -2,21 +2,24 @@
 
 Hidden states, Q and the KV cache cross chunks in HBM; within a chunk, operators hand buffers from unit to unit. Attention needs
 the keys of all rows, so a layer is two passes over the chunks: the operators up to it, then attention and what follows. A pass
-of one chunk may keep its hidden states and Q in Vector SRAM instead.
+of one chunk may keep its hidden states and Q in Vector SRAM instead. Where the weights of a projection stay, a pass is cut at it
+(`staying`).
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dllm.operators import Attention, Operator, Residual
+from dllm.operators import Attention, Linear, Operator, Residual
 from npu.formats import FORMATS
 from npu_compiler.cache import move_keys, store_cache
 from npu_compiler.context import LOG2_ROW_BLOCK, Context
 from npu_compiler.flow import Flow, Layer
 from npu_compiler.mixing import mix_projected
-from npu_compiler.operators import load, lower, turn
+from npu_compiler.operators import add_bias, load, lower, turn
 from npu_compiler.rows import Chunk, Span, fixed, full_span
 from npu_compiler.smoothing import clear_channels, load_factors, measure, smooth, to_cache_domain
+from npu_compiler.stages import Steps
+from npu_compiler.staying import Part, cut, leave_activations, load_results, project_all
 
 
 def forward(c: Context, span: Span, *, measuring: bool, clean: bool = False) -> None:
@@ -48,8 +51,7 @@ def forward(c: Context, span: Span, *, measuring: bool, clean: bool = False) -> 
                 if c.numerics.smoothing.pre_rope:
                     with c.e.phase("rotate"):
                         _rotate_keys(own, layer)
-                for chunk in c.chunks(span):
-                    _read_cache(own, attention, behind, chunk, layer)
+                _read_cache(own, attention, behind, span, layer)
     if c.keeps(span):
         with c.e.phase("ffn"):
             for chunk in c.chunks(span):
@@ -67,73 +69,122 @@ def _write_cache(c: Context, operators: Sequence[Operator], span: Span, layer: L
         if measuring:
             with e.stage("clear channels"):
                 clear_channels(c)
-        for chunk in c.chunks(span):
-            flow = Flow(chunk=chunk, layer=layer, result="qkv", zero_padding=span.has_padding)
-            with e.stage("load rows"):
-                if not c.keeps(span):
-                    c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
-                load(operators, c, flow)
-                c.load_valid(chunk)
-                if c.smooths and not measuring:
-                    load_factors(c, chunk, layer, "inverse")
-            lower(operators, c, flow)
-            mix_projected(c, chunk)
-            if measuring:
-                with e.stage("measure channels"):
-                    measure(c, chunk, "qkv", c.geometry.query_width, width)
-            else:
-                with e.stage("to the terms of the cache"):
-                    to_cache_domain(c, chunk, "qkv", c.geometry.query_width, width)
-            with e.stage("store Q, K, V"):
-                if not c.keeps(span):
-                    c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", c.geometry.query_width, pitch=width)
-                if measuring:
-                    columns = {"offset": c.geometry.query_width, "pitch": width}
-                    c.transfer_rows(chunk, "H_STORE_V", "kv_raw", "qkv", 2 * c.geometry.kv_width, **columns)
-                else:
-                    store_cache(c, chunk, layer, "qkv", c.geometry.query_width, width)
+        for part in cut(c, [(each, "qkv") for each in operators], span):
+            for chunk in c.chunks(span):
+                flow = Flow(chunk=chunk, layer=layer, result="qkv", zero_padding=span.has_padding)
+                with e.stage("load rows"):
+                    if part.reads_stream and not c.keeps(span):
+                        c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
+                    _load_part(c, part, flow)
+                    c.load_valid(chunk)
+                    if part.before is None and c.smooths and not measuring:
+                        load_factors(c, chunk, layer, "inverse")
+                _lower_part(c, part, flow)
+                if part.before is None:
+                    _store_projected(c, chunk, layer, width, measuring=measuring)
+            _project_all(c, part, span, layer)
     if measuring:
         with e.phase("smooth"):
             smooth(c, span, layer)
 
 
-def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator], chunk: Chunk, layer: Layer) -> None:
-    """Attention and the operators behind it; then the chunk goes back to HBM."""
-    e, model, mask = c.e, c.model, c.tensor("mask")
-    kept = c.keeps(chunk.span)
+def _store_projected(c: Context, chunk: Chunk, layer: Layer, width: int, *, measuring: bool) -> None:
+    """Q, K and V of a chunk."""
+    e = c.e
+    mix_projected(c, chunk)
+    if measuring:
+        with e.stage("measure channels"):
+            measure(c, chunk, "qkv", c.geometry.query_width, width)
+    else:
+        with e.stage("to the terms of the cache"):
+            to_cache_domain(c, chunk, "qkv", c.geometry.query_width, width)
+    with e.stage("store Q, K, V"):
+        if not c.keeps(chunk.span):
+            c.transfer_rows(chunk, "H_STORE_V", "q", "qkv", c.geometry.query_width, pitch=width)
+        if measuring:
+            columns = {"offset": c.geometry.query_width, "pitch": width}
+            c.transfer_rows(chunk, "H_STORE_V", "kv_raw", "qkv", 2 * c.geometry.kv_width, **columns)
+        else:
+            store_cache(c, chunk, layer, "qkv", c.geometry.query_width, width)
+
+
+def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator], span: Span, layer: Layer) -> None:
+    """Attention and the operators behind it, chunk by chunk; the chunks go back to HBM."""
+    e, model, kept = c.e, c.model, c.keeps(span)
     queries = (
         {"value": "qkv", "pitch": c.geometry.qkv_width} if kept else {"value": "q", "pitch": attention.query_width}
     )
-    flow = Flow(chunk=chunk, layer=layer, result="y", **queries)
-    with e.phase("attention"):
-        if not kept:
-            with e.stage("load Q"):
-                c.transfer_rows(chunk, "H_LOAD_V", "q", "q", attention.query_width)
-        with e.stage("load rows"):
-            with e.loop(chunk.sequences) as sequence:
-                step = [*chunk.batch_steps(mask.row_bytes), (sequence, mask.row_bytes)]
-                e.emit("H_LOAD_V", dst=c.vector("mask", 0, [(sequence, c.tiling.cache_tokens)]), src=c.hbm("mask", 0, step),
-                       rows=1, cols=c.tiling.cache_tokens, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
-            if not kept:
-                c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
-            load(operators, c, flow)
-            if c.smooths:
-                load_factors(c, chunk, layer, "fold")
-        if chunk.span.edge is not None:
-            with e.stage("hide later keys"), e.loop(chunk.sequences) as sequence:
-                for first, piece, lanes in c.wide(c.tiling.cache_tokens):
-                    row = c.vector("mask", first, [(sequence, c.tiling.cache_tokens), *piece])
-                    edge = c.vector("edge", first, [*chunk.span.edge, *piece])
-                    e.emit("V_ADD_VV", dst=row, a=row, b=edge, n=lanes)
-        lower([attention], c, flow)
     added = next(number for number, each in enumerate(operators, 1) if isinstance(each, Residual))
-    with e.phase("out"):
-        lower(operators[:added], c, flow)
-    with e.phase("ffn"):
-        lower(operators[added:], c, flow)
-        if not kept:
-            with e.stage("store rows"):
-                c.transfer_rows(chunk, "H_STORE_V", "x", "x", model.hidden)
+    phased = [(each, "out" if number < added else "ffn") for number, each in enumerate(operators)]
+    for part in cut(c, [(attention, "attention"), *phased], span):
+        for chunk in c.chunks(span):
+            flow = Flow(chunk=chunk, layer=layer, result="y", **queries)
+            with e.phase(part.phase):
+                if part.behind is None and not kept:
+                    with e.stage("load Q"):
+                        c.transfer_rows(chunk, "H_LOAD_V", "q", "q", attention.query_width)
+                with e.stage("load rows"):
+                    if part.behind is None:
+                        _load_mask(c, chunk)
+                    if part.reads_stream and not kept:
+                        c.transfer_rows(chunk, "H_LOAD_V", "x", "x", model.hidden)
+                    _load_part(c, part, flow)
+                    if part.behind is None and c.smooths:
+                        load_factors(c, chunk, layer, "fold")
+                if part.behind is None and span.edge is not None:
+                    _hide_later_keys(c, chunk, span.edge)
+            _lower_part(c, part, flow)
+            if part.changes_stream and not kept:
+                with e.phase(part.operators[-1][1]), e.stage("store rows"):
+                    c.transfer_rows(chunk, "H_STORE_V", "x", "x", model.hidden)
+        _project_all(c, part, span, layer)
+
+
+def _load_mask(c: Context, chunk: Chunk) -> None:
+    """What is added to the scores of each sequence's keys."""
+    mask = c.tensor("mask")
+    with c.e.loop(chunk.sequences) as sequence:
+        step = [*chunk.batch_steps(mask.row_bytes), (sequence, mask.row_bytes)]
+        c.e.emit("H_LOAD_V", dst=c.vector("mask", 0, [(sequence, c.tiling.cache_tokens)]), src=c.hbm("mask", 0, step),
+                 rows=1, cols=c.tiling.cache_tokens, format=FORMATS["bf16"].code, block=LOG2_ROW_BLOCK)  # fmt: skip
+
+
+def _hide_later_keys(c: Context, chunk: Chunk, edge: Steps) -> None:
+    """Add to the mask what hides the keys from an edge on."""
+    with c.e.stage("hide later keys"), c.e.loop(chunk.sequences) as sequence:
+        for first, piece, lanes in c.wide(c.tiling.cache_tokens):
+            row = c.vector("mask", first, [(sequence, c.tiling.cache_tokens), *piece])
+            c.e.emit("V_ADD_VV", dst=row, a=row, b=c.vector("edge", first, [*edge, *piece]), n=lanes)
+
+
+def _load_part(c: Context, part: Part, flow: Flow) -> None:
+    """What the operators of a part need beside the residual stream, and the results of the projection before them."""
+    operators = [each for each, _ in part.operators]
+    if part.behind is None:
+        load(operators, c, flow)
+    else:
+        load([part.behind[0], *operators], c, flow)
+        load_results(c, flow, part.behind[0])
+
+
+def _lower_part(c: Context, part: Part, flow: Flow) -> None:
+    """The operators of a part, and behind them the activations for the next projection."""
+    if part.behind is not None and isinstance(part.behind[0], Linear):
+        with c.e.phase(part.phase):
+            add_bias(part.behind[0], c, flow)
+    for operator, phase in part.operators:
+        with c.e.phase(phase):
+            lower([operator], c, flow)
+    if part.before is not None:
+        with c.e.phase(part.before[1]):
+            leave_activations(c, flow, part.before[0])
+
+
+def _project_all(c: Context, part: Part, span: Span, layer: Layer) -> None:
+    """The projection between a part and the next one."""
+    if part.before is not None:
+        with c.e.phase(part.before[1]):
+            project_all(c, span, layer, part.before[0])
 
 
 def _rotate_keys(c: Context, layer: Layer) -> None:

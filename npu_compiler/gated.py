@@ -1,6 +1,6 @@
 """Gated MLPs: activation(h W_gate^T) * (h W_up^T), then W_down, for the rows of a flow."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dllm.operators import Activation
@@ -17,6 +17,10 @@ class Names:
     gate: str
     up: str
     down: str
+
+
+DENSE = Names(gate="w_gate", up="w_up", down="w_down")
+SOFT = Names(gate="soft_gate", up="soft_up", down="soft_down")
 
 
 def gated_mlp(
@@ -63,22 +67,27 @@ def _slice(
 
     each = e.one_by_one(lambda: rows_of.each(e), places)
     with e.stage(f"{activation.value}(gate) * up"):
-        match activation:
-            case Activation.SILU:
-                each("V_MUL_VF", dst="act", a="gate", scalar=c.fp("minus_one"), n=width)
-                each("V_EXP_V", dst="act", a="act", n=width)
-                each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
-                each("V_RECI_V", dst="act", a="act", n=width)
-                each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
-            case Activation.GELU_TANH:
-                each("V_MUL_VV", dst="act", a="gate", b="gate", n=width)
-                each("V_MUL_VF", dst="act", a="act", scalar=c.fp("gelu_cubic"), n=width)
-                each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
-                each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
-                each("V_MUL_VF", dst="act", a="act", scalar=c.fp("gelu_slope"), n=width)
-                each("V_TANH_V", dst="act", a="act", n=width)
-                each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
-                each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
-                each("V_MUL_VF", dst="act", a="act", scalar=c.fp("half"), n=width)
-        each("V_MUL_VV", dst="inner", a="act", b="up", n=width)
+        activate(c, each, activation, width)
     c.advance("gated")
+
+
+def activate(c: Context, each: Callable[..., None], activation: Activation, width: int) -> None:
+    """inner := activation(gate) * up for each row, `width` lanes at a time; `act` lies between."""
+    match activation:
+        case Activation.SILU:
+            each("V_MUL_VF", dst="act", a="gate", scalar=c.fp("minus_one"), n=width)
+            each("V_EXP_V", dst="act", a="act", n=width)
+            each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
+            each("V_RECI_V", dst="act", a="act", n=width)
+            each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
+        case Activation.GELU_TANH:
+            each("V_MUL_VV", dst="act", a="gate", b="gate", n=width)
+            each("V_MUL_VF", dst="act", a="act", scalar=c.fp("gelu_cubic"), n=width)
+            each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
+            each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
+            each("V_MUL_VF", dst="act", a="act", scalar=c.fp("gelu_slope"), n=width)
+            each("V_TANH_V", dst="act", a="act", n=width)
+            each("V_ADD_VF", dst="act", a="act", scalar=c.fp("one"), n=width)
+            each("V_MUL_VV", dst="act", a="act", b="gate", n=width)
+            each("V_MUL_VF", dst="act", a="act", scalar=c.fp("half"), n=width)
+    each("V_MUL_VV", dst="inner", a="act", b="up", n=width)

@@ -56,6 +56,7 @@ from npu_compiler.sampling import (
     set_keys,
 )
 from npu_compiler.stages import Level, Steps, Tree
+from npu_compiler.staying import could_stay, uses_staying
 from npu_compiler.tiling import Tiling, make_tiling
 from npu_compiler.tokens import Tokens, place_tokens
 
@@ -98,9 +99,43 @@ def compile_passes(
 ) -> Compiled:  # fmt: skip
     """As `compile_program`, with what each pass made.
 
+    Weights that may stay while rows pass do so, unless the buffers for that leave less room for rows or heads in flight.
+
     Raises:
         TripathError: as `compile_program`.
     """
+    allowed = list(arrangements(options, model, workload))
+    made = _compiled(model, workload, hardware, numerics, prompt_lengths, options, allowed)
+    as_good = allowed[: allowed.index(made.tiling.arrangement) + 1]
+    staying = [dataclasses.replace(each, weights_stay=True) for each in as_good]
+    if not options.lets_weights_stay or not _could_stay(model, workload, hardware, numerics, made.tiling, staying[-1]):
+        return made
+    try:
+        other = _compiled(model, workload, hardware, numerics, prompt_lengths, options, staying)
+    except (CapacityError, RegisterError):
+        return made
+    return other if other.tiling.chunk_rows >= made.tiling.chunk_rows and uses_staying(other.tree.body) else made
+
+
+def _could_stay(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, tiling: Tiling, arrangement: Arrangement
+) -> bool:  # fmt: skip
+    """Weights would stay in chunks of these rows."""
+    vocab, model, tiling = model.vocab, laid_out(model), dataclasses.replace(tiling, arrangement=arrangement)
+    if workload.samples_only:
+        return False
+    c = Context(
+        e=Tree(), model=model, vocab=vocab, workload=workload, hardware=hardware, numerics=numerics, tiling=tiling, tensors={},
+        buffers=working_sets(model, workload, hardware, numerics, tiling), geometry=model.geometry,
+    )  # fmt: skip
+    return could_stay(c, _spans(model, workload, tiling))
+
+
+def _compiled(
+    model: ModelSpec, workload: Workload, hardware: HardwareConfig, numerics: Numerics, prompt_lengths: Sequence[int],
+    options: CompilerOptions, allowed: Sequence[Arrangement],
+) -> Compiled:  # fmt: skip
+    """As `compile_passes`, with one of the `allowed` arrangements, of which the best come first."""
     check_support(options, workload, hardware)
     model.network.check(LOWER, "the compiler", traits=ALL_TRAITS)
     vocab, model, given = model.vocab, laid_out(model), model
@@ -121,7 +156,6 @@ def compile_passes(
         raise TripathError(
             f"workload.block_length: {workload.block_length} exceeds hardware.vlen {hardware.vlen} (commit row)"
         )
-    allowed = list(arrangements(options, model, workload))
     largest = dataclasses.replace(
         make_tiling(model, workload, hardware, numerics, prompt_lengths, options), arrangement=allowed[-1]
     )

@@ -67,6 +67,7 @@ def hbm_map(
         ),
         *([] if tiling.arrangement.fuses_sampling else [("logits", logits, numerics.logits, size, True)]),
         *([("remaining", (1, 1), "int32", 1, True)] if tiling.arrangement.sampling is Sampling.HOST else []),
+        *(_staying(model, numerics, (1, batch * canvas)) if tiling.arrangement.weights_stay else []),
         *([("soft", (batch, canvas, hidden), "bf16", MX_BLOCK, True)] if model.self_conditioning else []),
         ("constants", (1, len(CONSTANTS)), "fp32", len(CONSTANTS), False),
         ("integers", (1, 2 + workload.block_length), "int32", 1, False),
@@ -110,6 +111,20 @@ def hbm_map(
         address += -(-tensor.size_bytes // HBM_ALIGNMENT_BYTES) * HBM_ALIGNMENT_BYTES
     check_capacity(tensors, hardware)
     return tuple(tensors)
+
+
+def _staying(
+    model: ModelSpec, numerics: Numerics, rows: tuple[int, int]
+) -> list[tuple[str, tuple[int, ...], str, int, bool]]:
+    """What passes projections whose weights stay: the activations of all rows in the format of the array, those between the two
+    projections of an FFN, and results."""
+    widest, size = max(model.hidden, *(each.query_width for each in model.geometries)), numerics.block_size
+    results = max(model.hidden, *(each.qkv_width for each in model.geometries))
+    return [
+        ("passing", (*rows, widest), numerics.activations, size, True),
+        ("passing_inner", (*rows, model.ffn), numerics.activations, size, True),
+        ("results", (*rows, results), "bf16", MX_BLOCK, True),
+    ]
 
 
 def check_capacity(tensors: Sequence[Tensor], hardware: HardwareConfig) -> None:

@@ -24,14 +24,11 @@ from npu_compiler.attention import attend
 from npu_compiler.context import Context
 from npu_compiler.experts import mixture
 from npu_compiler.flow import Flow
-from npu_compiler.gated import Names, gated_mlp
+from npu_compiler.gated import DENSE, SOFT, gated_mlp
 from npu_compiler.rows import Chunk, segments, times
 from npu_compiler.soft_tokens import add_slice, clear_soft_tokens, store_soft_tokens
 from npu_compiler.stable_max import StableMax
 from npu_compiler.stages import Level, Place, Steps
-
-DENSE = Names(gate="w_gate", up="w_up", down="w_down")
-SOFT = Names(gate="soft_gate", up="soft_up", down="soft_down")
 
 
 def load(operators: Sequence[Operator], c: Context, flow: Flow) -> None:
@@ -139,6 +136,11 @@ def _linear(op: Linear, c: Context, flow: Flow) -> None:
     pitch = c.geometry.qkv_width if flow.result == "qkv" else op.outputs
     c.project(flow, weights=op.name, outputs=op.outputs, inputs=op.inputs, dst=flow.result, pitch=pitch)
     flow.value = flow.result
+    add_bias(op, c, flow)
+
+
+def add_bias(op: Linear, c: Context, flow: Flow) -> None:
+    """The biases of a projection, where it has some."""
     if op.bias:
         with c.e.stage(op.bias):
             _add_bias(op, c, flow)

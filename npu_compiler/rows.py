@@ -254,7 +254,7 @@ def suffix_span(workload: Workload, tiling: Tiling, block: Block) -> Span:
 
 def _cut(workload: Workload, tiling: Tiling, at: Steps, total: int, unit: int) -> tuple[Part, ...]:
     """The fewest chunks that fit, of nearly one size: whole sequences, or else pieces of one, in units of `unit` rows."""
-    pieces = _balanced(total, tiling.chunk_rows // unit * unit, unit)
+    pieces = balanced(total, tiling.chunk_rows // unit * unit, unit)
     alone = len(pieces) == 1 and pieces[0][0] == 1
     parts, before = [], 0
     for chunks, rows in pieces:
@@ -267,7 +267,7 @@ def _cut(workload: Workload, tiling: Tiling, at: Steps, total: int, unit: int) -
     return tuple(parts)
 
 
-def _balanced(total: int, limit: int, unit: int) -> list[tuple[int, int]]:
+def balanced(total: int, limit: int, unit: int) -> list[tuple[int, int]]:
     """`total` in the fewest pieces of at most `limit`, each a multiple of `unit` (which divides both): (pieces, size), and as
     many as are one unit smaller."""
     pieces = -(-total // limit)
@@ -278,7 +278,7 @@ def _balanced(total: int, limit: int, unit: int) -> list[tuple[int, int]]:
 def _of_batch(workload: Workload, tiling: Tiling, rows: int) -> list[tuple[int, int, int]]:
     """The batch in chunks of whole sequences of `rows` rows: (first sequence, chunks, sequences)."""
     found, first = [], 0
-    for chunks, sequences in _balanced(workload.forwarded_sequences, max(1, tiling.chunk_rows // rows), 1):
+    for chunks, sequences in balanced(workload.forwarded_sequences, max(1, tiling.chunk_rows // rows), 1):
         found.append((first, chunks, sequences))
         first += chunks * sequences
     return found
@@ -343,6 +343,16 @@ class Chunk:
     def row_steps(self, stride: int) -> list[tuple[Level, int]]:
         """Strides of an address that follows the chunk through the rows of the span, `stride` apart."""
         return [(fixed(self.part.before), stride), (self.row_loop, self.part.pitch * stride)]
+
+    def packed(self, stride: int) -> list[tuple[Level, int]]:
+        """Strides of an address that follows the chunk through a tensor of all chunks' rows, one chunk behind the other. Rows
+        lie `stride` apart, in the order in which the chunk's buffers hold them."""
+        before = self.span.parts[: self.span.parts.index(self.part)]
+        rows = sum(part.sequence_chunks * part.row_chunks.base * part.size for part in before)
+        own = self.part.size * stride
+        return [
+            (fixed(rows), stride), (self.batch_loop, self.part.row_chunks.base * own), (self.row_loop, own),
+        ]  # fmt: skip
 
     @contextmanager
     def runs(self, e: Tree) -> Iterator[tuple[int, list[tuple[Level, int]], list[tuple[Level, int, int]]]]:

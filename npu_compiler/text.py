@@ -40,6 +40,8 @@ def _sizes(made: Compiled) -> Iterator[str]:
     )
     yield f"in flight: {kept.heads} query heads of {kept.kv_heads} KV heads, {kept.weight_slots} panels of weights; {rows}"
     yield f"logits {LOGITS[kept.sampling]}"
+    if kept.weights_stay:
+        yield "weights of projections stay in matrix.staying while the rows of all chunks pass, where fewer bytes move"
     for name, used in made.allocation.used_bytes.items():
         yield f"{name} {format_bytes(used)}"
 

@@ -53,8 +53,6 @@ def measured(overrides: tuple[str, ...]) -> dict[str, object]:
         trace = outcome.trace
         found |= {"tokens": digest(outcome.token_ids), "trips": outcome.trip_counts, "trace": outcome.trace.digest[:16]}
         found |= {f"bits.{name}": digest(getattr(machine, name)) for name in MEMORIES}
-        fidelity = {name: value for name, value in outcome.result.metrics.items() if "seconds" not in name}
-        found["fidelity"] = digest(fidelity)
     facts = {"hardware": experiment.hardware, "trace": trace}
     estimate = analytical.simulate(program, **facts, technology=experiment.technology)
     times = cycle.simulate(program, **facts, technology=experiment.technology, race_check=False)

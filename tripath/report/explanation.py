@@ -137,7 +137,9 @@ def _traffic(result: Result, forwards: int) -> Iterator[list[object]]:
     size, read = sum(row[1] for row in weights), sum(row[2] for row in weights)
     if size:
         share = f"{format_bytes(read)} are read, {read / moved:.0%} of the HBM traffic"
-        meaning = f"{share}; once for each chunk of rows that Vector SRAM holds"
+        stay = any(name == "passing" and read for name, _, read, _ in traffic)
+        chunks = "once for each chunk of rows that Vector SRAM holds"
+        meaning = f"{share}; {chunks}, but for weights that stay while rows pass" if stay else f"{share}; {chunks}"
         yield ["weights streamed per forward", f"{read / size / forwards:.3g}", meaning]
     logits = sum(read + written for name, _, read, written in traffic if name == "logits")
     meaning = f"written and read again; {logits / moved:.1%} of the HBM traffic" if logits else "sampled as they come"

@@ -12,7 +12,7 @@ import numpy as np
 from dllm.canvas import Canvas, canvas_of
 from dllm.noise import Draws
 from dllm.operators import Mask
-from dllm.policies import Commit
+from dllm.policies import Take
 from dllm.reference import Cache, ReferenceModel, softmax
 from dllm.workload import StepLoop, Workload
 from npu.errors import TripathError
@@ -66,11 +66,6 @@ def commit_quota(confidence: np.ndarray, masked: np.ndarray, count: int) -> np.n
     return chosen & masked
 
 
-def commit_threshold(confidence: np.ndarray, masked: np.ndarray, threshold: float) -> np.ndarray:
-    """All masked positions with confidence >= threshold, and always the best one (ties to the lowest index)."""
-    return ((confidence >= threshold) & masked) | commit_quota(confidence, masked, 1)
-
-
 def entropy_of(logits_LV: np.ndarray) -> np.ndarray:
     """Entropy of the softmax of each position, in nats [L]."""
     shifted = logits_LV - logits_LV.max(axis=-1, keepdims=True)
@@ -94,14 +89,22 @@ def _scheduled(confidence: np.ndarray, masked: np.ndarray, workload: Workload, s
     return commit_quota(confidence, masked, quotas[step] if step < len(quotas) else 0)
 
 
-COMMITS: Mapping[Commit, Callable[[np.ndarray, np.ndarray, Workload, int], np.ndarray]] = {
-    Commit.QUOTA: _scheduled,
-    Commit.THRESHOLD: lambda confidence, masked, workload, _: commit_threshold(confidence, masked, workload.threshold),
-    Commit.ENTROPY_BOUND: lambda entropy, masked, workload, _: commit_entropy_bound(
+TAKES: Mapping[Take, Callable[[np.ndarray, np.ndarray, Workload, int], np.ndarray]] = {
+    Take.BEST: lambda confidence, masked, _workload, _step: commit_quota(confidence, masked, 1),
+    Take.SURE: lambda confidence, masked, workload, _: (confidence >= workload.threshold) & masked,
+    Take.QUOTA: _scheduled,
+    Take.EVERY: lambda _confidence, masked, _workload, _step: masked,
+    Take.WITHIN_BOUND: lambda entropy, masked, workload, _: commit_entropy_bound(
         entropy, masked, workload.entropy_bound
     ),
 }
-"""The masked positions of a block that become tokens, of their confidences (or entropies), at a step of the workload."""
+"""The masked positions of a block that a part of a commit policy takes, of their confidences (or entropies), at a step."""
+
+
+def committed(rank: np.ndarray, masked: np.ndarray, workload: Workload, step: int) -> np.ndarray:
+    """The masked positions of a block that become tokens under the workload's commit policy, by `rank`: their confidences, or
+    entropies where it goes by those."""
+    return np.logical_or.reduce([TAKES[take](rank, masked, workload, step) for take in workload.commits.takes])
 
 
 def generate(
@@ -124,7 +127,7 @@ def generate(
     """
     if workload.caches.by_data is not None:
         raise TripathError(f"workload.cache={workload.cache}: the NumPy reference does not carry this out")
-    if workload.commits not in COMMITS:
+    if not TAKES.keys() >= set(workload.commits.takes):
         raise TripathError(f"workload.commit={workload.commit}: the NumPy reference does not carry this out")
     draws = Draws(workload=workload, sequence=sequence)
     decoder = _Decoder(model=model, workload=workload, prompt=prompt, force=force, blocks=blocks, draws=draws)
@@ -333,7 +336,7 @@ class _Decoder:
         rank = confidence if entropy is None else entropy
         if self.workload.ranks_at_random:
             rank = self.draws.uniform(block, len(masked), number)
-        chosen = COMMITS[self.workload.commits](rank, masked, self.workload, step)
+        chosen = committed(rank, masked, self.workload, step)
         if self.workload.edits:
             placed = (self.entered == spec.mask_id) & ~masked
             chosen |= placed & (confidence >= np.float32(self.workload.edit_threshold)) & (ids != self.tokens[place])

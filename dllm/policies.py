@@ -129,19 +129,53 @@ CACHE_POLICIES = {
 SDAR, arXiv:2510.06303). Those whose rows or keys data choose run on the reference path alone."""
 
 
-class Commit(Enum):
-    """Which masked positions of a block become tokens after a step."""
+class Take(Enum):
+    """Masked positions of a block that a step makes tokens, ranked by confidence; ties go to the lowest position."""
 
+    BEST = "best"
+    """The first."""
+    SURE = "sure"
+    """Those of confidence `workload.threshold` or more."""
     QUOTA = "quota"
-    THRESHOLD = "threshold"
+    """As many as the schedule of `workload.steps` says for this step."""
+    EVERY = "every"
+    """All."""
     FACTOR = "factor"
+    """The most n for which (n + 1) (1 - the confidence of the n-th) is below `workload.factor`, one at least (Fast-dLLM)."""
     DREAM = "dream"
-    ENTROPY_BOUND = "entropy_bound"
+    """Of those that are left, the share of Dream's schedule."""
+    WITHIN_BOUND = "within_bound"
+    """In ascending order of entropy, as long as the entropies before add up to `workload.entropy_bound` at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPolicy:
+    """Which masked positions of a block become tokens after a step: all that one of `takes` takes."""
+
+    takes: tuple[Take, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.takes) == 1 or Take.WITHIN_BOUND not in self.takes, "entropies and confidences rank in two ways"
 
     @property
     def measures_entropy(self) -> bool:
         """It ranks positions by their entropies."""
-        return self is Commit.ENTROPY_BOUND
+        return Take.WITHIN_BOUND in self.takes
+
+    @property
+    def is_scheduled(self) -> bool:
+        """How many it takes is known before it runs."""
+        return self.takes == (Take.QUOTA,)
+
+
+COMMIT_POLICIES = {
+    "quota": CommitPolicy((Take.QUOTA,)),
+    "threshold": CommitPolicy((Take.SURE, Take.BEST)),
+    "factor": CommitPolicy((Take.FACTOR,)),
+    "dream": CommitPolicy((Take.DREAM,)),
+    "entropy_bound": CommitPolicy((Take.WITHIN_BOUND,)),
+}
+"""By their names in `workload.commit` (threshold and factor: Fast-dLLM, arXiv:2505.22618; entropy_bound: arXiv:2505.24857)."""
 
 
 class Diffusion(Enum):
@@ -235,7 +269,7 @@ class Decoding:
 
 
 ON_MACHINE = frozenset({
-    Commit.QUOTA, Commit.THRESHOLD, Commit.ENTROPY_BOUND, Score.MASKGIT_PLUS, Score.RANDOM, Smoother.PLAIN, Smoother.BAOS,
-    Smoother.FROZEN, Smoother.STATIC, Smoother.HADAMARD,
+    Take.BEST, Take.SURE, Take.QUOTA, Take.EVERY, Take.WITHIN_BOUND, Score.MASKGIT_PLUS, Score.RANDOM, Smoother.PLAIN,
+    Smoother.BAOS, Smoother.FROZEN, Smoother.STATIC, Smoother.HADAMARD,
 })  # fmt: skip
 """What programs carry out; the rest runs on the reference path alone."""

@@ -8,15 +8,17 @@ from dllm.answers import ANSWER, answer_pattern
 from dllm.numerics import Numerics
 from dllm.policies import (
     CACHE_POLICIES,
+    COMMIT_POLICIES,
     NEIGHBOURS,
     ON_MACHINE,
     CachePolicy,
-    Commit,
+    CommitPolicy,
     Decoding,
     Diffusion,
     Rows,
     Score,
     Smoother,
+    Take,
 )
 from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
@@ -125,7 +127,7 @@ class Workload:
     steps: int = field(metadata=within(1, MOST_TOKENS))
     batch: int = field(default=1, metadata=within(1, 1 << 16))
     cache: str = field(default="dual", metadata=one_of(CACHE_POLICIES))
-    commit: str = field(default="quota", metadata=one_of([each.value for each in Commit]))
+    commit: str = field(default="quota", metadata=one_of(list(COMMIT_POLICIES)))
     threshold: float = field(default=0.9, metadata=within(1e-6, 1.0))
     edit_threshold: float | None = field(default=None, metadata=within(1e-6, 1.0))
     sub_block_length: int | None = field(default=None, metadata=within(1, BLOCK_LENGTHS[-1], power_of_two=True))
@@ -162,7 +164,7 @@ class Workload:
                 f"workload.steps: {self.steps_per_block} steps per block exceed workload.block_length "
                 f"{self.block_length} (a step commits at least one token)"
             )
-        if self.edits and (self.commits is not Commit.THRESHOLD or self.samples_only):
+        if self.edits and (Take.SURE not in self.commits.takes or self.samples_only):
             raise TripathError(
                 f"workload.edit_threshold: commit=threshold edits tokens, not commit={self.commit}, stage={self.stage}"
             )
@@ -203,7 +205,7 @@ class Workload:
         """Raise where keys are of one kind of diffusion and the workload of the other."""
         uniform = self.is_uniform
         rules = [
-            (not uniform or self.commits is Commit.ENTROPY_BOUND, "commit", "diffusion=uniform accepts by entropy_bound"),
+            (not uniform or self.commits.measures_entropy, "commit", "diffusion=uniform accepts by entropy_bound"),
             (not uniform or self.caches.appends, "cache", "diffusion=uniform needs append"),
             (not uniform or self.temperature > 0, "temperature", "diffusion=uniform draws tokens, and needs one above 0"),
             (not uniform or not self.samples_only, "stage", "diffusion=uniform needs generation"),
@@ -225,7 +227,7 @@ class Workload:
             )
         rules = [
             (self.caches.appends, f"cache={self.cache}"),
-            (self.commits is Commit.THRESHOLD, f"commit={self.commit}"),
+            (Take.SURE in self.commits.takes, f"commit={self.commit}"),
             (not self.edits, f"edit_threshold={self.edit_threshold}"),
             (not self.samples_only, f"stage={self.stage}"),
         ]
@@ -339,9 +341,9 @@ class Workload:
         return CACHE_POLICIES[self.cache]
 
     @property
-    def commits(self) -> Commit:
+    def commits(self) -> CommitPolicy:
         """The commit policy."""
-        return Commit(self.commit)
+        return COMMIT_POLICIES[self.commit]
 
     def scheduled_steps(self, masks: int) -> int:
         """Denoising steps that the schedule takes for so many masks of a block: that of quotas, or all."""
@@ -409,7 +411,10 @@ def reference_only(workload: Workload, numerics: Numerics) -> str:
     rotatable = numerics.k_axis == "channels" and not static and not (smoothing.centre and "keys" in smoothing.sides)
     choices = {
         "workload.cache": (workload.cache, [name for name, policy in CACHE_POLICIES.items() if policy.by_data is None]),
-        "workload.commit": (workload.commit, [each.value for each in ON_MACHINE if isinstance(each, Commit)]),
+        "workload.commit": (
+            workload.commit,
+            [name for name, policy in COMMIT_POLICIES.items() if ON_MACHINE.issuperset(policy.takes)],
+        ),
         "workload.score": (workload.score, [each.value for each in ON_MACHINE if isinstance(each, Score)]),
         "numerics.smoothing.scheme": (
             smoothing.scheme,

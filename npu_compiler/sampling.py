@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias, assert_never
 
 from dllm.noise import Purpose
-from dllm.policies import Commit
+from dllm.policies import Take
 from npu.formats import FORMATS
 from npu_compiler.arrangement import Sampling
 from npu_compiler.buffers import COMMIT_ROWS, EDIT_ROWS
@@ -354,21 +354,28 @@ def every(c: Context, row: Mapping[str, Place], length: int) -> None:
 def by_policy(step: Level, first_step: int) -> Choose:
     """What the commit policy takes at a step."""
 
-    def choose(c: Context, row: Mapping[str, Place], length: int) -> None:
+    def take(c: Context, row: Mapping[str, Place], length: int, taken: Take, target: Place) -> None:
         masked = {"a": row["confidence"], "mask": row["masked"], "n": length}
-        match c.workload.commits:
-            case Commit.QUOTA:
-                quota = c.integer("quota", first_step, [(step, 1)])
-                c.e.emit("V_TOPK_MASK", dst=row["chosen"], count=quota, **masked)
-            case Commit.THRESHOLD:
-                threshold, one = c.fp("threshold"), c.integer("constants", 1)
-                c.e.emit("V_CMP_GE_VF", dst=row["chosen"], a=row["confidence"], scalar=threshold, n=length)
-                c.e.emit("V_MUL_VV", dst=row["chosen"], a=row["chosen"], b=row["masked"], n=length)
-                c.e.emit("V_TOPK_MASK", dst=row["best"], count=one, **masked)
-                c.e.emit("V_MAX_VV", dst=row["chosen"], a=row["chosen"], b=row["best"], n=length)
-            case Commit.ENTROPY_BOUND:
-                c.e.emit("V_BUDGET_MASK", dst=row["chosen"], budget=c.fp("entropy_facts"), **masked)
+        match taken:
+            case Take.QUOTA:
+                c.e.emit("V_TOPK_MASK", dst=target, count=c.integer("quota", first_step, [(step, 1)]), **masked)
+            case Take.SURE:
+                c.e.emit("V_CMP_GE_VF", dst=target, a=row["confidence"], scalar=c.fp("threshold"), n=length)
+                c.e.emit("V_MUL_VV", dst=target, a=target, b=row["masked"], n=length)
+            case Take.BEST:
+                c.e.emit("V_TOPK_MASK", dst=target, count=c.integer("constants", 1), **masked)
+            case Take.EVERY:
+                c.e.emit("V_MUL_VV", dst=target, a=row["masked"], b=row["masked"], n=length)
+            case Take.WITHIN_BOUND:
+                c.e.emit("V_BUDGET_MASK", dst=target, budget=c.fp("entropy_facts"), **masked)
             case other:
                 raise AssertionError(f"{other} has no lowering, and `reference_only` refuses it")
+
+    def choose(c: Context, row: Mapping[str, Place], length: int) -> None:
+        first, *others = c.workload.commits.takes
+        take(c, row, length, first, row["chosen"])
+        for each in others:
+            take(c, row, length, each, row["best"])
+            c.e.emit("V_MAX_VV", dst=row["chosen"], a=row["chosen"], b=row["best"], n=length)
 
     return choose

@@ -15,7 +15,7 @@ from accuracy.quality.model import StudyModel
 from accuracy.quality.reuse import Step, reuse_of
 from accuracy.quality.schemes import Batch, Probe
 from dllm.model import ModelSpec
-from dllm.policies import Commit, Score
+from dllm.policies import Score, Take
 from dllm.workload import Workload
 
 DREAM_EPSILON = 1e-3
@@ -148,23 +148,30 @@ def commit(confidence: Tensor, masked: Tensor, workload: Workload, step: int) ->
     order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order.indices).scatter_(-1, order.indices, _places(confidence))
     left = masked.sum(-1, keepdim=True)
-    match workload.commits:
-        case Commit.QUOTA:
-            quotas = workload.quotas()
-            count = torch.full_like(left, quotas[step] if step < len(quotas) else 0)
-        case Commit.THRESHOLD:
-            return ((confidence >= workload.threshold) | (rank == 0)) & masked
-        case Commit.FACTOR:
-            n = _places(confidence) + 1
-            fits = ((n + 1) * (1 - order.values) < workload.factor) & (n <= left)
-            count = (fits * n).amax(-1, keepdim=True).clamp(min=1)
-        case Commit.DREAM:
-            count = _dream_count(left, step, workload.steps_per_block)
-        case Commit.ENTROPY_BOUND:
-            raise AssertionError("the quality path refuses bounds of entropies")
-        case unknown:
-            assert_never(unknown)
-    return (rank < count) & masked
+
+    def taken(take: Take) -> Tensor:
+        match take:
+            case Take.BEST:
+                return rank == 0
+            case Take.SURE:
+                return confidence >= workload.threshold
+            case Take.EVERY:
+                return masked
+            case Take.QUOTA:
+                quotas = workload.quotas()
+                return rank < (quotas[step] if step < len(quotas) else 0)
+            case Take.FACTOR:
+                n = _places(confidence) + 1
+                fits = ((n + 1) * (1 - order.values) < workload.factor) & (n <= left)
+                return rank < (fits * n).amax(-1, keepdim=True).clamp(min=1)
+            case Take.DREAM:
+                return rank < _dream_count(left, step, workload.steps_per_block)
+            case Take.WITHIN_BOUND:
+                raise AssertionError("the quality path refuses bounds of entropies")
+            case unknown:
+                assert_never(unknown)
+
+    return torch.stack([taken(take) for take in workload.commits.takes]).any(0) & masked
 
 
 def _places(like: Tensor) -> Tensor:

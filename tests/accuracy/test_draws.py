@@ -10,7 +10,7 @@ import cycle
 from accuracy.simulator import execute, simulate
 from dllm.canvas import canvas_of
 from dllm.checkpoint import load_tensors, load_tokenizer
-from dllm.decoding import commit_quota, commit_threshold, generate
+from dllm.decoding import commit_quota, committed, generate
 from dllm.noise import Draws
 from dllm.reference import ReferenceModel, softmax
 from npu.errors import TripathError
@@ -112,7 +112,7 @@ def test_random_re_masking_commits_the_largest_random_numbers(model, more):
             rank = Draws(workload=w, sequence=sequence).uniform(record.block, w.block_length, record.step)
             rank = np.array([round_bf16(np.float32(each)) for each in rank])
             if w.commit == "threshold":
-                expected = commit_threshold(rank, masked, np.float32(w.threshold))
+                expected = committed(rank, masked, w, 0)
             else:
                 expected = commit_quota(rank, masked, w.quotas()[record.step] if record.step < len(w.quotas()) else 0)
             assert np.array_equal(record.committed, expected)

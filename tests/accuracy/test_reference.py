@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.decoding import Forced, Generation, commit_quota, commit_threshold, generate, sample
+from dllm.decoding import Forced, Generation, commit_quota, committed, generate, sample
 from dllm.families import expected_shapes
 from dllm.model import ModelSpec
 from dllm.policies import CACHE_POLICIES
@@ -268,7 +268,11 @@ def test_commit_quota_against_brute_force(pairs: list[tuple[float, bool]], count
 def test_commit_threshold_against_brute_force(pairs: list[tuple[float, bool]], threshold: float) -> None:
     expected = {index for index, (confidence, masked) in enumerate(pairs) if masked and confidence >= threshold}
     best = best_masked(pairs, set())
-    check(pairs, expected | ({best} if best is not None else set()), commit_threshold, threshold)
+    workload = Workload(generation_length=8, block_length=8, steps=8, commit="threshold", threshold=threshold)
+    check(
+        pairs, expected | ({best} if best is not None else set()),
+        lambda confidence, masked, _: committed(confidence, masked, workload, 0), threshold,
+    )  # fmt: skip
 
 
 @given(st.lists(st.lists(st.integers(-4, 4), min_size=5, max_size=5), min_size=1, max_size=6))

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm.checkpoint import SYNTHETIC
-from dllm.policies import Commit
 from npu.errors import printable
 from npu.metrics import Table as Rows
 from tripath.experiment import Experiment, Outcome
@@ -148,7 +147,7 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
     if (
         outcome.program is not None
         and experiment.trace_giver is None
-        and experiment.workload.commits is not Commit.QUOTA
+        and not experiment.workload.commits.is_scheduled
     ):
         steps = "no path says how many steps the commits take; timing has those of workload.steps"
         error_out.print(f"note: workload.commit={experiment.workload.commit}: {steps}", style="yellow")

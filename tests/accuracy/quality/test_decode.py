@@ -12,13 +12,13 @@ from accuracy.quality.decode import commit, decode, layout, sample
 from accuracy.quality.metrics import Comparison
 from accuracy.quality.model import UNQUANTISED, StudyModel
 from dllm.numerics import Numerics
-from dllm.policies import Commit, Score
+from dllm.policies import COMMIT_POLICIES, Score
 from dllm.workload import Workload
 from tests.accuracy.quality.models import PROMPTS, SPEC, WORKLOAD, tensors
 from tests.accuracy.torch_llada import TorchLlada
 
 MODEL = StudyModel(SPEC, tensors())
-COMMITS = [each.value for each in Commit if not each.measures_entropy]
+COMMITS = [name for name, each in COMMIT_POLICIES.items() if not each.measures_entropy]
 SCORES = [each.value for each in Score if each is not Score.RANDOM]
 """Those of the reference path; the others it refuses by name."""
 

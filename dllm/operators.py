@@ -94,6 +94,41 @@ class Norm(_Operator):
         return (vector(self.name, Role.NORM, f"{self.part}.weight", self.width),)
 
 
+class Step(Enum):
+    """What is done to each channel by itself."""
+
+    SCALE = "scale"
+    """Times a learned factor."""
+    SHIFT = "shift"
+    """Plus a learned term."""
+    TANH = "tanh"
+    """Its hyperbolic tangent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Channelwise(_Operator):
+    """h := its `steps`, one after the other, of what the last operator left.
+
+    Every walker knows each step, so an operator that consists of steps needs no function of its own. Beside a step stands the
+    name of its tensor in the part (empty: it has none).
+    """
+
+    name: str
+    part: str
+    width: int
+    steps: tuple[tuple[Step, str], ...]
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """A number for each channel and learned step."""
+        roles = {Step.SCALE: Role.NORM, Step.SHIFT: Role.BIAS}
+        return tuple(
+            vector(f"{self.name}_{tensor}", roles[step], f"{self.part}.{tensor}", self.width)
+            for step, tensor in self.steps
+            if step in roles
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear(_Operator):
     """h := h W^T, plus a bias where it has one; the outputs of several parts stand side by side.
@@ -462,6 +497,7 @@ class SelfConditioning(_Operator):
 Operator: TypeAlias = (
     Embedding
     | Norm
+    | Channelwise
     | Linear
     | HeadNorm
     | Rope

@@ -18,6 +18,7 @@ from dllm.operators import (
     GELU_SLOPE,
     Activation,
     Attention,
+    Channelwise,
     Embedding,
     Experts,
     GatedMlp,
@@ -32,6 +33,7 @@ from dllm.operators import (
     Rope,
     Scoring,
     SelfConditioning,
+    Step,
     Sum,
 )
 from dllm.rotary import Rotation
@@ -116,6 +118,19 @@ def _embed(op: Embedding, s: Stream) -> None:
 def _norm(op: Norm, s: Stream) -> None:
     source = s.h[0] if op.of_result else s.x
     s.h = [rms_norm(source, s.weights[f"{op.part}.weight"], op.epsilon)]
+
+
+def _channelwise(op: Channelwise, s: Stream) -> None:
+    (h,) = s.h
+    for step, tensor in op.steps:
+        match step:
+            case Step.SCALE:
+                h = h * s.weights[f"{op.part}.{tensor}"]
+            case Step.SHIFT:
+                h = h + s.weights[f"{op.part}.{tensor}"]
+            case Step.TANH:
+                h = np.tanh(h)
+    s.h = [h]
 
 
 def _linear(op: Linear, s: Stream) -> None:
@@ -262,8 +277,9 @@ def _lm_head(op: LmHead, s: Stream) -> None:
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
-    Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
+    Embedding: _embed, Norm: _norm, Channelwise: _channelwise, Linear: _linear, HeadNorm: _head_norm, Rope: _rope,
+    Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual,
+    SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does."""
 

@@ -15,6 +15,7 @@ from dllm.operators import (
     ALL_TRAITS,
     Activation,
     Attention,
+    Channelwise,
     Embedding,
     GatedMlp,
     HeadNorm,
@@ -28,6 +29,7 @@ from dllm.operators import (
     Rope,
     Scoring,
     SelfConditioning,
+    Step,
     Sum,
 )
 from npu.errors import TripathError
@@ -97,6 +99,19 @@ def _embed(op: Embedding, f: Flow) -> None:
 
 def _norm(op: Norm, f: Flow) -> None:
     f.h = [f.modules[op.part](f.h[0] if op.of_result else f.x)]
+
+
+def _channelwise(op: Channelwise, f: Flow) -> None:
+    (h,) = f.h
+    for step, tensor in op.steps:
+        match step:
+            case Step.SCALE:
+                h = h * f.modules[op.part].get_parameter(tensor)
+            case Step.SHIFT:
+                h = h + f.modules[op.part].get_parameter(tensor)
+            case Step.TANH:
+                h = h.tanh()
+    f.h = [h]
 
 
 def _linear(op: Linear, f: Flow) -> None:
@@ -231,6 +246,17 @@ class Factors(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
 
+class Channels(nn.Module):
+    """The learned numbers of steps by channel, which at first change nothing."""
+
+    def __init__(self, op: Channelwise) -> None:
+        super().__init__()
+        for step, tensor in op.steps:
+            if tensor:
+                start = torch.ones(op.width) if step is Step.SCALE else torch.zeros(op.width)
+                self.register_parameter(tensor, nn.Parameter(start))
+
+
 def _residual(op: Residual, f: Flow) -> None:
     f.x = f.x + f.h[0]
     if op.scaled:
@@ -250,8 +276,9 @@ def _lm_head(op: LmHead, f: Flow) -> None:
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
-    Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
+    Embedding: _embed, Norm: _norm, Channelwise: _channelwise, Linear: _linear, HeadNorm: _head_norm, Rope: _rope,
+    Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual,
+    SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in training."""
 
@@ -270,6 +297,8 @@ def _modules(operators: Sequence[Operator]) -> Iterator[tuple[str, nn.Module]]:
                 yield "wte", nn.Embedding(each.vocab, each.width)
             case Norm():
                 yield each.part, nn.RMSNorm(each.width, eps=each.epsilon)
+            case Channelwise():
+                yield each.part, Channels(each)
             case Linear():
                 yield from ((part, nn.Linear(each.inputs, rows, bias=bool(each.bias))) for part, rows in each.parts)
             case HeadNorm():

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from dllm.constants import CONSTANTS, further_constants
 from dllm.model import ModelSpec
-from dllm.network import most_norms
+from dllm.network import leaves, most_norms
 from dllm.numerics import Numerics
-from dllm.operators import Sum
+from dllm.operators import Channelwise, Sum
 from dllm.workload import Workload
 from npu.formats import FORMATS
 from npu.hardware import HardwareConfig
@@ -121,6 +121,7 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
         ),
         ("attended", rows * most(model, "query_width"), "attention", ""),
         ("y", rows * model.hidden, "out", ""),
+        ("channelwise", _most_of_channels(model), "out", ""),
         ("beside", rows * model.hidden if _has_branches(model) else 0, "ffn", ""),
         ("gate", gated, "ffn", "gated"),
         ("up", gated, "ffn", "gated"),
@@ -179,6 +180,12 @@ def _vector(model: ModelSpec, workload: Workload, hardware: HardwareConfig, nume
     if smoothing.pre_rope:
         yield "cached_keys", rows * most(model, "kv_width"), "rotate", ""
         yield "key_rope", rows * most(model, "turned_channels"), "rotate", ""
+
+
+def _most_of_channels(model: ModelSpec) -> int:
+    """Learned numbers of the channelwise operator that has most."""
+    own = (each for group in model.network.groups for each in leaves(group.pattern) if isinstance(each, Channelwise))
+    return max((len(each.weights) * each.width for each in own), default=0)
 
 
 def _has_branches(model: ModelSpec) -> bool:

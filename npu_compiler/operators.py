@@ -6,6 +6,7 @@ from typing import Any
 from dllm.network import leaves, norms_of
 from dllm.operators import (
     Attention,
+    Channelwise,
     Embedding,
     GatedMlp,
     HeadNorm,
@@ -17,6 +18,7 @@ from dllm.operators import (
     Residual,
     Rope,
     SelfConditioning,
+    Step,
     Sum,
 )
 from npu.formats import FORMATS
@@ -129,6 +131,32 @@ def _norm(op: Norm, c: Context, flow: Flow) -> None:
     with c.e.stage(op.name):
         c.rms_norm(flow, source, target, "norm_weight", flow.norms[op.name] * op.width)
     flow.value = target
+
+
+def _channelwise(op: Channelwise, c: Context, flow: Flow) -> None:
+    """The steps in place; where the flow says so, what is added to rows of padding goes again."""
+    e, learned = c.e, [weight.name for weight in op.weights]
+    with e.stage(f"load {op.name}"):
+        for number, name in enumerate(learned):
+            c.load_row(flow, name, "channelwise", op.width, number * op.width)
+    with e.stage(op.name):
+        for step, tensor in op.steps:
+            own = learned.index(f"{op.name}_{tensor}") * op.width if tensor else 0
+            for first, piece, lanes in c.wide(op.width):
+                with flow.chunk.each(e) as rows:
+                    row = c.vector(flow.value, first, [*piece, *times(rows, op.width)])
+                    number = c.vector("channelwise", own + first, piece)
+                    match step:
+                        case Step.SCALE:
+                            e.emit("V_MUL_VV", dst=row, a=row, b=number, n=lanes)
+                        case Step.SHIFT:
+                            e.emit("V_ADD_VV", dst=row, a=row, b=number, n=lanes)
+                        case Step.TANH:
+                            e.emit("V_TANH_V", dst=row, a=row, n=lanes)
+                if step is Step.SHIFT and flow.zero_padding:
+                    with flow.chunk.each(e) as rows:
+                        row = c.vector(flow.value, first, [*piece, *times(rows, op.width)])
+                        e.emit("V_MUL_VF", dst=row, a=row, scalar=c.fp("valid", 0, rows), n=lanes)
 
 
 def _linear(op: Linear, c: Context, flow: Flow) -> None:
@@ -313,7 +341,8 @@ def _store_logits(op: LmHead, c: Context, flow: Flow) -> None:
 
 
 LOWER: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
-    Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: attend,
-    GatedMlp: _gated_mlp, Moe: mixture, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
+    Embedding: _embed, Norm: _norm, Channelwise: _channelwise, Linear: _linear, HeadNorm: _head_norm, Rope: _rope,
+    Attention: attend, GatedMlp: _gated_mlp, Moe: mixture, Sum: _sum, Residual: _residual,
+    SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """The stages of each operator, for one chunk."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dllm.operators import Attention, GatedMlp, HeadNorm, Linear, Norm, Operator, Residual, Rope
+from dllm.operators import Attention, Channelwise, GatedMlp, HeadNorm, Linear, Norm, Operator, Residual, Rope
 from npu.formats import FORMATS, MX_BLOCK, Format
 from npu.isa import Memory
 from npu_compiler.context import Context
@@ -20,7 +20,7 @@ from npu_compiler.rows import Chunk, Span, balanced, fixed, segments, times
 from npu_compiler.stages import Buffer, Level, Node, Place, Steps, ops_of
 
 Projection = Linear | GatedMlp
-ASIDE = Attention, Linear, HeadNorm, Rope, GatedMlp
+ASIDE = Attention, Channelwise, Linear, HeadNorm, Rope, GatedMlp
 """Operators that leave the residual stream alone."""
 
 

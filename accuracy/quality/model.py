@@ -26,6 +26,7 @@ from dllm.operators import (
     GELU_SLOPE,
     Activation,
     Attention,
+    Channelwise,
     Embedding,
     GatedMlp,
     HeadNorm,
@@ -39,6 +40,7 @@ from dllm.operators import (
     Rope,
     Scoring,
     SelfConditioning,
+    Step,
     Sum,
     Trait,
 )
@@ -328,6 +330,20 @@ def _norm(op: Norm, f: Flow) -> None:
         f.h = [f.model.norm(f.x, f.prefix + op.part, op.epsilon) * f.real]
 
 
+def _channelwise(op: Channelwise, f: Flow) -> None:
+    model, (h,) = f.model, f.h
+    for step, tensor in op.steps:
+        name = f"{f.prefix}{op.part}.{tensor}".removesuffix(".weight")
+        match step:
+            case Step.SCALE:
+                h = model.lanes(h * model.weights[name])
+            case Step.SHIFT:
+                h = model.lanes(h + model.weights[name]) * f.real
+            case Step.TANH:
+                h = model.rounded(h.tanh())
+    f.h = [h]
+
+
 def _linear(op: Linear, f: Flow) -> None:
     """The parts, each with its bias, which rows of padding do without."""
     model, (h,) = f.model, f.h
@@ -457,8 +473,9 @@ def _lm_head(op: LmHead, f: Flow) -> None:
 
 
 COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
-    Embedding: _embed, Norm: _norm, Linear: _linear, HeadNorm: _head_norm, Rope: _rope, Attention: _attention,
-    GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual, SelfConditioning: _self_conditioning, LmHead: _lm_head,
+    Embedding: _embed, Norm: _norm, Channelwise: _channelwise, Linear: _linear, HeadNorm: _head_norm, Rope: _rope,
+    Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual,
+    SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
 """What each operator does in the formats of a program."""
 

@@ -16,6 +16,7 @@ from dllm.model import ModelSpec
 from dllm.operators import (
     ALL_TRAITS,
     Attention,
+    Channelwise,
     Embedding,
     GatedMlp,
     HeadNorm,
@@ -192,6 +193,7 @@ def _self_conditioning(op: SelfConditioning, p: Pass) -> list[Operation]:
 TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     Embedding: lambda op, p: [_passes(p.all_rows * op.width, 4, 1)] * (1 if op.scale == 1 else 2),
     Norm: lambda op, p: [_norm(p.all_rows, op.width)],
+    Channelwise: lambda op, p: [_passes(p.all_rows * op.width, 4, 1)] * len(op.steps),
     Linear: _linear, HeadNorm: _head_norms, Rope: _rotary, Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe,
     Sum: lambda op, p: [
         *(row for branch in op.branches for row in _torch(branch, p)),

@@ -18,6 +18,7 @@ from dllm.model import ModelSpec
 from dllm.operators import (
     Activation,
     Attention,
+    Channelwise,
     Embedding,
     GatedMlp,
     HeadNorm,
@@ -29,6 +30,7 @@ from dllm.operators import (
     Residual,
     Rope,
     SelfConditioning,
+    Step,
     Sum,
 )
 
@@ -138,6 +140,18 @@ class Pass:
     weights_bytes: float
 
 
+def _channelwise(op: Channelwise, p: Pass) -> list[Operation]:
+    """A call for each step: with a row that meets all, or, of the hyperbolic tangent, as dear as an exponential."""
+    found: list[Operation] = []
+    for step, _ in op.steps:
+        match step:
+            case Step.SCALE | Step.SHIFT:
+                found += broadcast(p.rows, op.width)
+            case Step.TANH:
+                found.append(elementwise("exp", p.rows * op.width, 2))
+    return found
+
+
 def _linear(op: Linear, p: Pass) -> list[Operation]:
     products = [row for _, outputs in op.parts for row in gemm(p.rows, op.inputs, outputs, p.weights_bytes)]
     biases = [row for _, outputs in op.parts for row in broadcast(p.rows, outputs)] if op.bias else []
@@ -224,7 +238,7 @@ def _self_conditioning(op: SelfConditioning, p: Pass) -> list[Operation]:
 OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     Embedding: lambda op, p: passes(p.rows * op.width, unary=1 if op.scale == 1 else 2),
     Norm: lambda op, p: norm(p.rows, op.width),
-    Linear: _linear, HeadNorm: _head_norms, Rope: _rope, Attention: _attention, GatedMlp: _gated_mlp,
+    Channelwise: _channelwise, Linear: _linear, HeadNorm: _head_norms, Rope: _rope, Attention: _attention, GatedMlp: _gated_mlp,
     Moe: _moe,
     Sum: _sum,
     Residual: lambda op, p: passes(p.rows * op.width, unary=int(op.scaled), binary=1),

@@ -144,11 +144,7 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         )
         if line := energy_line(outcome):
             out.print(line, soft_wrap=True)
-    if (
-        outcome.program is not None
-        and experiment.trace_giver is None
-        and not experiment.workload.commits.is_scheduled
-    ):
+    if outcome.program is not None and experiment.trace_giver is None and not experiment.workload.commits.is_scheduled:
         steps = "no path says how many steps the commits take; timing has those of workload.steps"
         error_out.print(f"note: workload.commit={experiment.workload.commit}: {steps}", style="yellow")
     for result in outcome.results.values():

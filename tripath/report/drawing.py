@@ -18,8 +18,12 @@ SETTINGS: Any = {"svg.hashsalt": "tripath", "svg.fonttype": "none"}
 DPI = 110
 UNITS = {"cycles": "cycles", "seconds": "s", "joules": "J", "watts": "W", "bytes": "bytes", "mm2": "mm2", "hz": "Hz"}
 """Endings of metrics, and the unit that each means."""
-WORDS = {"seconds": "time_seconds"}
-"""Metrics that are called by their unit alone."""
+WORDS = {
+    "makespan_cycles": "cycles", "estimated_cycles": "cycles", "lower_bound_cycles": "bound_cycles", "seconds": "time_seconds",
+    "tokens_per_second": "tokens/s", "tokens_per_joule": "tokens/J",
+    "matrix_utilisation": "array_use", "sampling_share": "sampling",
+}  # fmt: skip
+"""What metrics are called in tables, pictures and pages where that is not their name (docs/glossary.md)."""
 SHARES = ("share", "utilisation", "match", "agreement", "overlap", "flips", "error")
 """Endings of metrics whose axes stay linear."""
 
@@ -69,7 +73,7 @@ def literal(text: str) -> str:
 
 
 def worded(metric: str) -> str:
-    """A metric as an axis names it: `cycle.makespan_cycles` is `makespan (cycles, by cycle)`."""
+    """A metric as tables and pictures name it: `cycle.matrix_utilisation` is `array use (by cycle)`."""
     path, _, name = metric.partition(".")
     name = WORDS.get(name, name)
     words, _, ending = name.rpartition("_")
@@ -82,6 +86,12 @@ def worded_key(key: str) -> str:
     """A configuration key as an axis names it: `workload.block_length` is `block length (workload.block_length)`."""
     last = key.rpartition(".")[2].replace("_", " ")
     return literal(last if last == key else f"{last} ({key})")
+
+
+def explained(heading: str) -> str:
+    """What a heading that is a metric's name means, in words; empty: it is none."""
+    path, _, name = heading.partition(".")
+    return worded(heading) if path and name and " " not in heading else ""
 
 
 def is_share(metric: str) -> bool:

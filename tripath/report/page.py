@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from npu.metrics import Table
+from tripath.report.drawing import explained
 
 SCRIPT = (Path(__file__).parent / "tables.js").read_text(encoding="utf-8")
 """What sorts and filters tables; without it they are as they stand."""
@@ -96,11 +97,17 @@ def table(rows: Table, extra: Collection[str] = ()) -> Markup:
     when they are chosen."""
     texts = [not any(_numeric(row[at]) for row in rows.rows) for at in range(len(rows.columns))]
     head = "".join(
-        f"<th{' class=text' * text}{' data-extra' * (column in extra)}>{_breakable(column)}</th>"
+        f"<th{' class=text' * text}{' data-extra' * (column in extra)}{_titled(str(column))}>{_breakable(column)}</th>"
         for column, text in zip(rows.columns, texts, strict=True)
     )
     body = "\n".join(f"<tr>{''.join(map(_cell, row, texts))}</tr>" for row in rows.rows)
     return Markup(f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>')
+
+
+def _titled(heading: str) -> str:
+    """Words for a heading that is a metric's name, where the pointer rests on it."""
+    words = explained(heading)
+    return f' title="{html.escape(words)}"' if words else ""
 
 
 def _breakable(text: object) -> str:

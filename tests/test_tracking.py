@@ -105,6 +105,14 @@ def test_artifacts_are_those_of_the_run_folder(recorded):
     assert json.loads(report.read_text())["status"] == "passed"
 
 
+def test_the_description_of_a_run_leads_to_its_page(recorded):
+    client, tracked, _ = recorded
+    parent = client.get_run(tracked.run_id)
+    page = f"#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}/artifacts/report.html?workflowType=machine_learning"
+    assert f"[report.html]({page})" in parent.data.tags["mlflow.note.content"]
+    assert "report.html" in {file.path for file in client.list_artifacts(tracked.run_id)}
+
+
 def test_a_failed_run_says_so_and_shares_the_store(recorded, tmp_path):
     client, tracked, outcome = recorded
     experiment = compose_experiment("experiment=quick", "paths=[analytical,cycle]")

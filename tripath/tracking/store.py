@@ -46,6 +46,8 @@ WORKFLOW = "workflowType=machine_learning"
 COMMAND = "command"
 """The tag that says what was asked for."""
 DISPLAYED = "mlflow.loggedArtifacts"
+DESCRIPTION = "mlflow.note.content"
+"""The tag whose Markdown the page of a run shows."""
 """The tag by which MLflow's page knows which files are tables."""
 
 
@@ -323,6 +325,9 @@ class Store:
         items = [Param(name, value[:PARAMETER_CHARACTERS]) for name, value in record.parameters.items()]
         shown = [{"path": f"{title}.json", "type": "table"} for title in record.tables]
         tags = {**record.tags, **({DISPLAYED: json.dumps(shown)} if shown else {})}
+        for page in (name for name in record.files if name.endswith(".html")):
+            address = f"#/experiments/{self._experiment_id}/runs/{run_id}/artifacts/{page}?{WORKFLOW}"
+            tags[DESCRIPTION] = f"[{page}]({address}) has the tables, the pictures, and how to run it again."
         self._client.log_batch(
             run_id,
             metrics=metrics,

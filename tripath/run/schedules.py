@@ -23,7 +23,7 @@ WORTH = 1e-4
 """The share of cycles that another program must save."""
 ROUNDS = 2
 """How often each key is searched, with the best of the others so far."""
-SEARCHED = ("weight_slots", "heads", "ffn_slice", "chunk_rows")
+SEARCHED = ("residency", "weight_slots", "heads", "ffn_slice", "chunk_rows")
 """Keys of `compiler` that are searched, in this order."""
 UNIT = "matrix"
 """The unit whose waits say why one program is faster than another."""
@@ -56,7 +56,7 @@ def axes(experiment: Experiment) -> Mapping[str, Sequence[object]]:
     """Values of each key that is searched. None of them changes a bit of what a program computes."""
     width = experiment.hardware.vlen
     slices = [each for each in (width // 2, width // 4, width // 8) if each >= 32]
-    values = (2, 3, 4, 6, 8), (1, 2, 4, 8), (None, *slices), (32, 64, 128, 192, 256, 384, 512)
+    values = ("traffic", "rows"), (2, 3, 4, 6, 8), (1, 2, 4, 8), (None, *slices), (32, 64, 128, 192, 256, 384, 512)
     return dict(zip(SEARCHED, values, strict=True))
 
 

@@ -24,6 +24,7 @@ from npu.formats.table import (
     MIN_EXPONENT,
     SCALE_BIAS,
 )
+from npu.unowned import unowned
 
 
 @njit(cache=True)
@@ -236,43 +237,66 @@ def store_block(memory, address, elements, exponent, count, fmt):
 
 
 @njit(cache=True)
+def stored_exponent(memory, address, fmt):
+    """Exponent of a stored block; 0 where the format has no scale."""
+    return int(memory[address]) - SCALE_BIAS if IS_BLOCK_SCALED[fmt] else 0
+
+
+@njit(cache=True)
+def load_elements(memory, address, stride, blocks, count, fmt, out):
+    """Element values of stored blocks, `stride` bytes apart, one after the other into `out` (float32, unscaled)."""
+    memory, out = unowned(memory), unowned(out)
+    bits, table, quantum = BITS[fmt], ELEMENT_VALUES[fmt], power_of_two(-MANTISSA_BITS[fmt])
+    address += 1 if IS_BLOCK_SCALED[fmt] else 0
+    for block in range(blocks):
+        first, to = np.uint64(address + block * stride), np.uint64(block * count)  # see `quantise_block`
+        if bits == 8 and IS_INTEGER[fmt]:  # as the table says, but with SIMD
+            for i in range(count):
+                code = np.int32(memory[first + np.uint64(i)])
+                out[to + np.uint64(i)] = np.float32(np.int32((code ^ 128) - 128)) * quantum
+        elif bits == 8:
+            for i in range(count):
+                out[to + np.uint64(i)] = table[memory[first + np.uint64(i)]]
+        elif bits == 4 and IS_INTEGER[fmt]:
+            for i in range(count // 2):
+                packed = np.int32(memory[first + np.uint64(i)])
+                out[to + np.uint64(2 * i)] = np.float32(np.int32(((packed & 15) ^ 8) - 8)) * quantum
+                out[to + np.uint64(2 * i + 1)] = np.float32(np.int32(((packed >> 4) ^ 8) - 8)) * quantum
+        elif bits == 4:
+            for i in range(count // 2):
+                packed = memory[first + np.uint64(i)]
+                out[to + np.uint64(2 * i)] = table[packed & 15]
+                out[to + np.uint64(2 * i + 1)] = table[packed >> 4]
+        elif bits == 6:
+            for i in range(0, count, 4):
+                word, source = 0, first + np.uint64(i // 4 * 3)
+                for byte in range(3):
+                    word |= int(memory[source + np.uint64(byte)]) << (8 * byte)
+                for j in range(4):
+                    out[to + np.uint64(i + j)] = table[(word >> (6 * j)) & 63]
+        elif fmt == FP16:
+            for i in range(count):
+                low, high = memory[first + np.uint64(2 * i)], memory[first + np.uint64(2 * i + 1)]
+                out[to + np.uint64(i)] = fp16_value(int(low) | (int(high) << 8))
+        elif bits == 16:
+            for i in range(count):
+                low, high = memory[first + np.uint64(2 * i)], memory[first + np.uint64(2 * i + 1)]
+                out[to + np.uint64(i)] = float_of(
+                    (np.uint32(high) << np.uint32(24)) | (np.uint32(low) << np.uint32(16))
+                )
+        else:
+            for i in range(count):
+                word, source = 0, first + np.uint64(bits // 8 * i)
+                for byte in range(bits // 8):
+                    word |= int(memory[source + np.uint64(byte)]) << (8 * byte)
+                out[to + np.uint64(i)] = float_of(word << (32 - bits))
+
+
+@njit(cache=True)
 def load_block(memory, address, count, fmt, out):
     """Element values of a stored block into `out[:count]` (float32, unscaled); returns its exponent."""
-    exponent = 0
-    if IS_BLOCK_SCALED[fmt]:
-        exponent = int(memory[address]) - SCALE_BIAS
-        address += 1
-    bits = BITS[fmt]
-    first = np.uint64(address)  # see `quantise_block`
-    if bits == 8:
-        for i in range(count):
-            out[i] = ELEMENT_VALUES[fmt, memory[first + np.uint64(i)]]
-    elif bits == 4:
-        for i in range(count // 2):
-            packed = memory[first + np.uint64(i)]
-            out[2 * i] = ELEMENT_VALUES[fmt, packed & 15]
-            out[2 * i + 1] = ELEMENT_VALUES[fmt, packed >> 4]
-    elif bits == 6:
-        for i in range(0, count, 4):
-            word = 0
-            for byte in range(3):
-                word |= int(memory[address + i // 4 * 3 + byte]) << (8 * byte)
-            for j in range(4):
-                out[i + j] = ELEMENT_VALUES[fmt, (word >> (6 * j)) & 63]
-    elif fmt == FP16:
-        for i in range(count):
-            out[i] = fp16_value(int(memory[address + 2 * i]) | (int(memory[address + 2 * i + 1]) << 8))
-    elif bits == 16:
-        for i in range(count):
-            low, high = memory[first + np.uint64(2 * i)], memory[first + np.uint64(2 * i + 1)]
-            out[i] = float_of((np.uint32(high) << np.uint32(24)) | (np.uint32(low) << np.uint32(16)))
-    else:
-        for i in range(count):
-            word = 0
-            for byte in range(bits // 8):
-                word |= int(memory[address + i * (bits // 8) + byte]) << (8 * byte)
-            out[i] = float_of(word << (32 - bits))
-    return exponent
+    load_elements(memory, address, 0, 1, count, fmt, out)
+    return stored_exponent(memory, address, fmt)
 
 
 @njit(cache=True)

@@ -66,8 +66,9 @@ def load_word(memory, address):
 def h_load_m(hbm, matrix, dst, dst_stride, src, src_stride, rows, row_bytes):
     """matrix[dst; rows, row_bytes] := hbm[src; rows, row_bytes], bytes unchanged."""
     for row in range(rows):
+        to, source = matrix[dst + row * dst_stride :], hbm[src + row * src_stride :]
         for i in range(row_bytes):
-            matrix[dst + row * dst_stride + i] = hbm[src + row * src_stride + i]
+            to[i] = source[i]
 
 
 @instruction(opcode=0x51, unit=Unit.DMA_IN, op_class=OpClass.LOAD,

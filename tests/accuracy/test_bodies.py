@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npu.formats import FORMATS
+from npu.formats.rounding import decode_rows, encode_rows
 from npu.isa import TABLE, Unit
-from npu.isa.matrix import LANES, panel_dots, panel_dots_32
+from npu.isa.dots import BLOCK_SIZES, COLUMNS, column_dots
+from npu.isa.matrix import m_mm
 from npu.isa.vector import tree_sum
 from tests.accuracy.random_programs import digest, random_program, run
 
@@ -42,15 +45,31 @@ def test_sums_are_pairwise_trees(n):
     assert tree_sum(values.copy()) == level[0]
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_columns_side_by_side_are_trees(size):
     rng = np.random.default_rng(size)
-    for _ in range(20):
-        acts, panel = rng.normal(size=size).astype(np.float32), rng.normal(size=(size, LANES)).astype(np.float32)
-        dots, scratch = np.empty(LANES, np.float32), np.empty(size * LANES, np.float32)
-        panel_dots(acts, 0, panel.ravel(), size, scratch, dots)
-        assert dots.tolist() == [tree_sum(acts * panel[:, c]) for c in range(LANES)]
-        if size == 32:
-            written_out = np.empty(LANES, np.float32)
-            panel_dots_32(acts, 0, panel.ravel(), written_out)
-            assert written_out.tolist() == dots.tolist()
+    for columns in (COLUMNS, 2 * COLUMNS, 5 * COLUMNS):
+        acts, weights = (rng.normal(size=(rows, size)).astype(np.float32) for rows in (3, columns))
+        dots = np.full(columns + 1, np.nan, np.float32)
+        column_dots(size, acts.ravel(), 2 * size, weights.ravel(), columns, dots)
+        assert dots[:columns].tolist() == [tree_sum(acts[2] * column) for column in weights]
+        assert np.isnan(dots[columns])
+
+
+@pytest.mark.parametrize("cols", [1, 5, 8, 13])
+def test_tiles_of_any_width_add_to_their_own_accumulators_alone(cols):
+    """Weights in a larger matrix, of several formats; the columns behind the tile are others'."""
+    rng, size, blocks, rows = np.random.default_rng(cols), 32, 2, 3
+    acts = (rng.integers(-127, 128, rows * blocks * size) / 64).astype(np.float32)
+    for name in ("mxint8", "mxint4", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4_e2m1", "fp16", "bf16", "fp32"):
+        row, values = FORMATS[name], rng.normal(size=(16, blocks * size)).astype(np.float32)
+        stored, decoded = np.zeros(16 * row.row_bytes(blocks * size), np.uint8), np.zeros_like(values)
+        encode_rows(values, row.code, size, stored)
+        decode_rows(stored, row.code, size, decoded)
+        found = np.full((rows, 16), 0.5, np.float32)
+        pitch = row.row_bytes(blocks * size)
+        m_mm(stored, acts, found, 0, pitch, 0, blocks * size, rows, cols, blocks * size, 5, row.code, FORMATS["fp32"].code,
+             row.record_bytes(size))  # fmt: skip
+        exact = acts.reshape(rows, -1).astype(np.float64) @ decoded.T.astype(np.float64) + 0.5
+        np.testing.assert_allclose(found[:, :cols], exact[:, :cols], rtol=1e-4, atol=1e-4)
+        assert (found[:, cols:] == np.float32(0.5)).all()

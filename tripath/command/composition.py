@@ -4,6 +4,7 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,6 +129,13 @@ def _has_meaning(text: str) -> bool:
 
 def to_yaml(values: Values) -> str:
     """A configuration as OmegaConf.to_yaml writes it."""
+    return "".join(_group_to_yaml(pickle.dumps({key: value})) for key, value in values.items())
+
+
+@lru_cache(maxsize=256)
+def _group_to_yaml(group: bytes) -> str:
+    """One key of a configuration; most jobs of a sweep differ in one of them."""
+    values = pickle.loads(group)  # noqa: S301  made above, in this process
     return yaml.dump(
         values, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper()
     )

@@ -38,15 +38,18 @@ def new_figure(width: float, height: float) -> "Figure":
     """An empty picture of so many inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def save(figure: "Figure", path: Path) -> list[Path]:
     """Write a picture to `path`, a PNG, and beside it as SVG; the files."""
     import matplotlib as mpl
 
-    beside = path.with_suffix(".svg")
-    figure.savefig(path, dpi=DPI)
+    beside, layout = path.with_suffix(".svg"), figure.get_layout_engine()
+    if layout is not None:  # once: each savefig would lay the picture out anew, and draw it twice for that
+        layout.execute(figure)
+        figure.set_layout_engine(None)
+    figure.savefig(path)
     with mpl.rc_context(SETTINGS):
         figure.savefig(beside, metadata={"Date": None})
     return [path, beside]

@@ -159,7 +159,7 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
     for row in PATHS.values():
         if row.sentence and row.name in outcome.results:
             out.print(f"{row.name}: {row.sentence(outcome.results[row.name].metrics)}", soft_wrap=True)
-    took = [f"{name} {seconds:.1f} s" for name, seconds in outcome.wall_seconds.items() if name not in outcome.cached]
+    took = [_took(outcome, name) for name in outcome.wall_seconds if name not in outcome.cached]
     if took:
         out.print(Text(f"simulated in {', '.join(took)}", style="dim"))
     if outcome.cached:
@@ -172,6 +172,14 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
         out.print(table_of("cross-validation", verdicts(outcome)))
     out.print(verdict_line(outcome), style=STYLES[outcome.status])
     print_places(folder, tracked)
+
+
+def _took(outcome: Outcome, name: str) -> str:
+    """What a path took, and how many tokens it generated in each second of that."""
+    seconds, result = outcome.wall_seconds[name], outcome.results.get(name)
+    tokens = result.metrics.get("generated_tokens", 0) if result else 0
+    rate = f" ({tokens / seconds:.2g} tokens/s)" if tokens and seconds else ""
+    return f"{name} {seconds:.1f} s{rate}"
 
 
 def print_places(folder: str, tracked: Tracked | None) -> None:

@@ -1,6 +1,6 @@
 """What a generation is computed with: number formats, the blocks of the KV cache, and the smoothing of its channels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dllm.policies import Smoother
 from npu.choices import check_choices, one_of, within
@@ -9,6 +9,7 @@ from npu.formats import FORMATS
 
 CONFIDENCES = ("bf16", "fp32", "fp64")
 AXES = ("channels", "tokens")
+AUTO = "auto"
 SIDES = ("keys", "values")
 """Of the KV cache, in the order in which a row has them."""
 BLOCK_SIZES = (8, 16, 32)
@@ -84,7 +85,8 @@ class Numerics:
         logits: Format of the logits in HBM, where they go there (`compiler.sampling=stored`).
         router: Format of what chooses experts: its weights, and its activations at the array.
         k_axis: Along what the blocks of K run.
-        v_axis: Along what the blocks of V run.
+        v_axis: Along what the blocks of V run. auto: along tokens, or along channels where the tokens that a step writes take no
+            whole bytes (one token of 4 or 6 bits an element).
         block_size: Elements that share a scale; along tokens never more than a block of the generation.
         confidences: What probabilities are computed in; bf16 is the machine's way.
         smoothing: What is done to the channels of K and V first.
@@ -96,7 +98,7 @@ class Numerics:
     logits: str = field(metadata=one_of(FORMATS))
     router: str = field(default="bf16", metadata=one_of(FORMATS))
     k_axis: str = field(default="channels", metadata=one_of(AXES))
-    v_axis: str = field(default="tokens", metadata=one_of(AXES))
+    v_axis: str = field(default="tokens", metadata=one_of((*AXES, AUTO)))
     block_size: int = field(default=32, metadata=one_of(BLOCK_SIZES))
     confidences: str = field(default="bf16", metadata=one_of(CONFIDENCES))
     smoothing: Smoothing = field(default_factory=Smoothing)
@@ -106,7 +108,26 @@ class Numerics:
 
     def axis_of(self, side: str) -> str:
         """Along what the blocks of `keys` or `values` run."""
-        return {"keys": self.k_axis, "values": self.v_axis}[side]
+        axis = {"keys": self.k_axis, "values": self.v_axis}[side]
+        assert axis != AUTO, "`suited` chooses"
+        return axis
+
+    def suited(self, written_rows: int) -> "Numerics":
+        """With an axis for the blocks of V, where steps write so many rows at least.
+
+        Raises:
+            TripathError: the tokens of a block take no whole bytes.
+        """
+        block = self.token_block(written_rows)
+        whole = FORMATS[self.kv].fills_bytes(block)
+        found = replace(self, v_axis="tokens" if whole else "channels") if self.v_axis == AUTO else self
+        for key in ("k_axis", "v_axis"):
+            if getattr(found, key) == "tokens" and not whole:
+                raise TripathError(
+                    f"numerics.{key}: blocks of {block} tokens (workload.block_length) of numerics.kv={self.kv} take no whole "
+                    "bytes; channels has blocks that do"
+                )
+        return found
 
     def token_block(self, written_rows: int) -> int:
         """Tokens of an MX block that runs along tokens, of which steps write so many at least."""

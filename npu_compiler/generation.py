@@ -104,6 +104,7 @@ def compile_passes(
     Raises:
         TripathError: as `compile_program`.
     """
+    numerics = numerics.suited(workload.written_rows)
     allowed = list(arrangements(options, model, workload))
     made = _compiled(model, workload, hardware, numerics, prompt_lengths, options, allowed)
     as_good = allowed[: allowed.index(made.tiling.arrangement) + 1]

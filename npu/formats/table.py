@@ -45,8 +45,20 @@ class Format:
             known = ", ".join(map(str, STORED_BITS))
             raise TripathError(f"formats: {self.name}: storage holds elements of {known} bits, got {self.bits}")
 
+    def fills_bytes(self, elements: int) -> bool:
+        """So many elements take whole bytes."""
+        return elements * self.bits % 8 == 0
+
     def record_bytes(self, elements: int) -> int:
-        """Bytes of one stored block of `elements`: the scale byte, if any, then the packed elements."""
+        """Bytes of one stored block of `elements`: the scale byte, if any, then the packed elements.
+
+        Raises:
+            TripathError: the elements take no whole bytes.
+        """
+        if not self.fills_bytes(elements):
+            raise TripathError(
+                f"formats: {elements} elements of {self.name} take {elements * self.bits} bits, no whole bytes"
+            )
         return (SCALE_BYTES if self.block_scaled else 0) + elements * self.bits // 8
 
     def row_bytes(self, elements: int, block: int = MX_BLOCK) -> int:

@@ -46,8 +46,13 @@ def _column_bytes(o: Operands) -> int:
     return o["cols"] * FORMAT_OF_CODE[o["format"]].record_bytes(1 << o["block"])
 
 
+def _storable(o: Operands) -> bool:
+    """The format is known, and a block of it takes whole bytes."""
+    return o["format"] in FORMAT_OF_CODE and FORMAT_OF_CODE[o["format"]].fills_bytes(1 << o["block"])
+
+
 def _legal(o: Operands) -> bool:
-    return o["format"] in FORMAT_OF_CODE and o["cols"] % (1 << o["block"]) == 0 and o["rows"] * o["cols"] > 0
+    return _storable(o) and o["cols"] % (1 << o["block"]) == 0 and o["rows"] * o["cols"] > 0
 
 
 @njit(cache=True)
@@ -167,7 +172,7 @@ def h_store_v(hbm, vector, dst, dst_stride, src, src_stride, rows, cols, format,
              operands={"dst": HBM, "src": VECTOR_ROWS, "cols": COLS, "format": FORMAT, "block": BLOCK},
              reads=(Footprint(operand="src", rows=lambda o: 1 << o["block"], size=lambda o: o["cols"]),),
              writes=(Footprint(operand="dst", size=_column_bytes),),
-             legal=lambda o: o["format"] in FORMAT_OF_CODE and o["cols"] > 0)  # fmt: skip
+             legal=lambda o: _storable(o) and o["cols"] > 0)  # fmt: skip
 def h_store_t(hbm, vector, dst, src, src_stride, cols, format, block):
     """hbm[dst] := `cols` blocks, block c being the 2^block rows (tokens) of column c of vector[src], quantised.
 

@@ -52,6 +52,17 @@ def _weight_run(o: Operands) -> int:
     return (o["k"] // block - 1) * o["block_stride"] + FORMAT_OF_CODE[o["weight_format"]].record_bytes(block)
 
 
+def _legal(o: Operands) -> bool:
+    """Formats are known, a block of weights takes whole bytes, and there is work in whole blocks."""
+    known = o["weight_format"] in FORMAT_OF_CODE and o["act_format"] in FORMAT_OF_CODE
+    return (
+        known
+        and FORMAT_OF_CODE[o["weight_format"]].fills_bytes(1 << o["block"])
+        and o["k"] % (1 << o["block"]) == 0
+        and o["k"] * o["rows"] * o["cols"] > 0
+    )
+
+
 @instruction(
     opcode=0x10,
     unit=Unit.MATRIX,
@@ -62,8 +73,7 @@ def _weight_run(o: Operands) -> int:
     },
     reads=(Footprint(operand="weights", rows=lambda o: o["cols"], size=_weight_run), touch("acts", "k", "rows")),
     macs=lambda o: o["rows"] * o["cols"] * o["k"],
-    legal=lambda o: o["k"] % (1 << o["block"]) == 0 and o["k"] * o["rows"] * o["cols"] > 0
-    and o["weight_format"] in FORMAT_OF_CODE and o["act_format"] in FORMAT_OF_CODE,
+    legal=_legal,
 )  # fmt: skip
 def m_mm(
     matrix, vector, accumulator, weights, weights_stride, acts, acts_stride, rows, cols, k, block, weight_format,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from accuracy.dispatch_source import source
 from npu.errors import ProgramError
+from npu.formats import FORMAT_OF_CODE
 from npu.isa import BY_MNEMONIC, TABLE, Instruction, assemble, disassemble
 from npu.isa.manual import manual
 from npu.isa.spec import FP, Unit, instruction, touch, unsigned
@@ -30,6 +31,9 @@ def instructions(draw):
             high = 4
         operands[name] = draw(st.integers(low, high))
     if "block" in operands:
+        stored = operands.get("format", operands.get("weight_format"))
+        if FORMAT_OF_CODE[stored].bits % 8:  # a block takes whole bytes
+            operands["block"] = max(2, operands["block"])
         for name in ("k", "cols"):
             if name in operands:
                 operands[name] = max(1, operands[name] >> 7) << operands["block"]

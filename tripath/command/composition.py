@@ -226,9 +226,10 @@ def build_experiment(config: DictConfig | Values) -> "tuple[Experiment, str | No
     if own.checkpoint == SYNTHETIC:
         settings = settings.without_free_running()
     hardware = build(HardwareConfig, "hardware", _with_timing(values["hardware"]))
+    asked = build(Workload, "workload", workload)
     experiment = Experiment(
-        model=own, workload=build(Workload, "workload", workload), hardware=hardware,
-        numerics=build(Numerics, "numerics", values["numerics"]),
+        model=own, workload=asked, hardware=hardware,
+        numerics=build(Numerics, "numerics", values["numerics"]).suited(asked.written_rows),
         compiler=build(CompilerOptions, "compiler", values["compiler"]), settings=replace(settings, references=references),
         technology=build(Technology, "technology", values["technology"]),
         **comparisons.objects(values, hardware, own, OtherFiles()),

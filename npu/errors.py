@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
-CHOICE = re.compile(r"(?:'(?P<quoted>[^']+)'|(?P<key>[^\s:]+): no such [a-z]+), one of (?P<known>[^;]+)$")
+CHOICE = re.compile(r"(?:'(?P<quoted>[^']+)'|(?<![^\s:])(?P<key>[^\s:]+): no such [a-z]+), one of (?P<known>[^;]+)$")
 """An unknown value or key, and what is known instead."""
 
 

@@ -1,6 +1,8 @@
 """Configurations shared by the tests, composed from the shipped files."""
 
 import dataclasses
+import functools
+import gc
 import os
 from pathlib import Path
 
@@ -9,8 +11,11 @@ import pytest
 # Processes of the suite share the cores: threads of torch and of BLAS would wait for one another. Read when these are loaded.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
 from npu_compiler import compile_program, schedule
-from tripath.command.composition import compose_experiment
+from tripath.command.composition import Composer, build_experiment
 
 CHECKPOINT = Path(__file__).parents[1] / "accuracy" / "checkpoints" / "wordmath"
 LLADA = (
@@ -21,6 +26,17 @@ LLADA = (
     "paths=[analytical,cycle]",
 )
 PROMPT = "Tom has 12 apples and finds 30 more. How many apples does Tom have now?"
+
+
+@functools.cache
+def _composer():
+    with initialize_config_module("conf", version_base="1.3"):
+        return Composer(GlobalHydra.instance().config_loader(), compose("config", return_hydra_config=True))
+
+
+def compose_experiment(*overrides):
+    """As `tripath.api.compose_experiment`, but files that were chosen before are not read and merged again (as in a sweep)."""
+    return build_experiment(_composer()(0, overrides)[0])[0]
 
 
 def compiled(experiment, prompt_length=19):
@@ -38,6 +54,14 @@ def cache_of_results(tmp_path_factory):
     """No test takes a result that an earlier run of the tests, or its user, left, or runs on the user's standing cluster."""
     os.environ["TRIPATH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["TRIPATH_CLUSTER"] = str(tmp_path_factory.mktemp("no-cluster"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_left_alone():
+    """What tests leave, above all compiled code, is millions of objects; the collector would go through them again and again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,11 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from tests.conftest import compose_experiment
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
 from tripath import api
 from tripath.command import cli
-from tripath.command.composition import compose_experiment, compose_values
+from tripath.command.composition import compose_values
 from tripath.command.manual import manual
 from tripath.sweeps import baseline
 

@@ -222,6 +222,7 @@ def test_hardware(tree):
     assert metrics["matrix_utilisation"] == pytest.approx(metrics["macs_per_cycle"] / (16 * 32))
 
 
+@pytest.mark.system
 def test_model(tree):
     (made,) = tree.run(tree.add("Model"))
     estimate, exact = made["metrics"]["analytical"]["estimated_cycles"], made["metrics"]["cycle"]["makespan_cycles"]
@@ -258,6 +259,7 @@ def test_check(tree):
     assert ["makespan_cycles", "cycle.busy_cycles.matrix", "cycle", True] in made["checks"]
 
 
+@pytest.mark.system
 def test_number_format(tree):
     command = tree.add("Number format")
     values = np.array(eval(tree.python("-c", FORMAT)[0], {"nan": np.nan, "inf": np.inf}))
@@ -269,6 +271,7 @@ def test_number_format(tree):
     assert 0 < made["logit_kl"] < known["logit_kl"], "a mantissa of one bit more"
 
 
+@pytest.mark.system
 def test_instruction(tree):
     tree.add("Instruction")
     shutil.copytree(ROOT / "docs", tree.folder / "docs", ignore=shutil.ignore_patterns("pictures"))
@@ -280,6 +283,7 @@ def test_instruction(tree):
     assert tree.python("-c", NEGATION, "timed") == ("1\n1\n", "")
 
 
+@pytest.mark.system
 def test_cache_policy(tree):
     pair, dual = tree.run(tree.add("Cache policy"), ["experiment=quick"])
     layers, hidden, query, kv, ffn, length = 4, 128, 128, 64, 256, 8
@@ -293,6 +297,7 @@ def test_cache_policy(tree):
     assert pair["metrics"]["accuracy"]["logit_kl"] < 1e-4
 
 
+@pytest.mark.system
 def test_commit_policy(tree):
     tree.add("Commit policy")
     quality, made = tree.run(*section("Commit policy").commands)
@@ -301,6 +306,7 @@ def test_commit_policy(tree):
     assert made["metrics"]["accuracy"]["token_agreement"] == 1
 
 
+@pytest.mark.system
 def test_operator(tree):
     command = tree.add("Operator")
     made, without = tree.run(command, [each for each in command if "channel_scales" not in each])
@@ -312,7 +318,22 @@ def test_operator(tree):
     assert difference < 1e-4 * largest
 
 
+TITLES = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)[:-1]
+"""Without the last, which is about libraries."""
+
+
+def test_every_change_of_the_page_can_be_made(tmp_path):
+    trees = {}
+    for title in TITLES:
+        place = tmp_path / title.removesuffix(" for programs")
+        tree = trees[place] if place in trees else trees.setdefault(place, Tree(place))
+        tree.add(title)
+        for name in tree.written:
+            if name.endswith(".py"):
+                compile((place / name).read_text(), name, "exec")
+
+
 def test_every_section_is_tried():
-    titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)[:-1]  # the last is about libraries
+    titles = TITLES
     tried = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {title.lower().replace(" ", "_") for title in titles} <= tried

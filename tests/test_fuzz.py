@@ -16,7 +16,7 @@ from tripath.command.composition import INPUT_ERRORS, build_experiment, one_line
 from tripath.run.job import prepare
 from tripath.tracking.store import Tracking
 
-CASES = int(os.environ.get("TRIPATH_FUZZ_CASES", "400"))
+CASES = int(os.environ.get("TRIPATH_FUZZ_CASES", "200"))
 """`.ci/run` tries 2,000."""
 SECONDS = 30
 """A case that takes longer hangs."""

@@ -8,7 +8,8 @@ from dllm.families import LLADA2, expected_shapes
 from npu.errors import TripathError
 from npu_compiler.memory import hbm_map
 from npu_compiler.tiling import make_tiling
-from tripath.api import analytical, compose_experiment, cycle, prepare, schedule
+from tests.conftest import compose_experiment
+from tripath.api import analytical, cycle, prepare, schedule
 
 PUBLISHED = {
     "llada_8b": (8.02e9, None, "arXiv:2502.09992, table 5"),

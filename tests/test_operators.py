@@ -12,7 +12,7 @@ from dllm.families import FAMILIES, expected_shapes
 from dllm.operators import OPERATORS, Rope
 from dllm.weights import Role
 from npu.errors import TripathError
-from tripath.command.composition import compose_experiment
+from tests.conftest import compose_experiment
 
 
 def test_every_walker_knows_every_operator():

@@ -10,7 +10,8 @@ import pytest
 from dllm.model import ModelSpec
 from dllm.operators import Experts
 from npu_compiler import CompilerOptions
-from tripath.api import accuracy, analytical, compile_program, compose_experiment, cycle
+from tests.conftest import compose_experiment
+from tripath.api import accuracy, analytical, compile_program, cycle
 
 CASES = 14
 

@@ -22,7 +22,7 @@ from npu.program.reads import reads_of
 from npu.program.tables import event_counts
 from npu_compiler import compile_program, traces, with_load
 from tests.accuracy.test_reference import small_spec
-from tripath.api import compose_experiment
+from tests.conftest import compose_experiment
 
 if TYPE_CHECKING:
     import torch

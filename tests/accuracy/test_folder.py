@@ -20,7 +20,8 @@ from dllm.reference import ReferenceModel
 from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.accuracy.test_append import Oracle
-from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare
+from tests.conftest import compose_experiment
+from tripath.api import accuracy, analytical, cycle, prepare
 
 LAYOUTS = Path(__file__).parent / "layouts"
 NAMES = sorted(file.stem for file in LAYOUTS.iterdir())

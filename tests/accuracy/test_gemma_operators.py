@@ -17,7 +17,7 @@ from tests.accuracy.quality.agreement import compare, run_executor
 from tests.accuracy.quality.test_agreement import check
 from tests.accuracy.test_experts import PROMPT, tensors_of
 from tests.accuracy.test_reference import small_spec
-from tripath.api import compose_experiment
+from tests.conftest import compose_experiment
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,8 @@ from dllm.decoding import generate
 from dllm.reference import ReferenceModel
 from npu.errors import NotInstalledError, TripathError
 from tests.accuracy.test_folder import compose, small
-from tripath.api import accuracy, compose_experiment, prepare
+from tests.conftest import compose_experiment
+from tripath.api import accuracy, prepare
 
 NEEDS = "pip install 'tripath[pretrained]'"
 with_library = pytest.mark.skipif(find_spec("gguf") is None, reason=f"needs gguf: {NEEDS}")

@@ -10,7 +10,8 @@ from dllm.reference import ReferenceModel
 from dllm.workload import Workload
 from npu.errors import TripathError
 from tests.accuracy.test_reference import random_tensors, small_spec
-from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare
+from tests.conftest import compose_experiment
+from tripath.api import accuracy, analytical, cycle, prepare
 
 torch = pytest.importorskip("torch", reason="the oracle is torch, which the package does not need")
 oracle = pytest.importorskip("tests.accuracy.torch_llada")

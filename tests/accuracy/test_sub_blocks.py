@@ -13,7 +13,8 @@ from dllm.workload import Workload
 from npu.errors import TripathError
 from npu.program.exits import steps_of_blocks
 from tests.accuracy.test_reference import random_tensors, small_spec
-from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare
+from tests.conftest import compose_experiment
+from tripath.api import accuracy, analytical, cycle, prepare
 
 if TYPE_CHECKING:
     import torch

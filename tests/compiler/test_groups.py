@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from dllm.model import ModelSpec
+from tests.conftest import compose_experiment
 from tests.record.make import DEFAULT_PROMPT
-from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare
+from tripath.api import accuracy, analytical, cycle, prepare
 
 
 def outcome(*changes):

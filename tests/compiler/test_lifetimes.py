@@ -13,7 +13,7 @@ from npu_compiler.generation import compile_passes
 from npu_compiler.lifetimes import lifetimes, stages_in
 from npu_compiler.stages import Advance, Buffer, Loop, Stage, Tree, ops_of, place
 from tests.compiler.trees import LANES, ROWS, random_tree
-from tripath.api import compose_experiment
+from tests.conftest import compose_experiment
 
 
 def run(body, members):

@@ -12,7 +12,8 @@ from dllm.operators import Mask
 from dllm.policies import CACHE_POLICIES, Rows
 from npu_compiler.rows import block_loops, block_span, blocks_of_a_group, full_span, prompt_span, suffix_span
 from npu_compiler.stages import Level, Tree
-from tripath.api import analytical, compose_experiment, cycle, prepare, schedule
+from tests.conftest import compose_experiment
+from tripath.api import analytical, cycle, prepare, schedule
 
 
 @dataclass

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.conftest import compose_experiment
 from tests.record.configurations import configurations
-from tripath.api import accuracy, analytical, compose_experiment, cycle, prepare
+from tripath.api import accuracy, analytical, cycle, prepare
 
 FILE = Path(__file__).with_name("record.json")
 MEMORIES = ("hbm", "matrix", "vector", "fp", "integer")

@@ -120,6 +120,7 @@ def test_a_program_of_more_registers_than_the_core_has_is_refused():
 
 
 QUICK = ("workload.generation_length=16", "workload.steps=4")
+ONE_BLOCK = ("workload.generation_length=8", "workload.steps=2")
 
 
 def test_the_shipped_model_answers_on_the_core(core):
@@ -127,14 +128,14 @@ def test_the_shipped_model_answers_on_the_core(core):
 
 
 def test_the_shipped_model_in_narrow_formats(core):
-    check_shipped(core, *QUICK, "numerics.weights=mxint4", "numerics.kv=mxint4", "numerics.activations=mxint4")
+    check_shipped(core, *ONE_BLOCK, "numerics.weights=mxint4", "numerics.kv=mxint4", "numerics.activations=mxint4")
 
 
 @pytest.mark.parametrize("overrides", [
-    ("workload.stop_at_end=true", "workload.commit=threshold"), ("workload.guidance=0.5",),
+    (*QUICK, "workload.stop_at_end=true", "workload.commit=threshold"), (*ONE_BLOCK, "workload.guidance=0.5"),
 ], ids=["stops", "guided"])  # fmt: skip
 def test_other_decodings_run_on_the_core(core, overrides):
-    assert check_shipped(core, *QUICK, *overrides)
+    assert check_shipped(core, *overrides)
 
 
 @pytest.mark.slow

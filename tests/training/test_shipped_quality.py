@@ -23,7 +23,7 @@ from dllm_training.evaluate import (  # noqa: E402
 from dllm_training.model import DiffusionTransformer  # noqa: E402
 from dllm_training.train import RECIPES  # noqa: E402
 
-PROBLEMS, FLOOR = 300, 0.90
+PROBLEMS, FLOOR = 100, 0.90
 
 
 Loaded = tuple[DiffusionTransformer, Tokenizer, list[Problem]]

@@ -1,5 +1,5 @@
 # make run: set up .venv from the lock file and run the main job. make test: run the tests; make test-system: those that start,
-# kill or install whole processes. make check: lint and types.
+# kill or install whole processes; make test-slow: long studies, by hand. make check: lint and types.
 # make docs: the pages of docs/ as a site, in site/. make generate: what is made of the sources
 # (accuracy/dispatch.py, docs/isa.md, conf/hardware/timing, rtl/tripath_pkg.sv, docs/configuration.md).
 # make synth: areas and clock of the RTL (docs/rtl.md). make crossvalidate: small jobs through all paths against the baseline (docs/ci.md).
@@ -15,7 +15,7 @@ SYNC := UV_COMPILE_BYTECODE=1 UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=n
 
 PACKAGES := accuracy analytical cycle dllm hydra_plugins npu npu_compiler rtl tripath
 
-.PHONY: run test test-system check crossvalidate docs generate synth clean
+.PHONY: run test test-system test-slow check crossvalidate docs generate synth clean
 
 run: .venv/.run
 	@$(BIN)/python -m tripath
@@ -25,6 +25,9 @@ test: .venv/.test
 
 test-system: .venv/.test
 	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
+
+test-slow: .venv/.test
+	$(BIN)/python -m pytest -m slow -n 2 --dist load
 
 check: .venv/.test .venv/.check
 	$(BIN)/ruff check .

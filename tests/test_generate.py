@@ -54,11 +54,7 @@ GENERATED = ("accuracy/dispatch.py", "docs/isa.md", "docs/configuration.md", "rt
              "conf/hardware/timing/rtl.yaml", "conf/hardware/timing/plena.yaml")  # fmt: skip
 
 
-@pytest.mark.system
 def test_an_instruction_that_was_just_added_is_in_all_that_is_generated(tree):
-    before = {name: (tree / name).read_text() for name in GENERATED}
-    generate(tree)
-    assert {name: (tree / name).read_text() for name in GENERATED} == before, "make generate"
     vector = tree / "npu" / "isa" / "vector.py"
     # One instruction comes, and one has another name: the dispatcher that is there cannot be imported any more.
     vector.write_text(vector.read_text().replace("def v_max_abs_vv(", "def v_maximum_abs_vv(") + NEW)

@@ -3,7 +3,7 @@
 from benchmarks.estimate_grid import trials
 from tripath.sweeps.estimates import percentile
 
-RUNS = 32
+RUNS = 16
 
 
 def test_on_random_machines_the_estimate_is_near_and_the_bound_holds():

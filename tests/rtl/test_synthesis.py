@@ -8,6 +8,7 @@ from rtl import synthesis
 
 
 def test_without_a_library_it_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["synthesis"])
     monkeypatch.setenv("ASAP7_LIB", "/nowhere")
     assert synthesis.main() == 0
     assert capsys.readouterr().out == "synth: skipped, no cell library; set ASAP7_LIB to asap7_rvt_tt.lib.gz\n"

@@ -36,7 +36,8 @@ def _composer():
 
 def compose_experiment(*overrides):
     """As `tripath.api.compose_experiment`, but files that were chosen before are not read and merged again (as in a sweep)."""
-    return build_experiment(_composer()(0, overrides)[0])[0]
+    own = [override for override in overrides if not override.startswith("hydra.")]
+    return build_experiment(_composer()(0, own)[0])[0]
 
 
 def compiled(experiment, prompt_length=19):

@@ -1,7 +1,6 @@
 """Steps by channel: every witness computes them, a factor as if the matrix before it had it, all of them alike."""
 
 import dataclasses
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +11,10 @@ from dllm.families import expected_shapes
 from dllm.model import ModelSpec
 from dllm.operators import Channelwise, Residual, Step
 from dllm.reference import ReferenceModel
-from tests.accuracy.quality.agreement import compare, run_executor
+from tests.accuracy.quality.agreement import compare, run_executor, small_experiment
 from tests.accuracy.quality.test_agreement import check
 from tests.accuracy.test_experts import PROMPT, tensors_of
 from tests.accuracy.test_reference import small_spec
-from tripath.api import compose_experiment
 
 if TYPE_CHECKING:
     import torch
@@ -107,14 +105,7 @@ def test_the_program_computes_what_the_reference_path_does_step_by_step(monkeypa
     spec, prompts = small_spec(2), [PROMPT, PROMPT[:4]]
     tensors = given(spec)
     tensors["model.transformer.ff_out.weight"][spec.mask_id] = 0.0  # never the best token
-    base = compose_experiment(
-        "workload.prompt=null", "workload.prompt_length=7", "workload.generation_length=16", "workload.block_length=8",
-        "workload.steps=8", "workload.batch=2", "numerics=mxint8", *changes,
-    )  # fmt: skip
-    x = SimpleNamespace(
-        model=spec, workload=base.workload, hardware=base.hardware, numerics=base.numerics,
-        shown_numerics=base.shown_numerics, compiler=base.compiler,
-    )  # fmt: skip
+    x = small_experiment(spec, *changes)
     machine, records = run_executor(x, tensors, prompts)
     _, steps = compare(x, tensors, prompts, machine, records)
     counts = check(steps, x)

@@ -1,7 +1,6 @@
 """The operators of Gemma's family: NumPy, torch with gradients and an independent torch agree, and the program computes them."""
 
 import dataclasses
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +12,10 @@ from dllm.families import expected_shapes
 from dllm.model import FullLayers
 from dllm.operators import Experts
 from dllm.reference import ReferenceModel
-from tests.accuracy.quality.agreement import compare, run_executor
+from tests.accuracy.quality.agreement import compare, run_executor, small_experiment
 from tests.accuracy.quality.test_agreement import check
 from tests.accuracy.test_experts import PROMPT, tensors_of
 from tests.accuracy.test_reference import small_spec
-from tests.conftest import compose_experiment
 
 if TYPE_CHECKING:
     import torch
@@ -80,14 +78,7 @@ def test_the_program_computes_what_the_reference_path_does_step_by_step(name, ch
     tensors = tensors_of(spec, seed=2)
     head = "wte" if spec.tied_embeddings else "ff_out"
     tensors[f"model.transformer.{head}.weight"][spec.mask_id] = 0.0  # never the best token
-    base = compose_experiment(
-        "workload.prompt=null", "workload.prompt_length=7", "workload.generation_length=16", "workload.block_length=8",
-        "workload.steps=8", "workload.batch=2", "numerics=mxint8", *changes,
-    )  # fmt: skip
-    x = SimpleNamespace(
-        model=spec, workload=base.workload, hardware=base.hardware, numerics=base.numerics,
-        shown_numerics=base.shown_numerics, compiler=base.compiler,
-    )  # fmt: skip
+    x = small_experiment(spec, *changes)
     machine, records = run_executor(x, tensors, prompts)
     _, steps = compare(x, tensors, prompts, machine, records)
     counts = check(steps, x)

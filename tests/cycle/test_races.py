@@ -85,11 +85,14 @@ orders imply. The compiler does not look so far."""
 HANDED_BACK = {"q: matrix to dma_in", "x: vector to dma_in", "qkv: dma_out to matrix"}
 """Where a pass has several chunks, what one hands back to the next is free when the third panel of the next projection is loaded;
 the compiler does not count on there being three."""
+CUT = {"passing_inner: dma_out to dma_out", "h: dma_out to vector"}
+"""Where weights stay, blocks of two widths store columns of their own into one tensor, which the compiler takes as a whole. Two
+loops over chunks carry a token that the second takes over from the first; the compiler merges them only later."""
 
 
 @pytest.mark.parametrize(
     ("machine", "implied"),
-    [(PLAIN, HANDED_BACK), ((*PLAIN, *CHUNKED), HANDED_BACK), (ROOMY, IN_FLIGHT), (CHUNKED, HANDED_BACK | IN_FLIGHT)],
+    [(PLAIN, HANDED_BACK), ((*PLAIN, *CHUNKED), HANDED_BACK), (ROOMY, IN_FLIGHT), (CHUNKED, HANDED_BACK | IN_FLIGHT | CUT)],
     ids=["plain, one chunk", "plain, chunks", "one chunk", "chunks"],
 )
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The executor and the reference path on the same canvases, and how far apart legal orders of FP32 sums can lie."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -37,6 +38,18 @@ def experiment_of(preset, problems, *overrides):
     """The default experiment in a preset of `conf/numerics`, for a batch."""
     room = ("hardware.sram.vector_bytes=4000000", "hardware.sram.fp_bytes=65536", "hardware.sram.int_bytes=65536")
     return compose_experiment(f"numerics={preset}", f"workload.batch={problems}", *room, *overrides)
+
+
+def small_experiment(spec, *changes):
+    """Two sequences of a small model of one's own on the default machine: what `run_executor` and `compare` read."""
+    base = compose_experiment(
+        "workload.prompt=null", "workload.prompt_length=7", "workload.generation_length=16", "workload.block_length=8",
+        "workload.steps=8", "workload.batch=2", "numerics=mxint8", *changes,
+    )  # fmt: skip
+    return SimpleNamespace(
+        model=spec, workload=base.workload, hardware=base.hardware, numerics=base.numerics,
+        shown_numerics=base.shown_numerics, compiler=base.compiler,
+    )  # fmt: skip
 
 
 def perturbed(x, product, generator):

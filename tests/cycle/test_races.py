@@ -92,7 +92,12 @@ loops over chunks carry a token that the second takes over from the first; the c
 
 @pytest.mark.parametrize(
     ("machine", "implied"),
-    [(PLAIN, HANDED_BACK), ((*PLAIN, *CHUNKED), HANDED_BACK), (ROOMY, IN_FLIGHT), (CHUNKED, HANDED_BACK | IN_FLIGHT | CUT)],
+    [
+        (PLAIN, HANDED_BACK),
+        ((*PLAIN, *CHUNKED), HANDED_BACK),
+        (ROOMY, IN_FLIGHT),
+        (CHUNKED, HANDED_BACK | IN_FLIGHT | CUT),
+    ],
     ids=["plain, one chunk", "plain, chunks", "one chunk", "chunks"],
 )
 @pytest.mark.parametrize(

@@ -322,6 +322,28 @@ def test_a_sweep_that_is_interrupted_while_it_ends_has_not_passed(tripath_comman
     assert (folder / "junit.xml").exists()
 
 
+@pytest.mark.parametrize("step", ["draw_summary", "page_of_sweep"])
+def test_an_interrupted_import_leaves_no_run_going_on(tripath_command, tmp_path, monkeypatch, store, step):  # noqa: F811
+    """The library that draws is loaded for the first picture. If that is interrupted, drawing fails as often as it is tried."""
+    tried = []
+
+    def interrupted(*_, **__):
+        tried.append(step)
+        if len(tried) == 1:
+            raise KeyboardInterrupt
+        message = "module 'matplotlib' has no attribute 'rcParams'"
+        raise AttributeError(message)
+
+    monkeypatch.setattr(tripath.sweeps.multirun, step, interrupted)
+    status, _, errors = tripath_command(*TRACKED_SWEEP)
+    assert (status, errors.splitlines()[-1]) == (cli.INTERRUPTED, "error: interrupted")
+    assert len(tried) == 2
+    (parent,) = (run for run in runs_of(store) if run.data.tags.get("kind") == "sweep")
+    assert (parent.info.status, parent.data.tags["verdict"]) == ("KILLED", "interrupted")
+    kept = json.loads((tmp_path / "sweep" / "record.json").read_text())
+    assert (kept["status"], kept["tags"]["verdict"]) == ("KILLED", "interrupted")
+
+
 class FailingStore(Store):
     """Goes away after its first job."""
 

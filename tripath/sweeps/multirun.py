@@ -189,9 +189,11 @@ class Sweep:
                 f"hydra.sweeper.params: none of {len(self.rows)} designs can be; job {first.number}: {first.error}"
             )
         ended = KILLED if not whole else "FAILED" if self.status else "FINISHED"
-        files = self._write() + ([] if ended == KILLED else self._publish())
-        found = self.extra.outcome(self.rows) if self.extra else None
+        files, found = [], None
         try:
+            files += self._write()
+            files += [] if ended == KILLED else self._publish()
+            found = self.extra.outcome(self.rows) if self.extra else None
             files += self._report(files, found)
         except Exception:
             if whole:  # else an import was interrupted, which cannot be repeated

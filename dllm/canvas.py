@@ -33,6 +33,16 @@ class Canvas:
     aligned: bool
     seeded: bool
 
+    @property
+    def tokens_of_blocks(self) -> dict[str, int]:
+        """Facts by which a run that stops before its last block counts the tokens of its batch (`npu.program.exits`)."""
+        tails = [self.tail(sequence) for sequence in range(len(self.lengths))]
+        before = (self.blocks - 1) * self.block_length
+        return {
+            "prompt_tails": sum(tails),
+            "tokens_before_last_block": sum(min(self.generation, before - tail) for tail in tails),
+        }
+
     def tail(self, sequence: int) -> int:
         """Tokens of a prompt that stand in the first block."""
         return self.lengths[sequence] % self.block_length if self.aligned else 0

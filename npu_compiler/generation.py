@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from dllm.canvas import Canvas, canvas_of
+from dllm.canvas import canvas_of
 from dllm.constants import CONSTANTS, further_constants
 from dllm.layout import check_smoothing, laid_out
 from dllm.model import ModelSpec
@@ -57,7 +57,7 @@ from npu_compiler.sampling import (
 )
 from npu_compiler.stages import Level, Steps, Tree
 from npu_compiler.staying import could_stay, uses_staying
-from npu_compiler.tiling import Tiling, make_tiling
+from npu_compiler.tiling import Tiling, check_measuring, make_tiling
 from npu_compiler.tokens import Tokens, place_tokens
 
 
@@ -161,7 +161,7 @@ def _compiled(
         make_tiling(model, workload, hardware, numerics, prompt_lengths, options), arrangement=allowed[-1]
     )
     if workload.caches.appends:
-        _check_measuring(numerics, largest)
+        check_measuring(numerics, largest)
     tensors = hbm_map(model, workload, numerics, largest, hardware)
     while True:
         fitting = _fitting(model, vocab, workload, hardware, numerics, largest, tensors, allowed)
@@ -193,39 +193,13 @@ def _compiled(
     if loops > 1 or workload.is_uniform:
         facts["remaining"] = allocation.addresses[buffers[Memory.INT, "remaining"]]
     if workload.stop_at_end:
-        facts |= _tokens_of_blocks(canvas_of(given, workload, prompt_lengths))
+        facts |= canvas_of(given, workload, prompt_lengths).tokens_of_blocks
     if numerics.smoothing.smoother is Smoother.STATIC:  # the host fills the factors in
         sides = numerics.smoothing.sides
         facts["static_sides"] = sum(1 << bit for bit, side in enumerate(SIDES) if side in sides)
         facts["power_of_two"] = int(numerics.smoothing.power_of_two)
     program = Program(words=words_of(instructions), hbm=tensors, geometry=geometry, layout=facts, phases=phases)
     return Compiled(tiling=tiling, tree=tree, allocation=allocation, tokens=tokens, program=program)
-
-
-def _tokens_of_blocks(canvas: Canvas) -> dict[str, int]:
-    """What says how many tokens a run has generated over the batch when it stops before its last block (`npu.program.exits`)."""
-    tails = [canvas.tail(sequence) for sequence in range(len(canvas.lengths))]
-    before = (canvas.blocks - 1) * canvas.block_length
-    return {
-        "prompt_tails": sum(tails), "tokens_before_last_block": sum(min(canvas.generation, before - tail) for tail in tails),
-    }  # fmt: skip
-
-
-def _check_measuring(numerics: Numerics, tiling: Tiling) -> None:
-    """A cache that is appended keeps the factors of its channels, which only the prompt can give.
-
-    Raises:
-        TripathError: the scheme looks at the channels again, or there is no prompt to look at.
-    """
-    smoothing = numerics.smoothing
-    if smoothing.measured == "each" or smoothing.centres:
-        key = "scheme" if smoothing.measured == "each" else "centre"
-        raise TripathError(
-            f"numerics.smoothing.{key}: {getattr(smoothing, key)} needs all K and V of a block, workload.cache=append keeps "
-            "those of before; scheme=frozen measures the prompt"
-        )
-    if smoothing.measured and not tiling.prompt:
-        raise TripathError("numerics.smoothing.scheme: frozen measures the prompt, of which no block is full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

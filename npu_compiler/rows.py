@@ -113,6 +113,16 @@ class Part:
         """Rows of a buffer that holds a chunk."""
         return self.sequences * self.pitch
 
+    @property
+    def chunks(self) -> int:
+        """Chunks, where their number changes the most there are."""
+        return self.sequence_chunks * self.row_chunks.base
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of buffers that hold each chunk."""
+        return self.chunks * self.size
+
 
 NO_TILES = Trips(base=0)
 
@@ -347,8 +357,7 @@ class Chunk:
     def packed(self, stride: int) -> list[tuple[Level, int]]:
         """Strides of an address that follows the chunk through a tensor of all chunks' rows, one chunk behind the other. Rows
         lie `stride` apart, in the order in which the chunk's buffers hold them."""
-        before = self.span.parts[: self.span.parts.index(self.part)]
-        rows = sum(part.sequence_chunks * part.row_chunks.base * part.size for part in before)
+        rows = sum(part.all_rows for part in self.span.parts[: self.span.parts.index(self.part)])
         own = self.part.size * stride
         return [
             (fixed(rows), stride), (self.batch_loop, self.part.row_chunks.base * own), (self.row_loop, own),

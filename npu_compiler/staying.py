@@ -18,6 +18,7 @@ from npu_compiler.flow import Flow, Layer
 from npu_compiler.gated import DENSE, activate
 from npu_compiler.rows import Chunk, Span, balanced, fixed, segments, times
 from npu_compiler.stages import Buffer, Level, Node, Place, Steps, ops_of
+from npu_compiler.tiling import STREAM_SLOTS
 
 Projection = Linear | GatedMlp
 ASIDE = Attention, Channelwise, Linear, HeadNorm, Rope, GatedMlp
@@ -62,14 +63,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pass:
-    """All rows, whose activations lie in the tensor `source`, through matrices [outputs, inputs] of one shape: some columns at a
-    time, `most` at most."""
+    """All rows, whose activations lie in the tensor `source`, through matrices [outputs, inputs] of one shape, some columns at a
+    time."""
 
     matrices: Sequence[str]
     outputs: int
     inputs: int
     source: str
-    most: int
 
     def row_bytes(self, c: Context) -> int:
         """Bytes of a column of weights."""
@@ -84,7 +84,7 @@ class _Pass:
         consists of whole panels, and of whole blocks of elements."""
         unit = math.lcm(math.gcd(c.hardware.blen, self.outputs), c.numerics.block_size)
         held = c.buffers[Memory.MATRIX, "staying"].elements // (len(self.matrices) * self.row_bytes(c))
-        most = min(held, self.most, MOST_BYTES // self.row_bytes(c)) // unit
+        most = min(held, _widest(c), MOST_BYTES // self.row_bytes(c)) // unit
         if not most or self.outputs % unit:
             return []
         return [(count, size * unit) for count, size in balanced(self.outputs // unit, most, 1)]
@@ -130,7 +130,7 @@ def cut(c: Context, operators: Sequence[Phased], span: Span) -> list[Part]:
 
 def leave_activations(c: Context, flow: Flow, op: Projection) -> None:
     """The activations of a chunk to HBM, for a projection."""
-    inputs, row = _passes(c, op)[0].inputs, c.tensor("passing").row_bytes
+    inputs, row = _passes(op)[0].inputs, c.tensor("passing").row_bytes
     with c.e.stage("store activations"), flow.chunk.runs(c.e) as (rows, local, _):
         steps = [*flow.chunk.packed(row), *times(local, row)]
         c.e.emit("H_STORE_V", dst=c.hbm("passing", 0, steps, rows=row),
@@ -140,7 +140,7 @@ def leave_activations(c: Context, flow: Flow, op: Projection) -> None:
 
 def load_results(c: Context, flow: Flow, op: Projection) -> None:
     """The results of a projection for a chunk, into the buffer for results."""
-    width, row = _passes(c, op)[-1].outputs, c.tensor("results").row_bytes
+    width, row = _passes(op)[-1].outputs, c.tensor("results").row_bytes
     pitch = c.geometry.qkv_width if flow.result == "qkv" else width
     with flow.chunk.runs(c.e) as (rows, local, _):
         steps = [*flow.chunk.packed(row), *times(local, row)]
@@ -152,7 +152,7 @@ def load_results(c: Context, flow: Flow, op: Projection) -> None:
 
 def project_all(c: Context, span: Span, layer: Layer, op: Projection) -> None:
     """A projection of all rows of a span: from their activations to their results, both in HBM."""
-    for each in _passes(c, op):
+    for each in _passes(op):
         row_bytes, begin = each.row_bytes(c), 0
         for count, width in each.blocks(c):
             with c.e.loop(count) as block:
@@ -176,23 +176,20 @@ def project_all(c: Context, span: Span, layer: Layer, op: Projection) -> None:
             begin += count * width
 
 
-def _passes(c: Context, op: Projection) -> list[_Pass]:
+def _passes(op: Projection) -> list[_Pass]:
     match op:
         case Linear():
-            return [_Pass(matrices=(op.name,), outputs=op.outputs, inputs=op.inputs, source="passing", most=_widest(c))]
+            return [_Pass(matrices=(op.name,), outputs=op.outputs, inputs=op.inputs, source="passing")]
         case GatedMlp():
             return [
-                _Pass(
-                    matrices=(DENSE.gate, DENSE.up), outputs=op.inner, inputs=op.width, source="passing",
-                    most=_widest(c),
-                ),
-                _Pass(matrices=(DENSE.down,), outputs=op.width, inputs=op.inner, source="passing_inner", most=_widest(c)),
-            ]  # fmt: skip
+                _Pass(matrices=(DENSE.gate, DENSE.up), outputs=op.inner, inputs=op.width, source="passing"),
+                _Pass(matrices=(DENSE.down,), outputs=op.width, inputs=op.inner, source="passing_inner"),
+            ]
 
 
 def _widest(c: Context) -> int:
     """Columns of a tile of results."""
-    return c.buffers[Memory.VECTOR, "passed"].elements // (2 * c.hardware.blen)
+    return c.buffers[Memory.VECTOR, "passed"].elements // (STREAM_SLOTS * c.hardware.blen)
 
 
 def _format(c: Context) -> Format:
@@ -218,12 +215,6 @@ def uses_staying(body: Sequence[Node]) -> bool:
     )  # fmt: skip
 
 
-def _chunks_and_rows(span: Span) -> tuple[int, int]:
-    """How many chunks a pass has, and rows."""
-    chunks = [part.sequence_chunks * part.row_chunks.base for part in span.parts]
-    return sum(chunks), sum(number * part.size for number, part in zip(chunks, span.parts, strict=True))
-
-
 def _results(rows: int, width: int) -> int:
     """Bytes of results, left and loaded."""
     return 2 * rows * FORMATS["bf16"].row_bytes(width, 1)
@@ -233,7 +224,11 @@ def _stays(c: Context, op: Projection, span: Span) -> bool:
     """A quarter fewer bytes move where the weights stay than where each chunk streams them."""
     if not c.tiling.arrangement.weights_stay or span.is_one_chunk:
         return False
-    passes, (chunks, rows) = _passes(c, op), _chunks_and_rows(span)
+    passes, chunks, rows = (
+        _passes(op),
+        sum(part.chunks for part in span.parts),
+        sum(part.all_rows for part in span.parts),
+    )
     staying = sum(each.moved_bytes(c, rows) for each in passes) + _results(rows, passes[-1].outputs)
     streamed = chunks * sum(each.weight_bytes(c) for each in passes)
     return all(each.blocks(c) for each in passes) and staying < WORTH * streamed
@@ -248,7 +243,7 @@ def _load_tile(c: Context, this: _Pass, tile: _Tile) -> None:
 
 
 def _activations(c: Context, this: _Pass, offset: int = 0, steps: Steps = ()) -> Place:
-    apart = c.buffers[Memory.VECTOR, "passing"].elements // 2
+    apart = c.buffers[Memory.VECTOR, "passing"].elements // STREAM_SLOTS
     return c.vector("passing", offset, steps, rows=this.inputs, slot_stride=apart)
 
 
@@ -288,7 +283,7 @@ def _gate_and_up(c: Context, layer: Layer, op: GatedMlp, this: _Pass, tile: _Til
         with c.e.loop(count) as part:
             own = [(fixed(first), 1), (part, width)]
             some = replace(tile, columns=[*tile.columns, *own], held=own, width=width)
-            apart = c.buffers[Memory.VECTOR, "made"].elements // 2
+            apart = c.buffers[Memory.VECTOR, "made"].elements // STREAM_SLOTS
             for number, target in enumerate(("made_gate", "made_up")):
                 _multiply(c, layer, this, some, number, target, apart)
             with c.e.stage(f"{op.activation.value}(gate) * up"):
@@ -319,4 +314,4 @@ def _made(c: Context, begin: int, lanes: int, apart: int) -> Callable[[Level], M
 
 def _gated_columns(c: Context) -> int:
     """Columns of gate and up that are made at a time."""
-    return c.buffers[Memory.VECTOR, "made"].elements // (2 * c.hardware.blen)
+    return c.buffers[Memory.VECTOR, "made"].elements // (STREAM_SLOTS * c.hardware.blen)

@@ -176,6 +176,23 @@ def make_tiling(
     )  # fmt: skip
 
 
+def check_measuring(numerics: Numerics, tiling: Tiling) -> None:
+    """A cache that is appended keeps the factors of its channels, which only the prompt can give.
+
+    Raises:
+        TripathError: the scheme looks at the channels again, or there is no prompt to look at.
+    """
+    smoothing = numerics.smoothing
+    if smoothing.measured == "each" or smoothing.centres:
+        key = "scheme" if smoothing.measured == "each" else "centre"
+        raise TripathError(
+            f"numerics.smoothing.{key}: {getattr(smoothing, key)} needs all K and V of a block, workload.cache=append keeps "
+            "those of before; scheme=frozen measures the prompt"
+        )
+    if smoothing.measured and not tiling.prompt:
+        raise TripathError("numerics.smoothing.scheme: frozen measures the prompt, of which no block is full")
+
+
 def smoothing_widths(model: ModelSpec, smoothing: Smoothing) -> tuple[int, int]:
     """Elements of the two rows of factors (`npu_compiler.smoothing`): for what goes into the cache, and for attention."""
     return (2 + 2 * smoothing.centres) * model.kv_width, (2 + smoothing.centres) * model.query_width

@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dllm import gguf_files
+from dllm.experts import Experts
 from dllm.families import DERIVED, FAMILIES, LLADA, SWITCHES, Family, expected_shapes, tensor_name
 from dllm.folder import CONFIG, POINTER, describe, read_small
 from dllm.low_rank import Adapter, read_adapter
 from dllm.model import FullLayers, ModelSpec
-from dllm.operators import Experts
 from dllm.rotary import Scaling
 from dllm.weights import Part
 from npu.errors import TripathError

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 from dllm import gguf_files
 from dllm.adapters import ADAPTERS, EVERYWHERE, GGUF_ADAPTER, IGNORED_GGUF, LLAMA, ROTARY_SHARE, Adapter
+from dllm.experts import Experts
 from dllm.families import GGUF, Family
 from dllm.model import FullLayers, ModelSpec
-from dllm.operators import Experts
 from dllm.policies import Decoding
 from dllm.rotary import Scaling
 from npu.errors import TripathError

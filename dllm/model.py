@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dllm.experts import Experts
 from dllm.network import Group, Network
 from dllm.operators import (
     Activation,
     Attention,
     Embedding,
-    Experts,
     GatedMlp,
     HeadNorm,
     Heads,
@@ -126,7 +126,7 @@ class ModelSpec:
         shifted_logits: The logits of a position come from the hidden state of the position before it.
         seeded_blocks: The first token of a block is what the clean forward of the token before it says comes next.
         tied_embeddings: The LM head is the embedding.
-        experts: Experts in place of the gated MLP (a mapping of `dllm.operators.Experts`); null: none.
+        experts: Experts in place of the gated MLP (a mapping of `dllm.experts.Experts`); null: none.
         decoding: How the model is decoded where the workload does not say.
         checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
             shapes; null: only the shape is known, and the accuracy path has no weights.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm.experts import Experts, Scoring
 from dllm.families import tensor_name
 from dllm.model import ModelSpec
 from dllm.operators import (
@@ -20,7 +21,6 @@ from dllm.operators import (
     Attention,
     Channelwise,
     Embedding,
-    Experts,
     GatedMlp,
     HeadNorm,
     Linear,
@@ -31,7 +31,6 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
-    Scoring,
     SelfConditioning,
     Step,
     Sum,

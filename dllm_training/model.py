@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dllm.experts import Scoring
 from dllm.families import PREFIX
 from dllm.model import ModelSpec
 from dllm.operators import (
@@ -27,7 +28,6 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
-    Scoring,
     SelfConditioning,
     Step,
     Sum,

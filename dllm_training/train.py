@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch.nn import functional
 
+from dllm.experts import Experts
 from dllm.families import LLADA, LLADA2, QWEN, Family, tensor_name
 from dllm.model import ModelSpec
-from dllm.operators import Experts, Mask
+from dllm.operators import Mask
 from dllm_training.corpus import ANSWER_TOKENS, EOS, MASK, VOCABULARY, Problem, build_tokenizer, problems
 from dllm_training.evaluate import BLOCK, CHECKPOINT, decode, load, score
 from dllm_training.model import DiffusionTransformer

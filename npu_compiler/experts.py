@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from dllm.operators import Moe, Scoring
+from dllm.experts import Scoring
+from dllm.operators import Moe
 from npu_compiler.context import Context
 from npu_compiler.flow import Flow
 from npu_compiler.gated import Names, gated_mlp

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dllm.canvas import Canvas
-from dllm.operators import Experts
+from dllm.experts import Experts
 from dllm.workload import EXPERT_LOADS, Workload
 from npu.errors import TripathError
 from npu.program import Program, fact_of_program

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from npu.sources import ROOT
-from tripath.command.cli import shell_line
+from tripath.command.arguments import shell_line
 
 OWN_PATH = """
 from npu.metrics import Result

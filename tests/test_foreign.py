@@ -20,6 +20,7 @@ from npu.program.container import MAGIC
 from tests.conftest import compiled, compose_experiment
 from tests.test_cli import QUICK, InlineCluster, tripath_command  # noqa: F401  a fixture
 from tripath.command import cli
+from tripath.command.arguments import quoted
 from tripath.run.pipeline import known_runs, run_paths
 from tripath.run.results import Cache, decode, encode
 from tripath.tracking.record import Record, from_json, to_json
@@ -30,7 +31,7 @@ NAMES = ["a[/x]b", "$\\frac{$", "a|b <b>&", "[red]x", "\x1b[31mred\x07", ":smile
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_may_hold_any_character(tripath_command, tmp_path, name):  # noqa: F811
-    names = (cli.quoted("model.name", name), cli.quoted("hardware.name", name))
+    names = (quoted("model.name", name), quoted("hardware.name", name))
     arguments = (*QUICK, "paths=[analytical,cycle]", "tracking=off", *names, "hydra.run.dir=run")
     status, output, errors = tripath_command(*arguments)
     assert (status, errors) == (cli.PASSED, "")

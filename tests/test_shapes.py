@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dllm.experts import Experts
 from dllm.model import ModelSpec
-from dllm.operators import Experts
 from npu_compiler import CompilerOptions
 from tests.conftest import compose_experiment
 from tripath.api import accuracy, analytical, compile_program, cycle

@@ -17,6 +17,7 @@ from torch import Tensor
 from accuracy.quality.quantise import fake_quantise
 from accuracy.quality.schemes import Batch, Side, hadamard
 from dllm.constants import LOWEST
+from dllm.experts import Scoring
 from dllm.families import PREFIX
 from dllm.layout import check_smoothing
 from dllm.model import ModelSpec
@@ -38,7 +39,6 @@ from dllm.operators import (
     Operator,
     Residual,
     Rope,
-    Scoring,
     SelfConditioning,
     Step,
     Sum,

@@ -13,8 +13,8 @@ from accuracy.simulator import execute, fidelity
 from cycle.races import find_race
 from dllm.canvas import canvas_of
 from dllm.decoding import generate
+from dllm.experts import Experts
 from dllm.families import expected_shapes
-from dllm.operators import Experts
 from dllm.reference import ReferenceModel, route
 from npu.errors import TripathError
 from npu.program import Program

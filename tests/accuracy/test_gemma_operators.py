@@ -8,9 +8,9 @@ import pytest
 
 import cycle
 from cycle.races import find_race
+from dllm.experts import Experts
 from dllm.families import expected_shapes
 from dllm.model import FullLayers
-from dllm.operators import Experts
 from dllm.reference import ReferenceModel
 from tests.accuracy.quality.agreement import compare, run_executor, small_experiment
 from tests.accuracy.quality.test_agreement import check

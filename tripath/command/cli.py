@@ -4,8 +4,6 @@ import contextlib
 import io
 import math
 import os
-import re
-import shlex
 import signal
 import sys
 import time
@@ -14,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,9 +26,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from npu.errors import NotInstalledError, TripathError, did_you_mean, print_error
+from npu.errors import NotInstalledError, TripathError, print_error
 from npu.files import make_exclusively
-from npu.sources import ROOT
+from tripath.command.arguments import quoted, read_flags, shell_line, values_of
 from tripath.command.composition import (
     INPUT_ERRORS,
     Composer,
@@ -55,17 +52,6 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 SAME_SECONDS = 2.0
 """Signals that follow one another within these are one interruption."""
 IMPORTING, MOMENT_SECONDS = "<frozen importlib", 0.001
-SEVERAL_FILES = re.compile(
-    r"(experiment|model|hardware|workload|numerics|compiler|scheme|technology|simulator|validation|launch|tracking)=(\[.*)"
-)
-"""Hydra would merge them, the last one over the others."""
-ANY_TEXT = (
-    "workload.prompt", "workload.prompts_file", "model.checkpoint", "model.adapter",
-    "simulator.quality.dataset", "workload.answer", "tracking.folder", "tracking.uri", "launch.cache_folder",
-    "validation.streams", "validation.measurements", "validation.areas",
-    "validation.figures",
-)  # fmt: skip
-"""Keys whose text may hold characters of Hydra's grammar."""
 ROW_ONLY = "row_only=true"
 WIDTH_WITHOUT_TERMINAL = "120"
 
@@ -121,7 +107,7 @@ def _run() -> int:
         os.environ.setdefault("COLUMNS", WIDTH_WITHOUT_TERMINAL)  # tables in a log need not fit a small screen
     _command.forget()
     try:
-        _check_arguments()
+        _command.flags = read_flags()
         take_files()
         _main()
         _command.end_sweep(whole=True)
@@ -363,7 +349,7 @@ def run_jobs(
     from tripath.sweeps.baseline import read_baseline
 
     sweep = _command.sweep(config)
-    values = [_values(overrides) for overrides in job_overrides]
+    values = [values_of(overrides) for overrides in job_overrides]
     keys = dict.fromkeys(key for row in values for key in row)
     differ = [key for key in keys if key in _command.axes or len({row.get(key) for row in values}) > 1]
     numbers = range(first, first + len(values))
@@ -417,7 +403,7 @@ def run_search(
         if override.is_sweep_override()
     }
     fixed = [str(override.input_line) for key, override in parsed.items() if key not in axes]
-    chosen = _values(fixed).get("numerics", str(config.hydra.runtime.choices.get("numerics", "")))
+    chosen = values_of(fixed).get("numerics", str(config.hydra.runtime.choices.get("numerics", "")))
     own = {"quality": resolve(settings.get("quality")), "numerics": chosen}
     from tripath.sweeps.search import Search
 
@@ -429,15 +415,6 @@ def run_search(
         jobs = [[*(f"{key}={value}" for key, value in choice.items()), *fixed, *last] for choice in batch.designs]
         launcher.launch(jobs, initial_job_idx=done)
         done += len(jobs)
-
-
-def _values(overrides: Sequence[str]) -> dict[str, str]:
-    """What a job is given, by key."""
-    values: dict[str, str] = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        values[key.lstrip("+")] = value
-    return values
 
 
 def _alone(overrides: Sequence[str]) -> str:
@@ -468,56 +445,6 @@ def _job_of(
         values["validation"].get("baseline"),
     )
     return job, shared
-
-
-def _check_arguments() -> None:
-    """Refuse unknown flags in one line, and let a prompt hold any character."""
-    for argument in sys.argv:
-        if argument.encode(errors="replace").decode() != argument:
-            raise TripathError(f"arguments: must be UTF-8, got {argument!r}")
-        if several := SEVERAL_FILES.match(argument):
-            raise TripathError(
-                f"{several[1]}: takes one file, got {several[2]}; several are swept, {several[1]}=A,B with --multirun"
-            )
-    if "--multirun" not in sys.argv and "-m" not in sys.argv:
-        sys.argv[1:] = [quote_text(argument) for argument in sys.argv[1:]]
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        unknown, flags = message.rpartition(" ")[2], re.findall(r"--[a-z-]+", parser.format_usage())
-        near = did_you_mean(unknown, flags) if unknown.startswith("-") else ""
-        raise TripathError(f"arguments: {message}; see tripath --help{near}")
-
-    parser.error = refuse
-    given = parser.parse_args()
-    if given.experimental_rerun is not None:
-        raise TripathError(
-            "arguments: --experimental-rerun reads a pickle, which may run code; paste the command of a report"
-        )
-    _command.flags = ["--config-dir", given.config_dir] if given.config_dir else []
-
-
-def quote_text(argument: str) -> str:
-    """`KEY=TEXT` of a prompt or path with TEXT quoted: in Hydra's grammar commas, brackets and signs have a meaning."""
-    key, _, text = argument.partition("=")
-    if key not in ANY_TEXT or text == "null" or text[:1] in ("'", '"'):
-        return argument
-    return quoted(key, text)
-
-
-def quoted(key: str, text: str) -> str:
-    """The override that gives `key` any text."""
-    # A backslash has a meaning only before what it escapes: an interpolation, a quote, and the closing quote.
-    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + ('\\"' if run[2] else ""), escaped)
-    return f'{key}="{escaped}"'
-
-
-def shell_line(*arguments: str) -> str:
-    """What to paste into a shell to run `tripath` with these arguments, modules of the user's own among what it finds."""
-    own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != ROOT]
-    found = os.pathsep.join(str(Path(path).absolute()) for path in own)
-    return f"PYTHONPATH={shlex.quote(found)} " * bool(own) + shlex.join(["tripath", *arguments])
 
 
 def _remove_if_empty(path: Path) -> None:

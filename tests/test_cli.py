@@ -28,6 +28,7 @@ from npu.files import make_exclusively
 from npu.metrics import PHASES, UNITS
 from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath.command import cli
+from tripath.command.arguments import quote_text
 from tripath.experiment.prompts import read_prompts
 from tripath.report import console
 from tripath.run.pipeline import run_paths
@@ -328,13 +329,13 @@ PLAIN_TEXT = st.characters(codec="utf-8", exclude_categories=["C", "Z"], include
 @given(st.text(PLAIN_TEXT, min_size=1) | st.text("ab \\'\"${}[](),:=&", min_size=1))
 def test_a_quoted_prompt_reads_back(text):
     if text[:1] not in ("'", '"') and text != "null":
-        override = OverridesParser.create().parse_override(cli.quote_text(f"workload.prompt={text}"))
+        override = OverridesParser.create().parse_override(quote_text(f"workload.prompt={text}"))
         assert OmegaConf.create({"prompt": override.value()}).prompt == text
 
 
 def test_quoting_leaves_other_arguments_alone():
     for argument in ("workload.prompt=null", "workload.prompt='a, b'", 'workload.prompt="a"', "workload.steps=8"):
-        assert cli.quote_text(argument) == argument
+        assert quote_text(argument) == argument
 
 
 def test_a_synthetic_prompt_has_its_length_and_no_special_token():

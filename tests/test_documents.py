@@ -17,6 +17,7 @@ from tests.conftest import compose_experiment
 from tests.test_cli import tripath_command  # noqa: F401  a fixture
 from tripath import api
 from tripath.command import cli
+from tripath.command.arguments import quote_text
 from tripath.command.composition import compose_values
 from tripath.command.manual import manual
 from tripath.sweeps import baseline
@@ -106,7 +107,7 @@ def test_every_command_of_the_tutorial_composes(arguments):
     if "--help" in arguments or "workload.cache=duel" in arguments:
         return
     parsed = OverridesParser.create().parse_overrides(
-        [cli.quote_text(each) for each in arguments if each != "--multirun"]
+        [quote_text(each) for each in arguments if each != "--multirun"]
     )
     swept = [override for override in parsed if override.is_sweep_override()]
     assert ("--multirun" in arguments) == bool(swept)

@@ -15,6 +15,7 @@ from npu.isa import Memory
 from npu.program import Tensor
 from npu_compiler.buffers import Buffers
 from npu_compiler.flow import Flow
+from npu_compiler.memory import BEFORE_X
 from npu_compiler.rows import Chunk, Span, segments, times
 from npu_compiler.stages import Place, Steps, Tree, place
 from npu_compiler.tiling import Tiling
@@ -112,7 +113,8 @@ class Context:
 
     def hbm(self, name: str, offset: int = 0, steps: Steps = (), *, rows: int = 0) -> Place:
         """A place in a tensor in HBM; offsets and strides in bytes."""
-        return place(self.tensor(name), offset, steps, rows=rows)
+        before = self.tensor(BEFORE_X).row_bytes if name == "x" and BEFORE_X in self.tensors else 0
+        return place(self.tensor(name), offset, steps, rows=rows, before=before)
 
     def stream(self, positions: Steps) -> Place:
         """The stream of random numbers of a position of the batch's blocks, at the present step."""

@@ -358,7 +358,7 @@ def _tree(
         begin_ends(c)
     when = numerics.smoothing.measured
     if workload.caches.appends:
-        _append_blocks(c, _period(workload, tiling), measuring=when == "once")
+        _append_blocks(c, measuring=when == "once")
         return e
     for block in _blocks_apart(e, workload, tiling, c if c.stops else None, first=when == "once"):
         _block(c, block, measuring=when == "each" or (when == "once" and block.first == 0))
@@ -368,8 +368,8 @@ def _tree(
 def _blocks_apart(
     e: Tree, workload: Workload, tiling: Tiling, stops: Context | None, *, first: bool = False
 ) -> Iterator[Block]:
-    """Loops over all blocks; the `first` has one of its own where it alone measures channels or warms up, and the last one where
-    it has no neighbours behind it. `stops` is the context of a program that may end before the last block."""
+    """Loops over all blocks; the `first` has one of its own where it alone measures channels, warms up or has no row before it,
+    and the last one where it has no neighbours behind it. `stops` is the context of a program that may end before that."""
     period, warms = _period(workload, tiling), workload.caches.warm_up > 1
     apart = {0, tiling.blocks, *([1] if first or warms else []), *([tiling.blocks - 1] if warms else [])}
     goes_on = stops.integer("going") if stops else None
@@ -404,22 +404,25 @@ def _block(c: Context, block: Block, *, measuring: bool) -> None:
     note_ends(c, block)
 
 
-def _append_blocks(c: Context, period: int, *, measuring: bool) -> None:
-    """The prompt's K and V into the cache, then block by block: its first token, its denoising steps, and a clean forward."""
+def _append_blocks(c: Context, *, measuring: bool) -> None:
+    """The prompt's K and V into the cache, then block by block: its first token, its denoising steps, and a clean forward.
+
+    Where no prompt fills a block, each opens the first one: there is no row before it, and no need of one.
+    """
     e, model, workload, tiling = c.e, c.model, c.workload, c.tiling
-    mask, length = model.mask, workload.block_length
+    mask, length, stops = model.mask, workload.block_length, c if c.stops else None
     if tiling.prompt:
         forward(c, prompt_span(workload, tiling, mask), measuring=measuring, clean=True)
-    goes_on = c.integer("going") if c.stops else None
-    for block in block_loops(e, 0, tiling.blocks, tiling.blocks, period, goes_on):
+    for block in _blocks_apart(e, workload, tiling, stops, first=model.seeded_blocks and not tiling.prompt):
+        seeded = model.seeded_blocks and (tiling.prompt or block.first)
         span = block_span(workload, tiling, block)
         enter(c, block)
-        if length == 1 and model.seeded_blocks:  # one token a block: sampling is its only step
+        if length == 1 and seeded:  # one token a block: sampling is its only step
             with e.loop(1, keep=True) as step:
                 _next_token(c, block)
                 _leave_if_done(c, step)
         else:
-            if model.seeded_blocks:
+            if seeded:
                 _next_token(c, block)
             if workload.is_uniform:
                 c.step = _streams(c, block, [(fixed(workload.most_steps), 1)])

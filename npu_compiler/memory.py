@@ -17,6 +17,9 @@ from npu_compiler.arrangement import Sampling
 from npu_compiler.tiling import Tiling, smoothing_widths
 
 HBM_ALIGNMENT_BYTES = 64
+BEFORE_X = "before_x"
+"""The tensor that ends where `x` begins: zeros in place of the row before the first, where a block begins there and logits are
+those of the row before."""
 
 
 def format_of(role: Role, numerics: Numerics) -> str:
@@ -55,6 +58,7 @@ def hbm_map(
     measured, factors = bool(numerics.smoothing.measured), sum(smoothing_widths(model, numerics.smoothing))
     rows: list[tuple[str, tuple[int, ...], str, int, bool]] = [
         ("tokens", (batch, canvas), "int32", 1, True),
+        *([(BEFORE_X, (1, hidden), "bf16", MX_BLOCK, False)] if model.shifted_logits and not tiling.prompt else []),
         ("x", (batch, canvas, hidden), "bf16", MX_BLOCK, True),
         ("q", (batch, canvas, max(each.query_width for each in model.geometries)), "bf16", MX_BLOCK, True),
         *(cache(side, each) for each in model.geometries for side in ("keys", "values")),

@@ -102,14 +102,26 @@ class Place:
 
 
 def place(
-    target: Buffer | Tensor | None, offset: int = 0, steps: Steps = (), *, rows: int = 0, slot_stride: int = 0
+    target: Buffer | Tensor | None,
+    offset: int = 0,
+    steps: Steps = (),
+    *,
+    rows: int = 0,
+    slot_stride: int = 0,
+    before: int = 0,
 ) -> Place:
-    """An address with these strides; those of the same loop add up, loops of one iteration have none."""
+    """An address with these strides; those of the same loop add up, loops of one iteration have none.
+
+    Raises:
+        ProgramError: it lies more than `before` in front of its target.
+    """
     strides: dict[int, int] = {}
     for level, stride in steps:
         offset += level.first * stride
         if level.number is not None and stride:
             strides[level.number] = strides.get(level.number, 0) + stride
+    if target is not None and offset < -before:
+        raise ProgramError(f"compiler: an address lies {-offset} before {target.name}")
     ordered = tuple(sorted(strides.items()))
     return Place(target=target, offset=offset, strides=ordered, rows=rows, slot_stride=slot_stride)
 

@@ -106,9 +106,7 @@ TUTORIAL = list(commands(ROOT / "docs" / "tutorial.md"))
 def test_every_command_of_the_tutorial_composes(arguments):
     if "--help" in arguments or "workload.cache=duel" in arguments:
         return
-    parsed = OverridesParser.create().parse_overrides(
-        [quote_text(each) for each in arguments if each != "--multirun"]
-    )
+    parsed = OverridesParser.create().parse_overrides([quote_text(each) for each in arguments if each != "--multirun"])
     swept = [override for override in parsed if override.is_sweep_override()]
     assert ("--multirun" in arguments) == bool(swept)
     fixed = [str(override.input_line) for override in parsed if override not in swept]

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
 from tripath.cluster.handlers import hold, kept_handler, release
-from tripath.command.cli import _interruption
+from tripath.command.interruption import interruptible
 
 ROOT = Path(__file__).parents[1]
 IN_A_TEXT = """
@@ -71,19 +72,76 @@ def test_a_process_takes_the_signal_that_its_thread_holds():
     assert process.wait(10) == -signal.SIGTERM
 
 
-def test_python_importing_is_interrupted_in_a_moment():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_python_importing_is_interrupted_in_a_moment(number):
     """The exception would leave the lock of imports taken, for which other threads then wait."""
     own = "import os\nos.kill(os.getpid(), number)\nfor _ in range(1000): pass\nended.append(os.getpid())"
     code, ended = compile(own, "<frozen importlib._bootstrap>", "exec"), []
-    before = {number: signal.signal(number, _interruption()) for number in (signal.SIGTERM, signal.SIGALRM)}
-    try:
-        exec(code, {"number": signal.SIGTERM, "ended": ended})
-        with pytest.raises(KeyboardInterrupt):
-            time.sleep(5)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+    def begin():
+        exec(code, {"number": number, "ended": ended})
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        begin()
     assert ended == [os.getpid()]
+
+
+class Ending:
+    """An object in whose end a signal comes, in that of another one too where `others` follow."""
+
+    def __init__(self, others=0):
+        self.others = others
+
+    def __del__(self):
+        interrupt(signal.SIGINT)
+        if self.others:
+            Ending(self.others - 1)
+
+
+def interrupt(number):
+    os.kill(os.getpid(), number)
+    for _ in range(1000):
+        pass
+
+
+def ended_with(others):
+    def ended():
+        Ending(others)
+        time.sleep(5)
+
+    return ended
+
+
+def ended_by(number):
+    def ended():
+        reference = weakref.ref(held := threading.Event(), lambda _: interrupt(number))
+        del held
+        time.sleep(5)
+        return reference
+
+    return ended
+
+
+@pytest.mark.parametrize(
+    "ends", [ended_with(0), ended_with(2), ended_by(signal.SIGINT), ended_by(signal.SIGTERM)]
+)  # fmt: skip
+def test_what_python_only_notes_interrupts_in_a_moment(capfd, ends):
+    """An exception in the end of an object, or in what a weak reference calls, goes no further."""
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        ends()
+    assert capfd.readouterr().err == ""
+
+
+def test_what_else_python_only_notes_is_still_shown(capfd):
+    def fails(_reference):
+        raise ValueError("of ours")
+
+    reference = weakref.ref(held := threading.Event(), fails)
+    with interruptible():
+        del held
+    assert reference() is None
+    assert "of ours" in capfd.readouterr().err
 
 
 def test_an_interruption_within_a_text_of_python_leaves_the_status(tmp_path):

@@ -51,12 +51,29 @@ def drawn(seed: int) -> tuple[ModelSpec, dict[str, Any], list[str], list[int]]:
 @pytest.mark.parametrize("seed", range(CASES))
 def test_a_drawn_program_is_right_on_every_path(seed):
     model, fields, overrides, lengths = drawn(seed)
+    right_on_every_path(model, fields, overrides, lengths, random.Random(~seed).choice(["fused", "stored"]))
+
+
+@pytest.mark.parametrize("lengths", [[3], [7, 1]], ids=str)
+@pytest.mark.parametrize(("shifted", "seeded", "sub_blocks"), [(True, True, 2), (True, False, 1), (False, True, 1)])
+def test_a_prompt_that_fills_no_block_needs_no_row_before_it(shifted, seeded, sub_blocks, lengths):
+    """The rows are wider than all that lies in front of them in HBM."""
+    model, fields, _, _ = drawn(0)
+    model = dataclasses.replace(
+        model, hidden=512, shifted_logits=shifted, seeded_blocks=seeded, attention_mask="block_causal"
+    )
+    fields |= {"cache": "append", "block_length": 8, "generation_length": 16, "steps": 16, "batch": len(lengths),
+               "commit": "threshold", "threshold": 0.5, "sub_block_length": 8 // sub_blocks}  # fmt: skip
+    right_on_every_path(model, fields, ["numerics=bf16"], lengths, "fused")
+
+
+def right_on_every_path(model, fields, overrides, lengths, sampling):
+    """The paths agree on a program, its tokens are the reference's, and the plain schedule has the same ones."""
     x = compose_experiment(
         "paths=[analytical]", "workload.prompt_length=20", "hardware.sram.vector_bytes=4194304",
         "hardware.sram.matrix_bytes=4194304", "hardware.sram.fp_bytes=65536", "hardware.sram.int_bytes=65536", *overrides,
     )  # fmt: skip
     workload = dataclasses.replace(x.workload, **fields)
-    sampling = random.Random(~seed).choice(["fused", "stored"])
     program = compile_program(
         model, workload, x.hardware, x.numerics, lengths, CompilerOptions(schedule="pipelined", sampling=sampling)
     )

@@ -2,16 +2,12 @@
 
 import contextlib
 import io
-import math
 import os
-import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import hydra
@@ -38,6 +34,7 @@ from tripath.command.composition import (
     resolve,
     to_yaml,
 )
+from tripath.command.interruption import hold_interruptions, interruptible
 from tripath.command.sources import take_files
 
 if TYPE_CHECKING:
@@ -48,10 +45,6 @@ if TYPE_CHECKING:
     from tripath.tracking.store import Store, Tracking
 
 PASSED, FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
-ENDING = (signal.SIGINT, signal.SIGTERM)
-SAME_SECONDS = 2.0
-"""Signals that follow one another within these are one interruption."""
-IMPORTING, MOMENT_SECONDS = "<frozen importlib", 0.001
 ROW_ONLY = "row_only=true"
 WIDTH_WITHOUT_TERMINAL = "120"
 
@@ -59,35 +52,8 @@ WIDTH_WITHOUT_TERMINAL = "120"
 def run() -> int:
     """Run the command line; returns the exit status, the worst one of a multirun."""
     _open_streams()
-    handlers = {number: signal.getsignal(number) for number in ENDING}
-    interrupt = _interruption()
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:  # as it is in the background of a script
-            signal.signal(number, interrupt)
-    try:
+    with interruptible():
         return _run()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _interruption() -> Callable[[int, FrameType | None], None]:
-    """A handler by which SIGTERM ends a command as Ctrl-C does: what is finished is written. A signal that follows at once
-    changes nothing, since it would leave half of that. Python's code that imports is not interrupted but in a moment: it might
-    keep the lock that all threads import with."""
-    last = -math.inf
-
-    def interrupt(_number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        if frame is not None and frame.f_code.co_filename.startswith(IMPORTING):
-            signal.signal(signal.SIGALRM, interrupt)
-            signal.setitimer(signal.ITIMER_REAL, MOMENT_SECONDS)
-            return
-        before, last = last, time.monotonic()
-        if last - before > SAME_SECONDS:
-            raise KeyboardInterrupt
-
-    return interrupt
 
 
 def _open_streams() -> None:
@@ -113,8 +79,7 @@ def _run() -> int:
         _command.end_sweep(whole=True)
         _command.close()
     except KeyboardInterrupt:
-        for number in ENDING:  # a second one would leave half of what follows
-            signal.signal(number, signal.SIG_IGN)
+        hold_interruptions()
         with contextlib.suppress(Exception):  # the same signal may have ended the cluster or a server
             _command.end_sweep(whole=False)
         with contextlib.suppress(Exception):

@@ -29,6 +29,9 @@ INTERLOCKED = QUEUED_UNITS.index("vector")
 COMPUTE = tuple(QUEUED_UNITS.index(name) for name in ("matrix", "vector"))
 """Queues whose places are given back as instructions start."""
 
+MOST_PLACES = 64
+"""Iterations that are tried: enough for strides that are multiples of 32 in rows of 2,048 lanes."""
+
 SETTLED = 3
 MOST_ROUNDS = 8
 """Iterations of a nest beyond those that fill its queue until it repeats; and at most as many are followed. In deeper queues the
@@ -41,12 +44,13 @@ its number, or a run: nodes of one unit that follow each other, behind the instr
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
 stride of each loop level."""
 
-Values = namedtuple("Values", "occupied paced ideal tail least first front count flight port_from port_until")
+Values = namedtuple("Values", "occupied paced ideal tail least first front count taken flight port_from port_until")
 """float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `paced` from when the first is there, where the
 front end begins with the node; `ideal` with memory at its peak and nothing to wait for; `tail` from then to the last result, of
 which `least` is the last instruction's own; `first` until the first result; `front` end cycles to issue all; `count` of
-instructions; `flight`: for how long its descriptors are in flight, added up; `port_from`, `port_until`: when it first takes the
-write-out port and when it last gives it back, inf and -inf of what never has it."""
+instructions; `taken` from the first issue until that of the instruction whose place in the queue the last one takes; `flight`:
+for how long its descriptors are in flight, added up; `port_from`, `port_until`: when it first takes the write-out port and when
+it last gives it back, inf and -inf of what never has it."""
 
 
 Runs = dict[int, tuple[int, int, int]]
@@ -134,8 +138,8 @@ def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Value
     flight = np.where(costs.ideal > 0, costs.latency, 0.0) * np.isin(queues(program), DMA)
     port = np.where(costs.port > 0, 0.0, np.inf), np.where(costs.port > 0, costs.port, -np.inf)
     columns = (
-        costs.interval, costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)), flight,
-        *port,
+        costs.interval, costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)),
+        np.zeros(len(latent)), flight, *port,
     )  # fmt: skip
     values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
     granule = np.ones(len(Memory), np.int64)
@@ -171,7 +175,7 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
             if interlocked:
                 for i in range(j):
                     earlier = parts[i]
-                    if share_of_meetings(nests, first, last, granule, earlier, part, -1) > 0:
+                    if share_of_meetings(nests, first, last, granule, earlier, part, -1, 1) > 0:
                         over = starts[i] + values.occupied[earlier] + values.tail[earlier]
                         start = max(start, starts[i] + values.first[earlier], min(over - values.occupied[part], over))
                         if values.count[earlier] > 1 and _in_one_row(nests, first, last, granule, earlier, part):
@@ -198,7 +202,7 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
                 for j in range(i + 1):
                     wait = starts[i] + values.first[parts[i]] - starts[j] - issue
                     if wait > 0:
-                        share = share_of_meetings(nests, first, last, granule, parts[i], parts[j], level)
+                        share = share_of_meetings(nests, first, last, granule, parts[i], parts[j], level, trips)
                         period = max(period, issue + wait * share)
         if queued and trips > 1 and count:
             for j in range(len(parts)):
@@ -208,6 +212,10 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
                     taken, _ = _place_taken(values, starts, parts, ahead - rounds * count)
                     period = max(period, (taken + trip - starts[j]) / (rounds + 1))
         values.occupied[node] = values.paced[node] = (trips - 1) * period + occupied
+        if trips * count > places:
+            rounds = -(-places // count)
+            taken, _ = _place_taken(values, starts, parts, places - (rounds - 1) * count)
+            values.taken[node] = (trips - rounds) * period + taken
         entry, exits = (values.front[head], values.front[after]) if head >= 0 else (0.0, 0.0)
         values.front[node] = entry + trips * (front + exits)
         rounds = int(-(-places // max(count, 1))) + SETTLED
@@ -219,7 +227,7 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
                     apart[j, i] = values.port_until[before] - values.port_from[part]
                     if i == j - 1:
                         apart[j, i] = max(apart[j, i], values.occupied[before])
-                    if interlocked and share_of_meetings(nests, first, last, granule, before, part, -1) > 0:
+                    if interlocked and share_of_meetings(nests, first, last, granule, before, part, -1, 1) > 0:
                         over = values.occupied[before] + values.tail[before]
                         apart[j, i] = max(apart[j, i], values.first[before], min(over - values.occupied[part], over))
                         if values.count[before] > 1 and _in_one_row(nests, first, last, granule, before, part):
@@ -309,21 +317,27 @@ def _in_one_row(nests, first, last, granule, writer, reader):
 
 
 @njit(cache=True)
-def share_of_meetings(nests, first, last, granule, writer, reader, level):
-    """Share of the iterations of `level` in which `reader` touches the row (of VLEN lanes) that `writer` wrote in the one before:
-    all where both stay in place, none where they move on by a row, and between the two where several places share a row.
-    With level -1, of one iteration: 1 where they touch a row in common, else 0."""
+def share_of_meetings(nests, first, last, granule, writer, reader, level, trips):
+    """Share of the iterations of `level` in which `reader` touches a row (of VLEN lanes) that `writer` wrote in the one before,
+    read off the first iterations, after which places in a row come again. With level -1, of one iteration: 1 where they touch a
+    row in common, else 0."""
     share = 0.0
     for a in range(nests.low[writer], nests.high[writer]):
         if not nests.write[a]:
             continue
         row = granule[nests.memory[a]]
         for b in range(nests.low[reader], nests.high[reader]):
-            if (
-                nests.memory[a] == nests.memory[b]
-                and first[a] // row <= (last[b] - 1) // row
-                and first[b] // row <= (last[a] - 1) // row
-            ):
-                moved = 0 if level < 0 else max(abs(nests.strides[a, level]), abs(nests.strides[b, level]))
-                share = max(share, 1 - moved / row)
+            if nests.memory[a] != nests.memory[b]:
+                continue
+            of_writer, of_reader = (nests.strides[a, level], nests.strides[b, level]) if level >= 0 else (0, 0)
+            different = of_writer % row or of_reader % row or of_writer != of_reader
+            rounds = max(1, min(trips - 1, MOST_PLACES if different else 1))
+            met = 0
+            for i in range(rounds):
+                written, read = i * of_writer, (i + 1) * of_reader
+                if (first[a] + written) // row <= (last[b] - 1 + read) // row and (first[b] + read) // row <= (
+                    last[a] - 1 + written
+                ) // row:
+                    met += 1
+            share = max(share, met / rounds)
     return share

@@ -329,6 +329,8 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
     states[0, : begin[-1]] = 0.0
     grain = depth / marks
     behind = np.zeros((score.depth, len(depth)))  # instructions since the last mark
+    # Of each queue when the last instruction started that waits for another unit, and how many have come since.
+    waited, since = np.full((score.depth, len(depth), widest + LANES), NEVER), np.zeros((score.depth, len(depth)))
     at = 0
     for number in range(len(score.lines)):
         line, state, width = score.lines[number], states[at], widths[at]
@@ -343,6 +345,9 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
             offset, known = behind[at, second] + 1, min(passed, places)
             behind[at, second] += entered - passed * grain[second]
             last = length / entered if entered else 0.0
+            stood, left = waited[at, second], depth[second] - since[at, second]
+            full = 0 < left <= entered  # among these is the one that needs the place of that which waited
+            since[at, second] = 0 if third >= 0 or fourth >= 0 else since[at, second] + entered
             returned, window = begin[len(depth) + second], windows[second] if values.flight[node] > 0 else 0
             for i in range(width):
                 if known and (grain[second] == 1 or entered == 1):
@@ -360,9 +365,13 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
                 state[PORT, i] = max(state[PORT, i], start + port_until[node])
                 state[FRONT, i] += front[node]
                 if share > 0:  # it goes on with the rest once the first has started
-                    state[FRONT, i] = max(state[FRONT, i], start + max(length, front[node]) * share + back)
+                    state[FRONT, i] = max(state[FRONT, i], start + max(values.taken[node], front[node] * share) + back)
                 elif known:
                     state[FRONT, i] = max(state[FRONT, i], state[oldest + known - 1, i] + back)
+                if full:
+                    state[FRONT, i] = max(state[FRONT, i], stood[i] + back + front[node] * (1 - left / entered))
+                if third >= 0 or fourth >= 0:
+                    stood[i] = start
                 # The last instruction starts when it is there, where the front end is slower than the unit.
                 over = max(start + length, there + paced[node], state[FRONT, i] + back + last)
                 state[free, i] = over
@@ -399,6 +408,7 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
             at += 1
             widths[at] = -(-node // LANES) * LANES
             states[at, :node, : widths[at]] = NEVER
+            waited[at], since[at] = NEVER, 0.0
             behind[at] = (grain - 1) / 2  # an iteration passes the nearest whole number of marks
             for i in range(node):
                 states[at, i, i] = 0.0
@@ -408,6 +418,7 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
             maps.append(power(_gathered(score, node, state, fourth, width), third))
             at -= 1
         else:
+            waited[at] = NEVER
             outputs = product(maps[node], _gathered(score, node, state, fourth, width))
             state[: score.fixed, :width] = outputs[: score.fixed]
             for i in range(score.fixed, len(outputs)):

@@ -211,10 +211,10 @@ def interrupt(commands: Commands, given: Try, folder: Path) -> dict[str, object]
         faults.append(f"status {status}")
     faults += [*of_files(folder, commands.files[given.kind], whole=whole), *of_store(folder, ended=int(whole))]
     if not faults and given.resumed:
+        runs = 1 + (0 if given.kind.startswith("sweep") else finished(folder))  # a sweep goes on in the run that it has
         process, _ = commands.start(given.kind, folder)
         if again := process.wait(LIMIT_SECONDS):
             faults.append(f"given again: status {again}")
-        runs = 1 + (whole and not given.kind.startswith("sweep"))  # a sweep goes on in the run that it has
         faults += [f"given again: {fault}" for fault in (
             *of_files(folder, commands.files[given.kind], whole=True), *of_store(folder, ended=runs))]  # fmt: skip
     what = {**dataclasses.asdict(given), "sent": sent, "status": status, "seconds": round(seconds, 2)}
@@ -289,6 +289,17 @@ def of_store(folder: Path, *, ended: int) -> Iterator[str]:
     tops = [run for run in runs if not parent_of[run]]
     if ended and sum(runs[run] == "FINISHED" for run in tops) != ended:
         yield f"MLflow: {ended} should have ended, and of the runs are {[runs[run] for run in tops]}"
+
+
+def finished(folder: Path) -> int:
+    """Runs of the store that are FINISHED, those below others left out: one that was interrupted behind its end is one."""
+    database = folder / "mlruns" / "mlflow.db"
+    if not database.exists():
+        return 0
+    of_top = """SELECT COUNT(*) FROM runs WHERE status = 'FINISHED' AND run_uuid NOT IN
+                (SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId')"""
+    with contextlib.closing(sqlite3.connect(database)) as link:
+        return link.execute(of_top).fetchone()[0]
 
 
 def main() -> int:

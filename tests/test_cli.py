@@ -29,6 +29,7 @@ from npu.metrics import PHASES, UNITS
 from tests.conftest import PROMPT, compiled, compose_experiment
 from tripath.command import cli
 from tripath.command.arguments import quote_text
+from tripath.command.interruption import ENDING, Interruption
 from tripath.experiment.prompts import read_prompts
 from tripath.report import console
 from tripath.run.pipeline import run_paths
@@ -262,7 +263,7 @@ def test_an_interrupt_ends_the_command(tripath_command, monkeypatch):
 def test_a_signal_that_follows_at_once_is_the_same_interruption(monkeypatch):
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    interrupt = cli._interruption()
+    interrupt = Interruption()
     for now, raises in ((100.0, True), (100.5, False), (102.0, False), (105.0, True)):  # noqa: B007  read by the clock
         with pytest.raises(KeyboardInterrupt) if raises else nullcontext():
             interrupt(signal.SIGINT, None)
@@ -271,7 +272,7 @@ def test_a_signal_that_follows_at_once_is_the_same_interruption(monkeypatch):
 @pytest.fixture
 def default_handlers():
     """As a process begins; `main` leaves them ignored."""
-    handlers = {each: signal.signal(each, signal.SIG_DFL) for each in cli.ENDING}
+    handlers = {each: signal.signal(each, signal.SIG_DFL) for each in ENDING}
     yield
     for each, handler in handlers.items():
         signal.signal(each, handler)
@@ -285,7 +286,7 @@ def test_an_interruption_before_the_command_line_can_take_it_is_one_line(monkeyp
     monkeypatch.setattr(__main__, "command", lambda _: signal.raise_signal(number))
     with pytest.raises(SystemExit) as ended:
         __main__.main()
-    assert {signal.getsignal(each) for each in cli.ENDING} == {signal.SIG_IGN}, "the interpreter's end is left alone"
+    assert {signal.getsignal(each) for each in ENDING} == {signal.SIG_IGN}, "the interpreter's end is left alone"
     assert ended.value.code == cli.INTERRUPTED
     assert capsys.readouterr().err == "error: interrupted\n"
 

@@ -322,15 +322,30 @@ def test_a_sweep_that_is_interrupted_while_it_ends_has_not_passed(tripath_comman
     assert (folder / "junit.xml").exists()
 
 
+def interrupted_in_a_class():
+    """As Python reports it where a class is made, which names its members."""
+
+    class Named:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    type("Owner", (), {"member": Named()})
+
+
+def interrupted_plainly():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupt", [interrupted_plainly, interrupted_in_a_class])
 @pytest.mark.parametrize("step", ["draw_summary", "page_of_sweep"])
-def test_an_interrupted_import_leaves_no_run_going_on(tripath_command, tmp_path, monkeypatch, store, step):  # noqa: F811
+def test_an_interrupted_import_leaves_no_run_going_on(tripath_command, tmp_path, monkeypatch, store, step, interrupt):  # noqa: F811
     """The library that draws is loaded for the first picture. If that is interrupted, drawing fails as often as it is tried."""
     tried = []
 
     def interrupted(*_, **__):
         tried.append(step)
         if len(tried) == 1:
-            raise KeyboardInterrupt
+            interrupt()
         message = "module 'matplotlib' has no attribute 'rcParams'"
         raise AttributeError(message)
 
@@ -342,6 +357,15 @@ def test_an_interrupted_import_leaves_no_run_going_on(tripath_command, tmp_path,
     assert (parent.info.status, parent.data.tags["verdict"]) == ("KILLED", "interrupted")
     kept = json.loads((tmp_path / "sweep" / "record.json").read_text())
     assert (kept["status"], kept["tags"]["verdict"]) == ("KILLED", "interrupted")
+
+
+@pytest.mark.parametrize("interrupt", [interrupted_plainly, interrupted_in_a_class])
+def test_a_run_that_is_interrupted_while_it_imports_says_so(tripath_command, tmp_path, monkeypatch, interrupt):  # noqa: F811
+    monkeypatch.setattr(tripath.report.drawing, "load", interrupt)
+    folder = f"launch.cache_folder={tmp_path / 'cache'}"
+    status, _, errors = tripath_command("experiment=quick", "paths=[analytical]", "tracking=off", folder)
+    assert (status, errors.splitlines()[-1]) == (cli.INTERRUPTED, "error: interrupted")
+    assert "Traceback" not in errors
 
 
 class FailingStore(Store):

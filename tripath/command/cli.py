@@ -34,7 +34,7 @@ from tripath.command.composition import (
     resolve,
     to_yaml,
 )
-from tripath.command.interruption import hold_interruptions, interruptible
+from tripath.command.interruption import hold_interruptions, interruptible, unwrapped
 from tripath.command.sources import take_files
 
 if TYPE_CHECKING:
@@ -73,11 +73,12 @@ def _run() -> int:
         os.environ.setdefault("COLUMNS", WIDTH_WITHOUT_TERMINAL)  # tables in a log need not fit a small screen
     _command.forget()
     try:
-        _command.flags = read_flags()
-        take_files()
-        _main()
-        _command.end_sweep(whole=True)
-        _command.close()
+        with unwrapped():
+            _command.flags = read_flags()
+            take_files()
+            _main()
+            _command.end_sweep(whole=True)
+            _command.close()
     except KeyboardInterrupt:
         hold_interruptions()
         with contextlib.suppress(Exception):  # the same signal may have ended the cluster or a server
@@ -145,7 +146,8 @@ class _Command:
         """End the sweep, where there is one that has not ended; one that is interrupted while it ends can be ended again."""
         if self._sweep is not None:
             try:
-                self._sweep.end(whole=whole)
+                with unwrapped():
+                    self._sweep.end(whole=whole)
             except Exception:
                 self._sweep = None
                 raise
@@ -238,7 +240,8 @@ class TakeFolder(Callback):
 def _main(config: DictConfig) -> None:
     """One job. It returns whatever happens: an exception or an exit would end a sweep."""
     try:
-        status = _job(config, Path(HydraConfig.get().runtime.output_dir))
+        with unwrapped():
+            status = _job(config, Path(HydraConfig.get().runtime.output_dir))
     except INPUT_ERRORS as error:
         print_error(f"job {HydraConfig.get().job.num}: {one_line(error)}" if _in_sweep() else one_line(error))
         status = BAD_INPUT
@@ -299,7 +302,8 @@ def _job(config: DictConfig, folder: Path) -> int:
         if store:
             show({"mlflow": "writes the run"})
             try:
-                tracked = store.log_run(folder)
+                with unwrapped():
+                    tracked = store.log_run(folder)
             except TripathError as error:  # the results are on disk already
                 later = f"the results are kept, `tripath sync {folder}` logs them later"
                 error_out.print(f"note: {error}; {later}", style="yellow")
@@ -327,7 +331,8 @@ def run_jobs(
     def jobs() -> "Iterator[Job]":
         for number, overrides in zip(numbers, job_overrides, strict=True):
             try:
-                job, settings = _job_of(*compose(number, overrides), number, overrides, sweep.swept[number])
+                with unwrapped():
+                    job, settings = _job_of(*compose(number, overrides), number, overrides, sweep.swept[number])
                 if settings != (_command.shared or settings):
                     raise TripathError("launch, tracking, validation.baseline: are the same for all jobs of a sweep")
             except NotInstalledError:  # no job of this sweep will find it

@@ -18,7 +18,7 @@ SAME_SECONDS = 2.0
 IMPORTING, MOMENT_SECONDS = "<frozen importlib", 0.001
 
 
-class _Interruption:
+class Interruption:
     """A handler of signals that raises KeyboardInterrupt.
 
     A signal that follows at once changes nothing, since it would leave half of what the first one ends. Two moments wait for the
@@ -30,6 +30,7 @@ class _Interruption:
         self._last = -math.inf
 
     def __call__(self, _number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, or wait for a moment where it may be."""
         if frame is not None and frame.f_code.co_filename.startswith(IMPORTING):
             self._wait()
             return
@@ -53,7 +54,7 @@ class _Interruption:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within, SIGINT and SIGTERM raise KeyboardInterrupt, except one that is ignored, as in the background of a script."""
-    interrupt, hook = _Interruption(), sys.unraisablehook
+    interrupt, hook = Interruption(), sys.unraisablehook
     handlers = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGALRM)}
     for number in ENDING:
         if handlers[number] is not signal.SIG_IGN:
@@ -66,6 +67,23 @@ def interruptible() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Within, an exception that was made of an interruption is one: Python itself wraps what comes from `__set_name__`."""
+    try:
+        yield
+    except Exception as error:
+        if _made_of_interruption(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _made_of_interruption(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def hold_interruptions() -> None:

@@ -329,8 +329,8 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
     states[0, : begin[-1]] = 0.0
     grain = depth / marks
     behind = np.zeros((score.depth, len(depth)))  # instructions since the last mark
-    # Of each queue when the last instruction started that waits for another unit, and how many have come since.
-    waited, since = np.full((score.depth, len(depth), widest + LANES), NEVER), np.zeros((score.depth, len(depth)))
+    # Of each queue when the last instruction of an iteration started that waits for another unit, and how many came behind it.
+    waited, since = np.empty((score.depth, len(depth), widest + LANES)), np.full((score.depth, len(depth)), np.inf)
     at = 0
     for number in range(len(score.lines)):
         line, state, width = score.lines[number], states[at], widths[at]
@@ -408,7 +408,7 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
             at += 1
             widths[at] = -(-node // LANES) * LANES
             states[at, :node, : widths[at]] = NEVER
-            waited[at], since[at] = NEVER, 0.0
+            since[at] = np.inf
             behind[at] = (grain - 1) / 2  # an iteration passes the nearest whole number of marks
             for i in range(node):
                 states[at, i, i] = 0.0
@@ -418,7 +418,7 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
             maps.append(power(_gathered(score, node, state, fourth, width), third))
             at -= 1
         else:
-            waited[at] = NEVER
+            since[at] = np.inf
             outputs = product(maps[node], _gathered(score, node, state, fourth, width))
             state[: score.fixed, :width] = outputs[: score.fixed]
             for i in range(score.fixed, len(outputs)):

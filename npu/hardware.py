@@ -18,8 +18,6 @@ MOST_CYCLES = 1 << 20
 """Of one instruction, control or access: a millisecond at 1 GHz. A run retires fewer than 2^42, so cycles fit 63 bits."""
 INSTRUCTION_CYCLES = Limits(1, MOST_CYCLES)
 """Latency, and interval, of an instruction at the machine's widths."""
-TERM = within(-MOST_CYCLES, MOST_CYCLES)
-"""One term of them, which may be negative."""
 CYCLES = within(0, MOST_CYCLES)
 SRAM_BYTES = within(1, 1 << 32)
 MOST_ENTRIES = 4096
@@ -46,15 +44,15 @@ class Timing:
         provenance: Where the numbers come from.
     """
 
-    latency: int = field(metadata=TERM)
-    latency_per_blen: int = field(default=0, metadata=TERM)
-    latency_per_tree_level: int = field(default=0, metadata=TERM)
-    latency_per_vlen: int = field(default=0, metadata=TERM)
-    latency_per_write_out: int = field(default=0, metadata=TERM)
-    interval: int = field(default=1, metadata=TERM)
-    interval_per_blen: int = field(default=0, metadata=TERM)
-    interval_per_vlen: int = field(default=0, metadata=TERM)
-    interval_per_write_out: int = field(default=0, metadata=TERM)
+    latency: int = field(metadata=CYCLES)
+    latency_per_blen: int = field(default=0, metadata=CYCLES)
+    latency_per_tree_level: int = field(default=0, metadata=CYCLES)
+    latency_per_vlen: int = field(default=0, metadata=CYCLES)
+    latency_per_write_out: int = field(default=0, metadata=CYCLES)
+    interval: int = field(default=1, metadata=CYCLES)
+    interval_per_blen: int = field(default=0, metadata=CYCLES)
+    interval_per_vlen: int = field(default=0, metadata=CYCLES)
+    interval_per_write_out: int = field(default=0, metadata=CYCLES)
     provenance: str = field(metadata=one_of(PROVENANCES))
 
 

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -163,3 +164,21 @@ def test_every_documented_key_can_be_set(experiment):
     chosen_experiment = [f"experiment={experiment}"] if experiment else []
     with initialize_config_module("conf", version_base="1.3"):
         compose("config", overrides=[*chosen_experiment, *overrides], return_hydra_config=True)
+
+
+def test_the_site_gives_commands_without_their_prompt():
+    code = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    page = "before\n\n```\n$ tripath a=1\nprinted\n\n$ tripath b=2\n$ tripath c=3\n```\n\n[code](../npu/isa.py)\n\n```\n$x = 1\n```\n"
+    shown = code["on_page_markdown"](page)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", shown, re.MULTILINE | re.DOTALL)
+    assert blocks == [
+        ("sh", "tripath a=1\n"), ("text", "printed\n\n"), ("sh", "tripath b=2\ntripath c=3\n"), ("", "$x = 1\n")
+    ]  # fmt: skip
+    assert "`npu/isa.py`" in shown
+
+
+def test_search_of_the_site_needs_no_network():
+    site = (ROOT / "mkdocs.yml").read_text()
+    (script,) = re.findall(r"polyfills: \[(\S+)\]", site)
+    assert "- offline" in site
+    assert (ROOT / "docs" / script).is_file()

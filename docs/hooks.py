@@ -1,4 +1,4 @@
-"""What mkdocs.yml cannot say: a link out of docs/ works where the repository is browsed; the site has only the path to show."""
+"""Rewrites links that leave docs/: they work where the repository is browsed, but the site can only show their path."""
 
 import re
 

@@ -1,5 +1,5 @@
-"""What fields of a dataclass take: one of a few values, or a number within limits. Stated beside the field, for the check and for
-docs/configuration.md."""
+"""Allowed values of dataclass fields: one of a few choices, or a number within limits. They are stated beside the field; the
+check and docs/configuration.md read them there."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ class Limits:
         return f"{'a power of two ' if self.power_of_two else ''}from {_plain(self.low)} to {_plain(self.high)}"
 
     def __contains__(self, value: float) -> bool:
-        """Whether a number lies within; NaN lies nowhere."""
+        """True if a number satisfies the limits; NaN never does."""
         return self.low <= value <= self.high and not (self.power_of_two and int(value).bit_count() != 1)
 
 
@@ -41,7 +41,7 @@ def within(low: float, high: float, *, power_of_two: bool = False) -> Mapping[st
 
 
 def choices_of(field: dataclasses.Field[Any]) -> Collection[object]:
-    """What a field takes; empty: anything of its type."""
+    """The choices of a field; empty if it has none."""
     return field.metadata.get(CHOICES, ())
 
 
@@ -66,7 +66,8 @@ def check_choices(key: str, values: object) -> None:
 
 
 def is_a(value: object, kind: object) -> bool:
-    """Whether a value of a configuration is of a plain type (those of TYPE_NAMES): a truth value is no number."""
+    """True if a configuration value has the plain type `kind` (a key of TYPE_NAMES). An integer is also a float; a Boolean is not
+    a number, and an infinity or NaN is not a float."""
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:

@@ -11,7 +11,7 @@ from npu.sources import PACKAGES, ROOT, digest_of_sources
 
 
 def is_kept(package: str) -> bool:
-    """Whether compiled code of a package of the project is kept, as the sources are now."""
+    """True if the cache holds code of a project package that was compiled from the current sources."""
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in (ROOT / package).rglob("*.py")]
     return any(_folder(module).exists() for module in modules)
 
@@ -32,7 +32,7 @@ class BySources(_CacheLocator):
         return str(_folder(self._module))
 
     def get_source_stamp(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type
-        """What the code was made of."""
+        """Digest of the sources that the compiled code depends on."""
         return digest_of_sources(self._module)
 
     def get_disambiguator(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Numba states no type

@@ -70,10 +70,10 @@ LONGEST_TIMING = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddressMapping:
-    """How an address within a channel becomes a place: fields from the least significant bit above the burst up.
+    """Mapping of an address within a channel to a DRAM location: its fields, from the least significant bit above the burst up.
 
-    A field is (name, bits); bits 0: as many as the organisation has of it that are not placed yet; -1: all that remain.
-    Each of `hashed` is XORed with bits of the column, one field taking the bits above those of the field before.
+    A field is (name, bits). Bits 0: all bits of that field in the organisation that are not placed yet; -1: all remaining
+    bits of the address. Each field in `hashed` is XORed with column bits, taken just above those of the field before it.
     """
 
     fields: tuple[tuple[str, int], ...]
@@ -463,7 +463,7 @@ class HardwareConfig:
 
     @property
     def writes_out_beside(self) -> bool:
-        """Whether an M_OUT holds the write-out port alone, not the array; serial execution has nothing beside it."""
+        """True if an M_OUT occupies only the write-out port, not the array; never in serial execution, where nothing overlaps."""
         return self.accumulator_sets > 1 and self.execution == "decoupled"
 
     @property

@@ -20,11 +20,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What one simulator found about one program.
+    """The results of one simulator for one program.
 
-    `metrics` maps names (without the simulator's prefix) to numbers; `counts` are event counts which every path must
-    reproduce exactly; `trace_digest` names the trip counts they belong to; `tables` are for people. A path that runs no
-    program has an empty `program_digest`.
+    `metrics` maps names (without the simulator's prefix) to numbers. `counts` are event counts, which every path must
+    reproduce exactly; `trace_digest` identifies the trip counts that they belong to. `tables` are for people. A path that
+    runs no program has an empty `program_digest`.
     """
 
     simulator: str

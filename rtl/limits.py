@@ -1,4 +1,4 @@
-"""What the RTL does not do: hardware that it cannot be built for, and programs that it cannot run."""
+"""Limits of the RTL: hardware for which it cannot be built, and programs that it cannot run."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from npu.program import Program
 from npu.program.tables import address_registers
 
 PACKAGE = "tripath_pkg.sv"
-"""What is generated of the tables."""
+"""The file that is generated from the tables."""
 BLOCKS = (3, 4, 5)
 """Logarithms of the block lengths of a tile product."""
 ARRAY_FORMATS = tuple(FORMATS[name].code for name in ("mxint8", "mxint4"))

@@ -28,7 +28,7 @@ from rtl.limits import BEHIND, PACKAGE, PROGRAM_WORDS, REGISTERS, SLOTS, built, 
 
 FILE = Path(__file__).parent / PACKAGE
 SIZES = {"SIZE_N": "n", "SIZE_HEAD": "head_dim", "SIZE_ONE": None}
-"""What the size of an interlocked access may be: an operand or one address."""
+"""Possible sizes of an interlocked access: an operand, or one address."""
 LOCKS = 5
 QUEUE_NAMES = [f"Q_{name.upper()}" for name in QUEUED_UNITS]
 

@@ -46,8 +46,8 @@ class Memories:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What happened: `events` int64 [n, 3] (instruction, start, end) of the queued instructions in order of their start;
-    `retired` int64 [words]; the memories at the end; the cycle in which all was over."""
+    """The outcome of a job: `events`, int64 [n, 3] (instruction, start, end) of the queued instructions in order of their start;
+    `retired`, int64 [words]; the memories at the end; and the cycle in which everything had finished."""
 
     makespan_cycles: int
     events: np.ndarray

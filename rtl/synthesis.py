@@ -56,7 +56,7 @@ SYNTHESISED = tuple((FOLDER / "sources.txt").read_text().split())
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What is mapped, which modules inside it are black boxes, and what each output drives, in fF."""
+    """A part to map, the modules inside it that are black boxes, and the load of each output in fF."""
 
     what: str
     boxes: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ def library() -> Path | None:
 
 
 def missing() -> str | None:
-    """What synthesis lacks, in one line; None where it can run."""
+    """The library or tool that synthesis lacks, in one line; None if it can run."""
     if library() is None:
         return "no cell library; set ASAP7_LIB to asap7_rvt_tt.lib.gz"
     if shutil.which("sta") is None:

@@ -1,4 +1,4 @@
-"""What a notebook or script may rely on: the names of `__all__` keep their meaning (docs/api.md says for how long)."""
+"""The public API for notebooks and scripts: the names in `__all__` keep their meaning (docs/api.md says for how long)."""
 
 import accuracy
 import analytical

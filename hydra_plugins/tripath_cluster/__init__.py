@@ -71,7 +71,7 @@ class TripathSweeper(BasicSweeper):
 
 
 def _given(job: Sequence[str]) -> dict[str, str]:
-    """What a job is given, by key."""
+    """The values of a job's overrides, by key."""
     return {key: value for key, _, value in (override.partition("=") for override in job)}
 
 

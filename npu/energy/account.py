@@ -1,4 +1,4 @@
-"""What a run costs: events of each phase times the energy of one, static power times seconds."""
+"""Energy, power and area of a run. Energy: events of each phase times the energy per event, plus static power times seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ def account(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Events:
-    """How often things happen, by phase."""
+    """Event counts of a run, by phase."""
 
     program: Program
     retired: np.ndarray
@@ -177,10 +177,10 @@ def _dynamic_terms(
 def mac_parts(
     technology: Technology, weights: str, activations: str, block: int
 ) -> list[tuple[float, tuple[str, ...], bool]]:
-    """What one multiply-accumulate costs: (pJ, the numbers it rests on, whether a law lies between).
+    """Energy of one multiply-accumulate by part: (pJ, the numbers it rests on, True if a scaling law is applied to them).
 
-    The product; its addition, in integers within a block and in FP32 from block to block, or always in FP32; and the
-    registers that hold both operands and the partial sum.
+    The parts are the product; its addition, in integers within a block and in FP32 between blocks, or always in FP32; and
+    the registers that hold both operands and the partial sum.
     """
     w, a = FORMATS[weights], FORMATS[activations]
     integer = w.integer and a.integer

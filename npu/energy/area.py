@@ -30,7 +30,7 @@ FLOAT_MAC = ("float_mac_um2", "float_mac_bit_um2", "float_product_bit2_um2", "ar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operand:
-    """What the array sees of a format: its kind, the bits of an element, and of them those that are multiplied."""
+    """A format as the array sees it: integer or float, the bits of an element, and the bits that are multiplied."""
 
     integer: bool
     bits: int

@@ -191,7 +191,7 @@ def c_count(control, register, at, most):  # noqa: ARG001  the number is read by
 
 @njit(cache=True)
 def set_count(control, register, value, most):
-    """What C_COUNT puts into its register where it reads `value`."""
+    """Set the register of a C_COUNT to the `value` that it read, clamped to the range from 0 to `most`."""
     control.register[register] = min(max(value, 0), most)
 
 

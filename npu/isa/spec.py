@@ -1,7 +1,7 @@
-"""What an instruction is: the decorator that turns a function into a row of the instruction table.
+"""The definition of an instruction: a decorator turns a function into a row of the instruction table.
 
 The decorated function is the manual entry (its docstring), the encoding (its operands), the facts (unit, footprints,
-work) and the semantics (its body). Bodies stay inside what Numba compiles.
+work) and the semantics (its body). Bodies use only what Numba compiles.
 """
 
 import inspect
@@ -37,10 +37,10 @@ class Unit(IntEnum):
 
 
 class ControlKind(IntEnum):
-    """What a front-end instruction does to control flow or addresses; whoever follows a program's control reads it off here.
+    """The effect of a front-end instruction on control flow or addresses, for code that follows the control flow of a program.
 
-    Operands by name: LOOP has `level`, `length`, and `trips` or the `register` that holds them (in units of 2^`unit`, where
-    it has that); NEXT and BREAK `level`; TRIPS `register`, `base`, `factor`, `level`; COUNT `register`, `at`, `most`; BASE,
+    Operands by name: LOOP has `level`, `length`, and `trips` or the `register` that holds them (in units of 2^`unit`, if
+    it has one); NEXT and BREAK `level`; TRIPS `register`, `base`, `factor`, `level`; COUNT `register`, `at`, `most`; BASE,
     STEP, ROWS and RING set up the address `register`; ADVANCE has `ring`; HOST `rows`, `sent`, `taken`.
     """
 
@@ -73,7 +73,7 @@ class Memory(IntEnum):
 
 
 class OpClass(StrEnum):
-    """What a queued instruction does, whatever its operands: timing presets, energy and the RTL go by it."""
+    """The kind of operation of a queued instruction, whatever its operands. Timing presets, energy and the RTL depend on it."""
 
     SYNC = "SYNC"
     TILE_PRODUCT = "TILE_PRODUCT"

@@ -36,8 +36,7 @@ def check_bounds(
 
 @dataclass(kw_only=True)
 class _Walk:
-    """What is known at a point of the program: address registers, the largest index of each running loop, the length of each
-    ring."""
+    """State at a point of the program: address registers, the largest index of each running loop, the length of each ring."""
 
     instructions: Sequence[Instruction]
     limits: dict[Memory, int]

@@ -20,7 +20,7 @@ from npu.program.structure import check_header, check_structure
 
 MAGIC = b"TRIPATH1"
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
-"""What a header of another form than ours ends in."""
+"""Exceptions that a malformed header may raise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

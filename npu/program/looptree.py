@@ -51,7 +51,7 @@ class Loop:
 
     @property
     def leaves_early(self) -> bool:
-        """Whether its number of iterations comes from the trace."""
+        """True if the loop may be left early; its number of iterations then comes from the trace."""
         return self.exit is not None
 
     @property
@@ -69,8 +69,8 @@ class Loop:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopTree:
-    """What a program is: `body` holds the instruction numbers and loops that lie in no loop; `around` the loops around each
-    instruction, from the outside in."""
+    """The loop structure of a program. `body` holds the instruction numbers and loops outside any loop; `around` holds the loops
+    around each instruction, outermost first."""
 
     body: list[int | Loop]
     around: list[tuple[Loop, ...]]

@@ -11,8 +11,8 @@ from npu.isa.spec import ControlKind
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Register:
-    """What an address register is set to: base, stride by loop level, row stride, and the ring that it follows (-1: none)
-    with its length and stride."""
+    """The setting of an address register: base, stride by loop level, row stride, and the ring that it follows (-1: none) with
+    its length and stride."""
 
     base: int
     strides: Mapping[int, int]

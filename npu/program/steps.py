@@ -1,7 +1,8 @@
-"""What each instruction of a generation belongs to: the kind of step, the group of layers, the phase.
+"""The place of each instruction in a generation: its kind of step, group of layers and phase.
 
-All of it is read from the loop tree: the innermost loop that data may leave early is the loop over denoising steps, what lies
-before it in the loop over blocks warms the cache, what lies behind it stores the finished block or looks for its end token.
+Kinds of steps follow from the loop tree: the innermost loop that data may leave early is the loop over denoising steps. In the
+loop over blocks, the instructions before it warm the cache; those after it store the finished block or look for its end token.
+Groups of layers follow from the phases, as do the set-up and the look for the end token.
 """
 
 from dataclasses import dataclass
@@ -45,10 +46,10 @@ def places_of(program: Program) -> tuple[list[Place], np.ndarray]:
 
 
 def passes(program: Program, retired: np.ndarray) -> dict[str, int]:
-    """How often each kind of step was gone through, given how often each instruction retired.
+    """Passes of each kind of step, given the retirements of each instruction.
 
-    Of the instructions of a kind that follow each other, those in the fewest loops retire once a pass; where blocks lie in
-    several loops, the passes of each add up.
+    Among consecutive instructions of a kind, those in the fewest loops retire once per pass. Where blocks lie in several
+    loops, the passes of all these loops are added up.
     """
     steps, around, units = _steps(program), loop_tree(program).around, tabulate(program).unit
     found: dict[str, dict[object, int]] = {step: {} for step in steps}

@@ -1,5 +1,5 @@
-"""What must hold of every program, checked when it is made or loaded: widths fit, semaphores have one giver and one taker, and
-every loop leaves each semaphore as it found it. That loops nest is checked as their tree is built (`looptree`)."""
+"""Rules for every program, checked when it is made or loaded: widths fit, each semaphore has one giver and one taker, and every
+loop leaves each semaphore as it found it. The nesting of loops is checked while their tree is built (`looptree`)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

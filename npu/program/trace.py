@@ -11,7 +11,7 @@ from npu.errors import ProgramError
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What depends on data: recorded by accuracy, or made from the schedule of a workload; replayed by the timing paths.
+    """The data-dependent part of a run: recorded by accuracy, or made from a workload's schedule; replayed by the timing paths.
 
     `breaks` holds, for each entry into a loop that a `C_BREAK_IF` may leave, in the order of the entries, the loop index at
     which it was left. `gathers` holds the row index of every `H_GATHER_V`, in order; it may be empty (timing then takes row

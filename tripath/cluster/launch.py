@@ -268,7 +268,8 @@ class Cluster:
             raise
 
     def _compiles_early(self, row: PathRow) -> bool:
-        """Whether a path that waits for a trace may compile its code meanwhile: it is not kept yet, and a processor is free."""
+        """True if a path that waits for a trace may compile its code meanwhile: it is one of the project's, its code
+        is not kept yet, and the cluster is this command's own and has more than one processor."""
         import ray
 
         package = row.module.partition(".")[0]

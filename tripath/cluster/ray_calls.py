@@ -19,7 +19,7 @@ NAMESPACE = "tripath"
 REACH_SECONDS = 5.0
 """So long an address may take to answer at all."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a client of HTTP/2, and so of gRPC, which Ray speaks, says first; its server answers with a frame of type SETTINGS."""
+"""The first bytes from a client of HTTP/2, and so of gRPC, which Ray speaks. Its server answers with a SETTINGS frame."""
 SETTINGS = 4
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_enable_metrics_collection": "0",
@@ -77,7 +77,7 @@ def remote(function: Callable[..., Any], **resources: Any) -> Any:  # noqa: ANN4
 
 
 def value_of(reference: Any) -> object:  # noqa: ANN401  a reference of Ray
-    """What a task returned, or the error that it ended with."""
+    """The value that a task returned, or the error that ended it."""
     import ray
     from ray import exceptions
 
@@ -146,5 +146,5 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or its class where it says nothing."""
+    """The first line of an error's message, or its class name if the message is empty."""
     return (str(error) or type(error).__name__).splitlines()[0]

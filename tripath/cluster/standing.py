@@ -66,7 +66,7 @@ class Standing:
     kind: Mapping[str, str]
 
     def unlike(self) -> str:
-        """What this command does not share with the cluster; empty where it can be handed over."""
+        """The names in `kind` for which this command differs from the cluster; empty if the command can be handed over."""
         own = kind()
         return ", ".join(what for what in own if own[what] != self.kind.get(what))
 
@@ -78,7 +78,7 @@ def folder() -> Path:
 
 
 def kind() -> dict[str, str]:
-    """What a command and the cluster that runs it must share."""
+    """Properties that a command and the cluster that runs it must share: sources, Python and environment."""
     files = hashlib.sha256(digest_of_sources(*SOURCES).encode())
     for file in sorted((ROOT / "conf").rglob("*.yaml")):
         files.update(file.read_bytes())
@@ -199,7 +199,7 @@ def _umask() -> int:
 
 
 def ended(seconds: float) -> bool:
-    """Whether no cluster stands after so long at most."""
+    """Wait up to `seconds` for the cluster to end; True if none stands."""
     until = time.monotonic() + seconds
     while standing() is not None:
         if time.monotonic() > until:

@@ -74,14 +74,14 @@ def quoted(key: str, text: str) -> str:
 
 
 def shell_line(*arguments: str) -> str:
-    """What to paste into a shell to run `tripath` with these arguments, modules of the user's own among what it finds."""
+    """The shell command that runs `tripath` with these arguments and finds the user's own modules."""
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != ROOT]
     found = os.pathsep.join(str(Path(path).absolute()) for path in own)
     return f"PYTHONPATH={shlex.quote(found)} " * bool(own) + shlex.join(["tripath", *arguments])
 
 
 def values_of(overrides: Sequence[str]) -> dict[str, str]:
-    """What a job is given, by key."""
+    """The values of a job's overrides, by key without a leading `+`."""
     values: dict[str, str] = {}
     for override in overrides:
         key, _, value = override.partition("=")

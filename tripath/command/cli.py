@@ -110,8 +110,8 @@ def _run() -> int:
 
 
 class _Command:
-    """What the jobs of one command share: exit statuses, folders that Hydra makes, a Ray cluster, a tracking store; of a
-    sweep also its settings, what composes its jobs, and the axes that are its own whatever the jobs are given."""
+    """State shared by the jobs of one command: exit statuses, folders made by Hydra, a Ray cluster, a tracking store. For a
+    sweep, also its settings, the composer of its jobs, and the axes that count as swept even if all jobs have one value."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -155,7 +155,7 @@ class _Command:
             self._sweep = None
 
     def composer(self, loader: ConfigLoader, config: DictConfig) -> "Composer":
-        """What composes the jobs of the sweep."""
+        """The composer of the sweep's jobs."""
         self._composer = self._composer or Composer(loader, config)
         return self._composer
 

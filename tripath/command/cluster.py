@@ -42,7 +42,7 @@ LIBRARIES = (
     "tripath.command.cli", "tripath.command.comparisons", "tripath.report.run_report", "tripath.run.job",
     "tripath.tracking.store", "tripath.sweeps.summary", "tripath.sweeps.baseline",
 )  # fmt: skip
-"""What the keeper loads; not what looks at the screen when it is loaded (tripath.report.console)."""
+"""Modules that the keeper loads. One that examines the screen when it is loaded is left out (tripath.report.console)."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -141,7 +141,7 @@ def _status() -> int:
 
 @dataclass
 class _Keeper:
-    """What the keeper knows of its forks."""
+    """The state of the keeper and its forks."""
 
     state: Standing
     listener: socket.socket

@@ -94,7 +94,7 @@ def _print(a: Record, b: Record, *, everything: bool) -> None:
 
 
 def differences(a: Record, b: Record) -> Table:
-    """What two runs were given that is not the same."""
+    """The parameters in which two runs differ."""
     names = dict.fromkeys([*a.parameters, *b.parameters])
     rows = [[name, a.parameters.get(name, ""), b.parameters.get(name, "")] for name in names]
     return Table(columns=["given", "A", "B"], rows=[row for row in rows if row[1] != row[2]])

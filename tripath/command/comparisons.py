@@ -17,7 +17,7 @@ from tripath.validation.predictions import MEMORIES
 
 
 class Files(Protocol):
-    """What other files of a group hold."""
+    """Access to other configuration files, by group and name."""
 
     def values(self, group: str, name: str) -> Mapping[str, Any] | None:
         """The values of a file; None: there is none."""
@@ -38,16 +38,16 @@ class Files(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparisons:
-    """What else is compared, under the keys of `validation`.
+    """Further comparisons of a run, by their keys in `validation`.
 
     Attributes:
         streams: A file of memory streams to run through the DRAM model; published: the one in the package; null: none.
-        baseline: What all metrics of a sweep must be: a JSON file, or the name of one in the package; null: anything.
+        baseline: Expected values of all metrics of a sweep: a JSON file, or the name of one in the package; null: none.
         devices: Device models that run the same workload.
         published: Compare these with their published figures.
         measurements: A CSV file of someone's own measurements; null: none.
-        figures: A JSON file of figures of others, to hold device models against; published: the one in the package; null: none.
-        areas: A CSV file of synthesised areas to hold the technology against; published: those in the package; null: none.
+        figures: A JSON file of figures by others, to compare device models with; published: the one in the package; null: none.
+        areas: A CSV file of synthesised areas, to compare the technology with; published: those in the package; null: none.
         host: Time this CPU; null: it is not timed.
     """
 

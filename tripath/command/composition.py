@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PACKAGE, EXTRA = "pkg://", "gguf://"
 INTERPOLATION, ENVIRONMENT = "${", "${oc.env:"
-"""What an interpolation begins with, and one that refers to no other value."""
+"""The start of an interpolation, and of one that refers to no other value."""
 INPUT_ERRORS = (TripathError, HydraException, OmegaConfBaseException, OSError)
 
 
@@ -96,8 +96,8 @@ class Composer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _OfFiles:
-    """What a choice of files makes: all of it, the part without Hydra's own node, and that as plain values where none of them
-    depends on another."""
+    """The configuration that a choice of files makes: whole; without Hydra's own node (pickled); and the latter as plain values
+    (pickled), or None if one of them depends on another."""
 
     whole: DictConfig
     packed: bytes
@@ -123,7 +123,7 @@ class _OfFiles:
 
 
 def _has_meaning(text: str) -> bool:
-    """Whether OmegaConf takes a text for more than itself."""
+    """True if OmegaConf gives a text a special meaning: an interpolation, or a missing value."""
     return INTERPOLATION in text or text == MISSING
 
 
@@ -309,10 +309,10 @@ class OtherFiles:
 
 
 def _applies(when: Mapping[str, object], values: Values) -> bool:
-    """Whether a reference was measured for this configuration.
+    """True if a reference was measured for this configuration.
 
     Raises:
-        TripathError: it names a key that does not exist.
+        TripathError: `when` names a key that does not exist.
     """
     for key, value in when.items():
         given: Any = values

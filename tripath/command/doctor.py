@@ -40,7 +40,7 @@ DATABASE = "mlflow.db"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, what is there, and what is wrong with it, where something is."""
+    """One item that was examined, the state found, and what is wrong with it (empty: nothing)."""
 
     what: str
     found: str

@@ -1,4 +1,4 @@
-"""How a signal ends a command: as Ctrl-C does, at a moment where Python can, so that what is finished is written."""
+"""Ends a command on a signal, as Ctrl-C does, at a moment when Python can do so; finished work is still written."""
 
 import math
 import signal

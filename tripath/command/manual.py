@@ -103,7 +103,7 @@ def manual() -> str:
 
 
 def documented(described: object) -> dict[str, str]:
-    """What the docstring of a class or function says of each field or argument (its section Attributes or Args)."""
+    """The text for each field or argument in the docstring of a class or function (its section Attributes or Args)."""
     _, _, section = re.sub(r"\n(Attributes|Args):\n", "\n\0", inspect.getdoc(described) or "").partition("\0")
     lines = section.partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): ((?:.*\n?)(?:^ {8}.*\n?)*)", lines, re.MULTILINE)
@@ -147,7 +147,7 @@ def _options(values: Values) -> list[Line]:
 
 
 def _taken(field: "dataclasses.Field[Any]") -> str:
-    """What a field takes, as a sentence after its meaning; empty: anything of its type."""
+    """The allowed values of a field, as a sentence to follow its meaning; empty if any value of its type is allowed."""
     known, limits = ", ".join(map(str, choices_of(field))), limits_of(field)
     if known:
         return f" One of: {known}."
@@ -206,7 +206,7 @@ def _files(group: str) -> str:
 
 
 def summary_of(path: Path) -> tuple[str, str]:
-    """What the comment at the top of a file begins with: a command, where it does, and the first sentence."""
+    """The start of the comment at the top of a file: its command (empty if it has none), and its first sentence."""
     lines = path.read_text().splitlines()
     comment = " ".join(
         line.removeprefix("#").strip()

@@ -86,7 +86,7 @@ def _written_out(node: yaml.Node, known: dict[int, int], above: tuple[int, ...])
 
 
 def _told(error: yaml.YAMLError) -> str:
-    """What the parser says, and in which line."""
+    """The parser's message, with the line number where it is known."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     return f"line {error.problem_mark.line + 1}: {error.problem}"

@@ -156,12 +156,12 @@ class Experiment:
 
     @property
     def runs_program(self) -> bool:
-        """Whether a path runs a program."""
+        """True if a path runs a program."""
         return any(Fact.PROGRAM in row.needs for row in self.rows)
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether a path, or the program that one runs, needs the prompts."""
+        """True if a path, or the program that it runs, needs the prompts."""
         return self.runs_program or any(Fact.PROMPTS in row.needs for row in self.rows)
 
     @property

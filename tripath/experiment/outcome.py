@@ -1,4 +1,4 @@
-"""What came out of one run."""
+"""The outcome of one run."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from tripath.validation import Discrepancy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generated:
-    """What the accuracy path generated: per sequence the prompt and text, and of each token its id, text, and the denoising
-    step of its block (from 1; 0: none) that committed it; denoising steps per block."""
+    """The output of the accuracy path. Per sequence: prompt and text, and for each token its id, its text, and the denoising
+    step of its block (from 1; 0: none) that committed it. For the run: denoising steps per block."""
 
     prompts: Sequence[str]
     texts: Sequence[str]

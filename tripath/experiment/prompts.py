@@ -178,10 +178,10 @@ def kept_prompts(name: str) -> str:
 
 
 def _received(name: str) -> Iterator[bytes]:
-    """What a pipe gives until its writers close it.
+    """The content of a pipe, in parts, until its writers close it.
 
     Raises:
-        TripathError: it gives nothing for PIPE_SECONDS.
+        TripathError: nothing arrives for PIPE_SECONDS.
     """
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait here for a writer
     try:

@@ -143,7 +143,7 @@ def in_order(rows: Iterable[Path]) -> list[Path]:
 
 
 def gives(name: str) -> Fact:
-    """What the path of this name gives to the checks; a user's own gives counts and cycles."""
+    """Facts that the path of this name gives to the checks; a user's own path gives counts and cycles."""
     return PATHS[name].gives if name in PATHS else Fact.COUNTS | Fact.CYCLES
 
 

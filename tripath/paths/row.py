@@ -1,4 +1,4 @@
-"""What a path states of itself: nothing else in the package knows its name."""
+"""The row in which a path describes itself; nothing else in the package knows its name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ class Fact(Flag):
     TOKENS = auto()
     """Generated tokens, and how far they are from the unquantised reference."""
     DIFFERENCES = auto()
-    """What is unlike the witnesses that the path runs beside: metrics `differing_*`, each 0."""
+    """Differences from the witnesses that the path runs beside: metrics `differing_*`, each expected to be 0."""
     QUALITY = auto()
-    """How good the model is: held-out problems solved, or its perplexity."""
+    """Quality of the model: held-out problems solved, or its perplexity."""
     RESULTS = auto()
-    """What all paths of the run found."""
+    """Results of all paths of the run."""
     FIGURES = auto()
     """Metrics of other hardware on the same workload."""
     CHECKS = auto()
@@ -53,9 +53,9 @@ class Fact(Flag):
 INPUTS = (
     Fact.PROGRAM | Fact.HARDWARE | Fact.MODEL | Fact.WORKLOAD | Fact.NUMERICS | Fact.PROMPTS | Fact.TECHNOLOGY | Fact.TRACE
 )  # fmt: skip
-"""What the function of a path is handed."""
+"""Facts that are handed to the function of a path."""
 FROM_PATHS = Fact.BITS | Fact.TOKENS
-"""What has no stand-in: a path that runs beside must give it."""
+"""Facts without a stand-in: a path that runs beside must give them."""
 
 
 class Picture(Enum):

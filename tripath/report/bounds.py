@@ -21,7 +21,7 @@ CAUSES = {
     "dram_bandwidth": "HBM's bandwidth", "dram_latency": "HBM's latency", "dram_row": "HBM's rows",
     "dram_refresh": "HBM's refresh", "host": "the host",
 }  # fmt: skip
-"""What the instruction that completes last waited for before it started."""
+"""Causes that delayed the start of the instruction that completes last, in words."""
 PHASES = (
     "Cycles are those by which a phase prolongs the run, so they add up to it. Prolonged by: the unit whose instructions "
     "complete last in most of these cycles, and what they waited for before they started; its pace: for nothing, the unit was "

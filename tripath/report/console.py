@@ -1,4 +1,4 @@
-"""What a run prints: progress while it works, then text, tables and where to look."""
+"""The output of a run on the terminal: progress while it works, then text, tables and where to look."""
 
 import os
 import time
@@ -175,7 +175,7 @@ def print_outcome(experiment: Experiment, outcome: Outcome, tracked: Tracked | N
 
 
 def _took(outcome: Outcome, name: str) -> str:
-    """What a path took, and how many tokens it generated in each second of that."""
+    """The time that a path took and the tokens that it generated per second, as text."""
     seconds, result = outcome.wall_seconds[name], outcome.results.get(name)
     tokens = result.metrics.get("generated_tokens", 0) if result else 0
     rate = f" ({tokens / seconds:.2g} tokens/s)" if tokens and seconds else ""
@@ -193,7 +193,7 @@ def print_places(folder: str, tracked: Tracked | None) -> None:
 
 
 def verdict_line(outcome: Outcome) -> str:
-    """What the checks amount to; a kind that `fail_on` leaves out is reported all the same."""
+    """The result of the checks in one line. Failures of a kind that `fail_on` leaves out are reported too."""
     failed = len(outcome.failures)
     missed = sum(not row.passed for row in outcome.discrepancies) - failed
     verdict = f"{failed} checks failed" if failed else "all checks hold" if outcome.discrepancies else "no checks"

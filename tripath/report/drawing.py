@@ -1,4 +1,4 @@
-"""How pictures look and are kept: colours for the colour-blind, axes in words, PNG for pages beside SVG for papers."""
+"""Style and files of pictures: colours that the colour-blind can tell apart, axes in words, PNG for pages and SVG for papers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ WORDS = {
     "tokens_per_second": "tokens/s", "tokens_per_joule": "tokens/J",
     "matrix_utilisation": "array_use", "sampling_share": "sampling",
 }  # fmt: skip
-"""What metrics are called in tables, pictures and pages where that is not their name (docs/glossary.md)."""
+"""Names of metrics in tables, pictures and pages, where they differ from their own (docs/glossary.md)."""
 SHARES = ("share", "utilisation", "match", "agreement", "overlap", "flips", "error")
 """Endings of metrics whose axes stay linear."""
 
@@ -92,11 +92,11 @@ def worded_key(key: str) -> str:
 
 
 def explained(heading: str) -> str:
-    """What a heading that is a metric's name means, in words; empty: it is none."""
+    """The meaning, in words, of a heading that is a metric's name; empty if it is not one."""
     path, _, name = heading.partition(".")
     return worded(heading) if path and name and " " not in heading else ""
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share, whose axis stays linear."""
+    """True if a metric is a share; its axis stays linear."""
     return metric.rpartition("_")[2].rpartition(".")[2] in SHARES

@@ -27,14 +27,14 @@ CAUSES = {
     "dram_bandwidth": "waits for HBM bandwidth", "dram_latency": "waits for HBM latency", "dram_row": "waits for an HBM row",
     "dram_refresh": "waits for HBM refresh", "host": "waits for the host",
 }  # fmt: skip
-"""What the matrix unit does, by the columns of the cycle path's tables."""
+"""Activities of the matrix unit in words, by the columns of the cycle path's tables."""
 RELIEF = {
     "semaphore_dma_in": "data from HBM at no cost: more channels, more Matrix SRAM, earlier prefetch",
     "semaphore_vector": "vector work at no cost: more lanes, more heads in flight",
     "frontend": "a front end at no cost: fewer issue and dispatch cycles",
     "host": "sampling on the core: hardware.host=null",
 }
-"""What would take a cause away."""
+"""Changes that would remove a cause."""
 WEIGHTS = ("w_", "lm_head", "expert", "router")
 """Beginnings of the names of tensors that a forward streams whole."""
 
@@ -164,7 +164,7 @@ def _batch(experiment: Experiment, result: Result) -> list[list[object]]:
 
 
 def _array(experiment: Experiment, result: Result, kept: float) -> list[list[object]]:
-    """What the array does with its time, and what a change would save at most."""
+    """The use of the array's time, and the most that each change would save."""
     makespan, units = result.metrics["makespan_cycles"], result.tables["units"]
     matrix = next(row for row in units.rows if row[0] == "matrix")
     spent = dict(zip(units.columns[1:], (float(str(value)) for value in matrix[1:]), strict=True))
@@ -203,9 +203,9 @@ def by_phase(a: Record, b: Record) -> Table:
 
 
 def by_cause(a: Record, b: Record) -> Table | None:
-    """What the matrix unit does in each phase in two runs, the largest difference first; None without the cycle path.
+    """The cycles of the matrix unit by phase and activity in two runs, largest difference first; None without the cycle path.
 
-    Over all rows the differences add up to that of the makespans: in each cycle the unit does one thing.
+    The differences of all rows add up to the difference of the makespans: in each cycle the unit does one thing.
     """
     cells = [_cells(record) for record in (a, b)]
     if None in cells:

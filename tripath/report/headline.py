@@ -1,4 +1,4 @@
-"""What a reader looks at first, as text: a row for each timing path, energy in a line, the checks."""
+"""The headline of a report, as text: a row for each timing path, the energy in a line, and the checks."""
 
 from collections.abc import Mapping
 

@@ -12,12 +12,12 @@ from npu.metrics import Table
 from tripath.report.drawing import explained
 
 SCRIPT = (Path(__file__).parent / "tables.js").read_text(encoding="utf-8")
-"""What sorts and filters tables; without it they are as they stand."""
+"""The script that sorts and filters tables; without it they stay as they are."""
 _DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 LONG = 28
 """A cell of more characters is broken into lines on a phone."""
 POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
-"""What a browser may load for the page: nothing that is not in it; and run: this script alone."""
+"""The content security policy: a browser loads nothing from outside the page, and runs only this script."""
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --mark: 64 120 192; --good: #1f7a33; --bad: #c22a2a; }
 @media (prefers-color-scheme: dark) {
@@ -88,7 +88,7 @@ def verdict(text: str, *, good: bool) -> Markup:
 
 
 def caption(text: str) -> Markup:
-    """How to read what stands below."""
+    """A paragraph in the style of a caption."""
     return Markup(f'<p class="caption">{html.escape(text)}</p>')
 
 
@@ -116,7 +116,7 @@ def _breakable(text: object) -> str:
 
 
 def _numeric(value: object) -> bool:
-    """Whether a cell begins like a number."""
+    """True if the text of a cell begins like a number; never for Markup."""
     return not isinstance(value, Markup) and re.match(r"[-+]?[0-9.]", str(value)) is not None
 
 
@@ -168,7 +168,7 @@ def link(target: str, text: str) -> Markup:
 
 
 def reproduce(command: str, commit: str | None) -> Markup:
-    """What to paste to run it again."""
+    """The shell commands that repeat the run."""
     if commit is None:
         return code(command)
     clean = commit.removesuffix("-dirty")

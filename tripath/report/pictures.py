@@ -229,4 +229,4 @@ def _timeline(path: Path, result: Result) -> list[Path]:
 OF_ONE_RESULT: Mapping[Picture, Callable[[Path, Result], list[Path]]] = {
     Picture.STALLS: _stalls, Picture.STEPS: _steps, Picture.ENERGY: _energy, Picture.TIMELINE: _timeline,
 }  # fmt: skip
-"""What draws a picture of a single result."""
+"""Functions that draw a picture of a single result."""

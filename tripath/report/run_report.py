@@ -1,4 +1,4 @@
-"""What a run leaves behind: report.json for scripts, report.html for people, the program, and pictures."""
+"""The files that a run leaves: report.json for scripts, report.html for people, the program, and pictures."""
 
 import html
 import json
@@ -46,13 +46,13 @@ CAPTIONS = {
     "timeline": "The recorded cycles (simulator.cycle.trace_window): when each unit runs instructions, coloured by "
     "phase. timeline.perfetto-trace beside this file shows every instruction, in Perfetto.",
 }  # fmt: skip
-"""How to read each picture; in the order of the page."""
+"""An explanation of each picture, in the order of the page."""
 MEAN_STEPS = (
     "A mean step of each kind, by the phases that prolong the run; all layers of a phase stand together. Those too short to see "
     "are left out."
 )
 TABLES = {"stalls": STALLS}
-"""How to read tables that would be misread."""
+"""Explanations of tables that would otherwise be misread."""
 
 
 def report_of(outcome: Outcome) -> dict[str, object]:

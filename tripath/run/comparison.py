@@ -1,4 +1,4 @@
-"""What a run is held against besides itself, as rows: device models, published figures, measurements, streams, this CPU."""
+"""Comparisons of a run with other sources, as rows: device models, published figures, measurements, streams, this CPU."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +43,7 @@ Show = Callable[[dict[str, str]], None]
 Figures = Mapping[str, Mapping[str, float]]
 """Metrics by device."""
 NPU = "npu"
-"""What reports call the simulated hardware among the devices."""
+"""The name of the simulated hardware among the devices in reports."""
 SAMPLING = ("sampling", "commit", "host")
 HOST_TOLERANCE = 0.15
 HOST_REASON = "the goal of the CPU model; other work on the machine slows phases and calibration unlike"
@@ -51,7 +51,7 @@ HOST_REASON = "the goal of the CPU model; other work on the machine slows phases
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
-    """What a comparison found: discrepancies, metrics by device, and tables and files (name, text) for the run's folder."""
+    """The findings of a comparison: discrepancies, metrics by device, and tables and files (name, text) for the run's folder."""
 
     checks: Sequence[Discrepancy] = ()
     figures: Figures = field(default_factory=dict)

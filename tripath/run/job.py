@@ -54,13 +54,14 @@ class Job:
 
     @property
     def light(self) -> bool:
-        """Whether it takes milliseconds and leaves no files, so that a task of its own would cost more."""
+        """True if the job takes milliseconds and leaves no files, so that a task of its own would cost more than the job."""
         return self.row_only and all(row.light for row in self.experiment.rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobOutcome:
-    """What a worker hands back of a job: verdict, metrics by full name, wall seconds, cached paths, its files, notes."""
+    """The outcome of a job that a worker hands back: status, failures, metrics by full name, wall seconds, cached paths, files,
+    and words that the model's vocabulary lacks."""
 
     status: str
     failures: Sequence[str]
@@ -104,7 +105,7 @@ def compile_key(experiment: Experiment, default_prompt: str | None) -> str:
 def outcome_of(
     experiment: Experiment, prepared: Prepared, runs: Mapping[str, PathRun], show: Show = lambda _: None
 ) -> Outcome:
-    """What came out of an experiment: results compared with each other, with theory, with what was measured elsewhere."""
+    """The outcome of an experiment: its results, compared with each other, with theory, and with measurements from elsewhere."""
     settings, giver = experiment.settings, giver_of(Fact.TOKENS, experiment.rows)
     results = {name: result for name in experiment.paths if (result := runs[name].result) is not None}
     generated = _generated(experiment, prepared.prompts, runs[giver.name]) if giver else None

@@ -22,19 +22,19 @@ from tripath.run.results import Cache, digest_of, folder_digest, library_version
 from tripath.validation import Discrepancy
 
 INPUT_ERRORS = (TripathError, OSError)
-"""What a user can act on; other errors are defects."""
+"""Errors that a user can act on; all others are defects."""
 LIBRARIES = ("numpy", "numba", "tokenizers")
-"""What every path may compute with."""
+"""Libraries that every path may compute with."""
 WORKED_OUT = Fact.BITS | Fact.TIMES
 """Facts too large to keep: whoever needs them works them out anew, and depends on the sources of who gives them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PathRun:
-    """What one path found, on which trace, in how many seconds when it was computed, and whether the cache had it.
+    """The run of one path: its result or findings, its trace, the seconds it took to compute, and whether it was cached.
 
-    A path that simulates has a `result`, a comparison `findings`. `token_ids` (per sequence), `trip_counts` (denoising steps
-    per block) and `commit_steps` (per sequence) are of the paths that execute.
+    A path that simulates has a `result`; a comparison has `findings`. Only paths that execute have `token_ids` (per
+    sequence), `trip_counts` (denoising steps per block) and `commit_steps` (per sequence).
     """
 
     result: Result | None
@@ -121,7 +121,7 @@ def _each(
     program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]],
     take: Callable[[Path, Trace | None], PathRun | None],
 ) -> dict[str, PathRun] | None:  # fmt: skip
-    """What `take` has of each row, in order, given the trace that it replays; None where it has nothing of one."""
+    """Call `take` for each row in order, with the trace that the row replays; None if `take` returns None for a row."""
     runs: dict[str, PathRun] = {}
     trace: Trace | None = experiment.schedule(prompts, program)
     for row in rows_of(experiment):
@@ -136,10 +136,10 @@ def _each(
 def _inputs(
     row: Path, program: Program | None, experiment: Experiment, prompts: Sequence[Sequence[int]], trace: Trace | None
 ) -> tuple[dict[str, Any], str]:
-    """What a path is called with, and the digest of all of it and of its sources.
+    """The arguments of a path, and a digest of them, of the path's sources and of library versions.
 
     Raises:
-        TripathError: an option that the path lacks.
+        TripathError: an option that the path lacks, or one of the wrong type.
     """
     model = experiment.model
     facts: dict[Fact, Any] = {
@@ -188,7 +188,7 @@ def _options(row: Path, experiment: Experiment) -> dict[str, object]:
 
 
 def _known(row: Path, program: Program | None, cache: Cache, digest: str) -> PathRun | None:
-    """What the cache has under `digest`, if it is of this path and program."""
+    """The run in the cache under `digest`; None if there is none of this path and program."""
     content = cache.get(digest)
     if content is None:
         return None

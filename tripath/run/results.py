@@ -154,7 +154,7 @@ def _folder_digest(root: Path, states: tuple[tuple[Path, int, int], ...]) -> str
 
 
 def _fields(value: Any) -> object:  # noqa: ANN401  whatever JSON has no form for
-    """What JSON holds of a dataclass, a mapping, a sequence, a scalar of NumPy, or of an array its digest."""
+    """The form in JSON of a dataclass, mapping, sequence or NumPy scalar; of an array, its dtype, shape and digest."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -22,7 +22,7 @@ CONFIRMED = 3
 WORTH = 1e-4
 """The share of cycles that another program must save."""
 ROUNDS = 2
-"""How often each key is searched, with the best of the others so far."""
+"""The most times that each key is searched, with the best values of the others so far."""
 SEARCHED = ("residency", "weight_slots", "heads", "ffn_slice", "chunk_rows")
 """Keys of `compiler` that are searched, in this order."""
 UNIT = "matrix"
@@ -31,9 +31,9 @@ UNIT = "matrix"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What a search found: the options of a program, its cycles and those of the program of `schedule=pipelined`, and why.
+    """The result of a search: the options of a program, its cycles, those of the `schedule=pipelined` program, and the reason.
 
-    `proposed`, `confirmed`: how many programs the two paths ran.
+    `proposed`, `confirmed`: the number of programs that each of the two paths ran.
     """
 
     options: CompilerOptions
@@ -134,7 +134,7 @@ def _cycles(result: Result) -> float:
 
 
 def _reason(before: Result, after: Result) -> str:
-    """What the array does less, the most of it first."""
+    """The activity or wait of the array that shrank most, and the cycles saved, as text."""
     spent = [dict(_spent(result)) for result in (before, after)]
     saved = {cause: spent[0].get(cause, 0.0) - spent[1].get(cause, 0.0) for cause in CAUSES}
     cause = max(saved, key=lambda key: saved[key])

@@ -1,6 +1,6 @@
-"""What a sweep found against what it found before: every metric of every job, held to a file that is kept in a repository.
+"""Baselines of sweeps: every metric of every job is compared with a file that is kept in a repository.
 
-`tripath baseline FOLDER [FILE]` makes the file of the sweep in FOLDER; without FILE, the one that it was
+`tripath baseline FOLDER [FILE]` writes that file from the sweep in FOLDER; without FILE, the one that the sweep was
 compared with.
 """
 
@@ -30,7 +30,7 @@ PACKAGED = Path(str(files("tripath.validation"))) / "data" / "baseline"
 FLOAT_TOLERANCE = 1e-6
 """Relative, of numbers with a fraction: libraries of other machines add in another order. Whole numbers and texts are equal."""
 TOLERANCES = {"accuracy.logit_kl": 0.01}
-"""What a new baseline says of its own: the reference is FP32 in the host's BLAS, and the divergence is what cancels."""
+"""Tolerances in a new baseline: the reference is FP32 in the host's BLAS, and the divergence is subject to cancellation."""
 SCHEMA_VERSION = 1
 
 
@@ -43,7 +43,7 @@ class Baseline:
     schema_version: int = SCHEMA_VERSION
 
     def tolerance(self, metric: str, expected: Value) -> float:
-        """How far a metric may be from `expected`, relative."""
+        """The allowed distance of a metric from `expected`, relative."""
         own = next((value for pattern, value in self.tolerances.items() if fnmatchcase(metric, pattern)), None)
         if own is not None:
             return own
@@ -195,10 +195,10 @@ def _is_value(value: object) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, dict[str, Value]]:
-    """What the jobs below the folder of a sweep found, by the names of the jobs.
+    """The facts of the jobs below a sweep's folder, by job name.
 
     Raises:
-        TripathError: there is none.
+        TripathError: there is no job, or a folder is not one of a job.
     """
     reports = job_reports(folder)
     if not reports:

@@ -25,7 +25,7 @@ AXES = (
     "hardware.hbm.channels", "workload.batch", "workload.prompt_length", "workload.generation_length",
     "workload.block_length", "workload.steps",
 )  # fmt: skip
-"""What a run is told apart by."""
+"""Keys that tell runs apart."""
 QUEUES = ("frontend", "matrix", "vector", "scalar", "dma_in", "dma_out")
 
 

@@ -78,7 +78,7 @@ class Store(Protocol):
 
 
 class Extra(Protocol):
-    """What a kind of sweep shows in the place of the table and the picture of its jobs (tripath.sweeps.search.Search)."""
+    """Output of a kind of sweep that replaces the table and picture of its jobs (tripath.sweeps.search.Search)."""
 
     def outcome(self, rows: Sequence[Row]) -> tuple[str, Table]:
         """A sentence, and the table that is printed."""
@@ -290,7 +290,7 @@ class Sweep:
 
     @property
     def _counts(self) -> dict[str, int]:
-        """How many jobs ended how."""
+        """Number of jobs by verdict, and of those not run."""
         counts = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in (*VERDICTS, INFEASIBLE)}
         return {**counts, "not run": len(self.swept) - len(self.rows)}
 
@@ -340,8 +340,8 @@ class Sweep:
             print_places(str(self.folder), tracked)
 
     def record(self, status: str, files: Sequence[str] = ()) -> Record:
-        """What a tracking server is told of the sweep itself: a table of the jobs, how they ended, and the best. One that has not
-        ended has not passed."""
+        """The record of the sweep itself for a tracking server: a table of the jobs, their number by verdict, the best metric.
+        A sweep that has not ended has not passed."""
         values: dict[str, list[str]] = {}
         for row in self.swept.values():
             for axis, value in row.items():

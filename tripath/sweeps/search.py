@@ -60,26 +60,26 @@ class Weighed:
 
     @property
     def feasible(self) -> bool:
-        """Whether it keeps every limit."""
+        """True if the design keeps every limit."""
         return not any(self.excess)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """What is sought, and how.
+    """The goals of a search, and its method.
 
     Attributes:
         objectives: Metrics, each to `minimize` or `maximize`.
         limits: Metrics, each with the largest value allowed.
         sampler: grid tries every design; optuna lets NSGA-II choose some.
         trials: Designs that optuna chooses.
-        batch: Designs that run at a time.
-        seed: Of optuna's choices.
+        batch: Designs that run together.
+        seed: Seed of optuna's choices.
         confirm: Overrides of the jobs that confirm the front.
         confirm_at_most: Designs that are confirmed, spread over the front.
-        quality: A CSV file with a column `numerics`, one for each metric `quality.NAME` that a choice of formats decides, and
-            `model`, on which they were measured; null: none.
-        numerics: That choice, where it is no axis; the command line fills it in.
+        quality: A CSV file with columns `numerics` (a choice of formats), `model` (the model measured), and one for each
+            metric `quality.NAME` that the choice decides; null: none.
+        numerics: The choice of formats where it is not an axis; the command line fills it in.
     """
 
     objectives: Mapping[str, str]
@@ -103,10 +103,10 @@ class Search:
         check_choices("hydra.sweeper.search", self)
 
     def batches(self, axes: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> Iterator[Batch]:
-        """What to run, batch after batch; `rows` grows by the jobs of each before the next is asked for.
+        """Yield the designs to run, batch by batch. The caller adds the jobs of a batch to `rows` before it asks for the next.
 
         Raises:
-            TripathError: there is no axis, an objective that no design has, or a file that cannot be read.
+            TripathError: there is no axis, no design has one of the objectives, or a file cannot be read.
         """
         if not axes:
             raise TripathError("hydra.sweeper.params: nothing is swept, give at least one axis with several values")

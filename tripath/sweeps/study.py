@@ -1,8 +1,8 @@
-"""What a sweep found of quality: `quality.csv`, `quality.md` and pictures beside its other files.
+"""Quality results of a sweep: `quality.csv`, `quality.md` and pictures beside its other files.
 
-Pictures are `pareto.png` (exact match over denoising steps, and over cycles) where jobs differ in steps, else
-`exact_match.png` and `logit_kl.png`; `solved.png` (energy and time of a solved problem) where programs were judged; of
-perplexity `logit_kl.png` alone.
+Where jobs differ in steps, the picture is `pareto.png` (exact match over denoising steps, and over cycles), else
+`exact_match.png` and `logit_kl.png`. Where programs were judged, `solved.png` (energy and time of a solved problem) is added.
+Perplexity has `logit_kl.png` alone.
 """
 
 import csv
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TABLE, PAGE, PARETO, SOLVED = "quality.csv", "quality.md", "pareto.png", "solved.png"
 EXACT_MATCH, STEPS, LOGIT_KL = "quality.exact_match", "quality.steps_per_block", "quality.logit_kl"
 BY_PROGRAM = {EXACT_MATCH: "accuracy.exact_match", STEPS: "accuracy.steps_per_block"}
-"""What stands in where a program was judged in place of the reference path."""
+"""Metrics that stand in where a program was judged instead of the reference path."""
 SECONDS_SOLVED, JOULES_SOLVED = (
     ("cycle.seconds_per_solved", "analytical.seconds_per_solved"),
     ("cycle.joules_per_solved", "analytical.joules_per_solved"),
@@ -82,7 +82,7 @@ def write_quality(folder: Path, rows: Sequence[Row]) -> list[str]:
 
 
 def is_judged(row: Row) -> bool:
-    """Whether problems were solved in a job, by the reference path or by its program."""
+    """True if a job was judged on problems, through the reference path or its program."""
     return EXACT_MATCH in row.metrics or BY_PROGRAM[EXACT_MATCH] in row.metrics
 
 
@@ -101,7 +101,7 @@ def _write_perplexity(folder: Path, known: Sequence[Row]) -> list[str]:
 
 
 def cost(row: Row, names: Sequence[str]) -> float | None:
-    """What the most exact path that ran says of the program; None: there is no program."""
+    """The cost of the program by the most exact path that ran, the first of `names` that exists; None if there is no program."""
     return next((row.metrics[name] for name in names if name in row.metrics), None)
 
 

@@ -18,17 +18,17 @@ from tripath.run.comparison import NPU
 _BY_EXACTNESS = sorted(PATHS.values(), key=lambda row: [fact not in row.gives for fact in EXACTNESS])
 ESTIMATE = PATHS[giver_name(Fact.ESTIMATE)]
 COSTS = tuple(f"{row.name}.{row.cost}" for row in _BY_EXACTNESS if row.cost)
-"""What a table is ordered by unless it is said, the first that there is."""
+"""Metrics that a table is ordered by unless another is asked for: the first that exists."""
 SHOWN = tuple(
     f"{row.name}.{metrics[place]}"
     for place in range(max(len(row.headline) for row in _BY_EXACTNESS))
     for row in _BY_EXACTNESS
     if len(metrics := row.headline) > place
 )
-"""What a table shows: the first of each path's headline, then the second."""
+"""Metrics that a table shows: the first of each path's headline, then the second, and so on."""
 MOST_COLUMNS, MOST_ROWS, MOST_LINES = 3, 40, 12
 BESIDE = ("energy_joules", "area_mm2")
-"""What the page of a sweep shows besides."""
+"""Further metrics that the page of a sweep shows."""
 DESCENDING = "-"
 LONGEST_NOTE = 60
 """Characters; errors are printed whole where they occur, and in the CSV."""
@@ -39,9 +39,8 @@ MARKERS = "os^Dvx"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What became of a job. `swept` is what it was given by axis, `cached` the paths that were not run anew, `report` its
-    report.json (None: it left none), `fail_on` the kinds of checks that fail it, `folder` its own below that of the sweep
-    (empty: it left none)."""
+    """The outcome of a job. `swept`: its values by axis. `cached`: paths that were not run anew. `report`: its report.json (None:
+    it left none). `fail_on`: kinds of checks that fail it. `folder`: its own folder below the sweep's (empty: it left none)."""
 
     number: int
     swept: dict[str, str]
@@ -56,12 +55,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What the job is called."""
+        """The name of the job."""
         return name_of(self.swept) or f"job {self.number}"
 
 
 def name_of(swept: Mapping[str, str]) -> str:
-    """What a job is called: the values that are its own, under the last part of their keys."""
+    """The name of a job: the values that are its own, each under the last part of its key."""
     return " ".join(f"{short(axis, list(swept))}={value}" for axis, value in swept.items())
 
 
@@ -249,7 +248,7 @@ def _text(value: float | None) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether a value of an axis is a number."""
+    """True if a value of an axis is a number."""
     try:
         float(text)
     except ValueError:

@@ -24,7 +24,7 @@ AXES = {
     "workload.batch": "sequences", "canvas": "tokens of a sequence", "hardware.vlen": "VLEN", "hardware.blen": "BLEN",
     "hardware.mlen": "MLEN", "hardware.hbm.channels": "HBM channels",
 }  # fmt: skip
-"""What may be swept, and how that axis of the picture is named."""
+"""Axes that may be swept, and their names in the picture."""
 PATHS = {name: row.cost for name, row in ROWS.items() if row.gives & (Fact.ESTIMATE | Fact.TIMES)}
 """Timing paths, and the cost that each gives."""
 HALF = 0.5

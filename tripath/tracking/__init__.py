@@ -1,1 +1,1 @@
-"""What a tracking server is told: as data first, then in MLflow."""
+"""Records of runs for a tracking server: as data first, then in MLflow."""

@@ -1,4 +1,4 @@
-"""What a tracking server is told of a run, as plain data that JSON holds: made from an outcome, logged now or later."""
+"""The record of a run for a tracking server, as plain data for JSON. It is made from an outcome and logged now or later."""
 
 import dataclasses
 import json
@@ -119,7 +119,7 @@ def _of(content: dict[str, Any]) -> Record:
 
 
 def tags_of(experiment: Experiment, outcome: Outcome) -> dict[str, str]:
-    """What runs are filtered by."""
+    """Tags by which runs are filtered."""
     of_program = {} if outcome.program is None else {
         "program_digest": outcome.program.digest, "trace_digest": outcome.trace_digest,
     }  # fmt: skip
@@ -146,7 +146,7 @@ def headline_metrics(outcome: Outcome) -> dict[str, float]:
 
 
 def parameters(experiment: Experiment) -> dict[str, str]:
-    """What was run, flat: `workload.steps`, `hardware.hbm.channels`, ...; config.yaml also has the tables of timings."""
+    """Parameters of a run, flat: `workload.steps`, `hardware.hbm.channels`, ... Only config.yaml has the tables of timings."""
     names = ("model", "workload", "hardware", "numerics", "compiler")
     groups = {name: dataclasses.asdict(getattr(experiment, name)) for name in names}
     groups["hardware"].pop("timing")

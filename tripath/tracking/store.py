@@ -42,7 +42,7 @@ VERDICT = "verdict"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The page then shows runs and charts, not conversations with a model."""
 WORKFLOW = "workflowType=machine_learning"
-"""What an address says for that page, in place of the one for conversations."""
+"""The part of an address that selects that page instead of the one for conversations."""
 COMMAND = "command"
 """The tag that says what was asked for."""
 DISPLAYED = "mlflow.loggedArtifacts"

@@ -1,4 +1,4 @@
-"""What NumPy's primitives cost on this CPU, as a device: sizes here are others than those of the phases that it predicts."""
+"""Costs of NumPy's primitives on this CPU, as a device. The sizes differ from those of the phases that it predicts."""
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -51,7 +51,7 @@ class After:
     call: Kernel
 
     def __call__(self) -> object:
-        """What is timed."""
+        """The timed call."""
         return self.call()
 
 

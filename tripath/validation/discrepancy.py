@@ -45,7 +45,7 @@ class Discrepancy:
 
     @property
     def passed(self) -> bool:
-        """Whether the rule of this kind holds."""
+        """True if the rule of this kind holds."""
         if not (math.isfinite(self.expected) and math.isfinite(self.observed)):
             return False
         if self.kind == "count":

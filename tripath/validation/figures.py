@@ -104,7 +104,7 @@ MODELS = {
 }  # fmt: skip
 """Models of the same shape: Dream is Qwen2.5-7B; Llama 3 and 3.1 differ in their rotation alone."""
 MIXTURES = ("moe", "_a4b", "_a1_", "_a3b", "llada2", "deepseek", "mixtral")
-"""What the names of mixtures of experts hold."""
+"""Parts of names that identify mixtures of experts."""
 
 
 def read_figures(file: str) -> list[Figure]:

@@ -154,7 +154,7 @@ def random_tensors(model: ModelSpec) -> dict[str, np.ndarray]:
 
 
 def predicted_seconds(device: Device, model: ModelSpec, timing: Timing) -> float:
-    """What the device model says for the phase and size of `timing`."""
+    """Seconds that the device model predicts for the phase and size of `timing`."""
     shape = Shape(batch=1, canvas=timing.canvas, block=timing.block)
     return device.seconds(device.phase(model, timing.phase, shape))
 

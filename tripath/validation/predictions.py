@@ -1,6 +1,6 @@
-"""What the models say of a figure: a function for each kind, from device, engine, precision and settings.
+"""Predictions of figures by the models: a function for each kind, from device, engine, precision and settings.
 
-What a model cannot express is refused by name, with its reason.
+A figure that no model can express is refused by name, with the reason.
 """
 
 import re
@@ -20,7 +20,7 @@ from tripath.validation.figures import MIXTURES, Figure, NotExpressedError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Models:
-    """What predicts: device models, model shapes and memories, by name."""
+    """The models that predict: device models, model shapes and memories, by name."""
 
     devices: Mapping[str, Device] = field(default_factory=dict)
     models: Mapping[str, ModelSpec] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What a model says, in the figure's unit, and the assumption that matters most."""
+    """A model's prediction in the figure's unit, and the assumption that matters most."""
 
     value: float
     assumption: str
@@ -63,7 +63,7 @@ class Prediction:
 
 
 def _start_seconds(figure: Figure, device: Device) -> tuple[float, str]:
-    """What a single kernel takes besides its work: in a stream of kernels, or as a call of a library."""
+    """Seconds that a single kernel takes besides its work, in a stream of kernels or as a library call, and its assumption."""
     if re.search(r"graph|DeepGEMM|ttnn|tt-metal", figure.engine):
         return device["kernel_seconds"], "kernels follow each other on the device"
     return device["call_seconds"], "a call of a library, one after the other"

@@ -1,4 +1,4 @@
-"""How far two witnesses may disagree: the data that `conf/validation` fills, refused on construction where too lax."""
+"""Allowed disagreement of two witnesses: the data that `conf/validation` fills. Tolerances that are too lax are refused."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from npu.choices import check_choices, one_of, within
 from npu.errors import TripathError
 
 KINDS = ("count", "bound", "estimate", "fidelity", "reference")
-"""What a check claims; `discrepancy.Discrepancy` states the rule of each."""
+"""Kinds of checks, by their claim; `discrepancy.Discrepancy` states the rule of each."""
 
 MAXIMUM_TOLERANCE = {"count": 0.0, "bound": 0.0, "estimate": 0.15, "fidelity": 0.5, "reference": 0.25}
 """No configuration may be more forgiving than this (unit: that of the kind's tolerance)."""
@@ -25,11 +25,11 @@ MEASURED_REASON = "a roofline leaves out what software adds; clocks and boards d
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """How far apart two witnesses may be.
+    """The allowed distance between two witnesses.
 
     Attributes:
-        value: The distance allowed, relative or, for fidelity, in the unit of the metric.
-        reason: Why so much, in a sentence.
+        value: The allowed distance, relative or, for fidelity, in the unit of the metric.
+        reason: The reason for this distance, in a sentence.
     """
 
     value: float
@@ -68,14 +68,14 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostSettings:
-    """What is timed on this CPU.
+    """The phases to time on this CPU, and their sizes.
 
     Attributes:
-        canvases: Tokens, for prefill and norm.
-        blocks: Tokens against the largest canvas, for the other phases.
-        repeats: Timings of each in a round.
-        rounds: Rounds.
-        shapes: Changes of `model`, each a model of its own with a `name`; none: `model` itself.
+        canvases: Sizes in tokens, for prefill and norm.
+        blocks: Sizes in tokens, run against the largest canvas, for the other phases.
+        repeats: Timings of each phase in a round.
+        rounds: Number of rounds.
+        shapes: Changes to `model`; each makes a model of its own with a `name`. Empty: `model` itself is timed.
     """
 
     canvases: Sequence[int] = field(metadata=within(1, 1 << 16))

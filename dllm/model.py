@@ -92,7 +92,7 @@ class ModelSpec:
     """The shape of a transformer: RMSNorm, RoPE, attention (GQA allowed), gated MLP; `network` is it as a list of operators.
 
     Attributes:
-        name: What reports call it.
+        name: Name in reports.
         layers: Transformer layers.
         hidden: Width of the residual stream in elements, a multiple of 32.
         heads: Query heads.

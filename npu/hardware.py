@@ -394,7 +394,7 @@ class HardwareConfig:
     """One NPU core. The array multiplies (BLEN, MLEN) by (MLEN, BLEN); the vector unit has VLEN lanes.
 
     Attributes:
-        name: What reports call it.
+        name: Name in reports.
         clock_hz: Core clock.
         execution: Units side by side (decoupled), or one instruction after the other (serial).
         blen: Width of the array's tile.

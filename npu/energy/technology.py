@@ -25,7 +25,7 @@ class Technology:
     """A process by its numbers.
 
     Attributes:
-        name: What reports call it.
+        name: Name in reports.
         numbers: Each with `value`, `provenance` (docs/energy.md) and `source`; the unit ends its name.
 
     Raises:

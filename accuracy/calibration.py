@@ -45,10 +45,10 @@ def read_calibration(model: ModelSpec) -> list[dict[str, np.ndarray]]:
 
 
 def static_factors(program: Program, model: ModelSpec) -> np.ndarray:
-    """What the tensor `smoothing` holds before the first instruction, [layers, batch, width]: 1 / s of every KV channel, then s
-    of every query channel, K's first (npu_compiler.smoothing); 1 on a side that is not smoothed.
+    """The tensor `smoothing` before the first instruction, [layers, batch, width]: 1 / s of every KV channel, then s of every
+    query channel, each with K's part first (npu_compiler.smoothing); 1 on a side that is not smoothed.
 
-    Every operation is rounded to BF16, as the machine's lanes do where they calibrate.
+    Every operation is rounded to BF16, as the machine's lanes round when they calibrate.
     """
     layout, rows = program.layout, []
     for maxima in read_calibration(model):

@@ -144,7 +144,7 @@ class Machine:
 
     @property
     def trace(self) -> Trace:
-        """What was recorded, once the program is at its end."""
+        """The trace that was recorded, complete once the program has ended."""
         breaks, gathers, counts = (
             tuple(stream[:filled].tolist())
             for stream, filled in zip((self.breaks, self.gathers, self.counts), self.filled.tolist(), strict=True)

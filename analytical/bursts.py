@@ -1,8 +1,9 @@
-"""What a descriptor costs burst by burst, for memories whose queues are too short to keep all banks at work.
+"""Costs of descriptors, burst by burst, for memories whose queues are too short to keep all banks busy.
 
-A recurrence: a burst enters behind those before it, once the queue of its channel has a place; its row is opened, its bank group,
-its data bus and the commands of its channel are taken for as long as the timings say. What the controller reorders is free to
-overtake: a bus is busy with all that has entered, in any order. docs/dram.md compares with the burst model.
+A recurrence: a burst enters behind those before it, once the queue of its channel has a place. It opens its row, and takes its
+bank group, its data bus and the command bus of its channel for as long as the timings say. Bursts may overtake wherever the
+controller could reorder them: a bus is busy with everything that has entered, in any order. docs/dram.md compares this with the
+burst model.
 """
 
 import math

@@ -132,7 +132,7 @@ def _with_touches(program: Program, rows: np.ndarray, parts: np.ndarray, runs: i
 
 
 def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Values:
-    """What each node takes on a machine."""
+    """The `Values` of every node on a machine."""
     nests, runs = nests_of(program)
     latent = costs.latency - costs.interval
     flight = np.where(costs.ideal > 0, costs.latency, 0.0) * np.isin(queues(program), DMA)
@@ -306,7 +306,7 @@ def _place_taken(values, starts, parts, places):
 
 @njit(cache=True)
 def _in_one_row(nests, first, last, granule, writer, reader):
-    """Whether `reader` touches a row that all iterations of `writer` write (a sum, a maximum), so that it needs the last."""
+    """True if `reader` touches a row that all iterations of `writer` write (a sum, a maximum), so it needs the last one."""
     for a in range(nests.low[writer], nests.high[writer]):
         row = granule[nests.memory[a]]
         if nests.write[a] and first[a] // row == (last[a] - 1) // row:

@@ -33,8 +33,9 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Facts:
-    """What of the costs is the program's alone: `opcodes` that occur, and which of them each instruction has; the heads
-    of loops that are left early; `patterns` of the accesses to HBM and the instructions that have each."""
+    """Facts of a program on which its costs depend, whatever the machine: the `opcodes` that occur, and which of them each
+    instruction has; the heads of loops that are left early; the `patterns` of accesses to HBM by queue, and the instructions that
+    have each."""
 
     opcodes: list[int]
     which: np.ndarray

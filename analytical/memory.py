@@ -1,9 +1,9 @@
-"""What a DMA descriptor costs by its pattern.
+"""Costs of DMA descriptors by their pattern.
 
-In closed form: peak bandwidth, rows that change, refresh. A stream changes the rows of all banks once for each row set (a row of
-every bank of every channel). While one bank changes its row (precharge, activate), the controller can serve as many further bank
-visits as its queue holds; what exceeds that is lost, once for each bank. That holds where the queue reaches all bank groups and
-holds a channel's granule, so that channels and bank groups work side by side; for other memories `bursts` follows a stream of
+In closed form: peak bandwidth, row changes, refresh. A stream changes the rows of all banks once for each row set (a row of every
+bank of every channel). While one bank changes its row (precharge, activate), the controller serves as many other bank visits as
+its queue holds; the time beyond that is lost, once for each bank. This holds if the queue reaches all bank groups and holds a
+channel's granule, so that channels and bank groups work side by side; for other memories `bursts` follows a stream of
 descriptors. docs/dram.md compares both with the burst model.
 """
 

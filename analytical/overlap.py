@@ -1,13 +1,12 @@
-"""How the units overlap: the program as a max-plus linear map, composed over the loop tree and raised to trip counts.
+"""The overlap of the units: the program as a max-plus linear map, composed over the loop tree and raised to trip counts.
 
-The order in which units must proceed is a dependence graph: within a unit by program order, between units by the pairs of
-signal and wait. Each program part maps the times at which its inputs are ready to those of its outputs; in the algebra
-of max and plus such a map is a matrix, a sequence is a product and a loop a power. So a loop costs the logarithm of its
-trip count, and the steady state (its cycle mean), fill and drain follow without running an iteration
-(Baccelli et al., Synchronization and Linearity, 1992).
+The order in which units must proceed is a dependence graph: program order within a unit, pairs of signal and wait between units.
+Each program part maps the times at which its inputs are ready to those of its outputs. In the algebra of max and plus such a map
+is a matrix, a sequence is a product and a loop a power. So a loop costs the logarithm of its trip count, and the steady state
+(its cycle mean), fill and drain follow without running an iteration (Baccelli et al., Synchronization and Linearity, 1992).
 
-Which maps are composed, and in which order, depends on program and trip counts alone: they are written down once, as a score
-of few kinds of lines. What the units cost then enters in one pass over the score, in compiled code.
+Which maps are composed, and in which order, depends on program and trip counts alone. They are written down once, as a score of a
+few kinds of lines; the costs of the units then enter in one pass over the score, in compiled code.
 """
 
 from array import array
@@ -239,8 +238,9 @@ def counts_in(program: Program, loop: Loop) -> list[int]:
 
 
 def typical_numbers(trips: TripCounts, count: int, loop: Loop) -> list[tuple[int, ...]]:
-    """What a C_COUNT reads in the iterations of the loop that it stands in, for each index of the innermost indexed loop around
-    it: the mean over all entries of the loop, each with its numbers in ascending order.
+    """The typical numbers that a C_COUNT reads in the iterations of its loop, for each index of the innermost indexed loop around
+    it: the mean over all entries of the loop, each with its numbers in ascending order; as whole numbers, rounded by their
+    running sums.
 
     Raises:
         ProgramError: the loop has no constant number of iterations.
@@ -428,7 +428,8 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
 
 @njit(cache=True)
 def _gathered(score, node, state, begin, width):
-    """What a map takes from a state or hands on to it: the fixed places, then those of dependences, listed from `begin` on."""
+    """The rows of a state that are a map's inputs or outputs, [inputs, width]: the fixed places, then the dependences listed from
+    `begin` on."""
     size = score.inputs[node]
     taken = np.empty((size, width))
     taken[: score.fixed] = state[: score.fixed, :width]

@@ -1,7 +1,7 @@
-"""How often each loop of a program goes round and each instruction retires, in closed form.
+"""Trip counts of loops and retirements of instructions, in closed form.
 
-A trip count is a constant, affine in the index of one enclosing loop, a number that the program reads (in the trace), or
-given by the trace for a loop that is left early; loops whose index decides so, and loops that are left early, may nest. So
+A trip count is a constant, affine in the index of one enclosing loop, a number that the program reads (in the trace), or given by
+the trace for a loop that is left early. Loops whose index sets a trip count, and loops that are left early, may nest. So
 multiplicities are sums of products of trip counts; nothing is executed.
 """
 
@@ -76,7 +76,7 @@ class TripCounts:
         return np.maximum(loop.trips.base + loop.trips.factor * index, 0)
 
     def read(self, count: int) -> np.ndarray:
-        """What a C_COUNT, by its number, reads in order."""
+        """The numbers that a C_COUNT, by its instruction number, reads in order."""
         return _numbers_read(self.program, self)[count]
 
 
@@ -111,14 +111,14 @@ def trip_counts(program: Program, trace: Trace) -> TripCounts:
 
 
 def retirements(program: Program, trace: Trace) -> np.ndarray:
-    """How often each instruction retires (int64 [n])."""
+    """Retirements of each instruction, int64 [n]."""
     return retired_and_read(program, trip_counts(program, trace))[0]
 
 
 @fact_of_program
 def retired_and_read(program: Program, trips: TripCounts) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """How often each instruction retires (int64 [n]); and for each C_COUNT, by its number, how many of its reads are of each
-    index of the innermost indexed loop around it, one index after the other."""
+    """Retirements of each instruction, int64 [n]; and for each C_COUNT, by its number, its reads at each index of the innermost
+    indexed loop around it, in the order of the indices."""
     root, indexed, counts_of_loops = loop_tree(program).body, indexed_loops(program), counting(program)
     counts, reads = np.ones(len(program.words), np.int64), {}
 

@@ -1,8 +1,8 @@
-"""How fast is the accuracy path? `python benchmarks/accuracy_speed.py` prints one table, measured in one run on one thread.
+"""Measures the speed of the accuracy path: `python benchmarks/accuracy_speed.py` prints one table, of one run on one thread.
 
 1. `M_MM` through its compiled body, tile by tile as programs call it, against torch's float32 matmul of the same shapes.
 2. The default problem (32 steps, dual cache) through the executor, warm.
-3. Word problems a second on the reference path (`accuracy/quality`), with the machine's formats.
+3. Word problems per second on the reference path (`accuracy/quality`), with the machine's formats.
 """
 
 import time

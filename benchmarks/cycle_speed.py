@@ -1,10 +1,10 @@
-"""How fast is the cycle path? `python benchmarks/cycle_speed.py [--scalesim PYTHON] [--quick]` prints one table.
+"""Measures the speed of the cycle path: `python benchmarks/cycle_speed.py [--scalesim PYTHON] [--quick]` prints one table.
 
-Each case runs in a process of its own, on one core, after a small program has loaded the compiled code: CPU seconds are those of
-`cycle.simulate` with its race check off, and of models those of the race check alone; memory is the process's peak. PYTHON is an
-interpreter that has SCALE-Sim: `python3.11 -m venv /tmp/scalesim; /tmp/scalesim/bin/pip install scalesim 'numpy<2'`. It simulates
-the same products C[M, N] = A[M, K] B[K, N] on an array of the same size, in the same run, so that the ratio does not depend on
-the machine.
+Each case runs in a process of its own, on one core, after a small program has loaded the compiled code. CPU seconds are those of
+`cycle.simulate` without its race check; for models, those of the race check stand beside them. Memory is the peak of the process.
+PYTHON is an interpreter that has SCALE-Sim: `python3.11 -m venv /tmp/scalesim; /tmp/scalesim/bin/pip install scalesim 'numpy<2'`.
+It simulates the same products C[M, N] = A[M, K] B[K, N] on an array of the same size, in the same run, so that the ratio does not
+depend on the machine.
 """
 
 import argparse

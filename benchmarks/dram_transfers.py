@@ -1,7 +1,7 @@
-"""How good is the cost of a descriptor by itself? `python benchmarks/dram_transfers.py` prints the tables of docs/dram.md.
+"""Measures the cost model of single descriptors: `python benchmarks/dram_transfers.py` prints the tables of docs/dram.md.
 
-1. Sequences of descriptors: the sum of `occupied` (and the latency of the last) against all their bursts in one run of the
-   burst model; without refresh, and with refresh per transfer against refresh by the clock.
+1. Sequences of descriptors: the sum of `occupied` (and the latency of the last) against all their bursts in one run of the burst
+   model; without refresh, and with refresh per transfer against refresh by the clock.
 2. The FPGA-calibrated prefetch table of the reference NPU against the burst model.
 """
 
@@ -30,7 +30,7 @@ Descriptor = tuple[int, int, int, int, int]
 
 
 def sequences(channels: int) -> Iterator[tuple[str, list[Descriptor]]]:
-    """What an NPU asks of its memory; HEADS heads share a row of the K cache, so that tiles of one are strided."""
+    """Named descriptor sequences as an NPU issues them; HEADS heads share a row of the K cache, so tiles of one are strided."""
     for kib in (1, 2, 4, 8, 16, 64):
         size = kib * KIB
         yield f"weight panels, {kib} KiB", [(1, size, size, i * size, 0) for i in range(channels * KIB // kib)]

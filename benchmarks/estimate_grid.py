@@ -29,12 +29,12 @@ from tripath.sweeps.estimates import percentile
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """What is drawn.
+    """The settings from which trials are drawn.
 
     Attributes:
-        bases: Machines, with settings that each needs.
-        choices: What each setting may be; a value that stands there more than once is drawn so much more often.
-        parts: Settings of which the errors are printed apart.
+        bases: Machines, each with the settings that it needs.
+        choices: Values of each setting; a value that is listed several times is drawn that much more often.
+        parts: Settings whose errors are also printed separately.
     """
 
     bases: Mapping[str, Mapping[str, object]]

@@ -26,12 +26,12 @@ def calibration() -> list[SynthesisedArea]:
 
 
 def is_integer(row: SynthesisedArea) -> bool:
-    """Whether the array multiplies integers alone."""
+    """True if the array multiplies integers only."""
     return row.activations.integer and row.weights.integer
 
 
 def terms(row: SynthesisedArea) -> list[float]:
-    """What each coefficient of the row's kind is multiplied with."""
+    """The terms that the coefficients of the row's kind multiply, in the same order."""
     macs, bits = row.mlen * row.blen, row.activations.bits + row.weights.bits
     if is_integer(row):
         return [macs, macs * bits, row.blen**2, row.blen**2 * bits]

@@ -36,9 +36,9 @@ KINDS: Mapping[str, Sequence[str]] = {
     "sweep, two paths, tracked": ("--multirun", "experiment=quick", TIMING, TRACKED, "hydra.sweep.dir=out",
                                   "workload.cache=none,prefix,dual"),
 }  # fmt: skip
-"""What is interrupted."""
+"""Commands to interrupt, as arguments of tripath."""
 SIGNALS = {"SIGINT": (2,), "SIGINT twice": (2, 2), "SIGTERM": (15,), "SIGTERM, then SIGINT": (15, 2)}
-"""What is sent; a SIGINT goes to the process alone, or to its group, as a terminal sends it."""
+"""Signals to send; a SIGINT goes to the process alone, or to its group, as a terminal sends it."""
 SECOND_WITHIN = 2.0
 """Seconds in which a second signal follows."""
 GRACE_SECONDS = 60.0

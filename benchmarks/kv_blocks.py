@@ -1,8 +1,8 @@
-"""How K lies in its blocks, and what the two four-bit grids make of it: `python benchmarks/kv_blocks.py` prints a table.
+"""Measures K in its blocks, and its error on the two four-bit grids: `python benchmarks/kv_blocks.py` prints a table.
 
-Of the shipped model (warm step of the last block of 40 held-out problems, as it generates them) and of SmolLM2-135M-Instruct
-(the first two texts of experiment=kv_outliers), all in FP32: K in blocks of 32 channels, plain, smoothed (BAOS, alpha 1) and
-rotated (Hadamard). S is the power of two of a block's largest element: that element lies in [S, 2 S).
+On the shipped model (warm step of the last block of 40 held-out problems, as it generates them) and on SmolLM2-135M-Instruct (the
+first two texts of experiment=kv_outliers), all in FP32: K in blocks of 32 channels, plain, smoothed (BAOS, alpha 1) and rotated
+(Hadamard). S is the power of two of a block's largest element, which lies in [S, 2 S).
 """
 
 import json

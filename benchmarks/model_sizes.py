@@ -1,9 +1,9 @@
-"""What each shipped model costs the tool, and how good its estimate is: `python benchmarks/model_sizes.py [MODEL ...]`.
+"""Measures the tool's cost and estimate for each shipped model: `python benchmarks/model_sizes.py [MODEL ...]` prints a table.
 
-Each model decodes as it does by default, in MXINT4 on `npu_datacenter`, `--tokens` (256) behind a prompt of 256, in a process of
-its own on one core, after a small program has loaded the compiled code. Seconds are CPU seconds; those of the cycle path are
-without the race check, whose own stand beside them. A row of Markdown is printed as soon as a model is measured; the last row has
-the worst of each column.
+Each model decodes as it does by default, in MXINT4 on `npu_datacenter`: `--tokens` (256) after a prompt of 256. Each runs in a
+process of its own on one core, after a small program has loaded the compiled code. Seconds are CPU seconds; those of the cycle
+path exclude the race check, which has its own column. A row of Markdown is printed as soon as a model is measured; the last row
+has the worst of each column.
 """
 
 import argparse

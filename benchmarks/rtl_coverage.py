@@ -1,7 +1,7 @@
-"""How much of the RTL do its tests run? `python benchmarks/rtl_coverage.py` prints the table of docs/rtl.md.
+"""Measures the coverage of the RTL by its tests: `python benchmarks/rtl_coverage.py` prints the table of docs/rtl.md.
 
-Builds the core with `verilator --coverage-line`, runs `tests/rtl` on it (without what is marked slow), and merges the counts: a
-point is a branch or a block of lines of a source, over all instances of its module.
+Builds the core with `verilator --coverage-line`, runs test_units.py and test_rtl.py on it (not the slow tests), and merges the
+counts. A point is a branch or a block of lines of a source, over all instances of its module.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""What a sweep costs beyond its simulators: 500 analytical jobs anew, from the cache, and killed half way and resumed.
+"""Measures the overhead of a sweep: 500 analytical jobs anew, from the cache, and killed half way and resumed.
 
-`python benchmarks/sweep_overhead.py` prints a table; docs/sweeps.md has one. Overhead of a job: wall seconds less the
-simulators' own (over the processors that ran them), by job. CPU seconds, of driver, workers and Ray, do not depend on what else
+`python benchmarks/sweep_overhead.py` prints a table; docs/sweeps.md has one. Overhead of a job: wall seconds minus those of the
+simulators (divided by the processors that ran them), per job. CPU seconds of driver, workers and Ray do not depend on what else
 the machine does; from the cache all of them are overhead.
 """
 

@@ -16,7 +16,7 @@ from npu.program.tables import QUEUE_OF_UNIT, address_registers, address_steps, 
 VECTOR, DMA_IN, DMA_OUT = (QUEUED_UNITS.index(name) for name in ("vector", "dma_in", "dma_out"))
 """Queues."""
 NEITHER, READ, WRITE = -1, 0, 1
-"""What a queue does to HBM."""
+"""Directions of a queue's accesses to HBM."""
 DIRECTION_OF_QUEUE = {DMA_IN: READ, DMA_OUT: WRITE}
 DMA_QUEUES = tuple(DIRECTION_OF_QUEUE)
 COMPUTE_QUEUES = tuple(queue for queue in range(len(QUEUED_UNITS)) if queue not in DMA_QUEUES)

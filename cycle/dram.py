@@ -66,12 +66,12 @@ with bits of the column from `shift` up.
 """
 
 Streamed = namedtuple("Streamed", "cycles hits misses conflicts refresh_cycles")
-"""What a sequence of bursts took.
+"""The cost of a sequence of bursts.
 
 `cycles`: from the first burst to the last completion (of a read: its data is returned; of a write: its column command has
-issued). `hits`, `misses` (the bank was closed) and `conflicts` (another row was open) count every burst that needed the
-DRAM once, by what the first command for it found. `refresh_cycles`: of the channel with the most of them, from a refresh
-falling due to its end, as far as it lies before the last completion.
+issued). `hits`, `misses` (the bank was closed) and `conflicts` (another row was open) count every burst that needed the DRAM
+once, by the state that its first command found. `refresh_cycles`: of the channel with the most of them; each refresh counts from
+when it falls due to its end, as far as this lies before the last completion.
 """
 
 

@@ -50,7 +50,7 @@ def enter_loop(level, now, levels):
 
 @njit(cache=True)
 def is_due(level, iteration, levels):
-    """Whether there is a snapshot to compare with, or to take."""
+    """True if there is a snapshot to compare with, or if one is due."""
     return levels[level].taken_at >= 0 or iteration >= levels[level].due
 
 
@@ -139,7 +139,7 @@ def _look(code, state, watch, floor):
 
 @njit(cache=True)
 def repeats(first, end, control, state, snapshots, level, floor):
-    """Whether the noted words from `first` to `end` are those of a level's snapshot, moved in time and along the loop's
+    """True if the noted words from `first` to `end` repeat those of a level's snapshot, moved in time and along the loop's
     addresses."""
     snapshot = snapshots.level[level]
     cycles, steps = state.machine[0].now - snapshot.now, control.index[level] - snapshot.taken_at
@@ -180,7 +180,7 @@ def _repeated(stream, now, before, periods):
 
 @njit(cache=True)
 def _outside_window(state, snapshot, floor, periods):
-    """How many of so many periods end before the recorded window."""
+    """The number of periods, at most `periods`, that end before the recorded window; all of them if the window has passed."""
     machine = state.machine[0]
     if floor < machine.window_to:
         cycles = max(np.int64(1), machine.now - snapshot.now)

@@ -234,7 +234,7 @@ def slot_of(ring, number):
 
 @njit(cache=True)
 def _has_tokens(row, semaphore):
-    """Whether every token that an instruction waits for is known (a semaphore named twice needs two)."""
+    """True if every token that an instruction waits for is known (a semaphore named twice needs two)."""
     first, second = row.wait[0], row.wait[1]
     if first and semaphore[first].count < (2 if first == second else 1):
         return False
@@ -400,7 +400,7 @@ def _record(row, place, end, retire, state):
 
 @njit(cache=True)
 def _drain(state, phases):
-    """What units wait for after their last instruction, and what vector and scalar do while the other has the queue."""
+    """Add the stalls of units after their last instruction, and of vector and scalar while the other has the queue."""
     makespan, last = state.machine[0].frontier, phases[-1]
     for q in range(state.unit.size):
         last.stall[UNIT_OF_QUEUE[q], DRAINED] += makespan - state.unit[q].free

@@ -1,6 +1,6 @@
-"""What the machine knows of HBM: a table of what each descriptor costs, filled when a descriptor is met for the first time.
+"""The machine's view of HBM: a table of descriptor costs, each filled in when the descriptor is first met.
 
-A cost depends on the descriptor's shape, its direction and its address modulo a burst alone, so the machine looks it up;
+A cost depends only on the descriptor's shape, its direction and its address modulo a burst, so the machine looks it up.
 `cycle.transfers` simulates the bursts, or the simple model multiplies.
 """
 
@@ -45,12 +45,13 @@ def line_of(costs, row, place, facts):
 
 @lru_cache(maxsize=16)
 def _found_on(_: str) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """What was found of shapes on a memory that is told in full: the next programs of a process load the same weights."""
+    """Costs found so far, by shape, on the memory that the text describes in full: the next programs of a process load the same
+    weights."""
     return {}
 
 
 class DescriptorCosts:
-    """What descriptors cost on the HBM of a piece of hardware, in core cycles. `table` is what the machine reads."""
+    """Costs of descriptors on the HBM of a machine, in core cycles. `table` is what the compiled machine reads."""
 
     def __init__(self, hardware: HardwareConfig) -> None:
         self._hbm = hardware.hbm
@@ -71,7 +72,7 @@ class DescriptorCosts:
         )
 
     def refresh_cycles(self) -> tuple[int, int]:
-        """How long a refresh by the clock takes, and how often it comes; (0, 0) where transfers bear it."""
+        """Length and period of a refresh by the clock, in core cycles; (0, 0) where refresh does not follow the clock."""
         if self._bursts is None or self._hbm.refresh != "absolute":
             return 0, 0
         return _up(self._hbm.timings["nRFC"] * self._cycle), int(self._hbm.timings["nREFI"] * self._cycle)
@@ -88,7 +89,7 @@ class DescriptorCosts:
         line["known"] = 1
 
     def of(self, *shape: int) -> tuple[int, ...]:
-        """What a descriptor costs: bursts, data, row_changes, refreshes and tail; `shape`: rows, size, stride, offset, write."""
+        """The cost of a descriptor: bursts, data, row_changes, refreshes and tail; `shape`: rows, size, stride, offset, write."""
         if shape not in self._found:
             self._found[shape] = self._simple(*shape) if self._bursts is None else self._detailed(*shape)
         return self._found[shape]

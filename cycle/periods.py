@@ -23,7 +23,7 @@ def mark_loops(program: Program, code: np.ndarray, hbm_period_bytes: int) -> Non
 
 
 def set_up_once(program: Program) -> bool:
-    """Whether every address register is set up once and in no loop: otherwise nothing is known of it beforehand."""
+    """True if no address register is set up twice or in a loop; otherwise nothing is known of the registers beforehand."""
     around, based = loop_tree(program).around, set()
     for number, instruction in enumerate(program.instructions):
         kind = instruction.spec.control
@@ -89,8 +89,8 @@ def sweep(register: Register, around: Sequence[Loop]) -> tuple[int, int]:
 
 
 def meet_alike(locks: list[tuple[int, int, int, bool]]) -> bool:
-    """Whether no two accesses, one of them a write, move at different speeds over the same cells (first, last, step,
-    write)."""
+    """True if no two accesses, one of them a write, move at different speeds over the same cells. An access is (first, last,
+    step, write)."""
     table = np.array(sorted(set(locks)), np.int64).reshape(-1, 4)
     first, last, step, write = table.T
     overlap = (first[:, None] <= last[None]) & (first[None] <= last[:, None])

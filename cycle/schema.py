@@ -15,8 +15,8 @@ import numpy as np
 from numba import njit
 
 UNSEEN, EXACT, STRICT, IDLE, CLIPPED, INSTRUCTION, ADDRESS = range(7)
-"""How a field counts. UNSEEN: nothing later depends on it, or it follows from others. EXACT: equal. STRICT: a time, equal
-relative to now. IDLE: as STRICT, or it stands still and is past. CLIPPED: a time, equal relative to now, or past in both
+"""Rules for comparing a field. UNSEEN: ignored; nothing later depends on it, or it follows from others. EXACT: equal. STRICT: a
+time, equal relative to now. IDLE: as STRICT, or unchanged and past. CLIPPED: a time, equal relative to now, or past in both
 moments. INSTRUCTION: equal, the number of an instruction. ADDRESS: the addresses of that instruction, each moved along by its
 register's stride."""
 
@@ -53,7 +53,7 @@ class Field:
 
     @property
     def words(self) -> int:
-        """How many integers it has."""
+        """Its size in words of int64."""
         return prod(self.shape) * (RING.itemsize // 8 if self.ring else 1)
 
     @property
@@ -87,7 +87,7 @@ class Part:
 
     @property
     def words(self) -> int:
-        """How many integers it has."""
+        """Its size in words of int64."""
         return prod(self.shape) * self.dtype.itemsize // 8
 
 
@@ -116,8 +116,8 @@ RINGED = record("base", "rows", "elements", "words", "ring", "pitch", "first_rul
 the next; its rules; whether elements that are not in use count."""
 
 Watch = namedtuple("Watch", "plain note ringed rule")
-"""What to compare: the first `plain` of the `note`s are words that always count; of rings the rest is written at run time, by
-`ringed` and `rule`."""
+"""The words to compare: the first `plain` of the `note`s are words that always count; those of rings are written behind them at
+run time, by `ringed` and `rule`."""
 
 
 def watch_of(parts: Sequence[Part]) -> Watch:

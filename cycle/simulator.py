@@ -29,7 +29,7 @@ FAULTS = {
     DEADLOCK: "deadlock, it waits for ever", TRACE_SHORT: "the trace has no entry that fits",
     OUT_OF_RANGE: "a semaphore overflows", NO_BODY: "the cycle path cannot run what stands",
 }  # fmt: skip
-"""What each status of the machine means."""
+"""The fault that each status of the machine means."""
 
 
 def simulate(
@@ -221,8 +221,8 @@ def _result(
 
 
 def _critical(phases: Sequence[str], statistics: Statistics) -> Table:
-    """What adds each cycle to the run: the unit whose instruction was the last to complete, which started when its unit was free
-    (`busy`), or when what it waited for was there. The rows of a phase add up to its cycles."""
+    """The cycles of the run by the instruction that adds them, the last one to complete: its phase, its unit, and whether it
+    started as soon as its unit was free (`busy`) or after a wait, by cause. The rows of a phase add up to its cycles."""
     rows = [
         [phase, unit, *map(int, cells)]
         for phase, added in zip(phases, statistics.phase["critical"], strict=True)

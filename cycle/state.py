@@ -37,10 +37,9 @@ State = namedtuple("State", "words counted machine unit queue flight semaphore t
 `ready`: the scoreboard, when the last result of each cell is there."""
 
 Statistics = namedtuple("Statistics", "entered used retired advanced phase left opened")
-"""What is counted, additive over time: `entered` [levels]: loops begun; `used` [2]: entries of breaks and of counts;
-`retired`, `advanced` [n]: how often each instruction retired, and the cycles that it added to the run; `phase` [phases]. And
-`left` [breaks]: when each loop that data decide was left, by its number in the trace, which is `opened` [levels] while it
-runs."""
+"""Counters, additive over time: `entered` [levels]: loops begun; `used` [2]: entries of breaks and of counts; `retired`,
+`advanced` [n]: retirements of each instruction, and the cycles that it added to the run; `phase` [phases]. And `left` [breaks]:
+when each loop that data decide was left, by its number in the trace; `opened` [levels] is that number while the loop runs."""
 
 EVENT = record("instruction", "unit", "dispatched", "start", "end", "bytes")
 """An instruction that started in the recorded window."""

@@ -105,7 +105,7 @@ def _places(
 
 
 def _leaves(loops: Sequence[Loop], reached: set[int]) -> int:
-    """How many of the loops around a stop, from the inside out, may come to their end."""
+    """The number of loops around a stop, from the inside out, that may end before the next stop."""
     ends = [not reached.isdisjoint((loop.next, loop.left_at)) for loop in loops]
     return (*ends, False).index(False)
 
@@ -143,7 +143,7 @@ class _Matters:
         return found
 
     def _unlike(self, number: int, register: Register) -> bool:
-        """Whether an access to HBM costs more at one of the places in a burst where it can begin than at another."""
+        """True if the cost of an access to HBM depends on the place in a burst where it begins."""
         row = self._code[number]
         shape = int(row["hbm_rows"]), int(row["hbm_bytes"]), register.row_stride if row["hbm_rows"] > 1 else 0
         step = math.gcd(self._burst_bytes, register.ring_stride, *register.strides.values())
@@ -151,7 +151,7 @@ class _Matters:
         return len({self._costs.of(*shape, offset, int(row["direction"])) for offset in offsets}) > 1
 
     def _meets(self, number: int, name: int, lock: tuple[int, int, int, int]) -> bool:
-        """Whether anything writes the cells that an access reads."""
+        """True if anything writes the cells that an access reads."""
         first, last = self._cells(number, name, lock)
         return bool(((self._written[:, 0] <= last) & (first <= self._written[:, 1])).any())
 
@@ -162,7 +162,7 @@ class _Matters:
 
 
 def _alike(program: Program, accesses: Sequence[Accesses], loop: Loop, hbm_period_bytes: int) -> bool:
-    """Whether the iterations of a loop differ by one number that each reads, and by addresses that meet alike."""
+    """True if the iterations of a loop differ only by one number that each reads, and by addresses that meet alike."""
     registers, around, counts = address_registers(program), loop_tree(program).around, counting(program)
     reads = [number for number in loop.numbers if number in counts]
     inner = list(loops_of(loop.body))

@@ -70,7 +70,7 @@ class Stream:
 
     @property
     def in_one_bank(self) -> bool:
-        """Whether every burst goes to the same bank, and not all to the same row."""
+        """True if all bursts go to the same bank, but not all to the same row."""
         memory, values = memory_of(self.hbm), np.empty(5, np.int64)
         bank, row = place(self.numbers[0], memory, values)[1:]
         several = False

@@ -1,9 +1,8 @@
-"""What one DMA descriptor costs: its bursts simulated in full by `cycle.dram`, from one canonical state of the memory.
+"""The cost of one DMA descriptor: its bursts are simulated in full by `cycle.dram`, from one canonical state of the memory.
 
-The canonical state (every bank open on a foreign row, nothing else going on) and the mean over a period of the mapping make
-the cost a function of the descriptor's shape, its direction and its address modulo a burst, so a caller may look it up
-after the first time.
-docs/dram.md states what that leaves out, and measures it.
+The canonical state (every bank open on a foreign row, nothing else going on) and the mean over a period of the mapping make the
+cost a function of the descriptor's shape, its direction and its address modulo a burst, so a caller may look it up after the
+first time. docs/dram.md states what this leaves out, and measures it.
 """
 
 import math

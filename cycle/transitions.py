@@ -116,7 +116,7 @@ def note_gap(unit, phase, standing, cause):
 
 @njit(cache=True)
 def _of_loop(control, state, watch, stop, end):
-    """Whether all that is queued or in flight is of the stop's loop; results in flight are noted in the log."""
+    """True if every queued instruction, and every one whose result is in flight (noted from the log), is of the stop's loop."""
     first, end_of_loop = control.start[stop.level], control.stop[stop.level]
     for at in range(watch.plain, end):
         note = watch.note[at]

@@ -11,19 +11,19 @@ from dllm.families import GEMMA, GGUF, LLADA, LLADA2, NEMOTRON, QWEN, Family
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """What the keys of a family's config.json mean. Keys of a mapping inside it are written with a dot.
+    """The meaning of the keys in a family's config.json. Keys of a mapping inside it are written with a dot.
 
     Attributes:
         model_types: Values of `model_type` that choose the row.
         family: Names of its tensors.
         when: Keys, and the values of them that choose the row among those of a `model_type`.
-        keys: Field of ModelSpec by keys; the first that is there and not null gives it. Fields of its experts are written
-            with a dot, here and in the next two.
-        defaults: What the family's code takes for a field that no key gives.
+        keys: Keys of each field of ModelSpec; the first that is present and not null gives its value. Fields of its experts are
+            written with a dot, here and in the next two.
+        defaults: Values that the family's code takes for fields that no key gives.
         constants: Fields that are the same in the whole family.
-        decoding: How the family is decoded, unless a key says otherwise.
+        decoding: Decoding of the family, unless a key says otherwise.
         block_key: The key of the block length; empty: there is none.
-        only: Keys that are understood with these values (or lists of them) alone, beside null.
+        only: Keys that are understood only with these values (or lists of them), or with null.
         ignored: Keys that change nothing of what the model computes.
         derive: Fields that follow from several keys, of config.json and of generation_config.json; those of `decoding` are
             written with a dot. It raises KeyError of a key whose value contradicts another.
@@ -50,9 +50,9 @@ EVERYWHERE = _words("""
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path attention_dropout attn_implementation auto_map
     bos_token_id dtype initializer_range model_type pad_token_id torch_dtype transformers.js_config transformers_version
     use_cache""")
-"""How a checkpoint was made, stored or started: in any family."""
+"""Keys, in any family, about how a checkpoint was made, stored or started."""
 _OF_SLIDING = _words("max_window_layers sliding_window")
-"""What `use_sliding_window: false` makes meaningless."""
+"""Keys that `use_sliding_window: false` makes meaningless."""
 
 _HF_KEYS: Mapping[str, tuple[str, ...]] = {
     "layers": ("num_hidden_layers",), "hidden": ("hidden_size",), "heads": ("num_attention_heads",),
@@ -80,7 +80,7 @@ _MOE_KEYS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _OF_TRAINING = _words("""
     aux_loss_alpha norm_softmax output_dropout output_router_logits router_aux_loss_coef router_dtype seq_aux""")
-"""How a router was trained, and what dropout is called there."""
+"""Keys about the training of a router, and other names of dropout."""
 _OF_EDITING = _words("delete_token_id split_token_id")
 """Tokens by which LLaDA2.2's own loop edits a block; the network computes them like all others."""
 

@@ -143,7 +143,7 @@ class Synthetic(Mapping[str, np.ndarray]):
         return rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
 
     def identity(self, name: str) -> str:
-        """What the tensor is made from."""
+        """The facts that determine the tensor: NumPy's version, its name and its shape."""
         return f"{SYNTHETIC}{np.__version__}{name}{self.shapes[name]}"
 
     def __iter__(self) -> Iterator[str]:

@@ -10,14 +10,14 @@ from dllm.workload import Workload
 LOWEST = -float.fromhex("0x1.fep127")
 """The lowest finite BF16: the score of a key of padding, and an initial maximum."""
 HIDDEN = -(2.0**100)
-"""What the score of a key that a row does not see gets added; together with LOWEST still a finite BF16."""
+"""Added to the score of a key that a row does not see; the sum with LOWEST is still a finite BF16."""
 SMALLEST_SHARE = 2.0**-14
 """A channel's maximum counts as this share of its head's at least, so that a dead channel has a finite factor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What values depend on; `alpha` is the exponent of the smoothing factors."""
+    """The facts that constants depend on; `alpha` is the exponent of the smoothing factors."""
 
     model: ModelSpec
     workload: Workload

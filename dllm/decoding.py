@@ -314,7 +314,7 @@ class _Decoder:
         self.soft, self.likeliest = self.model.soft_tokens(softmax(logits)), best
 
     def noise(self, block: int, rows: int, number: int) -> np.ndarray | float:
-        """What is added to the logits of the first rows of a block, for the draw of that number in it."""
+        """Noise for the logits of the first `rows` rows of a block, for its draw number `number`; 0 at temperature 0."""
         temperature = self.workload.temperature
         if not temperature:
             return 0.0

@@ -8,7 +8,7 @@ from npu.errors import TripathError
 
 
 class Scoring(Enum):
-    """How a router's logits become the scores of experts."""
+    """The function from a router's logits to the scores of experts."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
@@ -84,5 +84,5 @@ class Experts:
 
     @property
     def scoring(self) -> Scoring:
-        """How logits become scores."""
+        """The function from logits to scores."""
         return Scoring(self.score)

@@ -24,12 +24,12 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 """Where some families keep the ids that end a text."""
 POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS left in the place of a large one (its specification, version 1)."""
+"""The first bytes of a file that Git LFS left in place of a large one (its specification, version 1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """What a config.json says of a model.
+    """A model as its config.json describes it.
 
     `values` are fields of ModelSpec (`decoding` and `rope_scaling` as mappings), `assumed` those that no key gives, `family` the
     names of its tensors, `ends` all ids that end a text, `keys` the first key of each field that a key may give.
@@ -45,7 +45,8 @@ class Described:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Stretch:
-    """How config.json writes a kind of `dllm.rotary.Scaling`: its fields by keys, defaults, and what else must stand there."""
+    """A kind of `dllm.rotary.Scaling` in config.json: the key of each field, defaults, and other keys with the values they must
+    have."""
 
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -211,7 +212,7 @@ def _read(file: Path, subject: str) -> dict[str, Any]:
 
 
 def _metadata(file: Path, subject: str) -> _Config:
-    """What a file of llama.cpp says of its model."""
+    """The metadata of a llama.cpp file as a configuration."""
     held = gguf_files.contents(file, subject)
     values = {key: value for key, value in held.values.items() if not key.startswith(IGNORED_GGUF)}
     kept = {key for keys in GGUF_ADAPTER.keys.values() for key in keys} | {"general.architecture"}

@@ -29,7 +29,7 @@ _CUTS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     ),
 }  # fmt: skip
-"""How text is cut into words before pieces are merged, by `tokenizer.ggml.pre`."""
+"""Pre-tokenizers, which cut text into words before pieces are merged, by `tokenizer.ggml.pre`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What a file says before its tensors: keys and values of its metadata, and where each tensor lies."""
+    """The contents of a file before its tensors' data: keys and values of its metadata, and the location of each tensor."""
 
     values: Mapping[str, Any]
     tensors: Mapping[str, Stored]
@@ -65,7 +65,7 @@ def find(place: Path, subject: str) -> Path | None:
 
 
 def contents(file: Path, subject: str) -> Contents:
-    """What a file says before its tensors; `subject` is the key of the configuration that an error names.
+    """The contents of a file before its tensors' data; `subject` is the key of the configuration that an error names.
 
     Raises:
         NotInstalledError: the package gguf is missing.

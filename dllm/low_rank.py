@@ -24,7 +24,7 @@ from npu.errors import TripathError
 SUBJECT = "model.adapter"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(?P<base>.+)\.lora_(?P<side>[AB])\.weight")
-"""How PEFT names a matrix of an adapter; the base is Hugging Face's name of the module."""
+"""PEFT's name of a matrix of an adapter; the base is Hugging Face's name of the module."""
 _ONLY: Mapping[str, Collection[object]] = {
     "peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,), "use_rslora": (False,),
     "modules_to_save": (None, ()), "rank_pattern": (None,), "alpha_pattern": (None,), "lora_bias": (False,),
@@ -34,7 +34,7 @@ _ONLY: Mapping[str, Collection[object]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """What is added to matrices, by our names: the thin matrices A [r, inputs] and B [outputs, r], and a factor."""
+    """Additions to matrices, by our names: the thin matrices A [r, inputs] and B [outputs, r], and one factor for all."""
 
     factors: Mapping[str, tuple[np.ndarray, np.ndarray]]
     scale: float

@@ -292,12 +292,12 @@ class ModelSpec:
 
     @property
     def scores_scale(self) -> float:
-        """What scores of attention are multiplied by."""
+        """The factor of attention scores."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     @property
     def gating(self) -> Activation:
-        """What a gated MLP does to its gate."""
+        """The activation that a gated MLP applies to its gate."""
         return Activation(self.activation)
 
     @property

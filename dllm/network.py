@@ -108,8 +108,8 @@ class Network:
         return self.cycles * once
 
     def parts(self) -> Iterator[Sequence[Operator]]:
-        """What a pass computes at a time: the stem and what conditions it, of each pattern what comes before and behind
-        attention, and the head."""
+        """The parts that a pass computes one after another: the stem, the conditioning, for each pattern the operators before and
+        those behind attention, and the head."""
         yield self.stem
         yield self.conditioning
         for group in self.groups:

@@ -12,7 +12,7 @@ from dllm.workload import Workload
 
 
 class Purpose(IntEnum):
-    """What numbers are for: the second word of their key."""
+    """The purpose of random numbers: the second word of their key."""
 
     SAMPLING = 0
     RANKING = 2

@@ -1,4 +1,4 @@
-"""What a generation is computed with: number formats, the blocks of the KV cache, and the smoothing of its channels."""
+"""The numerics of a generation: number formats, the blocks of the KV cache, and the smoothing of its channels."""
 
 from dataclasses import dataclass, field, replace
 
@@ -17,14 +17,14 @@ BLOCK_SIZES = (8, 16, 32)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Smoothing:
-    """What is done to the channels of K and V before they are rounded into the cache (docs/kv_quantisation.md).
+    """Smoothing of the channels of K and V before they are rounded into the cache (docs/kv_quantisation.md).
 
-    Programs carry out less than the reference path does: `reference_only`.
+    Programs support less than the reference path does: `reference_only`.
 
     Attributes:
-        scheme: baos: every channel is divided by s = (c / geomean(c))^alpha, c its largest absolute value over the tokens
-            at the block's first step, geomean over its head. frozen: s of block 0. static: s of a calibration set. oracle: s
-            anew at every step. hadamard: a rotation of the channels.
+        scheme: baos: every channel is divided by s = (c / geomean(c))^alpha, where c is its largest absolute value over the
+            tokens at the block's first step, and geomean is taken over its head. frozen: s of block 0. static: s of a calibration
+            set. oracle: s anew at every step. hadamard: a rotation of the channels.
         alpha: Exponent of s.
         power_of_two: Round s to a power of two.
         keys: Smooth K.
@@ -68,7 +68,7 @@ class Smoothing:
 
     @property
     def centres(self) -> bool:
-        """Whether means are subtracted of what is smoothed."""
+        """True if means are subtracted from the channels that are smoothed."""
         return self.centre and bool(self.sides)
 
 

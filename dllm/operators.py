@@ -19,7 +19,7 @@ from dllm.weights import Part, Role, Weight, gated_matrices, matrix, vector
 
 
 class Activation(Enum):
-    """What a gated MLP does to its gate."""
+    """The activation that a gated MLP applies to its gate."""
 
     SILU = "silu"
     """x sigmoid(x)."""
@@ -32,7 +32,7 @@ GELU_CUBIC, GELU_SLOPE = 0.044715, math.sqrt(2 / math.pi)
 
 
 class Trait(Enum):
-    """What an operator may do beside what every walker of it knows."""
+    """A trait of an operator that not every walker supports."""
 
     BLOCK_CAUSAL = "block-causal attention"
     CAUSAL = "causal attention"
@@ -49,7 +49,7 @@ ALL_TRAITS = frozenset(Trait)
 class _Operator:
     @property
     def traits(self) -> frozenset[Trait]:
-        """What it does beside what every walker knows."""
+        """Its traits, beyond what every walker supports."""
         return frozenset()
 
     @property
@@ -94,7 +94,7 @@ class Norm(_Operator):
 
 
 class Step(Enum):
-    """What is done to each channel by itself."""
+    """An operation on each channel by itself."""
 
     SCALE = "scale"
     """Times a learned factor."""
@@ -169,7 +169,7 @@ class HeadNorm(_Operator):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        """Whether V is K."""
+        """SHARED_KV if V is K."""
         return frozenset({Trait.SHARED_KV}) if self.shared else frozenset()
 
     @property
@@ -193,7 +193,7 @@ class Rope(_Operator):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        """Whether some channels stay."""
+        """PARTIAL_ROTARY if some channels of a head do not turn."""
         return frozenset({Trait.PARTIAL_ROTARY}) if self.rotary_dim != self.head_dim else frozenset()
 
     @property
@@ -249,7 +249,7 @@ class Attention(_Operator, Heads):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        """What mask and window ask for."""
+        """The traits of its mask and its window."""
         windows = frozenset() if self.window is None else frozenset({Trait.WINDOW})
         match self.mask:
             case Mask.FULL:
@@ -374,7 +374,7 @@ class LmHead(_Operator):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        """Whether W is another operator's."""
+        """TIED if W is the table of the embedding."""
         return frozenset({Trait.TIED}) if self.tied else frozenset()
 
     @property

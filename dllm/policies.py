@@ -164,7 +164,7 @@ class CommitPolicy:
 
     @property
     def is_scheduled(self) -> bool:
-        """How many it takes is known before it runs."""
+        """The number of tokens that it takes is known before it runs."""
         return self.takes == (Take.QUOTA,)
 
 
@@ -179,7 +179,7 @@ COMMIT_POLICIES = {
 
 
 class Diffusion(Enum):
-    """What the positions of a block hold that no step has decided."""
+    """The content of those positions of a block that no step has decided."""
 
     ABSORBING = "absorbing"
     """The mask. A token that a step commits stays."""
@@ -189,7 +189,7 @@ class Diffusion(Enum):
 
 
 class Score(Enum):
-    """What positions are ranked by."""
+    """The score by which positions are ranked."""
 
     MASKGIT_PLUS = "maskgit_plus"
     TOPK_MARGIN = "topk_margin"
@@ -198,7 +198,7 @@ class Score(Enum):
 
 
 class Smoother(Enum):
-    """What is done to the channels of K and V before they are rounded into the cache."""
+    """The treatment of the channels of K and V before they are rounded into the cache."""
 
     PLAIN = "plain"
     BAOS = "baos"
@@ -230,7 +230,7 @@ class Smoother(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How a model is decoded where the workload does not say; each field stands for the workload's of that name.
+    """A model's decoding where the workload does not state it; each field stands for the workload's field of that name.
 
     Attributes:
         generation_length: Tokens that are generated.
@@ -241,10 +241,10 @@ class Decoding:
         threshold: The confidence from which `commit=threshold` commits.
         sub_block_length: Positions of a block that are filled together; null: all.
         sub_block_cache: Later steps forward these alone.
-        diffusion: What undecided positions hold.
+        diffusion: Content of undecided positions.
         entropy_bound: That of `commit=entropy_bound`.
         temperature: The temperature of draws, at the first step of a block.
-        last_temperature: What it falls towards over the steps of a block; null: it stays.
+        last_temperature: The temperature that it falls towards over the steps of a block; null: it stays.
         stop_entropy: The mean entropy below which a block of `diffusion=uniform` may end early; null: it takes all steps.
         default_prompt: Text to go on from where no prompt is given; null: one must be.
     """
@@ -272,4 +272,4 @@ ON_MACHINE = frozenset({
     Take.BEST, Take.SURE, Take.QUOTA, Take.EVERY, Take.WITHIN_BOUND, Score.MASKGIT_PLUS, Score.RANDOM, Smoother.PLAIN,
     Smoother.BAOS, Smoother.FROZEN, Smoother.STATIC, Smoother.HADAMARD,
 })  # fmt: skip
-"""What programs carry out; the rest runs on the reference path alone."""
+"""Values that programs support; the rest runs on the reference path alone."""

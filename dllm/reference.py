@@ -105,7 +105,7 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 ACTIVATIONS: Mapping[Activation, Callable[[np.ndarray], np.ndarray]] = {
     Activation.SILU: silu, Activation.GELU_TANH: gelu_tanh,
 }  # fmt: skip
-"""What a gated MLP does to its gate."""
+"""Activations of gated MLPs."""
 
 
 def _embed(op: Embedding, s: Stream) -> None:
@@ -280,7 +280,7 @@ COMPUTE: Mapping[type[Operator], Callable[[Any, Stream], None]] = {
     Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual,
     SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
-"""What each operator does."""
+"""The function of each operator."""
 
 
 def _named(operators: Sequence[Operator], layer: int | None = None) -> tuple[Sequence[Operator], dict[str, str]]:

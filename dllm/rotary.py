@@ -10,15 +10,16 @@ from npu.errors import TripathError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scaling:
-    """How the angles of a rotary embedding are stretched beyond the context that a model was first trained on.
+    """The scaling of rotary angles beyond the context that a model was first trained on.
 
     Attributes:
-        kind: linear: every angle by 1 / `factor`. llama3: long waves so, short ones not, between them a line over the waves that
-            a pair of channels has in the context. yarn: the same, the line over the number of the pair.
-        factor: The context grows by so much.
+        kind: linear: every angle is divided by `factor`. llama3: angles of long waves are divided, those of short waves stay; in
+            between, the share is linear in the number of waves that a pair of channels has in the context. yarn: the same, but
+            linear in the number of the pair.
+        factor: The context grows by this factor.
         original_context: Tokens of the context before.
-        low: A pair of at most so many waves in that context is wholly stretched (llama3: low_freq_factor, yarn: beta_slow).
-        high: A pair of at least so many is not stretched (llama3: high_freq_factor, yarn: beta_fast).
+        low: A pair with at most this many waves in that context is stretched in full (llama3: low_freq_factor, yarn: beta_slow).
+        high: A pair with at least this many waves is not stretched (llama3: high_freq_factor, yarn: beta_fast).
     """
 
     kind: str = field(metadata=one_of(("linear", "llama3", "yarn")))

@@ -1,4 +1,4 @@
-"""What weights an operator has: the tensors that the machine keeps, made of parts of a checkpoint, and where each is used."""
+"""The weights of operators: the tensors that the machine keeps, made of parts of a checkpoint, and where each is used."""
 
 from dataclasses import dataclass
 from enum import Enum

@@ -1,4 +1,4 @@
-"""What is generated: the canvas, its blocks, and the decoding policies."""
+"""The workload of a generation: the canvas, its blocks, and the decoding policies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields

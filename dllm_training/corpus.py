@@ -50,7 +50,7 @@ class Problem:
 
     @property
     def held_out(self) -> bool:
-        """Whether the problem belongs to the test set; a function of its text alone."""
+        """True if the problem belongs to the test set; a function of its prompt alone."""
         return zlib.crc32(self.prompt.encode()) % 10_000 < HELD_OUT_SHARE * 10_000
 
 

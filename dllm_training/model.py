@@ -144,7 +144,7 @@ def _attention(op: Attention, f: Flow) -> None:
 ACTIVATIONS: Mapping[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.SILU: functional.silu, Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
 }  # fmt: skip
-"""What a gated MLP does to its gate."""
+"""Activations of gated MLPs."""
 
 
 def _gated(h: torch.Tensor, modules: Mapping[str, nn.Module], activation: Activation) -> torch.Tensor:
@@ -280,7 +280,7 @@ COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual,
     SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
-"""What each operator does in training."""
+"""The function of each operator in training."""
 
 
 def _gated_modules(width: int, inner: int) -> Iterator[tuple[str, nn.Module]]:

@@ -107,7 +107,7 @@ class Phases:
 
 
 def is_there(device: str) -> bool:
-    """Whether torch has the device."""
+    """True unless the device is CUDA and torch has none."""
     return not device.startswith("cuda") or torch.cuda.is_available()
 
 
@@ -133,6 +133,6 @@ def timed(call: Call, device: str, repeats: int) -> list[float]:
 
 
 def name_of(device: str) -> str:
-    """What is measured, for the column `source`."""
+    """The measured software and device, for the column `source`."""
     what = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
     return f"torch {torch.__version__} eager, {what}"

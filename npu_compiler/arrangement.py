@@ -22,7 +22,7 @@ class Schedule(StrEnum):
 
 
 class Residency(StrEnum):
-    """What stays while the other passes."""
+    """The data that stay on chip while the others pass."""
 
     ROWS = "rows"
     TRAFFIC = "traffic"

@@ -64,7 +64,7 @@ def move_keys(c: Context, chunk: Chunk, mnemonic: str, tensor: str, buffer: str,
 
 
 def tile_of(c: Context, side: str) -> CacheTile:
-    """How tiles of `side` lie in Matrix SRAM."""
+    """The layout of tiles of `side` in Matrix SRAM."""
     return cache_tile(c.geometry, c.numerics, c.tiling, side)
 
 

@@ -47,7 +47,7 @@ class Flow:
 
     @property
     def rows(self) -> Local:
-        """What products and the lanes go through."""
+        """The rows that products and the lanes process."""
         return self.some or self.chunk
 
     def tensor(self, weight: str) -> str:

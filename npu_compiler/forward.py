@@ -141,7 +141,7 @@ def _read_cache(c: Context, attention: Attention, operators: Sequence[Operator],
 
 
 def _load_mask(c: Context, chunk: Chunk) -> None:
-    """What is added to the scores of each sequence's keys."""
+    """Load the mask that is added to the scores of each sequence's keys."""
     mask = c.tensor("mask")
     with c.e.loop(chunk.sequences) as sequence:
         step = [*chunk.batch_steps(mask.row_bytes), (sequence, mask.row_bytes)]
@@ -158,7 +158,7 @@ def _hide_later_keys(c: Context, chunk: Chunk, edge: Steps) -> None:
 
 
 def _load_part(c: Context, part: Part, flow: Flow) -> None:
-    """What the operators of a part need beside the residual stream, and the results of the projection before them."""
+    """Load what the operators of a part need beside the residual stream, and the results of the projection before them."""
     operators = [each for each, _ in part.operators]
     if part.behind is None:
         load(operators, c, flow)

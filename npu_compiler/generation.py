@@ -84,7 +84,7 @@ def compile_program(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """What each pass made: sizes, the tree of stages, addresses, semaphores, and the program."""
+    """The results of all passes: sizes, the tree of stages, addresses, semaphores, and the program."""
 
     tiling: Tiling
     tree: Tree

@@ -120,8 +120,8 @@ def hbm_map(
 def _staying(
     model: ModelSpec, numerics: Numerics, rows: tuple[int, int]
 ) -> list[tuple[str, tuple[int, ...], str, int, bool]]:
-    """What passes projections whose weights stay: the activations of all rows in the format of the array, those between the two
-    projections of an FFN, and results."""
+    """Tensors of the rows that pass projections whose weights stay: the activations of all rows in the format of the array, those
+    between the two projections of an FFN, and results."""
     widest, size = max(model.hidden, *(each.query_width for each in model.geometries)), numerics.block_size
     results = max(model.hidden, *(each.qkv_width for each in model.geometries))
     return [

@@ -93,7 +93,7 @@ LOAD: Mapping[type[Operator], Callable[[Any, Context, Flow], None]] = {
     Norm: _load_norm, Linear: _load_bias, HeadNorm: _load_head_norm, Rope: _load_angles,
     Moe: _load_router, Residual: _load_layer_scale, SelfConditioning: _load_soft,
 }  # fmt: skip
-"""What operators load beside their input; the others load nothing, or as they go."""
+"""Loads of operators beside their input; the others load nothing, or as they go."""
 
 
 def _embed(op: Embedding, c: Context, flow: Flow) -> None:

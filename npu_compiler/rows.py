@@ -77,8 +77,7 @@ def block_loops(
 
 @contextmanager
 def _unless_ended(e: Tree, goes_on: Place | None) -> Iterator[None]:
-    """What is emitted inside is passed by where the integer at `goes_on` is zero: a loop that is left at its begin, or after one
-    trip."""
+    """Skip the code emitted inside if the integer at `goes_on` is zero: a loop that is left at its start, or after one trip."""
     if goes_on is None:
         yield
         return

@@ -352,7 +352,7 @@ def every(c: Context, row: Mapping[str, Place], length: int) -> None:
 
 
 def by_policy(step: Level, first_step: int) -> Choose:
-    """What the commit policy takes at a step."""
+    """The choice of positions by the commit policy at a step."""
 
     def take(c: Context, row: Mapping[str, Place], length: int, taken: Take, target: Place) -> None:
         masked = {"a": row["confidence"], "mask": row["masked"], "n": length}

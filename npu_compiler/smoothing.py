@@ -23,7 +23,7 @@ from npu_compiler.tiling import CONTRACTED, smoothing_widths
 
 
 def clear_channels(c: Context) -> None:
-    """What the first phase gathers of the channels of all sequences := 0."""
+    """Clear the maxima or sums of channels that the first phase gathers, for all sequences."""
     _clear(c, "channel_mean" if c.centres else "channel_max")
 
 

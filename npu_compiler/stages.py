@@ -159,7 +159,7 @@ class Loop:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Stage:
-    """What one unit does at a time."""
+    """A piece of work of one unit."""
 
     name: str
     phase: str
@@ -258,7 +258,7 @@ class Tree:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What is emitted inside is one stage; one without an instruction is none."""
+        """Make one stage of what is emitted inside; without an instruction there is none."""
         assert self._stage is None, f"stage {name} inside of {self._stage}"
         self._stage = Stage(name=name, phase=self._phase)
         self._open.append(self._stage.body)
@@ -318,7 +318,7 @@ class Tree:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What is emitted inside belongs to the phase `name`."""
+        """Assign what is emitted inside to the phase `name`."""
         before, self._phase = self._phase, name
         yield
         self._phase = before

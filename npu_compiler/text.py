@@ -1,4 +1,4 @@
-"""What each pass made, as text that a person can read: sizes, buffers with their lifetimes and addresses, stages with tokens."""
+"""The results of each pass as readable text: sizes, buffers with their lifetimes and addresses, stages with tokens."""
 
 from collections.abc import Iterator, Sequence
 from typing import assert_never

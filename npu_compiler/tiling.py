@@ -83,7 +83,7 @@ CONTRACTED = {"keys": "channels", "values": "tokens"}
 
 
 def cache_tile(geometry: Geometry, numerics: Numerics, tiling: Tiling, side: str) -> CacheTile:
-    """How a tile of `side` (keys, values) lies in Matrix SRAM."""
+    """The layout of a tile of `side` (keys, values) in Matrix SRAM."""
     columns, length, block = (
         (tiling.key_tile, geometry.head_dim, numerics.block_size)
         if side == "keys"

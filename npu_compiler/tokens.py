@@ -42,15 +42,15 @@ class Tokens:
                 self._signals[id(node), semaphore.giver].append(semaphore.number)
 
     def waits(self, node: Node, unit: str) -> list[int]:
-        """What `unit` waits for before a node."""
+        """Semaphores that `unit` waits for before a node."""
         return self._waits.get((id(node), unit), [])
 
     def signals(self, node: Node, unit: str) -> list[int]:
-        """What `unit` signals behind a node."""
+        """Semaphores that `unit` signals behind a node."""
         return self._signals.get((id(node), unit), [])
 
     def initial(self, unit: str) -> list[int]:
-        """What `unit` signals before the program starts, a semaphore once for each of its tokens."""
+        """Semaphores that `unit` signals before the program starts, each once for each of its tokens."""
         return [s.number for s in self.semaphores if s.giver == unit for _ in range(s.initial)]
 
 
@@ -179,7 +179,7 @@ class _Placer:
     inside: dict[int, int] = field(default_factory=dict)
     """The body in which a loop stands."""
     leaves: dict[int, Summary] = field(default_factory=dict)
-    """What is no loop, by identity."""
+    """Summaries of all nodes but loops, by the node's identity."""
     meeting: dict[tuple[int, int], bool] = field(default_factory=dict)
     """Pairs of resources, by identity, that have bytes in common."""
 
@@ -324,7 +324,7 @@ def _of_front_end(touched: Iterable[tuple[Resource, bool, frozenset[int]]]) -> S
 
 
 def _leaves(body: Sequence[Node], besides: int = 0) -> Iterator[Leaf]:
-    """What a tree consists of but for loops, and but for what is in the loop of an identity."""
+    """The nodes of a tree that are no loops, in order, without those in the loop whose identity is `besides`."""
     for node in _children(body):
         if not isinstance(node, Loop):
             yield node
@@ -352,7 +352,8 @@ def _name(edge: Edge) -> str:
 
 
 def _touched(ops: Iterable[Op]) -> Iterator[tuple[Resource, bool, frozenset[int]]]:
-    """What instructions read and write, and with which loops it moves; tensors that no program writes do not matter."""
+    """Resources that instructions touch: the resource, whether it is written, and the levels of the loops that move the address.
+    Tensors that no program writes are left out."""
     for op in ops:
         for written in (False, True):
             for at in op.touched(written=written):

@@ -86,7 +86,7 @@ def _smallest(keys: np.ndarray, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _shares(load: str, experts: int) -> tuple[int, ...]:
-    """How much each expert is asked for, in whole numbers.
+    """Relative demand for each expert, in whole numbers.
 
     Raises:
         TripathError: the file cannot be read, or does not fit the model.

@@ -1,4 +1,4 @@
-"""What the study measures of a configuration: against the unquantised model on the same canvases, and of its own cache."""
+"""Metrics of a configuration in the study: against the unquantised model on the same canvases, and of its own cache."""
 
 import math
 from collections import defaultdict

@@ -162,7 +162,7 @@ class StudyModel:
         return self.rounded(acts @ self.weights[weight].T, product=True)
 
     def activate(self, gate: Tensor, activation: Activation) -> Tensor:
-        """What a gated MLP does to its gate, operation by operation."""
+        """Apply the activation of a gated MLP to its gate, operation by operation."""
         match activation:
             case Activation.SILU:
                 sigmoid = self.rounded(1 / self.lanes(1 + self.rounded((-gate).exp())))
@@ -251,7 +251,7 @@ class StudyModel:
                 raise AssertionError("refused with the model's traits")
 
     def _load(self, loaded: dict[str, Tensor], side: str, kept: Side, changed: slice, batch: Batch) -> None:
-        """What the array sees of the rows that changed: as stored, or rotated on load where keys lie before RoPE."""
+        """Load the changed rows for the array: as stored, or rotated on load where keys are cached before RoPE."""
         if side == "values" or not self.numerics.smoothing.pre_rope:
             loaded[side] = kept.stored
             return
@@ -477,7 +477,7 @@ COMPUTE: Mapping[type[Operator], Callable[[Any, Flow], None]] = {
     Attention: _attention, GatedMlp: _gated_mlp, Moe: _moe, Sum: _sum, Residual: _residual,
     SelfConditioning: _self_conditioning, LmHead: _lm_head,
 }  # fmt: skip
-"""What each operator does in the formats of a program."""
+"""Functions that compute each operator in the formats of a program."""
 
 
 def _exact_attention(q_BhRD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, visible_BRT: Tensor) -> Tensor:

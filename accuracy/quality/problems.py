@@ -74,9 +74,9 @@ def score(
     model: StudyModel, problems: Sequence[Problem], workload: Workload, *, batch_size: int = 64,
     comparison: Comparison | None = None,
 ) -> tuple[list[bool], torch.Tensor]:  # fmt: skip
-    """Whether each problem is solved, and the denoising steps of each block ([problems, blocks]).
+    """Decode and judge the problems: for each, True if it is solved; and the denoising steps of each block ([problems, blocks]).
 
-    `comparison` is entered step by step.
+    `comparison` observes every step.
     """
     pattern, right = answer_pattern(workload.answer), [False] * len(problems)
     assert model.spec.checkpoint is not None

@@ -41,7 +41,7 @@ class Reuse:
         return None
 
     def result(self, layer: int, result: Tensor) -> Tensor:
-        """What attention or the MLP of a layer adds to the residual stream [B, T, width]; rows that are not due add it again."""
+        """The result [B, T, width] that a layer's attention or MLP adds to the stream; rows that are not due reuse their last."""
         del layer
         return result
 

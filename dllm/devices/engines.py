@@ -1,4 +1,4 @@
-"""How software drives a GPU: what a launch costs the host, what is fused, and for which rows it makes logits."""
+"""The software that drives a GPU: the host's cost of a launch, the passes that are fused, and the rows that get logits."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING

@@ -205,7 +205,7 @@ TORCH_OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]]
     SelfConditioning: _self_conditioning,
     LmHead: _lm_head,
 }  # fmt: skip
-"""What eager PyTorch launches for each operator."""
+"""The launches of eager PyTorch for each operator."""
 OPERATORS_OF: Mapping[str, Mapping[type[Operator], Any]] = {"torch": TORCH_OPERATORS, "numpy": numpy_graph.OPERATORS}
 """By software."""
 

@@ -1,12 +1,12 @@
-"""What dllm/reference.py does, call by call: products by BLAS, contractions by einsum, passes over arrays, in FP32.
+"""The calls of dllm/reference.py: products by BLAS, contractions by einsum, and passes over arrays, in FP32.
 
-Engines: `gemm` (FLOP/s); `pack`, `repack` (bytes of weights a second that BLAS copies into its own layout before a product, in
-its first pass over the rows and in later ones); `scores`, `mix` (FLOP/s of the contractions of attention); `exp`, `sum`, `max`,
-`argmax` (elements/s); `pass` (bytes/s of an elementwise call); `broadcast_row` (rows/s that meet a broadcast operand, over the
-bytes of a row). Those that end in `_seconds` are the cost of one thing more: a call of a reduction or with a broadcast operand
-beyond that of an elementwise one (`mean` beyond a reduction), a `split`, a call whose code and data are `cold`, a row that is
-reduced or `joined`, an element that `where` chooses. einsum leaves the scores interleaved, [rows, keys, heads] in memory: a
-reduction over keys then runs in rows of `heads` elements.
+Engines: `gemm` (FLOP/s); `pack`, `repack` (bytes/s of weights that BLAS copies into its own layout before a product, in its first
+pass over the rows and in later ones); `scores`, `mix` (FLOP/s of the contractions of attention); `exp`, `sum`, `max`, `argmax`
+(elements/s); `pass` (bytes/s of an elementwise call); `broadcast_row` (rows/s that meet a broadcast operand, by the bytes of a
+row). Engines that end in `_seconds` are the cost of one more item: a call of a reduction or with a broadcast operand, beyond that
+of an elementwise call (`mean` beyond a reduction); a `split`; a call whose code and data are `cold`; a row that is reduced or
+`joined`; an element that `where` chooses. einsum leaves the scores interleaved, [rows, keys, heads] in memory, so a reduction
+over keys runs in rows of `heads` elements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -245,7 +245,7 @@ OPERATORS: Mapping[type[Operator], Callable[[Any, Pass], list[Operation]]] = {
     SelfConditioning: _self_conditioning,
     LmHead: _lm_head,
 }  # fmt: skip
-"""What the reference model calls for each operator."""
+"""The calls of the reference model for each operator."""
 
 
 def _calls(operators: Sequence[Operator], p: Pass) -> list[Operation]:

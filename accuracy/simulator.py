@@ -130,9 +130,9 @@ def simulate(
     """Execute `program` on the model's checkpoint and compare it with the reference.
 
     Args:
-        program: What is executed.
+        program: The program to execute.
         model: Names the checkpoint.
-        workload: What it was compiled for.
+        workload: The workload it was compiled for.
         prompts: Token ids, one list per sequence.
         progress: Is called after each step, with the steps done and those scheduled at most.
         keep_quantised: Quantise the weights of a model beyond 6 GiB once, and keep them below the user's cache folder.

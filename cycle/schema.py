@@ -37,8 +37,8 @@ class Field:
 
     Attributes:
         name: Its name.
-        kind: How it counts while its element is in use.
-        spare: How it counts while its element is not in use.
+        kind: Role while its element is in use.
+        spare: Role while its element is not in use.
         lead: A time is past, nothing can notice it, so many cycles after it.
         shape: Of an array.
         ring: It is a RING.

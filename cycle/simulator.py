@@ -39,7 +39,7 @@ def simulate(
     """Replay `program` on `hardware` with the loop exits of `trace`; first prove that it has no race, if asked to.
 
     Args:
-        program: What is replayed, compiled for these widths.
+        program: The program to replay, compiled for these widths.
         hardware: The facts of the machine.
         trace: Where loops were left.
         race_check: Prove first that semaphores order every access (docs/timing.md).

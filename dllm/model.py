@@ -101,9 +101,9 @@ class ModelSpec:
         ffn: Width of the gated MLP of a layer without experts in elements, a multiple of 32.
         vocab: Rows of the embedding and of the LM head.
         rope_theta: Base of RoPE's wavelengths.
-        rope_scaling: How its angles are stretched beyond the first context (a mapping of `dllm.rotary.Scaling`); null: not.
+        rope_scaling: Stretch of its angles beyond the first context (a mapping of `dllm.rotary.Scaling`); null: none.
         rotary_dim: Channels of a head that RoPE turns, the first ones; null: all.
-        rms_eps: What RMSNorm adds to the mean square.
+        rms_eps: Number that RMSNorm adds to the mean square.
         mask_id: Token id of the mask.
         eos_id: Token id of the end of a text.
         other_eos_ids: Further ids that end one.
@@ -111,14 +111,14 @@ class ModelSpec:
         qkv_bias: Q, K and V have biases.
         qk_norm: Each head of Q and of K has an RMS norm before RoPE.
         v_norm: Each head of V has an RMS norm without factors.
-        post_norms: What attention and the MLP return has an RMS norm before it is added to the residual stream.
+        post_norms: Results of attention and of the MLP pass an RMS norm before they are added to the residual stream.
         layer_scales: The residual stream is multiplied by a learned number at the end of each layer.
         clean_layer_scales: Passes over finished tokens, a prompt or a block, have numbers of their own for it.
         self_conditioning: Width of the MLP that adds to each token of a block the embedding that the step before expects there
             (`dllm.operators.SelfConditioning`); null: there is none.
-        activation: What a gated MLP does to its gate: silu, or gelu_tanh.
-        attention_scale: What scores are multiplied by; null: 1 / sqrt(head_dim).
-        embedding_scale: What embeddings are multiplied by.
+        activation: Activation of the gate of an MLP: silu, or gelu_tanh.
+        attention_scale: Factor of the scores of attention; null: 1 / sqrt(head_dim).
+        embedding_scale: Factor of the embeddings.
         logit_softcap: Logits become c tanh(logits / c); null: they stay.
         window: A row attends to keys fewer places before it (docs/models.md); null: to any.
         full_layers: Layers that attend to all keys, with heads of their own (a mapping of `dllm.model.FullLayers`); null: none.
@@ -127,7 +127,7 @@ class ModelSpec:
         seeded_blocks: The first token of a block is what the clean forward of the token before it says comes next.
         tied_embeddings: The LM head is the embedding.
         experts: Experts in place of the gated MLP (a mapping of `dllm.experts.Experts`); null: none.
-        decoding: How the model is decoded where the workload does not say.
+        decoding: Settings of decoding for what the workload leaves out.
         checkpoint: A folder with `config.json`, safetensors and `tokenizer.json`; `synthetic`: random weights of the true
             shapes; null: only the shape is known, and the accuracy path has no weights.
         adapter: A folder with a low-rank adapter as PEFT writes it, added to the checkpoint's matrices; null: none.

@@ -88,8 +88,8 @@ class Numerics:
         v_axis: Along what the blocks of V run. auto: along tokens, or along channels where the tokens that a step writes take no
             whole bytes (one token of 4 or 6 bits an element).
         block_size: Elements that share a scale; along tokens never more than a block of the generation.
-        confidences: What probabilities are computed in; bf16 is the machine's way.
-        smoothing: What is done to the channels of K and V first.
+        confidences: Precision in which probabilities are computed; the machine's is bf16.
+        smoothing: Treatment of the channels of K and V before they are stored.
     """
 
     weights: str = field(metadata=one_of(FORMATS))

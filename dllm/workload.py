@@ -77,7 +77,7 @@ class Workload:
         block_length: Tokens that are denoised together.
         steps: Denoising steps over the whole generation, a multiple of the number of blocks.
         batch: Sequences; null: as many as `prompts_file` has lines, else 1. One prompt is repeated.
-        cache: What a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual, append);
+        cache: Rows that a refine step recomputes: all (none), from the block to the end (prefix), the block alone (dual, append);
             the block and its neighbours (vicinity); append: each block attends to the blocks before it, whose K and V are final,
             and to itself. dkv: masks and the rows committed last. dllm_cache: the rows whose V changed most. sparse: the block,
             which sees half of the other keys.
@@ -97,14 +97,14 @@ class Workload:
         factor: That of `commit=factor`.
         entropy_bound: That of `commit=entropy_bound`, in nats of softmax without temperature (SGLang 0.15), or under
             `diffusion=uniform` with it (DiffusionGemma 0.1).
-        diffusion: What positions hold that no step has decided. absorbing: the mask, which a committed token replaces for good.
+        diffusion: Content of positions that no step has decided. absorbing: the mask, which a committed token replaces for good.
             uniform: random tokens; each step draws a token for every position, accepts those that `commit=entropy_bound` takes,
             and draws the rest anew from the whole vocabulary. What the last step says is likeliest is the output
             (DiffusionGemma).
-        expert_load: How rows choose experts where no data say: uniform, zipf (the n-th expert in proportion to 1 / n), or a file
+        expert_load: Choice of experts where no data say: uniform, zipf (the n-th expert in proportion to 1 / n), or a file
             with a number for each expert, a list in JSON.
         expert_seed: Of the rows' choices under `expert_load`.
-        score: What positions are ranked by: the probability of their token (maskgit_plus), the lead of the largest one
+        score: Ranking of positions: the probability of their token (maskgit_plus), the lead of the largest one
             (topk_margin), the negative entropy (entropy), a random number between 0 and 1 (random: LLaDA's random re-masking).
         temperature: Tokens are drawn from the softmax of the logits over it, by Gumbel noise; 0: the largest logit. Confidences
             are of the softmax without it, as LLaDA has them; under `diffusion=uniform` logits are divided by it before all else.

@@ -1,5 +1,6 @@
 """The pages say what is: what is generated is fresh, links lead somewhere, commands run, the public API is the one listed."""
 
+import ast
 import importlib
 import inspect
 import itertools
@@ -7,6 +8,7 @@ import json
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,20 @@ def test_the_public_api_is_the_one_that_the_page_lists():
             [member for key, member in vars(value).items() if not key.startswith("_")] if inspect.isclass(value) else []
         )
         assert all(inspect.getdoc(each) for each in members if callable(each) or isinstance(each, property)), name
+
+
+def test_a_docstring_says_what_a_thing_is():
+    """A question word at its begin makes a sentence that ends nowhere."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["root_packages"]
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    files = [file for package in [*packages, "benchmarks", "examples"] for file in (ROOT / package).rglob("*.py")]
+    nodes = [
+        (file, node) for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, kinds)
+    ]
+    texts = [(file, text) for file, node in nodes if (text := ast.get_docstring(node))]
+    asking = [f"{file}: {text}" for file, text in texts if text.split()[0] in {"What", "Whether", "How"}]
+    assert texts
+    assert not asking
 
 
 def commands(page):

@@ -60,7 +60,7 @@ class StudyModel:
     """Weights in their format, and the forward pass.
 
     Attributes:
-        lanes: What the vector unit rounds to between operations.
+        lanes: Format to which the vector unit rounds between operations.
         noise: Perturbs FP32 results before they are rounded (whether they are sums of products, or exp, 1/x, 1/sqrt(x) and
             what these multiply): tests bound with it what other orders of sums and other tables may do.
     """

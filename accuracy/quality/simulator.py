@@ -41,7 +41,7 @@ def simulate(
         problems: Held-out problems that are solved, the first ones.
         compared: Of these, so many at most are compared step by step with the FP32 model on the same canvases.
         planted: Gain of K outliers that leave the function as it is; 1: none.
-        ranking: What the FP32 model's confidences are computed in: bf16, fp32 or fp64; null: `numerics.confidences`, whose
+        ranking: Precision of the FP32 model's confidences: bf16, fp32 or fp64; null: `numerics.confidences`, whose
             ties would else hide what a cache does to committed sets.
 
     Raises:

@@ -40,9 +40,9 @@ class Device:
     """Hardware that runs the model with someone's software.
 
     Attributes:
-        name: What reports and `validation.devices` call it.
+        name: Name in reports and in `validation.devices`.
         software: PyTorch on a GPU (torch), or NumPy on a CPU (numpy).
-        engine: How that drives a GPU: eager, in CUDA graphs, or as a serving engine does.
+        engine: Execution of its kernels on a GPU: eager, in CUDA graphs, or as a serving engine does.
         numbers: Each with `value`, `provenance` (docs/energy.md) and `source`; the unit ends its name.
         sampling_format: That of the probabilities; LLaDA's code has fp64.
         temperature: Above 0, sampling adds Gumbel noise in FP64, as LLaDA's code does. 0: that of the workload.

@@ -73,12 +73,12 @@ class Path:
     """A path: what it needs and gives, how it runs, what a reader sees of it.
 
     Attributes:
-        name: What `paths` and metrics call it.
+        name: Name in `paths` and in metrics.
         module: Where it lives; its results are kept under the sources of that module.
         needs: Facts that it is handed, or that others must give.
         gives: Facts that others may need, and by which the checks choose it.
         run: Called with the facts that it needs by name, and with its options; None: `simulate` of the module.
-        content: What else decides its results; they are kept under it.
+        content: Everything else that its results depend on; they are kept under it.
         cost: Metric by which jobs of a sweep are ordered; empty: by none of this path.
         headline: Metrics that the table of a sweep shows.
         style: Marker and line in pictures.

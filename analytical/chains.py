@@ -29,6 +29,8 @@ INTERLOCKED = QUEUED_UNITS.index("vector")
 COMPUTE = tuple(QUEUED_UNITS.index(name) for name in ("matrix", "vector"))
 """Queues whose places are given back as instructions start."""
 
+VARYING = 0
+"""Trip count of a nest that has another one at each entry."""
 MOST_PLACES = 64
 """Iterations that are tried: enough for strides that are multiples of 32 in rows of 2,048 lanes."""
 
@@ -44,13 +46,16 @@ its number, or a run: nodes of one unit that follow each other, behind the instr
 touches of a node, which are accesses to on-chip memories: `memory`, `write`, addresses `first` to `last` (exclusive), and the
 stride of each loop level."""
 
-Values = namedtuple("Values", "occupied paced ideal tail least first front count taken flight port_from port_until")
+Values = namedtuple(
+    "Values", "occupied period paced ideal tail least first entry front count taken flight port_from port_until"
+)
 """float64 [nodes]: `occupied` cycles from the first issue until the unit is free, `paced` from when the first is there, where the
 front end begins with the node; `ideal` with memory at its peak and nothing to wait for; `tail` from then to the last result, of
-which `least` is the last instruction's own; `first` until the first result; `front` end cycles to issue all; `count` of
-instructions; `taken` from the first issue until that of the instruction whose place in the queue the last one takes; `flight`:
-for how long its descriptors are in flight, added up; `port_from`, `port_until`: when it first takes the write-out port and when
-it last gives it back, inf and -inf of what never has it."""
+which `least` is the last instruction's own; `first` until the first result; `front` end cycles to issue all, once `entry` is
+over; `count` of instructions; `taken` from the first issue until that of the instruction whose place in the queue the last one
+takes; `flight`: for how long its descriptors are in flight, added up; `port_from`, `port_until`: when it first takes the
+write-out port and when it last gives it back, inf and -inf of what never has it. A loop whose trip count varies has the values of
+one iteration, and `period` cycles to the next."""
 
 
 Runs = dict[int, tuple[int, int, int]]
@@ -67,6 +72,7 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
     rows: list[list[int]] = []
     parts: list[int] = []
     runs: Runs = {}
+    varying = _varying(loop_tree(program).body, units)
 
     def add(node: int, body: Sequence[int | Loop], place: Sequence[int], unit: int) -> None:
         """A nest, behind those that it consists of; `place` is level, trips, head, next."""
@@ -81,7 +87,11 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
         of_unit = [units[number_of(node)] for node in nodes]
         for place, unit in enumerate(of_unit):
             node = nodes[place]
-            if unit < 0 and isinstance(node, Loop):
+            if isinstance(node, Loop) and node.head in varying:
+                number = len(queue) + len(runs)
+                add(number, node.body, (node.level, VARYING, node.head, node.next), varying[node.head])
+                runs[node.head] = number, 1, varying[node.head]
+            elif unit < 0 and isinstance(node, Loop):
                 walk(node.body)
             elif unit >= 0 and (place == 0 or of_unit[place - 1] != unit):
                 run = list(takewhile(lambda pair: pair[1] == unit, zip(nodes[place:], of_unit[place:], strict=True)))  # noqa: B023
@@ -91,6 +101,27 @@ def nests_of(program: Program) -> tuple[Nests, Runs]:
 
     walk(loop_tree(program).body)
     return _with_touches(program, np.array(rows, np.int64).reshape(-1, 8), np.array(parts, np.int64), len(runs)), runs
+
+
+def _varying(nodes: "Sequence[int | Loop]", units: Sequence[int]) -> dict[int, int]:
+    """The queue of each loop, by the number of its C_LOOP, that is a nest of one unit but for a trip count that follows an outer
+    loop; `units` as `_unite` leaves them."""
+    found: dict[int, int] = {}
+    for loop in nodes:
+        if not isinstance(loop, Loop):
+            continue
+        inside = {units[number_of(inner)] for inner in loop.body}
+        if (
+            not loop.trips.constant
+            and loop.trips.count < 0
+            and not loop.leaves_early
+            and len(inside) == 1
+            and min(inside) >= 0
+        ):
+            found[loop.head] = inside.pop()
+        else:
+            found |= _varying(loop.body, units)
+    return found
 
 
 def number_of(node: "int | Loop") -> int:
@@ -138,8 +169,8 @@ def values_of(program: Program, costs: Costs, hardware: HardwareConfig) -> Value
     flight = np.where(costs.ideal > 0, costs.latency, 0.0) * np.isin(queues(program), DMA)
     port = np.where(costs.port > 0, 0.0, np.inf), np.where(costs.port > 0, costs.port, -np.inf)
     columns = (
-        costs.interval, costs.interval, costs.ideal, latent, latent, costs.latency, costs.front_end, np.ones(len(latent)),
-        np.zeros(len(latent)), flight, *port,
+        costs.interval, np.zeros(len(latent)), costs.interval, costs.ideal, latent, latent, costs.latency, np.zeros(len(latent)),
+        costs.front_end, np.ones(len(latent)), np.zeros(len(latent)), flight, *port,
     )  # fmt: skip
     values = Values(*(np.concatenate([column, np.zeros(len(runs))]) for column in columns))
     granule = np.ones(len(Memory), np.int64)
@@ -165,6 +196,7 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
             nest[0], nests.parts[nest[1] : nest[2]], nest[3], nest[4], nest[5], nest[6], nest[7]
         )  # fmt: skip
         interlocked, places = unit == INTERLOCKED, depth[unit]
+        varies, trips = trips == VARYING, max(trips, 1)
         queued = trip > places  # else a place is free again before the unit asks for more
         issue, ideal, count, front, done, occupied, flight = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         port_from, port_until = np.inf, -np.inf
@@ -197,14 +229,16 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
             done = max(done, flight * (count - window) / count / window + done - occupied)
             occupied = max(occupied, flight * (count - window) / count / window)
         period = max(issue, port_until - port_from, flight / window)
-        if interlocked and trips > 1:
+        if interlocked and (varies or trips > 1):
             for i in range(len(parts)):
                 for j in range(i + 1):
                     wait = starts[i] + values.first[parts[i]] - starts[j] - issue
                     if wait > 0:
-                        share = share_of_meetings(nests, first, last, granule, parts[i], parts[j], level, trips)
+                        share = share_of_meetings(
+                            nests, first, last, granule, parts[i], parts[j], level, MOST_PLACES if varies else trips
+                        )
                         period = max(period, issue + wait * share)
-        if queued and trips > 1 and count:
+        if queued and (varies or trips > 1) and count:
             for j in range(len(parts)):
                 taken, ahead = _place_taken(values, starts, parts[:j], places)
                 if ahead > 0:  # by an iteration before this one
@@ -217,7 +251,10 @@ def _fill_in(nests, first, last, granule, values, depth, window, issue_cycles, d
             taken, _ = _place_taken(values, starts, parts, places - (rounds - 1) * count)
             values.taken[node] = (trips - rounds) * period + taken
         entry, exits = (values.front[head], values.front[after]) if head >= 0 else (0.0, 0.0)
-        values.front[node] = entry + trips * (front + exits)
+        if varies:
+            values.period[node], values.entry[node], values.front[node] = period, entry, front + exits
+        else:
+            values.front[node] = entry + trips * (front + exits)
         rounds = int(-(-places // max(count, 1))) + SETTLED
         if unit in COMPUTE and trips * count > places and rounds <= MOST_ROUNDS:
             apart = np.full((len(parts), len(parts)), -np.inf)

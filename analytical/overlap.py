@@ -46,7 +46,7 @@ IN_FLIGHT = 4
 UNIT, CONTROL, ENTER, LEAVE, APPLY, HAND_OVER = range(6)
 """Kinds of lines of a score:
 
-- UNIT: a node goes to a queue (node, queue, two dependences awaited, two signalled);
+- UNIT: a node goes to a queue (node, queue, two dependences awaited, two signalled, how often it goes round);
 - CONTROL: the front end takes its time for a node (node, 0, two dependences awaited);
 - ENTER: what follows is one iteration of a loop, as a map of (number of) inputs;
 - LEAVE: the map is complete: its power is kept (map, C_NEXT, trips, from, to: the dependences that it hands on, in `places`);
@@ -58,7 +58,7 @@ LANES = 16
 """Rows of states and maps are filled up to a multiple of as many numbers as a processor handles at a time."""
 
 Score = namedtuple("Score", "lines places fixed inputs depth rows")
-"""`lines` int64 [n, 7]; `places` int64, to which lines refer: those of dependences, before which `fixed` places always are;
+"""`lines` int64 [n, 8]; `places` int64, to which lines refer: those of dependences, before which `fixed` places always are;
 `inputs` int64 [maps]; how `depth` iterations nest, and how many places a state has at most."""
 
 
@@ -114,7 +114,11 @@ class _Writer:
             node = nodes[position]
             run, length, queue = self._runs.get(number_of(node), (NONE, 1, NONE))
             if run >= 0:
-                self.lines.extend((UNIT, run, queue, NONE, NONE, NONE, NONE))
+                times = self._trips(node, index) if isinstance(node, Loop) and not node.trips.constant else 1
+                if times:
+                    self.lines.extend((UNIT, run, queue, NONE, NONE, NONE, NONE, times))
+                else:
+                    self._instruction(number_of(node), state)
             elif isinstance(node, Loop):
                 self._loop(node, state, index, depth)
             else:
@@ -125,7 +129,7 @@ class _Writer:
     def _instruction(self, number: int, state: _State) -> None:
         self.lines.extend(self._begins[number])
         if number not in self._linked:
-            self.lines.extend((NONE, NONE, NONE, NONE))
+            self.lines.extend((NONE, NONE, NONE, NONE, 1))
             return
         semaphores = self._linked[number]
         self.lines.extend([_awaited(state, semaphore) if semaphore else NONE for semaphore in semaphores[:2]])
@@ -136,6 +140,7 @@ class _Writer:
                 state.rows += 1
             else:
                 self.lines.append(NONE)
+        self.lines.append(1)
 
     def _loop(self, loop: Loop, state: _State, index: int, depth: int) -> None:
         self._instruction(loop.head, state)
@@ -174,7 +179,7 @@ class _Writer:
         key = (loop.head, trips, self._inside(loop, index, size), shape)
         if key not in self._maps:  # the same for every index of the outer loop that gives the same trip counts
             self._maps[key] = self._iterate(loop, trips, index, dict(zip(used, shape, strict=True)), depth + 1)
-        self.lines.extend((APPLY, self._maps[key], 0, 0, *self._listed(pending), 0))
+        self.lines.extend((APPLY, self._maps[key], 0, 0, *self._listed(pending), 0, 0))
 
     def _iterate(self, loop: Loop, trips: int, index: int, lengths: dict[int, int], depth: int) -> int:
         """The map of one iteration, raised to `trips`; its outputs are the state and the dependences that it hands on."""
@@ -184,7 +189,7 @@ class _Writer:
             state.pending[semaphore] = list(range(state.rows, state.rows + length))
             state.rows += length
         inputs = state.rows
-        self.lines.extend((ENTER, inputs, 0, 0, 0, 0, 0))
+        self.lines.extend((ENTER, inputs, 0, 0, 0, 0, 0, 0))
         self.walk(loop.body, state, index, depth)
         if any(len(state.pending[semaphore]) != length for semaphore, length in lengths.items()):
             raise ProgramError(
@@ -192,7 +197,7 @@ class _Writer:
             )
         self.inputs.append(inputs)
         handed_on = self._listed([state.pending[semaphore] for semaphore in lengths])
-        self.lines.extend((LEAVE, len(self.inputs) - 1, loop.next, trips, *handed_on, 0))
+        self.lines.extend((LEAVE, len(self.inputs) - 1, loop.next, trips, *handed_on, 0, 0))
         return len(self.inputs) - 1
 
     def _listed(self, pending: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -281,7 +286,7 @@ def score_of(program: Program, trips: TripCounts, lines: tuple[int, ...]) -> Sco
     writer = _Writer(program=program, trips=trips, fixed=fixed)
     writer.walk(loop_tree(program).body, _State(rows=fixed), 0)
     return Score(
-        lines=np.array(writer.lines).reshape(-1, 7), places=np.array(writer.places), fixed=fixed,
+        lines=np.array(writer.lines).reshape(-1, 8), places=np.array(writer.places), fixed=fixed,
         inputs=np.array(writer.inputs, np.int64), depth=writer.depth, rows=writer.rows,
     )  # fmt: skip
 
@@ -301,8 +306,8 @@ def bound_cycles(score: Score, values: Values, hardware: HardwareConfig, host: n
     nothing = np.zeros(len(values.ideal))
     front = np.concatenate([host, nothing[len(host) :]])
     least = values._replace(
-        occupied=values.ideal, paced=nothing, tail=values.least, front=front, count=nothing, flight=nothing,
-        port_from=nothing + np.inf, port_until=nothing - np.inf,
+        occupied=values.ideal, period=values.ideal, paced=nothing, tail=values.least, entry=nothing, front=front,
+        count=nothing, flight=nothing, port_from=nothing + np.inf, port_until=nothing - np.inf,
     )  # fmt: skip
     return float(makespan(score, least, *_followed(hardware), 0.0, 0.0))
 
@@ -337,10 +342,13 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
         kind, node, second, third, fourth, fifth, sixth = line[0], line[1], line[2], line[3], line[4], line[5], line[6]
         if kind == UNIT:
             free, done = FREE + second, DONE + second
-            length, share = occupied[node], 0.0
-            if count[node] > depth[second]:  # the front end is at most a queue's depth ahead of the unit
-                share = 1.0 - depth[second] / count[node]
-            oldest, places, entered = begin[second], marks[second], count[node]
+            rounds = line[7]
+            more = (rounds - 1) * values.period[node]
+            length, share, issuing = occupied[node] + more, 0.0, values.entry[node] + rounds * front[node]
+            oldest, places, entered = begin[second], marks[second], rounds * count[node]
+            if entered > depth[second]:  # the front end is at most a queue's depth ahead of the unit
+                share = 1.0 - depth[second] / entered
+            taken = length * share if rounds > 1 else values.taken[node]
             passed = int((behind[at, second] + entered) / grain[second])
             offset, known = behind[at, second] + 1, min(passed, places)
             behind[at, second] += entered - passed * grain[second]
@@ -362,18 +370,18 @@ def makespan(score, values, depth, marks, windows, dispatch, back):
                 if window:
                     start = max(start, state[returned, i])
                 start = max(start, state[PORT, i] - port_from[node])
-                state[PORT, i] = max(state[PORT, i], start + port_until[node])
-                state[FRONT, i] += front[node]
+                state[PORT, i] = max(state[PORT, i], start + port_until[node] + more)
+                state[FRONT, i] += issuing
                 if share > 0:  # it goes on with the rest once the first has started
-                    state[FRONT, i] = max(state[FRONT, i], start + max(values.taken[node], front[node] * share) + back)
+                    state[FRONT, i] = max(state[FRONT, i], start + max(taken, issuing * share) + back)
                 elif known:
                     state[FRONT, i] = max(state[FRONT, i], state[oldest + known - 1, i] + back)
                 if full:
-                    state[FRONT, i] = max(state[FRONT, i], stood[i] + back + front[node] * (1 - left / entered))
+                    state[FRONT, i] = max(state[FRONT, i], stood[i] + back + issuing * (1 - left / entered))
                 if third >= 0 or fourth >= 0:
                     stood[i] = start
                 # The last instruction starts when it is there, where the front end is slower than the unit.
-                over = max(start + length, there + paced[node], state[FRONT, i] + back + last)
+                over = max(start + length, there + paced[node] + more, state[FRONT, i] + back + last)
                 state[free, i] = over
                 state[done, i] = max(state[done, i], start + (length + tail[node]), over + least[node])
                 for j in range(places - known):

@@ -192,6 +192,14 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
     return Checkpoint(places=places, adapter=read_adapter(Path(spec.adapter), spec) if spec.adapter else None)
 
 
+_INSTEAD = {
+    "pytorch_model.bin": "; pytorch_model.bin is a pickle, which may run code: convert it to safetensors",
+    "pytorch_model.bin.index.json": "; pytorch_model-*.bin are pickles, which may run code: convert them to safetensors",
+    "adapter_model.safetensors": "; it holds an adapter: name it by model.adapter, and the checkpoint that it adapts here",
+}
+"""Hints for a folder without safetensors, by a file that it holds."""
+
+
 def _headers(folder: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     """Every tensor of the safetensors of a folder, and the file of each by the index, if there is one."""
     index = folder / _INDEX
@@ -199,7 +207,8 @@ def _headers(folder: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     headers: dict[str, _Place] = {}
     for file in [folder / name for name in sorted(set(listed.values()))] or [folder / "model.safetensors"]:
         if not file.is_file():
-            raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}")
+            there = next((said for name, said in _INSTEAD.items() if (folder / name).exists()), "")
+            raise TripathError(f"model.checkpoint: {file.name} is missing in {folder}{there}")
         headers |= _header(file)
     return headers, listed
 

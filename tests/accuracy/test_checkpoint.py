@@ -343,3 +343,13 @@ def test_damaged_shards_are_named(tmp_path, damage, message):
     with pytest.raises(TripathError, match=message) as caught:
         load_tensors(spec)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [("pytorch_model.bin", "a pickle, which may run code"), ("adapter_model.safetensors", r"model\.adapter")],
+)
+def test_a_folder_of_another_kind_is_named(default_experiment, tmp_path, file, hint):
+    (tmp_path / file).touch()
+    with pytest.raises(TripathError, match=rf"model\.safetensors is missing in .*; .*{hint}"):
+        open_checkpoint(model_in(default_experiment, tmp_path))

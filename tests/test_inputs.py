@@ -48,6 +48,35 @@ FILES = [
 ]
 
 
+CODE = {
+    "callback": ("hydra: {callbacks: {evil: {_target_: mark.make}}}", "hydra.callbacks.evil._target_: names code"),
+    "launcher": ("hydra: {launcher: {_target_: mark.make}}", "hydra.launcher._target_: names code"),
+    "sweeper": ("hydra: {sweeper: {_target_: mark.make}}", "hydra.sweeper._target_: names code"),
+    "formatter": ("hydra: {job_logging: {version: 1, formatters: {evil: {(): mark.make}}}}", "evil.(): names code"),
+    "handler": ("hydra: {hydra_logging: {version: 1, handlers: {evil: {class: mark.Handler}}}}", "evil.class: names code"),
+    "stream": ("hydra: {job_logging: {version: 1, handlers: {evil: {stream: ext://mark.made}}}}", "stream: names code"),
+    "environment": ("hydra: {job: {env_set: {LD_PRELOAD: ./mark.so}}}", "hydra.job.env_set: is not taken"),
+    "module": ("simulator: {evil: {module: mark}}", "simulator.evil.module: is imported only where the command line names it"),
+    "module of a path": ("simulator: {cycle: {module: mark}}", "simulator.cycle.module: is imported only where the command"),
+}  # fmt: skip
+"""By what an experiment would run the module `mark`, and what is said."""
+
+
+@pytest.mark.parametrize("sweep", [(), ("--multirun",)], ids=["run", "sweep"])
+@pytest.mark.parametrize("way", CODE)
+def test_a_configuration_file_runs_no_code(tripath_command, tmp_path, monkeypatch, way, sweep):  # noqa: F811
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    content, said = CODE[way]
+    (tmp_path / "own" / "experiment" / "evil.yaml").write_text(f"# @package _global_\n{content}\n")
+    (tmp_path / "own" / "mark.py").write_text("from pathlib import Path\nPath('made').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    arguments = ("experiment=evil", "paths=[analytical]", "tracking=off", "workload.prompt_length=9")
+    status, _, errors = tripath_command(*sweep, "--config-dir", "own", *arguments)
+    assert (status, errors.count("\n")) == (cli.BAD_INPUT, 1), errors
+    assert said in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
 @pytest.mark.parametrize(("content", "said"), FILES, ids=[said[:40] for _, said in FILES])
 def test_a_configuration_file_that_is_none_is_one_line(tripath_command, tmp_path, content, said):  # noqa: F811
     (tmp_path / "own" / "hardware").mkdir(parents=True)

@@ -1,21 +1,35 @@
-"""Configuration files of a user, looked at before Hydra takes them: what cannot be read is one line that names file and line."""
+"""Configuration files of a user, looked at before Hydra takes them: what cannot be read is one line that names file and line, and
+what would have Hydra run code is refused.
+"""
 
 import pickle
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
 
 from npu.errors import TripathError
 
 MOST_BYTES = 1 << 20
 MOST_NODES = 100_000
 """Of a file once every alias is written out: a few lines of nested aliases make billions."""
+CLASSES = frozenset({
+    "hydra_plugins.tripath_cluster.ClusterLauncher", "hydra_plugins.tripath_cluster.TripathSweeper",
+    "tripath.command.cli.TakeFolder", "logging.StreamHandler", "logging.FileHandler",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+})  # fmt: skip
+"""Classes of Hydra, of logging and of tripath that a configuration may name for Hydra."""
+CODE = ("_target_", "class", "()")
+"""Keys by which Hydra, or Python's logging that it sets up, name code."""
+IMPORTED, STREAMS = ("ext://", "cfg://"), ("ext://sys.stdout", "ext://sys.stderr")
+"""Values by which logging imports something, and those that are no more than a stream."""
 
 
 class _UserFiles(FileConfigSource):
@@ -43,9 +57,48 @@ class _PackageFiles(ImportlibResourcesConfigSource):
 
 
 def take_files() -> None:
-    """Have Hydra read a user's files by way of the check, and those of this package once."""
+    """Have Hydra read a user's files by way of the checks, and those of this package once."""
     Plugins.instance()  # registers Hydra's own
     SourcesRegistry.instance().types |= {"file": _UserFiles, "pkg": _PackageFiles}
+    ConfigLoaderImpl.load_configuration = _checked_configuration
+
+
+_load_configuration = ConfigLoaderImpl.load_configuration
+
+
+def _checked_configuration(self: ConfigLoaderImpl, *arguments: Any, **options: Any) -> DictConfig:  # noqa: ANN401  Hydra's own
+    """What Hydra composes, before it makes callbacks, logging, launcher or sweeper of it. Only an override names a module."""
+    config = _load_configuration(self, *arguments, **options)
+    check_hydra(OmegaConf.to_container(config.get("hydra") or OmegaConf.create({}), resolve=False))
+    overrides = options["overrides"] if "overrides" in options else arguments[1]
+    named = {override.partition("=")[0].lstrip("+") for override in overrides}
+    for name, given in (config.get("simulator") or {}).items():
+        key = f"simulator.{name}.module"
+        if isinstance(given, DictConfig) and "module" in given and key not in named:
+            raise TripathError(f"{key}: is imported only where the command line names it, +{key}={given.module}")
+    return config
+
+
+def check_hydra(node: Any, key: str = "hydra") -> None:  # noqa: ANN401  any part of a configuration
+    """Refuse settings of Hydra that run code: other classes than its own and ours, and another environment for what is started.
+
+    Raises:
+        TripathError: naming the key.
+    """
+    if isinstance(node, list):
+        for number, value in enumerate(node):
+            check_hydra(value, f"{key}.{number}")
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name in CODE and value not in CLASSES:
+                raise TripathError(f"{key}.{name}: names code, which no configuration may, got {value!r}")
+            check_hydra(value, f"{key}.{name}")
+    elif isinstance(node, str) and node.startswith(IMPORTED) and node not in STREAMS:
+        raise TripathError(f"{key}: names code, which no configuration may, got {node!r}")
+    if key == "hydra.job.env_set" and node:
+        raise TripathError(
+            f"{key}: is not taken, set the environment of the command itself, got {', '.join(map(str, node))}"
+        )
 
 
 def check_yaml(path: Path) -> None:

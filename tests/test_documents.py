@@ -193,6 +193,13 @@ def test_the_site_gives_commands_without_their_prompt():
     assert "`npu/isa.py`" in shown
 
 
+def test_a_link_of_the_site_has_the_title_of_its_page():
+    code = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    page = "[compiler.md](compiler.md) [timing.md](timing.md#fast-forward) [rules](timing.md)"
+    shown = code["on_page_markdown"](page)
+    assert shown == "[The compiler](compiler.md) [Fast-forward](timing.md#fast-forward) [rules](timing.md)"
+
+
 def test_search_of_the_site_needs_no_network():
     site = (ROOT / "mkdocs.yml").read_text()
     (script,) = re.findall(r"polyfills: \[(\S+)\]", site)

@@ -36,7 +36,7 @@ def test_hardware_of_one_s_own(tripath_command, tmp_path):  # noqa: F811
 
 def test_a_path_of_one_s_own_stands_beside_the_others(tripath_command, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.syspath_prepend(str(OWN))
-    arguments = (*QUICK, "simulator=roof", "paths=[analytical,roof]")
+    arguments = (*QUICK, "simulator=roof", "+simulator.roof.module=roof", "paths=[analytical,roof]")
     status, output, errors = tripath_command(*arguments)
     assert (status, errors) == (cli.PASSED, "")
     assert "roof" in output

@@ -57,6 +57,7 @@ CODE = {
     "stream": ("hydra: {job_logging: {version: 1, handlers: {evil: {stream: ext://mark.made}}}}", "stream: names code"),
     "environment": ("hydra: {job: {env_set: {LD_PRELOAD: ./mark.so}}}", "hydra.job.env_set: is not taken"),
     "module": ("simulator: {evil: {module: mark}}", "simulator.evil.module: is imported only where the command line names it"),
+    "judge": ("simulator: {quality: {scoring: mark}}", "simulator.quality.scoring: is imported only where the command"),
     "module of a path": ("simulator: {cycle: {module: mark}}", "simulator.cycle.module: is imported only where the command"),
 }  # fmt: skip
 """By what an experiment would run the module `mark`, and what is said."""

@@ -1,9 +1,11 @@
 """The word problems of a checkpoint and their scoring."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -24,16 +26,35 @@ CALIBRATION_PROBLEMS = 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A word problem: prompt as token ids, and the number that answers it."""
+    """A word problem: prompt as token ids, and the number that answers it, or whatever a judge of one's own compares with."""
 
     prompt: list[int]
-    result: int
+    result: object
 
 
-def load_problems(model: ModelSpec, dataset: str = "") -> list[Problem]:
+Judge: TypeAlias = Callable[[str, object], bool]
+"""True if a generated text solves the problem with this result."""
+
+
+def judge_of(workload: Workload, scoring: str = "") -> Judge:
+    """The function `solved` of the module `scoring`; without one, the number that `workload.answer` finds must be the result.
+
+    Raises:
+        TripathError: the module cannot be imported, or has no function `solved`.
+    """
+    if not scoring:
+        pattern = answer_pattern(workload.answer)
+        return lambda text, result: number_in(text, pattern) == result
+    try:
+        return import_module(scoring).solved
+    except (ImportError, AttributeError) as error:
+        raise TripathError(f"simulator.quality.scoring: no function solved in {scoring} ({error})") from None
+
+
+def load_problems(model: ModelSpec, dataset: str = "", *, any_result: bool = False) -> list[Problem]:
     """The problems of a file in their order; without one the held-out problems of the model's adapter or checkpoint.
 
-    Each line of the file is JSON with `prompt`, a text, and `result`, a whole number.
+    Each line of the file is JSON with `prompt`, a text, and `result`, a whole number (or `any_result`).
 
     Raises:
         TripathError: the file is missing, or a row is no problem.
@@ -46,14 +67,18 @@ def load_problems(model: ModelSpec, dataset: str = "") -> list[Problem]:
         subject = "simulator.quality.dataset" if dataset else "model.adapter" if model.adapter else "model.checkpoint"
         why = error.strerror if isinstance(error, OSError) else "is not UTF-8"
         raise TripathError(f"{subject}: cannot read {file} ({why})") from None
-    rows = [_row(f"{file}: line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    kinds = KINDS[:1] if any_result else KINDS
+    rows = [_row(f"{file}: line {number}", line, kinds) for number, line in enumerate(lines, 1) if line.strip()]
     tokenizer = load_tokenizer(model.checkpoint)
     assert tokenizer is not None
     return [Problem(prompt=tokenizer.encode(prompt), result=result) for prompt, result in rows]
 
 
-def _row(place: str, line: str) -> tuple[str, int]:
-    """Prompt and result of a line.
+KINDS = (("prompt", str, "a text"), ("result", int, "an integer"))
+
+
+def _row(place: str, line: str, kinds: Sequence[tuple[str, type, str]]) -> tuple[str, object]:
+    """Prompt and result of a line, which must be of these kinds.
 
     Raises:
         TripathError: naming file, line and what is missing or of another type.
@@ -62,9 +87,10 @@ def _row(place: str, line: str) -> tuple[str, int]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise TripathError(f"{place}: is not JSON ({error})") from None
-    for name, kind, what in (("prompt", str, "a text"), ("result", int, "an integer")):
+    for name, _, _ in KINDS:
         if not isinstance(row, dict) or name not in row:
             raise TripathError(f"{place}: {name} is missing")
+    for name, kind, what in kinds:
         if not isinstance(row[name], kind) or isinstance(row[name], bool):
             raise TripathError(f"{place}: {name} must be {what}, got {row[name]!r}")
     return row["prompt"], row["result"]
@@ -72,13 +98,13 @@ def _row(place: str, line: str) -> tuple[str, int]:
 
 def score(
     model: StudyModel, problems: Sequence[Problem], workload: Workload, *, batch_size: int = 64,
-    comparison: Comparison | None = None,
+    comparison: Comparison | None = None, judge: Judge | None = None,
 ) -> tuple[list[bool], torch.Tensor]:  # fmt: skip
     """Decode and judge the problems: for each, True if it is solved; and the denoising steps of each block ([problems, blocks]).
 
-    `comparison` observes every step.
+    `comparison` observes every step; `judge` None: that of the workload.
     """
-    pattern, right = answer_pattern(workload.answer), [False] * len(problems)
+    solves, right = judge or judge_of(workload), [False] * len(problems)
     assert model.spec.checkpoint is not None
     tokenizer = load_tokenizer(model.spec.checkpoint)
     assert tokenizer is not None
@@ -88,7 +114,7 @@ def score(
         made = decode(model, [problems[i].prompt for i in members], workload, observe=observe, probe=probe)
         trips[members] = made.trip_counts
         for index, ids in zip(members, made.token_ids.tolist(), strict=True):
-            right[index] = number_in(tokenizer.decode(ids), pattern) == problems[index].result
+            right[index] = bool(solves(tokenizer.decode(ids), problems[index].result))
     return right, trips
 
 

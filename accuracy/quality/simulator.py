@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from accuracy.quality.calibrate import calibrate, plant_outliers
 from accuracy.quality.metrics import Comparison, kv_bytes_per_token
 from accuracy.quality.model import UNQUANTISED, StudyModel
-from accuracy.quality.problems import CALIBRATION_PROBLEMS, load_problems, score
+from accuracy.quality.problems import CALIBRATION_PROBLEMS, judge_of, load_problems, score
 from dllm.answers import exact_match
 from dllm.checkpoint import load_tensors
 from dllm.model import ModelSpec
@@ -28,7 +28,7 @@ class QualityOutcome:
 
 
 def simulate(
-    *, model: ModelSpec, workload: Workload, numerics: Numerics, dataset: str = "", problems: int = 100,
+    *, model: ModelSpec, workload: Workload, numerics: Numerics, dataset: str = "", scoring: str = "", problems: int = 100,
     compared: int = 32, planted: float = 1.0, ranking: str | None = None,
 ) -> QualityOutcome:  # fmt: skip
     """Solve held-out problems of the model's checkpoint, in batches, under any policy and numerics.
@@ -38,6 +38,8 @@ def simulate(
         workload: The policy.
         numerics: Formats and scheme.
         dataset: A file of problems, JSON with `prompt` and `result` in each line; empty: the checkpoint's own.
+        scoring: A module of one's own whose `solved(text, result)` judges a generated text, named on the command line; empty:
+            `workload.answer` judges.
         problems: Held-out problems that are solved, the first ones.
         compared: Of these, so many at most are compared step by step with the FP32 model on the same canvases.
         planted: Gain of K outliers that leave the function as it is; 1: none.
@@ -49,7 +51,7 @@ def simulate(
     """
     _check(model, workload, numerics, problems, compared, planted, ranking)
     compared = min(compared, problems)
-    known = load_problems(model, dataset)
+    judge, known = judge_of(workload, scoring), load_problems(model, dataset, any_result=bool(scoring))
     limit = len(known) - CALIBRATION_PROBLEMS
     if problems > limit:
         raise TripathError(f"simulator.quality.problems: {problems} exceed the {limit} that do not calibrate")
@@ -65,7 +67,7 @@ def simulate(
     comparison = Comparison(ideal, workload)
     solved, trips = 0, []
     for part, observer in ((known[:compared], comparison), (known[compared:problems], None)):
-        right, steps = score(mine, part, workload, comparison=observer)
+        right, steps = score(mine, part, workload, comparison=observer, judge=judge)
         solved, trips = solved + sum(right), trips + steps.tolist()
     steps_of_block = [sum(column) / problems for column in zip(*trips, strict=True)]
     prompt = sum(len(problem.prompt) for problem in known[:problems]) / problems

@@ -28,6 +28,8 @@ CLASSES = frozenset({
 """Classes of Hydra, of logging and of tripath that a configuration may name for Hydra."""
 CODE = ("_target_", "class", "()")
 """Keys by which Hydra, or Python's logging that it sets up, name code."""
+MODULES = ("module", "scoring")
+"""Options of a path that name a module."""
 IMPORTED, STREAMS = ("ext://", "cfg://"), ("ext://sys.stdout", "ext://sys.stderr")
 """Values by which logging imports something, and those that are no more than a stream."""
 
@@ -67,15 +69,16 @@ _load_configuration = ConfigLoaderImpl.load_configuration
 
 
 def _checked_configuration(self: ConfigLoaderImpl, *arguments: Any, **options: Any) -> DictConfig:  # noqa: ANN401  Hydra's own
-    """What Hydra composes, before it makes callbacks, logging, launcher or sweeper of it. Only an override names a module."""
+    """Compose as Hydra does, and check it before there are callbacks, logging, a launcher. Only an override names a module."""
     config = _load_configuration(self, *arguments, **options)
     check_hydra(OmegaConf.to_container(config.get("hydra") or OmegaConf.create({}), resolve=False))
     overrides = options["overrides"] if "overrides" in options else arguments[1]
     named = {override.partition("=")[0].lstrip("+") for override in overrides}
     for name, given in (config.get("simulator") or {}).items():
-        key = f"simulator.{name}.module"
-        if isinstance(given, DictConfig) and "module" in given and key not in named:
-            raise TripathError(f"{key}: is imported only where the command line names it, +{key}={given.module}")
+        for option in MODULES:
+            key = f"simulator.{name}.{option}"
+            if isinstance(given, DictConfig) and given.get(option) and key not in named:
+                raise TripathError(f"{key}: is imported only where the command line names it, {key}={given[option]}")
     return config
 
 

@@ -81,7 +81,7 @@ _ROWS = (
     Path(
         name="quality", module="accuracy.quality", needs=Fact.MODEL | Fact.WORKLOAD | Fact.NUMERICS | Fact.WEIGHTS,
         gives=Fact.TRACE | Fact.QUALITY, cost="logit_kl", headline=("exact_match",), sentence=_quality, library="torch",
-        files=("dataset",),
+        files=("dataset",), modules=("scoring",),
     ),
     Path(
         name="perplexity", module="accuracy.quality.perplexity",

@@ -89,6 +89,7 @@ class Path:
             machine.
         library: A library that must be installed, with `tripath[study]`.
         files: Options that name a file; its bytes decide the results.
+        modules: Options that name a module of a user; its sources decide the results.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Path:
     here: bool = False
     library: str = ""
     files: Sequence[str] = ()
+    modules: Sequence[str] = ()
 
     @property
     def simulate(self) -> Callable[..., Any]:

@@ -158,7 +158,8 @@ def _inputs(
         assert program is not None
         content["program"] = program.digest, program.phases
     witnesses = [other.module for other in PATHS.values() if other.gives & row.needs & WORKED_OUT]
-    sources = digest_of_sources(row.module, *witnesses)
+    named = [str(options[name]) for name in row.modules if options.get(name)]
+    sources = digest_of_sources(row.module, *witnesses, *named)
     versions = library_versions(*LIBRARIES, *([row.library] if row.library else []))
     return {**inputs, **options}, digest_of(row.name, content, options, row.content, sources, versions)
 

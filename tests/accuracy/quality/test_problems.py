@@ -12,12 +12,13 @@ import torch
 from accuracy.quality import simulate
 from accuracy.quality.decode import decode, layout
 from accuracy.quality.model import StudyModel
-from accuracy.quality.problems import Problem, batches, load_problems, score
+from accuracy.quality.problems import Problem, batches, judge_of, load_problems, score
 from dllm.decoding import generate
 from dllm.folder import model_of
 from dllm.reference import ReferenceModel
 from dllm.workload import Workload
 from npu.errors import TripathError
+from npu.sources import ROOT
 from tests.conftest import CHECKPOINT
 
 
@@ -43,6 +44,29 @@ def test_a_row_that_is_no_problem_is_named_by_file_and_line(tmp_path, line, mess
     with pytest.raises(TripathError, match=r"test\.jsonl: line 2: ") as error:
         load_problems(model_in(tmp_path))
     assert message in str(error.value)
+
+
+def test_a_judge_of_ones_own_sees_every_text_and_its_result(tmp_path, default_experiment, monkeypatch):
+    """Of the example: working that is shown counts. A judge that wants another text finds none."""
+    folder = ROOT / "examples" / "quality"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "never.py").write_text("def solved(text, result):\n    return text == 5\n")
+    workload = Workload(generation_length=32, block_length=8, steps=8)
+    solved = [
+        simulate(
+            model=default_experiment.model, workload=workload, numerics=default_experiment.numerics,
+            dataset=str(folder / "problems.jsonl"), scoring=scoring, problems=8, compared=2,
+        ).result.metrics["solved"]
+        for scoring in ("shows_work", "never")
+    ]  # fmt: skip
+    assert solved[0] >= 6
+    assert solved[1] == 0
+    with pytest.raises(TripathError, match=r"line 1: result must be an integer, got '3 \+ 3 = 6'"):
+        load_problems(default_experiment.model, str(folder / "problems.jsonl"))
+    for module in ("missing_module", "json"):
+        with pytest.raises(TripathError, match=rf"simulator\.quality\.scoring: no function solved in {module}"):
+            judge_of(workload, module)
 
 
 def test_a_dataset_of_ones_own_is_scored(tmp_path, default_experiment):

@@ -55,6 +55,13 @@ CODE = {
     "formatter": ("hydra: {job_logging: {version: 1, formatters: {evil: {(): mark.make}}}}", "evil.(): names code"),
     "handler": ("hydra: {hydra_logging: {version: 1, handlers: {evil: {class: mark.Handler}}}}", "evil.class: names code"),
     "stream": ("hydra: {job_logging: {version: 1, handlers: {evil: {stream: ext://mark.made}}}}", "stream: names code"),
+    "node elsewhere": (
+        'hydra: {callbacks: "${evil}"}\nevil: {made: {_target_: mark.make}}', "hydra.callbacks.made._target_: names code",
+    ),
+    "text elsewhere": (
+        'hydra: {job_logging: {version: 1, handlers: {evil: {stream: "${evil}"}}}}\nevil: ext://mark.made',
+        "stream: names code",
+    ),
     "environment": ("hydra: {job: {env_set: {LD_PRELOAD: ./mark.so}}}", "hydra.job.env_set: is not taken"),
     "module": ("simulator: {evil: {module: mark}}", "simulator.evil.module: is imported only where the command line names it"),
     "judge": ("simulator: {quality: {scoring: mark}}", "simulator.quality.scoring: is imported only where the command"),

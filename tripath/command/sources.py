@@ -3,6 +3,7 @@ what would have Hydra run code is refused.
 """
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,8 @@ from hydra._internal.core_plugins.importlib_resources_config_source import Impor
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from npu.errors import TripathError
 
@@ -71,7 +73,8 @@ _load_configuration = ConfigLoaderImpl.load_configuration
 def _checked_configuration(self: ConfigLoaderImpl, *arguments: Any, **options: Any) -> DictConfig:  # noqa: ANN401  Hydra's own
     """Compose as Hydra does, and check it before there are callbacks, logging, a launcher. Only an override names a module."""
     config = _load_configuration(self, *arguments, **options)
-    check_hydra(OmegaConf.to_container(config.get("hydra") or OmegaConf.create({}), resolve=False))
+    if "hydra" in config:
+        check_hydra(config.hydra)
     overrides = options["overrides"] if "overrides" in options else arguments[1]
     named = {override.partition("=")[0].lstrip("+") for override in overrides}
     for name, given in (config.get("simulator") or {}).items():
@@ -88,11 +91,13 @@ def check_hydra(node: Any, key: str = "hydra") -> None:  # noqa: ANN401  any par
     Raises:
         TripathError: naming the key.
     """
-    if isinstance(node, list):
-        for number, value in enumerate(node):
-            check_hydra(value, f"{key}.{number}")
-    elif isinstance(node, dict):
-        for name, value in node.items():
+    if isinstance(node, (DictConfig, ListConfig)):
+        names: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+        for name in names:
+            try:  # with interpolations resolved, which may lead to whole nodes elsewhere
+                value = node[name]
+            except (InterpolationResolutionError, MissingMandatoryValue):  # Hydra gives it a value later
+                continue
             if name in CODE and value not in CLASSES:
                 raise TripathError(f"{key}.{name}: names code, which no configuration may, got {value!r}")
             check_hydra(value, f"{key}.{name}")

@@ -3,7 +3,6 @@ what would have Hydra run code is refused.
 """
 
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,10 +91,10 @@ def check_hydra(node: Any, key: str = "hydra") -> None:  # noqa: ANN401  any par
         TripathError: naming the key.
     """
     if isinstance(node, (DictConfig, ListConfig)):
-        names: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
-        for name in names:
+        children: Any = node  # a key and a place both lead to what is below
+        for name in node if isinstance(node, DictConfig) else range(len(node)):
             try:  # with interpolations resolved, which may lead to whole nodes elsewhere
-                value = node[name]
+                value = children[name]
             except (InterpolationResolutionError, MissingMandatoryValue):  # Hydra gives it a value later
                 continue
             if name in CODE and value not in CLASSES:
